@@ -1,0 +1,113 @@
+"""YAML plus ``--set a.b=c`` into a validated ``Config``, and every mistake into one readable line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from npd_ascend.config.schema import Config
+from npd_ascend.errors import UserError
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML file, applies ``a.b=c`` overrides in order, validates.
+
+    Paths stay as written: relative ones are relative to the working directory.
+
+    Args:
+        path: the YAML file.
+        overrides: ``section.key=value``; the value is read as YAML.
+
+    Raises:
+        UserError: unreadable file, bad YAML, unknown key (with the nearest valid one), bad value, contradiction.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"config {path} cannot be read: {getattr(e, 'strerror', None) or e}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"config {path}{where}: not valid YAML ({getattr(e, 'problem', None) or e})") from None
+    except RecursionError:
+        raise UserError(f"config {path}: nested too deeply") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path}: expected sections such as 'run:' and 'models:', found {type(tree).__name__}")
+    for item in overrides or []:
+        _override(tree, item)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """Validates a tree of plain values; ``where`` names its source in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        lines = [_explain(err) for err in e.errors()]
+        more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:])})" if len(lines) > 1 else ""
+        raise UserError(f"config {where}: {lines[0]}{more}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, with every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    key, eq, raw = item.partition("=")
+    parts = key.strip().split(".")
+    if not eq or not all(parts):
+        raise UserError(f"--set {item}: expected section.key=value, e.g. --set train.lr=2e-5")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise UserError(f"--set {item}: the value is not valid YAML") from None
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--set {item}: {part} is a value, not a section")
+        node = child
+    # YAML 1.1 reads 2e-5 as text; numbers are meant as numbers.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    node[parts[-1]] = value
+
+
+def _explain(err: Any) -> str:
+    loc = [str(x) for x in err["loc"]]
+    key = ".".join(loc)
+    if err["type"] == "extra_forbidden":
+        section = _section(loc[:-1])
+        near = difflib.get_close_matches(loc[-1], list(section.model_fields), n=1, cutoff=0.5) if section else []
+        hint = f"; did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else (
+            f"; valid here: {', '.join(section.model_fields)}" if section else "")
+        return f"unknown key {key}{hint}"
+    if err["type"] == "missing":
+        return f"{key} is missing"
+    text = err["msg"].removeprefix("Value error, ")
+    value = err.get("input")
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    return f"{key}: {text}{shown}" if key else text
+
+
+def _section(loc: list[str]) -> type[BaseModel] | None:
+    model: Any = Config
+    for part in loc:
+        field = model.model_fields.get(part)
+        model = field.annotation if field else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return None
+    return model

@@ -1,0 +1,337 @@
+"""Every setting of a run, with its default, its meaning and where the default comes from.
+
+[P] marks a value from the paper (arXiv:2605.05940), [D] a default chosen here because the paper does not say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it reproducible."""
+
+    dir: Path
+    """Run directory; made when missing, resumed when it holds a run of the same configuration."""
+    seed: Natural = 0
+    """Root of every random choice: sampling seeds, packing order."""
+
+
+class ModelsConfig(Section):
+    """The two checkpoints, as Hugging Face folders (config.json, *.safetensors, tokenizer)."""
+
+    teacher: Path
+    student: Path
+    """Start of the student; in NPD an SFT checkpoint [P]."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer; the student's own when empty."""
+    trust_remote_code: bool = False
+    """Lets transformers run the tokenizer code of a checkpoint. Off unless asked for."""
+
+
+class DataConfig(Section):
+    """Prompts: JSONL or Parquet files with one prompt a row."""
+
+    prompts: list[Path]
+    limit: Count | None = None
+    """Use only the first so many prompts."""
+    prompt_field: str = "prompt"
+    """Text of the user's turn, or a list of chat messages with role and content."""
+    response_field: str | None = None
+    """Reference answer as text; needed for ``rollout.source: reference`` and ``train.loss.ce_labels: reference``."""
+    labels_field: str | None = None
+    """Optional text with one label token per response token (labels that differ from the input)."""
+    answer_field: str | None = None
+    """What the answer checker compares with."""
+    template: Literal["auto", "chat", "raw"] = "auto"
+    """``chat``: the tokenizer's chat template; ``raw``: the prompt as it stands; ``auto``: chat when there is one."""
+    system: str | None = None
+    """System turn; openPangu's template emits an empty one when none is given."""
+    max_prompt_tokens: Count = 2048
+    too_long: Literal["drop", "refuse"] = "drop"
+    """Prompts over ``max_prompt_tokens``: left out and counted, or an error."""
+
+
+class RolloutConfig(Section):
+    """The student's snapshot answers every prompt on vLLM."""
+
+    source: Literal["student", "reference", "teacher"] = "student"
+    """Who answers: ``student`` is NPD; ``reference`` takes the data's answers (SFT, supervised KD); ``teacher`` is SeqKD."""
+    max_new_tokens: Count = 1024
+    greedy: bool = True
+    """One greedy path a prompt [P]."""
+    samples: Natural = 0
+    """Sampled paths a prompt beside the greedy one; 2 in the paper's multi-path setting [P]."""
+    temperature: Positive = 1.0
+    """Of sampled paths; 1.0 keeps the lag estimator unbiased [D]."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Natural = 0
+    """0 means no restriction."""
+    stop_token_ids: list[Natural] = []
+    """Beside the end-of-sequence ids of the checkpoint."""
+    workers: Count = 1
+    """Engines that share the prompts; on Ascend one a device or tensor-parallel group."""
+    tensor_parallel: Count = 1
+    max_num_seqs: Count = 128
+    shard_size: Count = 2048
+    """Prompts a shard: what a kill can cost is the tokens in flight, what a checksum guards is a shard."""
+    kv_cache_gib: Positive = 1.0
+    """CPU only: room for the KV cache."""
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Share of device memory vLLM may take; 0.9 when it has the device for itself."""
+    keep_alive: bool = True
+    """Keeps the engines up between generations and reloads weights in place instead of starting them anew."""
+    enforce_eager: bool | None = None
+    """None: eager on CPU, graphs on Ascend."""
+    max_failures: Natural = 3
+    """A dead or hanging worker is restarted so often before the run stops."""
+    hang_seconds: Positive = 900.0
+    """A worker that finishes nothing for so long is taken for dead."""
+
+    @model_validator(mode="after")
+    def _some_path(self) -> RolloutConfig:
+        if not self.greedy and not self.samples:
+            raise ValueError("greedy is false and samples is 0: no path is left; set samples: 1 or greedy: true")
+        return self
+
+    @property
+    def paths(self) -> int:
+        """Answers a prompt."""
+        return (int(self.greedy) + self.samples) if self.source != "reference" else 1
+
+
+class AnnotateConfig(Section):
+    """Packed prefill over all rollouts: top-k, logZ, log-prob, entropy, NLLs."""
+
+    k: Count = 10
+    """Stored logits a token [P]."""
+    row_length: Annotated[int, Field(ge=16, multiple_of=16)] = 32768
+    """Tokens a packed row [P]."""
+    micro_batch: Count = 1
+    """Rows a forward pass."""
+    vocab_chunk_rows: Count = 1024
+    """Positions whose logits over the whole vocabulary stand in memory at once."""
+    value_bits: Annotated[int, Field(ge=6, le=16)] = 12
+    """Bits a stored log-prob; see store/topk_codec.py for the error of each width."""
+    student_nll: Literal["prefill", "rollout"] = "prefill"
+    """Conditioned NLL of the student: by its own prefill (deterministic), or from the rollout's log-probs (free)."""
+
+
+class SelectConfig(Section):
+    """Which samples are trained on, and with what weight."""
+
+    metric: str = "delta_ifd"
+    """A registered filter: none, delta_ifd, ppl_weighted, student_ifd, teacher_ifd."""
+    ifd_form: Literal["loss_ratio", "ppl_ratio"] = "loss_ratio"
+    """L(y|x)/L(y) [P], or exp(L(y|x) − L(y)) (Superfiltering)."""
+    lower: float | None = 0.0
+    """Keep only metric >= lower; null: no lower bound [P: 0]."""
+    upper: float | None = 0.8
+    """δ; keep only metric <= upper; null: no upper bound [P: 0.8]."""
+    lower_quantile: Fraction01 | None = None
+    """Takes the place of ``lower``: that quantile of the metric over this generation."""
+    upper_quantile: Fraction01 | None = None
+    """Takes the place of ``upper``."""
+    keep_truncated: bool = True
+    """Samples that ran into max_new_tokens stay in."""
+    warn_keep_below: Fraction01 = 0.85
+    """A keep rate under this (the paper keeps 96 %) is shown as a warning in the run and its report."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> SelectConfig:
+        for name in ("lower", "upper"):
+            fields = self.model_fields_set
+            if getattr(self, f"{name}_quantile") is not None and name in fields and getattr(self, name) is not None:
+                raise ValueError(f"{name} and {name}_quantile are both set; keep one (set {name}: null)")
+        if (self.lower is not None and self.upper is not None and self.lower > self.upper
+                and self.lower_quantile is None and self.upper_quantile is None):
+            raise ValueError(f"lower ({self.lower}) is above upper ({self.upper}): nothing could be kept")
+        return self
+
+
+class PackConfig(Section):
+    """Kept samples into fixed rows."""
+
+    row_length: Annotated[int, Field(ge=16, multiple_of=16)] = 32768
+    """Tokens a row [P]."""
+    too_long: Literal["truncate", "drop", "refuse"] = "truncate"
+    """Samples over a row's length: cut at its end, left out, or an error; counted and reported in each case."""
+
+
+class LossConfig(Section):
+    """(1 − λ)·CE + λ·KD, paper eq. (1)."""
+
+    kd_weight: Fraction01 = 0.9
+    """λ [P]."""
+    divergence: str = "forward_kl"
+    """A registered divergence over the stored support; forward_kl is eq. (2)."""
+    topk_norm: Literal["teacher", "raw", "both", "tail"] = "teacher"
+    """How the truncated distributions are normalised; the paper leaves it open [D: teacher]."""
+    ce_labels: Literal["rollout", "reference", "none"] = "rollout"
+    """Targets of CE: the student's own tokens, the data's labels, or no CE at all."""
+    token_weight: str = "none"
+    """A registered token weight."""
+
+
+class TrainConfig(Section):
+    """Training on packed rows."""
+
+    epochs: Positive = 10.0
+    """Passes over the current generation's rows, summed over generations [P]."""
+    lr: Positive = 1e-5
+    min_lr: Annotated[float, Field(ge=0.0)] = 1e-6
+    """End of the one cosine over the whole run; a sparse update does not restart it [P]."""
+    warmup: Fraction01 = 0.0
+    """Share of the run with a linear rise."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    beta1: Fraction01 = 0.9
+    beta2: Fraction01 = 0.95
+    eps: Positive = 1e-8
+    clip: Positive = 1.0
+    """Global gradient norm [P]."""
+    global_batch: Count = 64
+    """Rows an optimiser step; 64 rows of 32,768 are the paper's 2M tokens."""
+    micro_batch: Count = 1
+    """Rows a device and forward pass; the rest of the global batch is accumulated."""
+    data_parallel: Count = 1
+    loss: LossConfig = LossConfig()
+    vocab_chunk_rows: Count = 1024
+    """Positions whose logits over the whole vocabulary stand in memory at once."""
+    checkpoint_every: Natural = 0
+    """Optimiser steps between checkpoints, beside those at the end of each epoch; 0: only there."""
+    keep_checkpoints: Count = 2
+
+    @model_validator(mode="after")
+    def _batches(self) -> TrainConfig:
+        if self.global_batch % (self.micro_batch * self.data_parallel):
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch x data_parallel "
+                             f"= {self.micro_batch} x {self.data_parallel}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        return self
+
+
+class SyncConfig(Section):
+    """When the snapshot that answers the prompts is renewed."""
+
+    policy: Literal["static", "kl"] = "static"
+    refreshes: Natural = 1
+    """static: so many, spread evenly over the epochs [P: 1]; kl: at most so many."""
+    at_epochs: list[Positive] | None = None
+    """static: exactly here, in place of ``refreshes``."""
+    epsilon: Positive = 0.1
+    """kl: refresh when the measured lag reaches this [P: 0.10]."""
+    lead: Annotated[float, Field(ge=0.0)] = 0.0
+    """Epochs that training goes on with the old data while the new snapshot already answers."""
+    probe_samples: Count = 256
+    """Samples of the current generation on which lag is measured."""
+    lag_every: Natural = 50
+    """Optimiser steps between lag measurements; 0: only at the ends of a generation."""
+
+
+class EvaluateConfig(Section):
+    """Exact-match accuracy on held-out prompts, through vLLM."""
+
+    prompts: list[Path] = []
+    """Held-out rows in the format of ``data``; empty: no evaluation."""
+    limit: Count | None = None
+    checker: str = "exact"
+    """A registered answer checker: exact, number, maze."""
+    checker_data: Path | None = None
+    """File a checker needs (the map of the maze)."""
+    samples: Natural = 0
+    """Sampled answers a prompt for pass@n; 0: greedy only."""
+    temperature: Positive = 0.8
+    max_new_tokens: Count | None = None
+    """None: as in rollout."""
+    at_sync: bool = True
+    """Evaluates the snapshot at each sync beside the start and the end."""
+
+
+class DeviceConfig(Section):
+    """What the stages run on."""
+
+    target: Literal["auto", "cpu", "ascend"] = "auto"
+    """auto: ascend when an NPU is visible."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; auto: float32 on CPU, bfloat16 on Ascend."""
+    count: Count | None = None
+    """Devices of this node; None: all that are visible."""
+    max_device_memory: str = "58GB"
+
+
+class ReportConfig(Section):
+    """What is written beside report.html and metrics.jsonl."""
+
+    tensorboard: bool = False
+    samples: Natural = 6
+    """Answers shown with the teacher's entropy."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig
+    models: ModelsConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
+    select: SelectConfig = SelectConfig()
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    sync: SyncConfig = SyncConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    device: DeviceConfig = DeviceConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.rollout.source == "reference" and not self.data.response_field:
+            raise ValueError("rollout.source is reference but data.response_field is not set")
+        if self.train.loss.ce_labels == "reference" and self.rollout.source != "reference":
+            raise ValueError("train.loss.ce_labels: reference needs rollout.source: reference "
+                             "(labels exist only for the data's own answers)")
+        if self.train.loss.ce_labels == "none" and self.train.loss.kd_weight == 0:
+            raise ValueError("train.loss.ce_labels is none and kd_weight is 0: nothing is left to train on")
+        if self.sync.at_epochs and max(self.sync.at_epochs) >= self.train.epochs:
+            raise ValueError(f"sync.at_epochs has {max(self.sync.at_epochs)}, not before the end at "
+                             f"train.epochs = {self.train.epochs}")
+        if self.rollout.source != "student" and self.sync_points():
+            raise ValueError(f"rollout.source {self.rollout.source} never changes: set sync.refreshes: 0")
+        if self.evaluate.prompts and not self.data.answer_field:
+            raise ValueError("evaluate.prompts is set but data.answer_field is not: there is nothing to compare with")
+        return self
+
+    def sync_points(self) -> list[float]:
+        """Planned refreshes of the static policy, in epochs since the start; for ``kl`` the list is empty
+        unless at least one refresh is allowed, in which case it is ``[nan]`` (unknown)."""
+        s = self.sync
+        if s.policy == "kl":
+            return [float("nan")] if s.refreshes else []
+        if s.at_epochs is not None:
+            return sorted(s.at_epochs)
+        return [self.train.epochs * i / (s.refreshes + 1) for i in range(1, s.refreshes + 1)]
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether both models must score the samples (select by a metric)."""
+        return self.select.metric != "none"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher must annotate (KD, or a metric)."""
+        return self.train.loss.kd_weight > 0 or self.needs_scores

@@ -1,0 +1,89 @@
+"""What a stage tells the outside while it works: an append-only file of JSON lines.
+
+The conductor names the file in ``NPD_PROGRESS`` and follows it; a stage that is run by hand writes plain lines
+to stderr. A file, unlike a pipe, survives launchers such as msrun and Ray between the two ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+ENV = "NPD_PROGRESS"
+_EVERY_S = 0.25
+_PLAIN_EVERY_S = 5.0
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Appends one event: ``{"event": ..., "time": ..., **fields}``. Events in use: see the callers below."""
+    path = os.environ.get(ENV)
+    if path:
+        line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+    elif event == "message":
+        print(fields["text"], file=sys.stderr, flush=True)
+
+
+def message(text: str, level: str = "info") -> None:
+    """One line for the person who watches. ``level`` is ``info`` or ``warning``."""
+    emit("message", text=text, level=level)
+
+
+class Meter:
+    """Counts finished units of one stage, with tokens, and reports them a few times a second.
+
+    Args:
+        stage: name shown, e.g. ``annotate teacher``.
+        total: units to be done in all, or None if unknown.
+        unit: what a unit is, e.g. ``samples``.
+        done: units already finished by an earlier run (they do not count for the rate).
+    """
+
+    def __init__(self, stage: str, total: int | None, unit: str = "samples", done: int = 0):
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = self.skipped = done
+        self.tokens = 0
+        self.notes: dict[str, Any] = {}
+        self._start = self._last = time.monotonic()
+        self._plain_last = self._start
+        self._emit("begin")
+
+    def advance(self, n: int = 1, tokens: int = 0, **notes: Any) -> None:
+        """Adds ``n`` units and ``tokens`` tokens; ``notes`` (e.g. ``loss=0.3``) are shown beside the bar."""
+        self.done += n
+        self.tokens += tokens
+        self.notes.update(notes)
+        now = time.monotonic()
+        if now - self._last >= _EVERY_S:
+            self._last = now
+            self._emit("progress")
+
+    def close(self) -> None:
+        """Reports the final count."""
+        self._emit("end")
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            self.close()
+
+    def _emit(self, event: str) -> None:
+        seconds = time.monotonic() - self._start
+        fields = dict(stage=self.stage, done=self.done, skipped=self.skipped, total=self.total, unit=self.unit,
+                      tokens=self.tokens, seconds=round(seconds, 3), notes=self.notes)
+        emit(event, **fields)
+        now = time.monotonic()
+        if not os.environ.get(ENV) and (event != "progress" or now - self._plain_last > _PLAIN_EVERY_S):
+            self._plain_last = now
+            of = f"/{self.total}" if self.total is not None else ""
+            rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens and seconds > 0 else ""
+            print(f"{self.stage}: {event} {self.done}{of} {self.unit}{rate}", file=sys.stderr, flush=True)
