@@ -1,0 +1,93 @@
+"""Files and folders that are either whole or absent, whatever kills the writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+_TMP = ".tmp-"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a binary file beside ``path`` and puts it in place once it is written and on disk.
+
+    On an exception the partial file is removed and ``path`` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
+    try:
+        with open(tmp, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+        sync_folder(path.parent)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomic ``Path.write_bytes``."""
+    with atomic_file(path) as f:
+        f.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, indented, with a newline at the end; NaN is refused rather than written as invalid JSON."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside ``path``; on success its files are synced and it takes the place of ``path``.
+
+    A folder that already stands at ``path`` is replaced (it is moved aside first, so that a kill in between
+    leaves either the old or the new one, or, for an instant, neither, never a mixture).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        yield tmp
+        for file in tmp.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+        sync_folder(tmp)
+        if path.exists():
+            old = path.with_name(f"{_TMP}old-{os.getpid()}-{path.name}")
+            os.replace(path, old)
+            os.replace(tmp, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(tmp, path)
+        sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed writers left below ``folder``. Call it only where no writer is at work."""
+    for left in folder.rglob(f"{_TMP}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside ``folder`` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

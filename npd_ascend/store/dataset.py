@@ -1,0 +1,216 @@
+"""A stage's output: a folder of shards and a manifest.
+
+``shard-00007.parquet`` (or ``.topk``) holds data, ``shard-00007.json`` commits it: fingerprint, rows, bytes,
+SHA-256. ``manifest.json`` is written when all shards are there and commits the dataset. So a kill loses at most
+the shard in flight, and a shard made from other inputs is never taken for one of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from npd_ascend.errors import CorruptShard, UserError
+from npd_ascend.store.atomic import atomic_file, write_json
+from npd_ascend.store.identity import SCHEMA_VERSION
+from npd_ascend.store.schemas import SCHEMAS
+
+MANIFEST = "manifest.json"
+
+
+class Dataset:
+    """Shards of one kind in one folder.
+
+    Args:
+        folder: where; made on the first write.
+        kind: ``prompts``, ``rollouts``, ``scores``, ``selection``, ``packs`` (Parquet) or ``topk`` (binary).
+        fingerprint: identity of all inputs (see ``identity.fingerprint``); shards with another one do not count.
+    """
+
+    def __init__(self, folder: Path, kind: str, fingerprint: str):
+        self.folder, self.kind, self.fingerprint = Path(folder), kind, fingerprint
+        self.suffix = ".parquet" if kind in SCHEMAS else f".{kind}"
+        self._manifest: dict[str, Any] | None = None
+
+    @classmethod
+    def open(cls, folder: Path, kind: str) -> Dataset:
+        """A finished dataset, for reading.
+
+        Raises:
+            UserError: no manifest, of another kind or schema version, or not readable.
+        """
+        manifest = _read_json(Path(folder) / MANIFEST)
+        if manifest is None:
+            raise UserError(f"{folder}: no finished {kind} there; run the stage that makes it first")
+        if manifest.get("kind") != kind:
+            raise UserError(f"{folder}: holds {manifest.get('kind')}, expected {kind}")
+        if manifest.get("schema") != SCHEMA_VERSION:
+            raise UserError(f"{folder}: written by format version {manifest.get('schema')}, this program reads "
+                            f"{SCHEMA_VERSION}; use a new run.dir")
+        self = cls(Path(folder), kind, manifest["fingerprint"])
+        self._manifest = manifest
+        return self
+
+    # ---- state
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest stands and belongs to these inputs."""
+        manifest = _read_json(self.folder / MANIFEST)
+        if manifest is None or manifest.get("fingerprint") != self.fingerprint:
+            return False
+        self._manifest = manifest
+        return True
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The committed manifest: ``shards`` (list of records), ``rows``, ``extra``, ``fingerprint``."""
+        if self._manifest is None and not self.complete:
+            raise UserError(f"{self.folder}: {self.kind} is not finished")
+        assert self._manifest is not None
+        return self._manifest
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of the finished dataset."""
+        return len(self.manifest["shards"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the finished dataset."""
+        return self.manifest["rows"]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the stage noted in the manifest beside the shards."""
+        return self.manifest["extra"]
+
+    def record(self, index: int) -> dict[str, Any] | None:
+        """Commit record of a shard of these inputs whose data file has the right size, else None."""
+        record = _read_json(self._record_path(index))
+        if record is None or record.get("fingerprint") != self.fingerprint or record.get("schema") != SCHEMA_VERSION:
+            return None
+        path = self.path(index)
+        return record if path.is_file() and path.stat().st_size == record.get("bytes") else None
+
+    def missing(self, shards: int) -> list[int]:
+        """Numbers of the shards that are still to be made, out of ``shards``."""
+        return [i for i in range(shards) if self.record(i) is None]
+
+    def path(self, index: int) -> Path:
+        """Data file of a shard."""
+        return self.folder / f"shard-{index:05d}{self.suffix}"
+
+    # ---- writing
+
+    def write_table(self, index: int, table: pa.Table, **meta: Any) -> None:
+        """Commits one Parquet shard; the table is cast to the kind's schema (missing columns are an error)."""
+        schema = SCHEMAS[self.kind]
+        table = table.select(schema.names).cast(schema)
+        self.write(index, table.num_rows, lambda f: pq.write_table(table, f, compression="zstd"), **meta)
+
+    def write(self, index: int, rows: int, fill: Callable[[IO[bytes]], None], **meta: Any) -> None:
+        """Commits one shard of any format: ``fill(file)`` writes its bytes; ``meta`` goes into the record."""
+        with atomic_file(self.path(index)) as f:
+            hashed = _Hashing(f)
+            fill(hashed)  # type: ignore[arg-type]
+        write_json(self._record_path(index), {
+            "kind": self.kind, "schema": SCHEMA_VERSION, "fingerprint": self.fingerprint, "index": index,
+            "rows": rows, "bytes": hashed.size, "sha256": hashed.sha.hexdigest(), "meta": meta})
+
+    def finish(self, shards: int, **extra: Any) -> None:
+        """Commits the dataset once all ``shards`` shards are there; ``extra`` must be JSON (no NaN)."""
+        records = [self.record(i) for i in range(shards)]
+        if None in records:
+            raise UserError(f"{self.folder}: shard {records.index(None)} of {shards} is missing; run again")
+        stale = self.folder / f"shard-{shards:05d}{self.suffix}"
+        stale.unlink(missing_ok=True)
+        manifest = {"kind": self.kind, "schema": SCHEMA_VERSION, "fingerprint": self.fingerprint,
+                    "rows": sum(r["rows"] for r in records if r), "shards": records, "extra": extra}
+        write_json(self.folder / MANIFEST, manifest)
+        self._manifest = manifest
+
+    def discard(self, index: int) -> None:
+        """Takes back a damaged shard, and with it the manifest, so that the next run makes it again."""
+        for path in (self.folder / MANIFEST, self._record_path(index), self.path(index)):
+            path.unlink(missing_ok=True)
+        self._manifest = None
+
+    # ---- reading
+
+    def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet shard, its checksum verified.
+
+        Raises:
+            CorruptShard: bytes differ from what was committed.
+        """
+        data = self.read_bytes(index)
+        try:
+            return pq.read_table(io.BytesIO(data), columns=columns)
+        except (pa.ArrowInvalid, OSError) as e:
+            raise CorruptShard(str(self.folder), index, str(e).splitlines()[0]) from None
+
+    def read_bytes(self, index: int) -> bytes:
+        """A shard's bytes, verified."""
+        record = self.record(index)
+        if record is None:
+            raise CorruptShard(str(self.folder), index, "its record is missing or its size is wrong")
+        try:
+            data = self.path(index).read_bytes()
+        except OSError as e:
+            raise CorruptShard(str(self.folder), index, e.strerror or "cannot be read") from None
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise CorruptShard(str(self.folder), index, "checksum differs")
+        return data
+
+    def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """All shards in order."""
+        for index in range(self.shards):
+            yield self.read(index, columns)
+
+    def read_all(self, columns: list[str] | None = None) -> pa.Table:
+        """All shards as one table."""
+        tables = list(self.iter_tables(columns))
+        if not tables:
+            schema = SCHEMAS[self.kind]
+            return (pa.schema([schema.field(c) for c in columns]) if columns else schema).empty_table()
+        return pa.concat_tables([t.unify_dictionaries() for t in tables]).unify_dictionaries()
+
+    def _record_path(self, index: int) -> Path:
+        return self.folder / f"shard-{index:05d}.json"
+
+
+class _Hashing(io.RawIOBase):
+    """A write-only file that counts and hashes what passes through."""
+
+    def __init__(self, f: IO[bytes]):
+        super().__init__()
+        self.f, self.sha, self.size = f, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.f.write(view)
+        self.sha.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

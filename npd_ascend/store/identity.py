@@ -1,0 +1,98 @@
+"""What makes two things the same: sample ids, seeds, and fingerprints of everything an output depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.errors import UserError
+
+SCHEMA_VERSION = 1
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
+                "tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*", "merges.txt", "*.model")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (first 16 hex digits) of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(kind: str, inputs: Mapping[str, Any]) -> str:
+    """Identity of a dataset: its kind, the schema version and all its content depends on."""
+    return digest({"kind": kind, "schema": SCHEMA_VERSION, "inputs": dict(inputs)})
+
+
+def prompt_id(tokens: list[int] | Any, index: int) -> int:
+    """Stable 63-bit id of a prompt: its token ids and its place (equal prompts stay distinct samples)."""
+    h = hashlib.sha256(f"{index}|".encode() + ",".join(map(str, tokens)).encode())
+    return int.from_bytes(h.digest()[:8], "little") >> 1
+
+
+def sample_id(prompt: int, path: int, generation: int) -> int:
+    """Stable 63-bit id of one answer: hash of prompt id, path number and generation."""
+    h = hashlib.sha256(f"{prompt}|{path}|{generation}".encode())
+    return int.from_bytes(h.digest()[:8], "little") >> 1
+
+
+def sample_seed(run_seed: int, sample: int) -> int:
+    """Seed (32 bits) of a sampled path; independent of the order in which samples are generated."""
+    h = hashlib.sha256(f"{run_seed}|{sample}".encode())
+    return int.from_bytes(h.digest()[:4], "little")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
+
+
+def model_fingerprint(folder: Path, cache: Path | None = None) -> str:
+    """Identity of a checkpoint folder: the contents of its config, weights and tokenizer files.
+
+    Args:
+        folder: Hugging Face checkpoint folder.
+        cache: JSON file that remembers hashes by path, size and modification time, so that a 14 GB checkpoint
+            is read once and not at every start.
+
+    Raises:
+        UserError: the folder or its config.json is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json there; expected a Hugging Face checkpoint folder")
+    known: dict[str, str] = {}
+    if cache and cache.is_file():
+        try:
+            known = json.loads(cache.read_text())
+        except ValueError:
+            known = {}
+    files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern) if p.is_file()})
+    hashes, fresh = {}, dict(known)
+    for path in files:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        hashes[path.name] = fresh[key] = known.get(key) or file_sha256(path)
+    if cache and fresh != known:
+        from npd_ascend.store.atomic import write_json
+
+        write_json(cache, fresh)
+    return digest(hashes)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``, refusing names that lead out of the folder (manifests are input too)."""
+    path = folder / name
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise UserError(f"{folder}: entry {name!r} leads out of the folder; refused")
+    return path
+
+
+def _sha256(f: Any) -> str:
+    h = hashlib.sha256()
+    while block := f.read(1 << 20):
+        h.update(block)
+    return h.hexdigest()

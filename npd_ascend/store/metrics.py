@@ -1,0 +1,68 @@
+"""metrics.jsonl: one JSON line a fact, for people, plots and other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.store.atomic import write_bytes
+
+
+class MetricsWriter:
+    """Appends rows ``{"kind", "time", ...}``; several processes may append to one file."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def log(self, kind: str, **values: Any) -> None:
+        """Appends one row. Kinds in use: ``train``, ``lag``, ``sync``, ``stage``, ``evaluate``."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, default=float) + "\n"
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # A torn last line of a killed writer must not swallow this row.
+            if _torn(self.path):
+                line = "\n" + line
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+    def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes rows, e.g. those of steps that a resumed training will do again."""
+        rows = read_metrics(self.path)
+        kept = [r for r in rows if not unwanted(r)]
+        if len(kept) != len(rows):
+            write_bytes(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+    def truncate_after(self, kinds: tuple[str, ...], step: int) -> None:
+        """Drops rows of these kinds with a ``step`` beyond ``step``."""
+        self.drop(lambda r: r["kind"] in kinds and r.get("step", -1) > step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows in order; a torn line (killed writer) is passed over. Empty when there is no file."""
+    rows = []
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "kind" in row:
+            rows.append(row)
+    return rows
+
+
+def _torn(path: Path) -> bool:
+    with open(path, "rb") as f:
+        if f.seek(0, os.SEEK_END) == 0:
+            return False
+        f.seek(-1, os.SEEK_END)
+        return f.read(1) != b"\n"
