@@ -1,0 +1,100 @@
+"""Where things stand in a run directory, and who may write to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from npd_ascend.errors import UserError
+from npd_ascend.store.atomic import write_bytes, write_json
+from npd_ascend.store.identity import SCHEMA_VERSION
+
+
+class RunDir:
+    """Paths of one run.
+
+    Args:
+        root: the run directory; nothing is made until something is written.
+    """
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.state = self.root / "run.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.report = self.root / "report.html"
+        self.logs = self.root / "logs"
+        self.jobs = self.root / "jobs"
+        self.prompts = self.root / "prompts" / "train"
+        self.eval_prompts = self.root / "prompts" / "eval"
+        self.evaluations = self.root / "evaluations"
+        self.checkpoints = self.root / "checkpoints"
+        self.export = self.root / "export"
+        self.hashes = self.root / ".hashes.json"
+        self._lock = FileLock(str(self.root / ".lock"))
+
+    def generation(self, index: int) -> GenerationDir:
+        """Folder of one generation."""
+        return GenerationDir(self.root / "generations" / f"{index:03d}")
+
+    def generations(self) -> list[int]:
+        """Numbers of the generations that have a folder."""
+        folder = self.root / "generations"
+        return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.is_dir()) if folder.is_dir() else []
+
+    def lock(self) -> None:
+        """Makes this process the only one that runs here; the system frees it when the process dies.
+
+        Raises:
+            UserError: another run is at work here, or the directory cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.root}: another run is at work in this directory; wait for it, or use another "
+                            "run.dir") from None
+        except OSError as e:
+            raise UserError(f"{self.root}: cannot write there ({e.strerror}); choose another run.dir") from None
+
+    def unlock(self) -> None:
+        """Lets other runs in again."""
+        self._lock.release()
+
+    def write_config(self, text: str) -> None:
+        """Stores the resolved configuration."""
+        write_bytes(self.config, text.encode())
+
+    def write_state(self, **fields: Any) -> None:
+        """Updates run.json: where the run stands, for people and tools; nothing in the program relies on it."""
+        state = self.read_state()
+        state.update(fields, schema=SCHEMA_VERSION, pid=os.getpid())
+        write_json(self.state, state)
+
+    def read_state(self) -> dict[str, Any]:
+        """run.json, or an empty dict."""
+        try:
+            value = json.loads(self.state.read_text())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+class GenerationDir:
+    """Paths of one generation's datasets."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.rollouts = root / "rollouts"
+        self.teacher_scores = root / "scores_teacher"
+        self.student_scores = root / "scores_student"
+        self.topk = root / "topk"
+        self.selection = root / "selection"
+        self.packs = root / "packs"
+        self.train = root / "train"
+        self.next_snapshot = self.train / "next"
+        self.done = self.train / "done.json"
