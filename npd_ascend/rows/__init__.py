@@ -1,0 +1,1 @@
+"""Samples into rows of fixed length: packing, order, collation. Plain numpy, for annotate, pack and train."""

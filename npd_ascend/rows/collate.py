@@ -1,0 +1,96 @@
+"""Packed rows as the arrays that the network reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """``B`` rows of ``S`` positions; samples stand one behind the other from the left, the rest is padding.
+
+    Attributes:
+        input_ids: [B, S] int32, the pad id in padding.
+        position_ids: [B, S] int32, 0.. within each sample, 0 in padding.
+        segment_ids: [B, S] int32, number of the sample in its row, -1 in padding.
+        starts: [n] int64, flat position ``b * S + offset`` of the first token of each sample, row by row.
+        lengths: [n] int64, tokens of each sample.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    segment_ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are not padding."""
+        return int(self.lengths.sum())
+
+
+def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, batch: int) -> RowBatch:
+    """Token arrays of samples into fixed arrays; missing rows are all padding.
+
+    Args:
+        rows: for each row its samples, each [length] of integers.
+        row_length: S.
+        pad_id: token id that fills padding.
+        batch: B, at least ``len(rows)``.
+
+    Raises:
+        ValueError: more rows than ``batch``, or a row with more tokens than ``row_length``.
+    """
+    if len(rows) > batch:
+        raise ValueError(f"{len(rows)} rows do not go into a batch of {batch}")
+    samples = [np.asarray(s) for row in rows for s in row]
+    lengths = np.fromiter(map(len, samples), np.int64, len(samples))
+    in_row = np.fromiter(map(len, rows), np.int64, len(rows))
+    row = np.repeat(np.arange(len(rows)), in_row)
+    before = _exclusive_cumsum(lengths)
+    row_first = _exclusive_cumsum(in_row)
+    row_before = np.append(before, lengths.sum())[row_first]
+    offset = before - row_before[row]
+    over = offset + lengths > row_length
+    if over.any():
+        b = int(row[over][0])
+        raise ValueError(f"row {b} has {int(lengths[row == b].sum())} tokens, {row_length} fit")
+
+    input_ids = np.full(batch * row_length, pad_id, np.int32)
+    position_ids = np.zeros(batch * row_length, np.int32)
+    segment_ids = np.full(batch * row_length, -1, np.int32)
+    starts = row * row_length + offset
+    if samples:
+        position = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+        flat = position + np.repeat(starts, lengths)
+        input_ids[flat] = np.concatenate(samples)
+        position_ids[flat] = position
+        segment_ids[flat] = np.repeat(np.arange(len(samples)) - row_first[row], lengths)
+    shape = (batch, row_length)
+    return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape),
+                    starts, lengths)
+
+
+def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray,
+                       response_tokens: np.ndarray) -> np.ndarray:
+    """Flat positions whose logits predict the response tokens: ``start + prompt + t - 1``, t = 0..response-1.
+
+    Args:
+        starts: [n] flat position of each sample's first token (``RowBatch.starts``).
+        prompt_tokens: [n] tokens of each prompt, at least 1 where there is a response.
+        response_tokens: [n] tokens of each response.
+
+    Returns:
+        [sum(response_tokens)] int64, sample by sample.
+    """
+    response_tokens = np.asarray(response_tokens, np.int64)
+    t = np.arange(int(response_tokens.sum())) - np.repeat(_exclusive_cumsum(response_tokens), response_tokens)
+    first = np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1
+    return t + np.repeat(first, response_tokens)
+
+
+def _exclusive_cumsum(values: np.ndarray) -> np.ndarray:
+    return np.cumsum(values) - values
