@@ -1,0 +1,1 @@
+"""Prompt files in, token ids out: readers, tokenizer, chat template, the ``prepare`` stage."""

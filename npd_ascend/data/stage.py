@@ -1,0 +1,111 @@
+"""Prompt files -> the ``prompts`` dataset: token ids of every prompt, and of its reference answer if it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from npd_ascend.config.jobs import PrepareJob
+from npd_ascend.data.prompts import PromptRow, read_prompts
+from npd_ascend.data.template import Template
+from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer
+from npd_ascend.errors import UserError
+from npd_ascend.progress import Meter, message
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.identity import prompt_id
+from npd_ascend.store.schemas import PROMPTS
+
+_BLOCK = 4096  # rows tokenised in one call: enough to keep all threads of a fast tokenizer busy
+
+
+def run(job: PrepareJob) -> None:
+    """Makes or completes the dataset.
+
+    ``limit`` of the job counts rows of the files; ``settings.limit`` is not looked at, since one ``data`` section
+    serves training and evaluation prompts. The manifest's extra has ``prompts``, ``dropped_too_long``,
+    ``longest_prompt`` and ``longest_reference`` (tokens), ``header_ids`` (context of an answer without its
+    question), ``eos_token_ids``, ``bos_token_id``, ``pad_token_id``, ``tokenizer_size`` (ids are below it) and
+    ``template`` (``chat`` or ``raw``).
+
+    Raises:
+        UserError: bad file, row, tokenizer or template; or nothing is left.
+    """
+    dataset = Dataset(job.out, "prompts", job.fingerprint)
+    if dataset.complete:
+        return
+    tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
+    eos = eos_token_ids(job.tokenizer, tokenizer)
+    template = Template(tokenizer, job.settings.template, eos)
+    rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
+    counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0}
+    shards, pending = 0, []
+    with Meter("prepare", None, "prompts") as meter:
+        for record in _tokenised(rows, template, job, counts, meter):
+            pending.append(record)
+            if len(pending) == job.shard_size:
+                _write(dataset, shards, pending)
+                shards, pending = shards + 1, []
+        if pending:
+            _write(dataset, shards, pending)
+            shards += 1
+    if not counts["prompts"]:
+        raise UserError(f"all {counts['dropped_too_long']} prompts are longer than data.max_prompt_tokens = "
+                        f"{job.settings.max_prompt_tokens}; raise it")
+    if counts["dropped_too_long"]:
+        message(f"prepare: left out {counts['dropped_too_long']} prompts over {job.settings.max_prompt_tokens} "
+                "tokens (data.max_prompt_tokens)", "warning")
+    dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=eos,
+                   bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+                   tokenizer_size=len(tokenizer), template="chat" if template.chat else "raw")
+
+
+def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, counts: dict[str, int],
+               meter: Meter) -> Iterator[dict[str, Any]]:
+    """Rows of the dataset in order; ``counts`` is kept up to date."""
+    limit = job.settings.max_prompt_tokens
+    while block := list(islice(rows, _BLOCK)):
+        prompts = template.prompts([row.messages for row in block])
+        fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
+        if len(fit) < len(block) and job.settings.too_long == "refuse":
+            bad = next(i for i, ids in enumerate(prompts) if len(ids) > limit)
+            raise UserError(f"{block[bad].where}: prompt has {len(prompts[bad])} tokens, over data.max_prompt_tokens "
+                            f"= {limit}; raise it, or set data.too_long: drop")
+        counts["dropped_too_long"] += len(block) - len(fit)
+        block, prompts = [block[i] for i in fit], [prompts[i] for i in fit]
+        references, labels = _answers(block, prompts, template)
+        for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
+            if not ids:
+                raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
+            index = counts["prompts"]
+            counts["prompts"] += 1
+            counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))
+            counts["longest_reference"] = max(counts["longest_reference"], len(reference or ()))
+            yield {"prompt_index": index, "prompt_id": prompt_id(ids, index), "prompt_ids": ids,
+                   "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text}
+        meter.advance(len(block), tokens=sum(map(len, prompts)))
+
+
+def _answers(block: list[PromptRow], prompts: list[list[int]],
+             template: Template) -> tuple[list[list[int] | None], list[list[int] | None]]:
+    """Token ids of reference answers and of their labels, None where a row has none."""
+    references: list[list[int] | None] = [None] * len(block)
+    labels: list[list[int] | None] = [None] * len(block)
+    for field, out in (("response", references), ("labels", labels)):
+        which = [i for i, row in enumerate(block) if getattr(row, field) is not None]
+        ids = template.answers([block[i].messages for i in which], [prompts[i] for i in which],
+                               [getattr(block[i], field) for i in which])
+        for i, row_ids in zip(which, ids, strict=True):
+            out[i] = row_ids
+    for row, reference, label in zip(block, references, labels, strict=True):
+        if reference is not None and label is not None and len(reference) != len(label):
+            raise UserError(f"{row.where}: {len(label)} label tokens for {len(reference)} response tokens (end token "
+                            "included); labels must align one to one")
+    return references, labels
+
+
+def _write(dataset: Dataset, index: int, records: list[dict[str, Any]]) -> None:
+    if dataset.record(index) is None:
+        dataset.write_table(index, pa.Table.from_pylist(records, schema=PROMPTS))

@@ -1,0 +1,132 @@
+"""From a user's turn to token ids and back: what a chat template puts around prompts and answers.
+
+Nothing here knows a model family. The header before an answer and the end of a turn are found by rendering
+conversations with and without them and comparing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from npd_ascend.data.tokenizer import encode
+from npd_ascend.errors import UserError
+
+Messages = list[dict[str, Any]]
+
+_PROBE = "ping"
+_ANSWER = "QZXANSWERXZQ"  # letters only, so that no template trims or escapes it
+
+
+class Template:
+    """Renders prompts and answers with one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        mode: ``chat``, ``raw``, or ``auto`` (chat when the tokenizer has a template).
+        eos: ids that end an answer; the first is used where the template has no end of its own.
+
+    Attributes:
+        chat: whether the chat template is used.
+        header_ids: context of an answer without its question: BOS, where prompts begin with it, and the header
+            of the assistant's turn. Never empty.
+        end_ids: tokens after the answer's text that belong to the answer: its end token.
+
+    Raises:
+        UserError: chat was asked for and there is no template, the template is faulty, or nothing ends an answer.
+    """
+
+    def __init__(self, tokenizer: Any, mode: str, eos: Sequence[int]):
+        if mode == "chat" and not tokenizer.chat_template:
+            raise UserError("data.template is chat but the tokenizer has no chat template; set data.template: raw, "
+                            "or add chat_template to its tokenizer_config.json")
+        if not eos:
+            raise UserError("the tokenizer has no end-of-sequence token: no answer could ever end; set eos_token in "
+                            "its tokenizer_config.json")
+        self.tokenizer, self.eos = tokenizer, list(eos)
+        self.chat = mode == "chat" or (mode == "auto" and bool(tokenizer.chat_template))
+        self._tail = self._derive_tail() if self.chat else ""
+        self.end_ids = self._derive_end()
+        self.header_ids = self._derive_header()
+
+    # ---- rendering
+
+    def prompts(self, conversations: Sequence[Messages]) -> list[list[int]]:
+        """Token ids of conversations up to the place where the answer begins."""
+        if self.chat:
+            return self._encode([self._render(c, generation=True) for c in conversations])
+        rows = self._encode([c[-1]["content"] for c in conversations], special=True)
+        eos = set(self.eos)
+        return [row[:-1] if len(row) > 1 and row[-1] in eos else row for row in rows]
+
+    def answers(self, conversations: Sequence[Messages], prompt_ids: Sequence[list[int]],
+                texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers as they follow their prompts, end token included.
+
+        The whole conversation is tokenised and cut where its prompt ends, so that a tokenizer which treats the
+        start of a text apart (SentencePiece) sees what a model would; where the cut does not fall between two
+        tokens, the answer is tokenised by itself, which is what generation continues from.
+        """
+        if not self.chat:
+            return [ids + self.end_ids for ids in self._encode(list(texts))]
+        heads = [self._render(c, generation=True) for c in conversations]
+        wholes = [self._render([*c, {"role": "assistant", "content": t}], generation=False)
+                  for c, t in zip(conversations, texts, strict=True)]
+        rests = [whole[len(head):] if whole.startswith(head) else text + self._tail
+                 for head, whole, text in zip(heads, wholes, texts, strict=True)]
+        full = self._encode([head + rest for head, rest in zip(heads, rests, strict=True)])
+        cut = [row[len(prompt):] if row[: len(prompt)] == prompt else None
+               for row, prompt in zip(full, prompt_ids, strict=True)]
+        alone = iter(self._encode([rest for rest, row in zip(rests, cut, strict=True) if row is None]))
+        return [self._close(row if row is not None else next(alone)) for row in cut]
+
+    def _render(self, messages: Messages, generation: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except Exception as e:  # jinja errors, and what a template raises by itself
+            detail = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise UserError(f"the chat template refuses a conversation of roles "
+                            f"{', '.join(str(m.get('role')) for m in messages)}: {detail}") from None
+
+    def _encode(self, texts: list[str], special: bool = False) -> list[list[int]]:
+        return encode(self.tokenizer, texts, special)
+
+    # ---- what the template puts around an answer
+
+    def _derive_tail(self) -> str:
+        whole = self._render([{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _ANSWER}],
+                             generation=False)
+        if _ANSWER not in whole:
+            raise UserError("the chat template does not show the assistant's answer; set data.template: raw")
+        return whole[whole.rindex(_ANSWER) + len(_ANSWER):]
+
+    def _derive_end(self) -> list[int]:
+        ids = self._encode([self._tail])[0] if self._tail else []
+        for place, token in enumerate(ids):
+            if token in self.eos:  # what follows the end token (a line feed) is never generated
+                return ids[: place + 1]
+        return [self.eos[0]]
+
+    def _close(self, ids: list[int]) -> list[int]:
+        """Cuts what the template puts after the end token, or adds the end token where it puts none."""
+        tail = self._encode([self._tail])[0] if self._tail else []
+        body = ids[: len(ids) - len(tail)] if tail and ids[len(ids) - len(tail):] == tail else ids
+        if body is ids and self.end_ids[-1] in ids:
+            return ids[: len(ids) - ids[::-1].index(self.end_ids[-1])]
+        return body + self.end_ids
+
+    def _derive_header(self) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        messages: Messages = [{"role": "user", "content": _PROBE}]
+        prompt = self.prompts([messages])[0]
+        header = [bos] if bos is not None and prompt[:1] == [bos] else []
+        if self.chat:
+            with_header, without = self._render(messages, True), self._render(messages, False)
+            if with_header.startswith(without) and with_header != without:
+                before = self._encode([without])[0]
+                header += (prompt[len(before):] if prompt[: len(before)] == before
+                           else self._encode([with_header[len(without):]])[0])
+        if header:
+            return header
+        # The first token of an answer needs some context even without BOS and header.
+        return [bos if bos is not None else self.eos[0]]

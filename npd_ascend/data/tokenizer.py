@@ -1,0 +1,82 @@
+"""Loading a tokenizer from a checkpoint folder, offline and without running its code unless asked to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.data.pangu import PANGU_TEMPLATE, TURN_END, TURN_START
+from npd_ascend.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds any tokenizer file."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The folder's tokenizer as transformers loads it; openPangu's template is put in where one is missing.
+
+    Args:
+        folder: Hugging Face folder with tokenizer files.
+        trust_remote_code: run tokenizer code that the folder brings along.
+
+    Returns:
+        A ``PreTrainedTokenizerBase``, fast wherever the folder has a ``tokenizer.json``.
+
+    Raises:
+        UserError: no tokenizer there, it needs code that was not allowed, or its files are damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"tokenizer {folder}: no such folder")
+    if not has_tokenizer(folder):
+        raise UserError(f"tokenizer {folder}: none of {', '.join(TOKENIZER_FILES)} is there; set models.tokenizer "
+                        "to a folder that has them")
+    tokenizer = _load(folder, trust_remote_code)
+    if not tokenizer.chat_template and all(mark in tokenizer.get_vocab() for mark in (TURN_START, TURN_END)):
+        tokenizer.chat_template = PANGU_TEMPLATE
+    return tokenizer
+
+
+def eos_token_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the tokenizer's own first, then those of generation_config.json and config.json."""
+    found = [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        try:
+            value = json.loads((Path(folder) / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        found += value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(i for i in found if isinstance(i, int) and not isinstance(i, bool)))
+
+
+def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
+    """Token ids of many texts at once; ``special`` adds what the tokenizer adds by itself (BOS)."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=special, return_attention_mask=False,
+                     return_token_type_ids=False, verbose=False)["input_ids"]
+
+
+def _load(folder: Path, trust_remote_code: bool) -> Any:
+    # Without these, transformers announces that torch is absent and tokenizers that a process was forked.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, use_fast=True)
+    except Exception as e:  # the loaders raise whatever their parsers do
+        if "trust_remote_code" in str(e) and not trust_remote_code:
+            if (folder / "tokenizer.json").is_file():
+                return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            raise UserError(f"tokenizer {folder}: it brings its own Python code; if you trust it, set "
+                            "models.trust_remote_code: true") from None
+        detail = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise UserError(f"tokenizer {folder}: cannot be loaded ({detail}); its files may be incomplete") from None

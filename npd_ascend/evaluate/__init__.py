@@ -1,0 +1,1 @@
+"""Checking answers, and how sure one may be of the accuracy found."""
