@@ -34,7 +34,7 @@ class Bins:
         """Items of bin ``b``, longest first."""
         if not 0 <= b < len(self):
             raise IndexError(b)
-        return self.order[self.offsets[b]:self.offsets[b + 1]]
+        return self.order[self.offsets[b] : self.offsets[b + 1]]
 
     @property
     def bin_of(self) -> np.ndarray:
@@ -69,11 +69,12 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> Bins:
     if n == 0:
         return Bins(np.empty(0, np.int64), np.zeros(1, np.int64))
     if lengths.max() > capacity:
-        raise UserError(f"sample {int(lengths.argmax())} has {int(lengths.max())} tokens, a row holds "
-                        f"{capacity}; raise row_length or shorten the sample")
+        raise UserError(
+            f"sample {int(lengths.argmax())} has {int(lengths.max())} tokens, a row holds "
+            f"{capacity}; raise row_length or shorten the sample"
+        )
     if lengths.min() < 1:
-        raise UserError(f"sample {int(lengths.argmin())} has {int(lengths.min())} tokens; "
-                        f"there is nothing to pack")
+        raise UserError(f"sample {int(lengths.argmin())} has {int(lengths.min())} tokens; there is nothing to pack")
     # numpy sorts 16-bit keys by radix, several times faster than 64-bit ones.
     key = capacity - lengths
     sorted_items = np.argsort(key.astype(np.uint16) if capacity <= 0xFFFF else key, kind="stable")
@@ -96,12 +97,11 @@ def lower_bound(lengths: np.ndarray, capacity: int) -> int:
     return max(-(-int(lengths.sum()) // capacity), int((2 * lengths > capacity).sum()))
 
 
-def _place(lengths: list[int], counts: list[int], capacity: int
-           ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _place(lengths: list[int], counts: list[int], capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Runs of equal lengths, longest first, into ranges of equal bins.
 
-    Returns placements (first bin, number of bins, items in each of them), in order of the items, and the number
-    of bins opened.
+    Returns placements (first bin, number of bins, items in each of them), in the order of items, and how many
+    bins were opened.
     """
     first: list[int] = []
     bins: list[int] = []

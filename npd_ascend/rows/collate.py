@@ -70,12 +70,10 @@ def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, 
         position_ids[flat] = position
         segment_ids[flat] = np.repeat(np.arange(len(samples)) - row_first[row], lengths)
     shape = (batch, row_length)
-    return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape),
-                    starts, lengths)
+    return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape), starts, lengths)
 
 
-def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray,
-                       response_tokens: np.ndarray) -> np.ndarray:
+def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
     """Flat positions whose logits predict the response tokens: ``start + prompt + t - 1``, t = 0..response-1.
 
     Args:

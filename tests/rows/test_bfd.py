@@ -7,7 +7,8 @@ from npd_ascend.errors import UserError
 from npd_ascend.rows.bfd import best_fit_decreasing, lower_bound
 
 CASES = st.integers(1, 60).flatmap(
-    lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), max_size=120)))
+    lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), max_size=120))
+)
 
 
 def naive_bfd(lengths, capacity):

@@ -34,7 +34,7 @@ def test_equals_token_by_token(rows, spare):
     assert made.tokens == sum(len(s) for r in rows for s in r)
     flat = made.input_ids.reshape(-1)
     samples = [s for r in rows for s in r]
-    assert [flat[a:a + n].tolist() for a, n in zip(made.starts, made.lengths, strict=True)] == samples
+    assert [flat[a : a + n].tolist() for a, n in zip(made.starts, made.lengths, strict=True)] == samples
 
 
 def test_response_positions_predict_the_response():
