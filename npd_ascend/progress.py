@@ -78,8 +78,16 @@ class Meter:
 
     def _emit(self, event: str) -> None:
         seconds = time.monotonic() - self._start
-        fields = dict(stage=self.stage, done=self.done, skipped=self.skipped, total=self.total, unit=self.unit,
-                      tokens=self.tokens, seconds=round(seconds, 3), notes=self.notes)
+        fields = dict(
+            stage=self.stage,
+            done=self.done,
+            skipped=self.skipped,
+            total=self.total,
+            unit=self.unit,
+            tokens=self.tokens,
+            seconds=round(seconds, 3),
+            notes=self.notes,
+        )
         emit(event, **fields)
         now = time.monotonic()
         if not os.environ.get(ENV) and (event != "progress" or now - self._plain_last > _PLAIN_EVERY_S):

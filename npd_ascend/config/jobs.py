@@ -110,7 +110,7 @@ class PackJob(Section):
 
 
 class TrainJob(Section):
-    """One generation of training (room ``train``): from where the last checkpoint stands to the next sync or the end."""
+    """One generation of training (room ``train``): from the last checkpoint to the next sync or the end."""
 
     prompts: Path
     rollouts: Path

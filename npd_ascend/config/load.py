@@ -92,8 +92,11 @@ def _explain(err: Any) -> str:
     if err["type"] == "extra_forbidden":
         section = _section(loc[:-1])
         near = difflib.get_close_matches(loc[-1], list(section.model_fields), n=1, cutoff=0.5) if section else []
-        hint = f"; did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else (
-            f"; valid here: {', '.join(section.model_fields)}" if section else "")
+        hint = (
+            f"; did you mean {'.'.join([*loc[:-1], near[0]])}?"
+            if near
+            else (f"; valid here: {', '.join(section.model_fields)}" if section else "")
+        )
         return f"unknown key {key}{hint}"
     if err["type"] == "missing":
         return f"{key} is missing"

@@ -70,7 +70,7 @@ class RolloutConfig(Section):
     """The student's snapshot answers every prompt on vLLM."""
 
     source: Literal["student", "reference", "teacher"] = "student"
-    """Who answers: ``student`` is NPD; ``reference`` takes the data's answers (SFT, supervised KD); ``teacher`` is SeqKD."""
+    """Who answers: ``student`` is NPD, ``reference`` the data itself (SFT, supervised KD), ``teacher`` SeqKD."""
     max_new_tokens: Count = 1024
     greedy: bool = True
     """One greedy path a prompt [P]."""
@@ -157,8 +157,13 @@ class SelectConfig(Section):
             fields = self.model_fields_set
             if getattr(self, f"{name}_quantile") is not None and name in fields and getattr(self, name) is not None:
                 raise ValueError(f"{name} and {name}_quantile are both set; keep one (set {name}: null)")
-        if (self.lower is not None and self.upper is not None and self.lower > self.upper
-                and self.lower_quantile is None and self.upper_quantile is None):
+        if (
+            self.lower is not None
+            and self.upper is not None
+            and self.lower > self.upper
+            and self.lower_quantile is None
+            and self.upper_quantile is None
+        ):
             raise ValueError(f"lower ({self.lower}) is above upper ({self.upper}): nothing could be kept")
         return self
 
@@ -218,8 +223,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
         if self.global_batch % (self.micro_batch * self.data_parallel):
-            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch x data_parallel "
-                             f"= {self.micro_batch} x {self.data_parallel}")
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of micro_batch x data_parallel "
+                f"= {self.micro_batch} x {self.data_parallel}"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         return self
@@ -303,13 +310,17 @@ class Config(Section):
         if self.rollout.source == "reference" and not self.data.response_field:
             raise ValueError("rollout.source is reference but data.response_field is not set")
         if self.train.loss.ce_labels == "reference" and self.rollout.source != "reference":
-            raise ValueError("train.loss.ce_labels: reference needs rollout.source: reference "
-                             "(labels exist only for the data's own answers)")
+            raise ValueError(
+                "train.loss.ce_labels: reference needs rollout.source: reference "
+                "(labels exist only for the data's own answers)"
+            )
         if self.train.loss.ce_labels == "none" and self.train.loss.kd_weight == 0:
             raise ValueError("train.loss.ce_labels is none and kd_weight is 0: nothing is left to train on")
         if self.sync.at_epochs and max(self.sync.at_epochs) >= self.train.epochs:
-            raise ValueError(f"sync.at_epochs has {max(self.sync.at_epochs)}, not before the end at "
-                             f"train.epochs = {self.train.epochs}")
+            raise ValueError(
+                f"sync.at_epochs has {max(self.sync.at_epochs)}, not before the end at "
+                f"train.epochs = {self.train.epochs}"
+            )
         if self.rollout.source != "student" and self.sync_points():
             raise ValueError(f"rollout.source {self.rollout.source} never changes: set sync.refreshes: 0")
         if self.evaluate.prompts and not self.data.answer_field:

@@ -52,8 +52,10 @@ class Dataset:
         if manifest.get("kind") != kind:
             raise UserError(f"{folder}: holds {manifest.get('kind')}, expected {kind}")
         if manifest.get("schema") != SCHEMA_VERSION:
-            raise UserError(f"{folder}: written by format version {manifest.get('schema')}, this program reads "
-                            f"{SCHEMA_VERSION}; use a new run.dir")
+            raise UserError(
+                f"{folder}: written by format version {manifest.get('schema')}, this program reads "
+                f"{SCHEMA_VERSION}; use a new run.dir"
+            )
         self = cls(Path(folder), kind, manifest["fingerprint"])
         self._manifest = manifest
         return self
@@ -121,9 +123,19 @@ class Dataset:
         with atomic_file(self.path(index)) as f:
             hashed = _Hashing(f)
             fill(hashed)  # type: ignore[arg-type]
-        write_json(self._record_path(index), {
-            "kind": self.kind, "schema": SCHEMA_VERSION, "fingerprint": self.fingerprint, "index": index,
-            "rows": rows, "bytes": hashed.size, "sha256": hashed.sha.hexdigest(), "meta": meta})
+        write_json(
+            self._record_path(index),
+            {
+                "kind": self.kind,
+                "schema": SCHEMA_VERSION,
+                "fingerprint": self.fingerprint,
+                "index": index,
+                "rows": rows,
+                "bytes": hashed.size,
+                "sha256": hashed.sha.hexdigest(),
+                "meta": meta,
+            },
+        )
 
     def finish(self, shards: int, **extra: Any) -> None:
         """Commits the dataset once all ``shards`` shards are there; ``extra`` must be JSON (no NaN)."""
@@ -132,8 +144,14 @@ class Dataset:
             raise UserError(f"{self.folder}: shard {records.index(None)} of {shards} is missing; run again")
         stale = self.folder / f"shard-{shards:05d}{self.suffix}"
         stale.unlink(missing_ok=True)
-        manifest = {"kind": self.kind, "schema": SCHEMA_VERSION, "fingerprint": self.fingerprint,
-                    "rows": sum(r["rows"] for r in records if r), "shards": records, "extra": extra}
+        manifest = {
+            "kind": self.kind,
+            "schema": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "rows": sum(r["rows"] for r in records if r),
+            "shards": records,
+            "extra": extra,
+        }
         write_json(self.folder / MANIFEST, manifest)
         self._manifest = manifest
 

@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.errors import UserError
+from npd_ascend.store.atomic import write_json
 
 SCHEMA_VERSION = 1
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-                "tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*", "merges.txt", "*.model")
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 
 
 def digest(value: Any) -> str:
@@ -47,8 +58,11 @@ def sample_seed(run_seed: int, sample: int) -> int:
 
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
+    h = hashlib.sha256()
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
 
 
 def model_fingerprint(folder: Path, cache: Path | None = None) -> str:
@@ -77,8 +91,6 @@ def model_fingerprint(folder: Path, cache: Path | None = None) -> str:
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         hashes[path.name] = fresh[key] = known.get(key) or file_sha256(path)
     if cache and fresh != known:
-        from npd_ascend.store.atomic import write_json
-
         write_json(cache, fresh)
     return digest(hashes)
 
@@ -89,10 +101,3 @@ def inside(folder: Path, name: str) -> Path:
     if os.path.isabs(name) or ".." in Path(name).parts:
         raise UserError(f"{folder}: entry {name!r} leads out of the folder; refused")
     return path
-
-
-def _sha256(f: Any) -> str:
-    h = hashlib.sha256()
-    while block := f.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()

@@ -51,7 +51,7 @@ class Journal:
             frames += _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
         view = memoryview(frames)
         while view:  # a raw write may be short when the disk fills up
-            view = view[self._file.write(view):]
+            view = view[self._file.write(view) :]
 
     def sync(self) -> None:
         """Makes all appended records survive a power cut as well."""
@@ -71,7 +71,7 @@ def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
     records, at = [], 0
     while at + _HEAD.size <= len(data):
         size, crc = _HEAD.unpack_from(data, at)
-        payload = data[at + _HEAD.size: at + _HEAD.size + size]
+        payload = data[at + _HEAD.size : at + _HEAD.size + size]
         if len(payload) < size or zlib.crc32(payload) != crc:
             break
         records.append(json.loads(payload))

@@ -56,8 +56,9 @@ class RunDir:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{self.root}: another run is at work in this directory; wait for it, or use another "
-                            "run.dir") from None
+            raise UserError(
+                f"{self.root}: another run is at work in this directory; wait for it, or use another run.dir"
+            ) from None
         except OSError as e:
             raise UserError(f"{self.root}: cannot write there ({e.strerror}); choose another run.dir") from None
 

@@ -12,51 +12,64 @@ import pyarrow as pa
 _ids = pa.list_(pa.int32())
 _category = pa.dictionary(pa.int8(), pa.string())
 
-PROMPTS = pa.schema([
-    ("prompt_index", pa.int64()),      # 0..N-1 over all shards
-    ("prompt_id", pa.int64()),
-    ("prompt_ids", _ids),              # chat-templated prompt, generation header included
-    ("reference_ids", _ids),           # reference answer with end token, or null
-    ("label_ids", _ids),               # targets aligned with reference_ids where they differ from it, or null
-    ("answer", pa.string()),           # for the checker, or null
-    ("text", pa.string()),             # the user's turn, for people
-])
+PROMPTS = pa.schema(
+    [
+        ("prompt_index", pa.int64()),  # 0..N-1 over all shards
+        ("prompt_id", pa.int64()),
+        ("prompt_ids", _ids),  # chat-templated prompt, generation header included
+        ("reference_ids", _ids),  # reference answer with end token, or null
+        ("label_ids", _ids),  # targets aligned with reference_ids where they differ from it, or null
+        ("answer", pa.string()),  # for the checker, or null
+        ("text", pa.string()),  # the user's turn, for people
+    ]
+)
 
-ROLLOUTS = pa.schema([
-    ("sample_id", pa.int64()),
-    ("prompt_index", pa.int64()),
-    ("path", pa.int8()),               # 0 is greedy when there is a greedy path; references have path 0
-    ("response_ids", _ids),            # end token included when the model gave one; may be empty
-    ("logprobs", pa.list_(pa.float32())),  # of each response token under the snapshot (temperature 1); null for references
-    ("label_ids", _ids),               # CE targets that differ from response_ids, or null
-    ("finish_reason", _category),      # stop, length (truncated), reference
-])
+ROLLOUTS = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("prompt_index", pa.int64()),
+        ("path", pa.int8()),  # 0 is greedy when there is a greedy path; references have path 0
+        ("response_ids", _ids),  # end token included when the model gave one; may be empty
+        (
+            "logprobs",
+            pa.list_(pa.float32()),
+        ),  # of each response token under the snapshot (temperature 1); null for references
+        ("label_ids", _ids),  # CE targets that differ from response_ids, or null
+        ("finish_reason", _category),  # stop, length (truncated), reference
+    ]
+)
 
-SCORES = pa.schema([
-    ("sample_id", pa.int64()),
-    ("tokens", pa.int32()),            # response tokens scored
-    ("nll_cond", pa.float64()),        # mean NLL of the response given the prompt, nats a token; NaN when empty
-    ("nll_uncond", pa.float64()),      # the same after BOS + assistant header only
-    ("entropy", pa.float32()),         # mean entropy of the model along the response, nats; NaN when empty
-    ("topk_mass", pa.float32()),       # mean probability inside the stored top-k; NaN when not stored
-])
+SCORES = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("tokens", pa.int32()),  # response tokens scored
+        ("nll_cond", pa.float64()),  # mean NLL of the response given the prompt, nats a token; NaN when empty
+        ("nll_uncond", pa.float64()),  # the same after BOS + assistant header only
+        ("entropy", pa.float32()),  # mean entropy of the model along the response, nats; NaN when empty
+        ("topk_mass", pa.float32()),  # mean probability inside the stored top-k; NaN when not stored
+    ]
+)
 
-SELECTION = pa.schema([
-    ("sample_id", pa.int64()),
-    ("keep", pa.bool_()),
-    ("reason", _category),             # kept, or why not: empty, degenerate, disconnect, truncated, undefined, ...
-    ("zone", _category),               # degenerate, proximal, disconnect, undefined (by Δ-IFD, whatever the filter)
-    ("weight", pa.float32()),          # sample weight, 0 where not kept, mean 1 over kept samples
-    ("metric", pa.float64()),          # value the filter looked at
-    ("ifd_teacher", pa.float64()),
-    ("ifd_student", pa.float64()),
-    ("delta_ifd", pa.float64()),
-])
+SELECTION = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("keep", pa.bool_()),
+        ("reason", _category),  # kept, or why not: empty, degenerate, disconnect, truncated, undefined, ...
+        ("zone", _category),  # degenerate, proximal, disconnect, undefined (by Δ-IFD, whatever the filter)
+        ("weight", pa.float32()),  # sample weight, 0 where not kept, mean 1 over kept samples
+        ("metric", pa.float64()),  # value the filter looked at
+        ("ifd_teacher", pa.float64()),
+        ("ifd_student", pa.float64()),
+        ("delta_ifd", pa.float64()),
+    ]
+)
 
-PACKS = pa.schema([                    # shard e is the plan of the generation's local epoch e; a row is a packed row
-    ("samples", pa.list_(pa.int64())),     # ordinals in the generation's rollouts, left to right in the row
-    ("prompt_tokens", pa.list_(pa.int32())),    # tokens of each sample's prompt in the row
-    ("response_tokens", pa.list_(pa.int32())),  # tokens of each response in the row (less than all when truncated)
-])
+PACKS = pa.schema(
+    [  # shard e is the plan of the generation's local epoch e; a row is a packed row
+        ("samples", pa.list_(pa.int64())),  # ordinals in the generation's rollouts, left to right in the row
+        ("prompt_tokens", pa.list_(pa.int32())),  # tokens of each sample's prompt in the row
+        ("response_tokens", pa.list_(pa.int32())),  # tokens of each response in the row (less than all when truncated)
+    ]
+)
 
 SCHEMAS = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "scores": SCORES, "selection": SELECTION, "packs": PACKS}

@@ -84,8 +84,7 @@ class TopKCodec:
         values = _compand(topk.logprobs, self.value_bits)
         entropy = np.clip(topk.entropy / self._max_entropy, 0, 1) * ((1 << _ENTROPY_BITS) - 1)
         half = np.clip(topk.logz, -65000, 65000).astype(np.float16).view(np.uint16)
-        columns = [*ids.astype(np.uint32).T, *values.T, _compand(topk.sampled, _SAMPLED_BITS), half,
-                   np.rint(entropy)]
+        columns = [*ids.astype(np.uint32).T, *values.T, _compand(topk.sampled, _SAMPLED_BITS), half, np.rint(entropy)]
         out = np.zeros((len(topk), self.record_bytes + 4), np.uint8)
         for (bit, width), column in zip(self._fields, columns, strict=True):
             word = column.astype(np.uint64) << np.uint64(bit & 7)
@@ -101,11 +100,15 @@ class TopKCodec:
         columns = [self._column(padded, bit, width) for bit, width in self._fields]
         k = self.k
         ids = np.stack(columns[:k], 1).astype(np.int32)
-        logprobs = _expand(np.stack(columns[k: 2 * k], 1), self.value_bits)
-        sampled, half, entropy = columns[2 * k:]
-        return TopK(ids, logprobs, half.astype(np.uint16).view(np.float16).astype(np.float32),
-                    _expand(sampled, _SAMPLED_BITS),
-                    (entropy * np.float32(self._max_entropy / ((1 << _ENTROPY_BITS) - 1))).astype(np.float32))
+        logprobs = _expand(np.stack(columns[k : 2 * k], 1), self.value_bits)
+        sampled, half, entropy = columns[2 * k :]
+        return TopK(
+            ids,
+            logprobs,
+            half.astype(np.uint16).view(np.float16).astype(np.float32),
+            _expand(sampled, _SAMPLED_BITS),
+            (entropy * np.float32(self._max_entropy / ((1 << _ENTROPY_BITS) - 1))).astype(np.float32),
+        )
 
     @staticmethod
     def _column(padded: np.ndarray, bit: int, width: int) -> np.ndarray:

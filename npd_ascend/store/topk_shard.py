@@ -1,8 +1,8 @@
 """Shards of teacher top-k records with random access by sample.
 
-File: magic, length and CRC-32 of the header (u32 each), header (JSON: k, vocab_size, value_bits, samples, index_crc), index, blocks. The index
-has for each sample the byte offset of its block (u64), its tokens (u32) and the CRC-32 of the block (u32), so
-training reads samples in any order from a memory map and still finds a flipped bit.
+File: magic, length and CRC-32 of the header (u32 each), header (JSON: k, vocab_size, value_bits, samples, index_crc),
+index, blocks. The index has for each sample the byte offset of its block (u64), its tokens (u32) and the CRC-32 of
+the block (u32), so training reads samples in any order from a memory map and still finds a flipped bit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,15 @@ def write_topk(dataset: Dataset, index: int, codec: TopKCodec, samples: list[Top
     blocks = [codec.encode(s).tobytes() for s in samples]
     table["crc"] = [zlib.crc32(b) for b in blocks]
     tokens = int(table["tokens"].sum())
-    header = json.dumps({"k": codec.k, "vocab_size": codec.vocab_size, "value_bits": codec.value_bits,
-                         "samples": len(samples), "index_crc": zlib.crc32(table.tobytes())}).encode()
+    header = json.dumps(
+        {
+            "k": codec.k,
+            "vocab_size": codec.vocab_size,
+            "value_bits": codec.value_bits,
+            "samples": len(samples),
+            "index_crc": zlib.crc32(table.tobytes()),
+        }
+    ).encode()
 
     def fill(f: IO[bytes]) -> None:
         f.write(_MAGIC + _HEAD.pack(len(header), zlib.crc32(header)) + header + table.tobytes())
@@ -82,7 +89,7 @@ class TopKReader:
         data, table, base, codec = self._shard(index)
         entry = table[ordinal - self._first[index]]
         start = base + int(entry["offset"])
-        block = data[start: start + int(entry["tokens"]) * codec.record_bytes]
+        block = data[start : start + int(entry["tokens"]) * codec.record_bytes]
         if zlib.crc32(block) != entry["crc"]:
             raise CorruptShard(str(self.dataset.folder), index, f"checksum of sample {ordinal} differs")
         return codec.decode(np.frombuffer(block, np.uint8).reshape(-1, codec.record_bytes))
@@ -103,12 +110,12 @@ class TopKReader:
             if data[: len(_MAGIC)] != _MAGIC:
                 raise ValueError("no top-k shard")
             size, crc = _HEAD.unpack_from(data, len(_MAGIC))
-            if zlib.crc32(data[at: at + size]) != crc:
+            if zlib.crc32(data[at : at + size]) != crc:
                 raise ValueError("header checksum differs")
-            header = json.loads(data[at: at + size])
+            header = json.loads(data[at : at + size])
             codec = TopKCodec(header["k"], header["vocab_size"], header["value_bits"])
             at += size
-            raw = data[at: at + header["samples"] * _INDEX.itemsize]
+            raw = data[at : at + header["samples"] * _INDEX.itemsize]
             if zlib.crc32(raw) != header["index_crc"]:
                 raise ValueError("index checksum differs")
         except (OSError, ValueError, KeyError, TypeError, struct.error) as e:

@@ -1,0 +1,162 @@
+"""The ``npd`` command. No logic here: every command calls one function of a room."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from npd_ascend import __version__
+from npd_ascend.errors import UserError
+
+app = typer.Typer(
+    name="npd",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Near-Policy Distillation: a student learns from its own outputs at the speed of supervised fine-tuning.",
+)
+ConfigPath = Annotated[Path, typer.Argument(help="configuration file, e.g. configs/mini.yaml", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.key=value")]
+Redo = Annotated[bool, typer.Option("--redo", help="accept changed settings; make again what depends on them")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    set_: Set = None,
+    stage: Annotated[str | None, typer.Option(help="run only this stage")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done and what it would cost")] = False,
+    redo: Redo = False,
+) -> None:
+    """Runs a configuration, or goes on where it stopped."""
+    from npd_ascend.config import load_config
+
+    loaded = load_config(config, set_)
+    if dry_run:
+        from npd_ascend.pipeline.describe import describe
+
+        typer.echo(describe(loaded))
+        return
+    _conduct(loaded, stage, redo)
+
+
+def _stage_command(name: str, what: str) -> None:
+    def command(config: ConfigPath, set_: Set = None, redo: Redo = False) -> None:
+        from npd_ascend.config import load_config
+
+        _conduct(load_config(config, set_), name, redo)
+
+    app.command(name, help=f"{what} (the first generation that lacks it).")(command)
+
+
+_stage_command("prepare", "Tokenises the prompts")
+_stage_command("rollout", "Lets the student's snapshot answer the prompts")
+_stage_command("annotate", "Scores the answers with teacher and student by packed prefill")
+_stage_command("select", "Decides which samples are trained on")
+_stage_command("pack", "Plans the packed rows of each epoch")
+_stage_command("train", "Trains to the next sync or the end")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Hugging Face folder to evaluate")],
+    config: Annotated[Path, typer.Option(help="configuration with an evaluate section")],
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="folder for answers and result")] = Path("runs/evaluate"),
+) -> None:
+    """Exact-match accuracy of any checkpoint on the held-out prompts, through vLLM."""
+    from npd_ascend.config import load_config
+    from npd_ascend.pipeline.evaluation import evaluate_checkpoint
+
+    result = evaluate_checkpoint(load_config(config, set_), checkpoint, out)
+    low, high = result["interval"]
+    typer.echo(f"accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, n = {result['n']})")
+    for k, value in result.get("pass_at", {}).items():
+        typer.echo(f"pass@{k} {value if isinstance(value, float) else value['value']:.4f}")
+    typer.echo(f"written to {out / 'result.json'}")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="run directory")],
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard events")] = False,
+) -> None:
+    """Builds report.html of a run, finished or not."""
+    from npd_ascend.report.build import build
+
+    typer.echo(f"report: {build(run_dir)}")
+    if tensorboard:
+        from npd_ascend.report.tensorboard import export
+
+        typer.echo(f"TensorBoard events: {export(run_dir)}")
+
+
+@app.command()
+def plan(config: ConfigPath, set_: Set = None) -> None:
+    """Estimates tokens, FLOPs and disk of each stage before anything runs."""
+    from npd_ascend.config import load_config
+    from npd_ascend.ops.plan import estimate, render
+
+    typer.echo(render(estimate(load_config(config, set_))))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="also check this configuration's models and paths")] = None,
+    set_: Set = None,
+) -> None:
+    """Checks environments, devices and (with a configuration) models, data and disk room."""
+    from npd_ascend.ops.doctor import examine, render
+
+    findings = examine(config, set_)
+    typer.echo(render(findings))
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="checkpoint folder (safetensors, sharded or not)")],
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; empty keeps each tensor's own")] = "",
+) -> None:
+    """Checks a checkpoint key by key and writes it anew as Hugging Face safetensors."""
+    from npd_ascend.models.convert import convert as convert_checkpoint
+
+    typer.echo(convert_checkpoint(source, target, dtype or None))
+
+
+@app.command()
+def version() -> None:
+    """Prints the version."""
+    typer.echo(__version__)
+
+
+def _conduct(config: object, stage: str | None, redo: bool) -> None:
+    from npd_ascend.config import Config
+    from npd_ascend.pipeline.conductor import Conductor, Stopped, exit_code
+
+    assert isinstance(config, Config)
+    try:
+        conductor = Conductor(config, redo)
+        conductor.run(stage)
+        typer.echo(f"report: {conductor.run_dir.report}")
+    except Stopped as e:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(exit_code(e)) from None
+
+
+def main() -> None:
+    """Entry point: user errors become one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        sys.exit(e.exit_code)
+
+
+if __name__ == "__main__":
+    main()

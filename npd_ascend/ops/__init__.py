@@ -1,0 +1,1 @@
+"""Looking before leaping: environment checks and cost estimates."""

@@ -1,0 +1,73 @@
+"""Which interpreter runs which stage, and on what device.
+
+vLLM (torch) and MindSpore do not share an interpreter, so there are two virtual environments.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from npd_ascend.config.jobs import Device
+from npd_ascend.config.schema import DeviceConfig
+from npd_ascend.errors import UserError
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Environments:
+    """Interpreters of the two environments."""
+
+    mindspore: Path
+    rollout: Path
+
+    @classmethod
+    def find(cls) -> Environments:
+        """From ``NPD_MINDSPORE_PYTHON`` and ``NPD_ROLLOUT_PYTHON``, else ``.envs`` beside the package or in the
+        working directory, else this interpreter (an image that holds everything of one stage)."""
+        return cls(_find("mindspore"), _find("rollout"))
+
+
+def _find(name: str) -> Path:
+    variable = f"NPD_{name.upper()}_PYTHON"
+    given = os.environ.get(variable)
+    if given:
+        if not os.access(given, os.X_OK):
+            raise UserError(f"{variable}={given}: no such interpreter")
+        return Path(given)
+    for root in (_ROOT, Path.cwd()):
+        python = root / ".envs" / name / "bin" / "python"
+        if python.exists():
+            return python
+    return Path(sys.executable)
+
+
+def visible_npus() -> list[int]:
+    """Device numbers of the NPUs that this process may use; empty without any."""
+    chosen = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+    present = sorted(int(p.name.removeprefix("davinci")) for p in Path("/dev").glob("davinci[0-9]*"))
+    if chosen:
+        return [int(x) for x in chosen.split(",") if x.strip().isdigit() and int(x) in present]
+    return present
+
+
+def resolve_device(settings: DeviceConfig) -> Device:
+    """Turns ``auto`` into what this machine has.
+
+    Raises:
+        UserError: ``ascend`` is asked for and no NPU is visible.
+    """
+    npus = visible_npus()
+    target = settings.target if settings.target != "auto" else ("ascend" if npus else "cpu")
+    if target == "ascend" and not npus:
+        raise UserError(
+            "device.target is ascend but no NPU is visible (/dev/davinci*, ASCEND_RT_VISIBLE_DEVICES); "
+            "use device.target: cpu to try things without one"
+        )
+    dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if target == "ascend" else "float32")
+    if target == "cpu" and dtype != "float32":
+        raise UserError(f"device.dtype {dtype} needs an NPU: MindSpore's CPU backend computes in float32")
+    return Device(target=target, dtype=dtype, max_device_memory=settings.max_device_memory)

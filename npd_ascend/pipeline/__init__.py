@@ -1,0 +1,1 @@
+"""The conductor: generations, sync policies, stage processes, resume."""

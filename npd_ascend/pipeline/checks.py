@@ -1,0 +1,88 @@
+"""What is looked at before anything is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from npd_ascend.config import Config, dump_config
+from npd_ascend.data.compat import check_pair
+from npd_ascend.errors import UserError
+from npd_ascend.store.identity import SCHEMA_VERSION
+from npd_ascend.store.layout import RunDir
+
+# Settings that may change between two starts of one run without changing what it makes.
+_FREE = (
+    "run.dir",
+    "rollout.workers",
+    "rollout.tensor_parallel",
+    "rollout.max_num_seqs",
+    "rollout.kv_cache_gib",
+    "rollout.memory_fraction",
+    "rollout.keep_alive",
+    "rollout.enforce_eager",
+    "rollout.max_failures",
+    "rollout.hang_seconds",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "select.warn_keep_below",
+    "device",
+    "report",
+)
+
+
+def check_models(config: Config) -> None:
+    """Teacher and student must speak the same token ids.
+
+    Raises:
+        UserError: a folder is missing or the two do not fit together.
+    """
+    check_pair(
+        config.models.teacher if config.needs_teacher or config.rollout.source == "teacher" else config.models.student,
+        config.models.student,
+    )
+
+
+def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:
+    """The run directory must be empty or hold a run of the same configuration; then stores the configuration.
+
+    Args:
+        redo: accept a changed configuration; stages whose inputs changed will be made again.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    state = run.read_state()
+    if state and state.get("schema") != SCHEMA_VERSION:
+        raise UserError(
+            f"{run.root}: made by format version {state.get('schema')}, this program writes {SCHEMA_VERSION}; "
+            "use a new run.dir"
+        )
+    if run.config.is_file():
+        try:
+            old = yaml.safe_load(run.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise UserError(f"{run.config}: not readable; restore it, or use a new run.dir") from None
+        changed = _differences(old, yaml.safe_load(dump_config(config)))
+        if changed and not redo:
+            raise UserError(
+                f"{run.root} holds a run with {'; '.join(changed)}. Use a new run.dir, the old settings, or "
+                "--redo to make again what depends on the change"
+            )
+    elif any(p.name not in (".lock", ".hashes.json") for p in run.root.iterdir()):
+        raise UserError(f"{run.root}: not empty and not a run directory (no config.yaml); choose another run.dir")
+    run.write_config(dump_config(config))
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """Changed settings as ``key = old, now new``."""
+    if at in _FREE or old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            d
+            for key in [*new, *(k for k in old if k not in new)]
+            for d in _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        ]
+    return [f"{at} = {old}, now {new}"]

@@ -1,0 +1,280 @@
+"""A whole run: generations from left to right, training, sparse updates, resume.
+
+Nothing here is remembered between runs: each step asks its datasets whether they are complete and made from
+these inputs, so starting again is the same as going on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.config import Config
+from npd_ascend.errors import UserError
+from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.pipeline.checks import check_models, check_run_dir
+from npd_ascend.pipeline.processes import Child
+from npd_ascend.pipeline.runner import Runner, ShardLost
+from npd_ascend.pipeline.steps import Step, StepBuilder
+from npd_ascend.report.build import build as build_report
+from npd_ascend.report.live import LiveView
+from npd_ascend.store.atomic import atomic_folder, sweep
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.layout import RunDir
+from npd_ascend.store.metrics import read_metrics
+
+_MAX_REGENERATIONS = 20
+_POLL_S = 0.2
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT: leave in order."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class Conductor:
+    """Runs a configuration in its run directory.
+
+    Args:
+        config: the resolved configuration.
+        redo: a changed configuration is accepted for an existing run; what depends on the change is made again.
+        view: live view; a new one when not given.
+    """
+
+    def __init__(self, config: Config, redo: bool = False, view: LiveView | None = None):
+        self.config, self.redo = config, redo
+        self.run_dir = RunDir(config.run.dir)
+        self.device = resolve_device(config.device)
+        self.steps = StepBuilder(config, self.run_dir, self.device)
+        self._view = view or LiveView()
+        self._training: tuple[Step, Child, float] | None = None
+
+    def run(self, stage: str | None = None) -> None:
+        """Runs everything that is not there yet, or one stage of the first generation that lacks it.
+
+        Raises:
+            UserError: something has to be mended; all that was finished stays.
+            Stopped: a signal arrived; all processes are gone.
+        """
+        check_models(self.config)
+        self.run_dir.lock()
+        try:
+            check_run_dir(self.config, self.run_dir, self.redo)
+            sweep(self.run_dir.root)
+            self.runner = Runner(self.config, self.run_dir, Environments.find(), self._view)
+            previous = {n: signal.signal(n, _stop) for n in (signal.SIGTERM, signal.SIGINT)}
+            self.run_dir.write_state(status="running", started=time.time())
+            status = "stopped"
+            try:
+                self.runner.start()
+                if stage:
+                    self._one_stage(stage)
+                else:
+                    self._everything()
+                status = "finished" if not stage else "stopped"
+            except UserError:
+                status = "failed"
+                raise
+            finally:
+                for n in previous:  # a second signal must not interrupt the clean-up
+                    signal.signal(n, signal.SIG_IGN)
+                self.runner.close()
+                for n, handler in previous.items():
+                    signal.signal(n, handler)
+                self.run_dir.write_state(status=status, ended=time.time())
+            build_report(self.run_dir.root)
+        finally:
+            self.run_dir.unlock()
+
+    # ---- the line
+
+    def _everything(self) -> None:
+        for _ in range(_MAX_REGENERATIONS):
+            try:
+                return self._generations()
+            except ShardLost as lost:
+                self._drop_training()
+                self._discard(lost)
+        raise UserError(f"{self.run_dir.root}: shards keep being damaged ({_MAX_REGENERATIONS} times): check the disk")
+
+    def _generations(self) -> None:
+        self.runner.run_step(self.steps.prepare())
+        if self.config.evaluate.prompts:
+            self.runner.run_step(self.steps.prepare(evaluation=True))
+        generation = 0
+        while True:
+            self._data(generation)
+            self._join_training()
+            self.runner.run_step(self.steps.pack(generation))
+            train = self.steps.train(generation)
+            if not train.complete:
+                self._start_training(train)
+            if self.steps.span(generation).last:
+                break
+            self._await_snapshot(generation)
+            generation += 1
+        self._join_training()
+        self._export(generation)
+        self._evaluate("end", self.run_dir.export, generation + 1)
+
+    def _data(self, generation: int) -> None:
+        """Everything of a generation that needs its snapshot only."""
+        c = self.config
+        self.runner.run_step(self.steps.rollout(generation))
+        if generation == 0:
+            self._evaluate("start", self.steps.snapshot(0), 0)
+        elif c.evaluate.at_sync:
+            self._evaluate(f"sync {generation}", self.steps.snapshot(generation), generation)
+        if c.needs_teacher:
+            self.runner.run_step(self.steps.annotate(generation, "teacher"))
+        if c.needs_scores:
+            self.runner.run_step(self.steps.annotate(generation, "student"))
+        self.runner.run_step(self.steps.select(generation))
+
+    def _evaluate(self, name: str, model: Path, generation: int) -> None:
+        if not self.config.evaluate.prompts:
+            return
+        self.runner.run_step(self.steps.eval_rollout(name, model, generation), stage="evaluate")
+        step = self.steps.evaluate(name, generation)
+        if not step.complete:
+            self.runner.run_step(step)
+        rows = read_metrics(self.run_dir.metrics)
+        if not any(r["kind"] == "evaluate" and r.get("name") == name for r in rows):
+            self._log_evaluation(name, step)
+
+    def _log_evaluation(self, name: str, step: Step) -> None:
+        import json
+
+        assert step.done_file is not None
+        result = json.loads(step.done_file.read_text())
+        self.runner.metrics.log(
+            "evaluate",
+            name=name,
+            generation=step.generation,
+            accuracy=result["accuracy"],
+            interval=result["interval"],
+            n=result["n"],
+        )
+
+    # ---- training in the background
+
+    def _start_training(self, step: Step) -> None:
+        if self.device.target == "ascend":
+            self.runner.close_pool()  # the devices are training's now
+        self.runner.monitor.reset("train")
+        self._training = (step, self.runner.launch(step), time.monotonic())
+
+    def _await_snapshot(self, generation: int) -> None:
+        """Until the next generation's snapshot stands, or training has ended (without ``lead`` both are one)."""
+        if self.config.sync.lead == 0:
+            return self._join_training()
+        ready = self.run_dir.generation(generation).next_snapshot
+        while self._training and not ready.is_dir() and self._training[1].poll() is None:
+            time.sleep(_POLL_S)
+        if self._training and self._training[1].poll() is not None:
+            self._join_training()
+
+    def _join_training(self) -> None:
+        if self._training is None:
+            return
+        step, child, start = self._training
+        try:
+            self.runner.finish(step, child)
+        finally:
+            self._training = None
+            self.runner.book(step, time.monotonic() - start)
+        if not self.steps.span(step.generation).last:
+            self._log_sync(step.generation)
+
+    def _drop_training(self) -> None:
+        if self._training is not None:
+            self._training[1].stop()
+            self._training = None
+
+    def _log_sync(self, generation: int) -> None:
+        done = self._done(generation)
+        following = generation + 1
+        rows = read_metrics(self.run_dir.metrics)
+        if not any(r["kind"] == "sync" and r.get("generation") == following for r in rows):
+            self.runner.metrics.log(
+                "sync",
+                step=done.get("step"),
+                progress=done.get("progress"),
+                generation=following,
+                reason=done.get("reason"),
+            )
+
+    def _done(self, generation: int) -> dict[str, Any]:
+        import json
+
+        return json.loads(self.run_dir.generation(generation).done.read_text())
+
+    # ---- ends
+
+    def _export(self, generation: int) -> None:
+        """The final student, as a Hugging Face folder in ``<run>/export``."""
+        source = self.run_dir.generation(generation).next_snapshot
+        target = self.run_dir.export
+        if target.is_dir() and self.steps.model(target) == self.steps.model(source):
+            return
+        with atomic_folder(target) as tmp:
+            shutil.copytree(source, tmp, dirs_exist_ok=True)
+
+    def _discard(self, lost: ShardLost) -> None:
+        """Takes back a damaged shard and everything of the same samples that was made from it."""
+        folder = lost.dataset.resolve()
+        root = self.run_dir.root.resolve()
+        if root not in folder.parents:
+            raise UserError(f"{lost.dataset}: shard {lost.index} is damaged and does not belong to this run")
+        kind = {"scores_teacher": "scores", "scores_student": "scores", "train": "prompts", "eval": "prompts"}.get(
+            folder.name, folder.name
+        )
+        Dataset(folder, kind, "").discard(lost.index)
+        if kind == "rollouts" and folder.parent.parent.name == "generations":
+            for name in ("scores_teacher", "scores_student", "topk", "selection"):
+                other = folder.parent / name
+                Dataset(other, name.split("_")[0], "").discard(lost.index)
+
+    def _one_stage(self, stage: str) -> None:
+        """Runs one stage for the first generation in which it is not complete."""
+        if stage == "prepare":
+            return self.runner.run_step(self.steps.prepare())
+        makers = {
+            "rollout": self.steps.rollout,
+            "select": self.steps.select,
+            "pack": self.steps.pack,
+            "annotate_teacher": lambda g: self.steps.annotate(g, "teacher"),
+            "annotate_student": lambda g: self.steps.annotate(g, "student"),
+            "train": self.steps.train,
+        }
+        names = ["annotate_teacher", "annotate_student"] if stage == "annotate" else [stage]
+        generation = 0
+        while True:
+            ran = False
+            for name in names:
+                step = makers[name](generation)
+                if not step.complete:
+                    self.runner.run_step(step)
+                    ran = True
+            done = self.run_dir.generation(generation).done.is_file()
+            if ran or not done or self.steps.span(generation).last:
+                return
+            generation += 1
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(number)
+
+
+def exit_code(e: BaseException) -> int:
+    """What the command returns for an error of ``Conductor.run``."""
+    if isinstance(e, Stopped):
+        return 128 + e.number
+    return getattr(e, "exit_code", os.EX_SOFTWARE)

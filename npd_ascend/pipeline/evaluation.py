@@ -1,0 +1,50 @@
+"""Accuracy of any checkpoint, outside a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.config import Config
+from npd_ascend.errors import UserError
+from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.pipeline.runner import Runner
+from npd_ascend.pipeline.steps import StepBuilder
+from npd_ascend.report.live import LiveView
+from npd_ascend.store.atomic import write_json
+from npd_ascend.store.layout import RunDir
+
+
+def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Answers the held-out prompts of ``config.evaluate`` with ``checkpoint`` and checks them.
+
+    Args:
+        config: its ``evaluate``, ``data``, ``rollout`` and ``device`` sections are used.
+        checkpoint: Hugging Face folder.
+        out: folder for prompts, answers and ``result.json``; resumed like a run.
+
+    Returns:
+        The result as the evaluate stage writes it.
+    """
+    if not config.evaluate.prompts:
+        raise UserError("the configuration has no evaluate.prompts: nothing to evaluate on")
+    models = config.models.model_copy(update={"student": checkpoint, "tokenizer": config.models.tokenizer})
+    config = config.model_copy(update={"models": models})
+    run = RunDir(out)
+    run.lock()
+    runner = Runner(config, run, Environments.find(), LiveView())
+    try:
+        runner.start()
+        steps = StepBuilder(config, run, resolve_device(config.device))
+        runner.run_step(steps.prepare(evaluation=True))
+        runner.run_step(steps.eval_rollout("checkpoint", checkpoint, 0), stage="evaluate")
+        step = steps.evaluate("checkpoint", 0)
+        runner.run_step(step)
+    finally:
+        runner.close()
+        run.unlock()
+    assert step.done_file is not None
+    result = json.loads(step.done_file.read_text())
+    write_json(out / "result.json", result)
+    return result

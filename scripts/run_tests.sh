@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# All checks: linter, types, tests in both environments. Arguments go to pytest in both, e.g. -m "not slow".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup_env.sh
+ms=${NPD_MINDSPORE_PYTHON:-.envs/mindspore/bin/python}
+ro=${NPD_ROLLOUT_PYTHON:-.envs/rollout/bin/python}
+export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false GLOG_v=3 HF_HUB_OFFLINE=1 VLLM_LOGGING_LEVEL=ERROR
+
+"$ms" -m ruff check .
+"$ms" -m mypy
+status=0
+"$ms" -m pytest -q "$@" || status=$?
+"$ro" -m pytest -q tests/rollout "$@" || status=$?
+exit $status
