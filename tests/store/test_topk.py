@@ -18,8 +18,13 @@ def annotation(rng, T, k, V, scale=4.0):
     lp = logits - logz[:, None]
     ids = np.argsort(-lp, -1)[:, :k]
     entropy = -(np.exp(lp) * lp).sum(-1)
-    return TopK(ids.astype(np.int32), np.take_along_axis(lp, ids, 1).astype(np.float32), logz.astype(np.float32),
-                lp[np.arange(T), rng.integers(0, V, T)].astype(np.float32), entropy.astype(np.float32))
+    return TopK(
+        ids.astype(np.int32),
+        np.take_along_axis(lp, ids, 1).astype(np.float32),
+        logz.astype(np.float32),
+        lp[np.arange(T), rng.integers(0, V, T)].astype(np.float32),
+        entropy.astype(np.float32),
+    )
 
 
 def bound(x, bits):
@@ -29,8 +34,9 @@ def bound(x, bits):
 
 
 @settings(max_examples=60, deadline=None)
-@given(T=st.integers(0, 20), k=st.integers(1, 12), V=st.integers(12, 400), bits=st.integers(6, 16),
-       seed=st.integers(0, 99))
+@given(
+    T=st.integers(0, 20), k=st.integers(1, 12), V=st.integers(12, 400), bits=st.integers(6, 16), seed=st.integers(0, 99)
+)
 def test_round_trip(T, k, V, bits, seed):
     topk = annotation(np.random.default_rng(seed), T, k, V)
     codec = TopKCodec(k, V, bits)
@@ -49,15 +55,25 @@ def test_true_width_of_the_real_vocabulary():
     codec = TopKCodec(10, 153376, 12)
     assert codec.id_bits == 18 and codec.record_bytes == 43
     ids = np.array([[153375, 0, 131072, 65535, 65536, 1, 2, 3, 4, 153374]], np.int32)
-    t = TopK(ids, -np.arange(10, dtype=np.float32)[None], np.ones(1, np.float32), -np.ones(1, np.float32),
-             np.ones(1, np.float32))
+    t = TopK(
+        ids,
+        -np.arange(10, dtype=np.float32)[None],
+        np.ones(1, np.float32),
+        -np.ones(1, np.float32),
+        np.ones(1, np.float32),
+    )
     assert (codec.decode(codec.encode(t)).ids == ids).all()
 
 
 def test_impossible_tokens_stay_finite_and_nan_is_refused():
     codec = TopKCodec(2, 8, 12)
-    t = TopK(np.array([[1, 2]], np.int32), np.array([[0.0, -np.inf]], np.float32), np.zeros(1, np.float32),
-             np.array([-np.inf], np.float32), np.zeros(1, np.float32))
+    t = TopK(
+        np.array([[1, 2]], np.int32),
+        np.array([[0.0, -np.inf]], np.float32),
+        np.zeros(1, np.float32),
+        np.array([-np.inf], np.float32),
+        np.zeros(1, np.float32),
+    )
     back = codec.decode(codec.encode(t))
     assert back.logprobs.tolist() == [[0.0, -MAX_NATS]] and back.sampled.tolist() == [-MAX_NATS]
     t.logz[0] = np.nan

@@ -1,0 +1,114 @@
+"""Shards and manifests: commit, resume, mismatch, damage."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npd_ascend.errors import CorruptShard, UserError
+from npd_ascend.store.dataset import Dataset
+
+
+def scores(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return pa.table({
+        "sample_id": rng.integers(0, 1 << 62, n), "tokens": rng.integers(0, 9, n).astype(np.int32),
+        "nll_cond": rng.random(n), "nll_uncond": rng.random(n),
+        "entropy": rng.random(n).astype(np.float32), "topk_mass": rng.random(n).astype(np.float32)})  # fmt: skip
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    d = Dataset(tmp_path / "d", "scores", "fp")
+    for i in range(3):
+        d.write_table(i, scores(4 + i, i), note=i)
+    d.finish(3, total=1.5)
+    return d
+
+
+def test_what_was_written_is_read(dataset):
+    again = Dataset.open(dataset.folder, "scores")
+    assert (again.shards, again.rows, again.extra, again.fingerprint) == (3, 15, {"total": 1.5}, "fp")
+    assert again.read(1).equals(scores(5, 1).cast(again.read(1).schema))
+    assert again.read_all(["tokens"]).column_names == ["tokens"]
+    assert again.manifest["shards"][2]["meta"] == {"note": 2}
+
+
+def test_no_manifest_no_dataset(tmp_path):
+    d = Dataset(tmp_path / "d", "scores", "fp")
+    d.write_table(0, scores(2))
+    assert not d.complete and d.missing(2) == [1]
+    with pytest.raises(UserError, match="no finished scores"):
+        Dataset.open(d.folder, "scores")
+    with pytest.raises(UserError, match="shard 1 of 2 is missing"):
+        d.finish(2)
+
+
+def test_shards_of_other_inputs_do_not_count(dataset):
+    other = Dataset(dataset.folder, "scores", "changed")
+    assert not other.complete and other.missing(3) == [0, 1, 2]
+
+
+def test_wrong_kind_and_version_are_refused(dataset):
+    with pytest.raises(UserError, match="holds scores, expected packs"):
+        Dataset.open(dataset.folder, "packs")
+    path = dataset.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["schema"] = 99
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="format version 99"):
+        Dataset.open(dataset.folder, "scores")
+
+
+@settings(max_examples=30, deadline=None)
+@given(where=st.floats(0, 0.999), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_found_and_the_shard_can_be_made_again(tmp_path_factory, where, bit):
+    d = Dataset(tmp_path_factory.mktemp("d"), "scores", "fp")
+    d.write_table(0, scores(50))
+    d.finish(1)
+    data = bytearray(d.path(0).read_bytes())
+    data[int(where * len(data))] ^= 1 << bit
+    d.path(0).write_bytes(bytes(data))
+    with pytest.raises(CorruptShard) as e:
+        d.read(0)
+    assert e.value.index == 0 and e.value.dataset == str(d.folder)
+    d.discard(0)
+    assert not d.complete and d.missing(1) == [0]
+    d.write_table(0, scores(50))
+    d.finish(1)
+    assert d.read(0).num_rows == 50
+
+
+def test_a_truncated_shard_is_missing(dataset):
+    data = dataset.path(2).read_bytes()
+    dataset.path(2).write_bytes(data[:-3])
+    assert dataset.missing(3) == [2]
+    with pytest.raises(CorruptShard):
+        dataset.read(2)
+
+
+def test_a_failed_write_leaves_what_was_there(dataset):
+    before = dataset.path(0).read_bytes()
+
+    def fill(f):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        dataset.write(0, 1, fill)
+    assert dataset.path(0).read_bytes() == before
+    assert not list(dataset.folder.glob(".tmp-*"))
+
+
+def test_missing_column_is_a_fault(tmp_path):
+    with pytest.raises(KeyError):
+        Dataset(tmp_path, "scores", "fp").write_table(0, scores(3).drop(["entropy"]))
+
+
+def test_empty_dataset_reads_as_empty_table(tmp_path):
+    d = Dataset(tmp_path / "d", "scores", "fp")
+    d.finish(0)
+    assert d.read_all().num_rows == 0 and d.read_all(["tokens"]).column_names == ["tokens"]
