@@ -77,7 +77,8 @@ def test_mistakes(tree, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("a: [", "line"), ("- 1", "expected sections"), ("", "expected sections"), ("a: !!python/object:os.system x", "not valid YAML"),
+    ("a: [", "line"), ("- 1", "expected sections"), ("", "expected sections"),
+    ("a: !!python/object:os.system x", "not valid YAML"),
 ])  # fmt: skip
 def test_bad_yaml(tmp_path, text, message):
     path = tmp_path / "c.yaml"
