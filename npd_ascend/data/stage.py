@@ -26,9 +26,9 @@ def run(job: PrepareJob) -> None:
 
     ``limit`` of the job counts rows of the files; ``settings.limit`` is not looked at, since one ``data`` section
     serves training and evaluation prompts. The manifest's extra has ``prompts``, ``dropped_too_long``,
-    ``longest_prompt`` and ``longest_reference`` (tokens), ``header_ids`` (context of an answer without its
-    question), ``eos_token_ids``, ``bos_token_id``, ``pad_token_id``, ``tokenizer_size`` (ids are below it) and
-    ``template`` (``chat`` or ``raw``).
+    ``longest_prompt``, ``longest_reference`` and ``longest_prompt_and_reference`` (tokens), ``header_ids``
+    (context of an answer without its question), ``eos_token_ids``, ``bos_token_id``, ``pad_token_id``,
+    ``tokenizer_size`` (ids are below it) and ``template`` (``chat`` or ``raw``).
 
     Raises:
         UserError: bad file, row, tokenizer or template; or nothing is left.
@@ -40,7 +40,8 @@ def run(job: PrepareJob) -> None:
     eos = eos_token_ids(job.tokenizer, tokenizer)
     template = Template(tokenizer, job.settings.template, eos)
     rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
-    counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0}
+    counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
+              "longest_prompt_and_reference": 0}
     shards, pending = 0, []
     with Meter("prepare", None, "prompts") as meter:
         for record in _tokenised(rows, template, job, counts, meter):
@@ -82,7 +83,10 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))
-            counts["longest_reference"] = max(counts["longest_reference"], len(reference or ()))
+            answer_tokens = len(reference or ())
+            counts["longest_reference"] = max(counts["longest_reference"], answer_tokens)
+            counts["longest_prompt_and_reference"] = max(counts["longest_prompt_and_reference"],
+                                                         len(ids) + answer_tokens)
             yield {"prompt_index": index, "prompt_id": prompt_id(ids, index), "prompt_ids": ids,
                    "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text}
         meter.advance(len(block), tokens=sum(map(len, prompts)))
