@@ -69,3 +69,11 @@ def test_empty_and_out_of_range():
 def test_lower_bound_counts_items_that_cannot_share():
     assert lower_bound(np.array([5, 5, 5]), 8) == 3
     assert lower_bound(np.array([4, 4, 4]), 8) == 2
+
+
+def test_density_of_long_tailed_lengths():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(350 * np.exp(0.9 * rng.standard_normal(20_000)), 1, 4096).astype(np.int64)
+    rows = len(best_fit_decreasing(lengths, 4096))
+    assert lengths.sum() / (rows * 4096) >= 0.999
+    assert rows <= 1.001 * lower_bound(lengths, 4096)

@@ -1,0 +1,1 @@
+"""Kept samples into rows: one plan for each local epoch. Numpy alone."""

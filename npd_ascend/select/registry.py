@@ -1,0 +1,143 @@
+"""What a filter is, and the table of filters by name.
+
+A filter is one function in one file of ``filters/``: it looks at the scores of all samples and answers with a
+value for each and bounds on that value, or with weights, or both. Deciding and counting is done in one place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from npd_ascend.config.schema import SelectConfig
+from npd_ascend.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Columns of all samples, in the order of the rollouts; NLLs in nats a token, NaN where not known.
+
+    Attributes:
+        tokens: [N] int64, response tokens.
+        truncated: [N] bool, ran into max_new_tokens.
+        teacher_cond, teacher_uncond, student_cond, student_uncond: [N] float64, mean NLL of the response with and
+            without the prompt.
+        ifd_teacher, ifd_student, delta_ifd: [N] float64 in the configured form.
+    """
+
+    tokens: np.ndarray
+    truncated: np.ndarray
+    teacher_cond: np.ndarray
+    teacher_uncond: np.ndarray
+    student_cond: np.ndarray
+    student_uncond: np.ndarray
+    ifd_teacher: np.ndarray
+    ifd_student: np.ndarray
+    delta_ifd: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One end of what a filter keeps; the end itself is kept.
+
+    Attributes:
+        value: the bound, or the quantile (over all samples that could be kept) that gives it.
+        quantile: whether ``value`` is a quantile.
+    """
+
+    value: float
+    quantile: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a filter says of all samples.
+
+    Attributes:
+        values: [N] float64 that the bounds are for; not finite: dropped as undefined. None: looks at nothing.
+        lower, upper: what is kept; None: no bound on that side.
+        below, above: reason of a sample dropped by either bound.
+        weights: [N] relative weights, normalised later to mean 1 over the kept samples; None: all equal.
+        note: what a reader of the result must know, e.g. that a definition is an interpretation.
+    """
+
+    values: np.ndarray | None
+    lower: Bound | None = None
+    upper: Bound | None = None
+    below: str = "below"
+    above: str = "above"
+    weights: np.ndarray | None = None
+    note: str | None = None
+
+
+Model = Literal["teacher", "student"]
+Judge = Callable[[Scores, SelectConfig], Verdict]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A registered filter: its function and the models whose scores it cannot do without."""
+
+    name: str
+    needs: tuple[Model, ...]
+    judge: Judge
+
+
+_FILTERS: dict[str, Filter] = {}
+
+
+def register(name: str, needs: tuple[Model, ...] = ()) -> Callable[[Judge], Judge]:
+    """Decorator that enters a filter under the name used in ``select.metric``."""
+
+    def enter(judge: Judge) -> Judge:
+        _FILTERS[name] = Filter(name, needs, judge)
+        return judge
+
+    return enter
+
+
+def filters() -> dict[str, Filter]:
+    """All filters by name."""
+    from npd_ascend.select import filters as folder
+
+    for module in pkgutil.iter_modules(folder.__path__):
+        importlib.import_module(f"{folder.__name__}.{module.name}")
+    return dict(sorted(_FILTERS.items()))
+
+
+def find(name: str) -> Filter:
+    """The filter of that name.
+
+    Raises:
+        UserError: there is none; the message names the nearest.
+    """
+    known = filters()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"select.metric: there is no filter {name!r}; {hint}known: {', '.join(known)}")
+    return known[name]
+
+
+def bounds(settings: SelectConfig, lower: Bound | None, upper: Bound | None) -> tuple[Bound | None, Bound | None]:
+    """Bounds as configured, or a filter's own where the configuration says nothing.
+
+    The schema's defaults of ``lower`` and ``upper`` are bounds of Δ-IFD and mean nothing for another metric: a
+    value equal to them counts as not given here. A quantile goes before a value, null is no bound.
+    """
+
+    def one(name: str, own: Bound | None) -> Bound | None:
+        quantile, value = getattr(settings, f"{name}_quantile"), getattr(settings, name)
+        if quantile is not None:
+            return Bound(quantile, quantile=True)
+        if value == SelectConfig.model_fields[name].default:
+            return own
+        return None if value is None else Bound(value)
+
+    return one("lower", lower), one("upper", upper)

@@ -1,0 +1,75 @@
+"""The select stage: rollouts and scores in, a decision for every sample out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from npd_ascend import progress
+from npd_ascend.config.jobs import SelectJob
+from npd_ascend.errors import UserError
+from npd_ascend.select.columns import read_scores
+from npd_ascend.select.decide import Decisions, decide, summary, warning
+from npd_ascend.select.metrics import ZONES
+from npd_ascend.select.registry import Scores, find
+from npd_ascend.store.dataset import Dataset
+
+
+def run(job: SelectJob) -> None:
+    """Writes the ``selection`` dataset: same shards, rows and order as the rollouts; nothing is deleted.
+
+    Bounds by quantile and the normalisation of weights are over the whole generation, so all decisions are made
+    at once and only the shards that are missing are written.
+
+    Raises:
+        UserError: unknown filter, scores missing or of other rollouts, or nothing kept.
+        CorruptShard: an input's checksum differs.
+    """
+    out = Dataset(job.out, "selection", job.fingerprint)
+    if out.complete:
+        return
+    chosen = find(job.settings.metric)
+    paths: dict[str, Path | None] = {"teacher": job.teacher_scores, "student": job.student_scores}
+    for model in chosen.needs:
+        if paths[model] is None:
+            raise UserError(
+                f"select.metric {chosen.name} needs scores of the {model}; annotate with it first, or set "
+                f"select.metric: none"
+            )
+    rollouts = Dataset.open(job.rollouts, "rollouts")
+    teacher, student = (Dataset.open(p, "scores") if p else None for p in paths.values())
+    ids, first, scores = read_scores(rollouts, teacher, student, job.settings.ifd_form)
+    if not len(ids):
+        raise UserError(f"{job.rollouts}: no samples there; check data.prompts and data.max_prompt_tokens")
+    decisions = decide(scores, chosen, job.settings)
+    with progress.Meter("select", total=len(ids)) as meter:
+        missing = set(out.missing(rollouts.shards))
+        for shard in range(rollouts.shards):
+            rows = slice(int(first[shard]), int(first[shard + 1]))
+            if shard in missing:
+                out.write_table(shard, _table(ids[rows], scores, decisions, rows))
+            meter.advance(rows.stop - rows.start)
+    if advice := warning(chosen.name, decisions, job.settings):
+        progress.message(advice, level="warning")
+    out.finish(rollouts.shards, **summary(decisions, scores, job.settings))
+
+
+def _table(ids: np.ndarray, scores: Scores, decisions: Decisions, rows: slice) -> pa.Table:
+    def category(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names))
+
+    return pa.table(
+        {
+            "sample_id": ids,
+            "keep": decisions.keep[rows],
+            "reason": category(decisions.reason[rows], decisions.reasons),
+            "zone": category(decisions.zone[rows], ZONES),
+            "weight": decisions.weight[rows],
+            "metric": decisions.metric[rows],
+            "ifd_teacher": scores.ifd_teacher[rows],
+            "ifd_student": scores.ifd_student[rows],
+            "delta_ifd": scores.delta_ifd[rows],
+        }
+    )
