@@ -1,0 +1,153 @@
+"""The few modules of the network that differ between CPU and Ascend.
+
+MindFormers' leaves call kernels that exist on Ascend alone. Everything else of its GPTModel runs on both devices, so
+this table is all there is of device-specific network code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+from mindformers.parallel_core.training_graph.tensor_parallel.layers import RowParallelLinear
+from mindformers.parallel_core.training_graph.transformer.attention import SelfAttention
+from mindformers.parallel_core.training_graph.transformer.flash_attention import FlashAttention
+from mindformers.parallel_core.training_graph.transformer.norm import FusedRMSNorm, RMSNorm
+from mindspore import nn, ops
+
+MAX_SEGMENTS = 2048
+"""Segments that one Ascend forward pass tells the flash kernel apart, padding tails included."""
+_MASKED = -1e9
+_QUERY_BLOCK = 512
+
+
+class DenseMask(nn.Cell):
+    """segment_ids [B, S] -> additive mask [B, 1, S, S] float32: 0 where a position may look, else -1e9."""
+
+    def __init__(self, row_length: int):
+        super().__init__()
+        self.position = ops.arange(row_length)
+
+    def construct(self, segment_ids: ms.Tensor) -> tuple[ms.Tensor, None]:
+        causal = self.position.reshape(1, -1, 1) >= self.position.reshape(1, 1, -1)
+        same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
+        seen = ops.logical_and(causal, same).astype(ms.float32)
+        return ((1.0 - seen) * _MASKED).expand_dims(1), None
+
+
+class SegmentEnds(nn.Cell):
+    """segment_ids [B, S] -> cumulative ends of the segments over the B·S tokens, for the flash kernel's TND layout.
+
+    [MAX_SEGMENTS] int64, ascending; unused places repeat B·S, which the kernel reads as empty segments. A row's end
+    always ends a segment, its padding is one segment.
+    """
+
+    def construct(self, segment_ids: ms.Tensor) -> tuple[None, ms.Tensor]:
+        batch, length = segment_ids.shape
+        total = batch * length
+        last = ops.ones((batch, 1), ms.bool_)
+        ends_here = ops.concat((segment_ids[:, 1:] != segment_ids[:, :-1], last), 1).reshape(-1)
+        after = ops.arange(1, total + 1).astype(ms.float32)
+        ends, _ = ops.sort(ops.select(ends_here, after, ops.full_like(after, float(total))))
+        return None, ends[:min(total, MAX_SEGMENTS)].astype(ms.int64)
+
+
+class DenseCoreAttention(nn.Cell):
+    """softmax(q kᵀ / √d + mask) v with plain operators.
+
+    Query heads of a group are folded into the rows of one product, so keys and values are never repeated; queries go
+    block by block against the keys up to the block's end, so scores stay small and the causal half is not computed.
+    """
+
+    def __init__(self, config: Any, layer_number: int):
+        super().__init__()
+        self.heads, self.groups, self.dim = config.num_attention_heads, config.num_query_groups, config.kv_channels
+        self.scale = 1.0 / math.sqrt(self.dim)
+        self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
+        """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask [B, 1, S, S] -> [S, B, N·D]."""
+        length, batch = query.shape[0], query.shape[1]
+        rep = self.heads // self.groups
+        q = query.transpose(1, 2, 0, 3) * self.scale
+        k = key.transpose(1, 2, 0, 3).reshape(batch * self.groups, length, self.dim)
+        v = value.transpose(1, 2, 0, 3).reshape(batch * self.groups, length, self.dim)
+        outs: tuple[ms.Tensor, ...] = ()
+        for start in range(0, length, _QUERY_BLOCK):
+            stop = min(start + _QUERY_BLOCK, length)
+            rows = stop - start
+            block = q[:, :, start:stop].reshape(batch * self.groups, rep * rows, self.dim)
+            s = self.scores(block, k[:, :stop]).reshape(batch, self.heads, rows, stop)
+            p = self.softmax(s + attention_mask[:, :, start:stop, :stop])
+            out = self.mix(p.reshape(batch * self.groups, rep * rows, stop), v[:, :stop])
+            outs += (out.reshape(batch, self.heads, rows, self.dim),)
+        merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
+        return merged.transpose(2, 0, 1, 3).reshape(length, batch, self.heads * self.dim)
+
+
+class DenseSelfAttention(SelfAttention):
+    """SelfAttention whose keys and values stay unrepeated for ``DenseCoreAttention``."""
+
+    def _repeat_kv(self, x: ms.Tensor, rep: int) -> ms.Tensor:
+        return x
+
+
+class BiasedProjection(RowParallelLinear):
+    """Attention output projection with a bias; in MindFormers a flag shared with the MLP decides, which has none."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "bias": True, "skip_bias_add": False})
+
+
+class GatherEmbedding(nn.Cell):
+    """Rows of the embedding table; MindFormers' own lookup has no CPU kernel."""
+
+    def construct(self, ids: ms.Tensor, table: ms.Tensor) -> ms.Tensor:
+        return ops.gather(table, ids, 0)
+
+
+class OuterProduct(nn.Cell):
+    """Positions times inverse frequencies; MindFormers' own has no CPU kernel."""
+
+    def construct(self, positions: ms.Tensor, frequencies: ms.Tensor) -> ms.Tensor:
+        return positions.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Device-specific parts.
+
+    Attributes:
+        norm: class of every RMS norm.
+        self_attention, core_attention: classes inside a layer.
+        flash: whether flash attention with cumulative segment ends is used in place of a dense mask.
+        config: settings of MindFormers' TransformerConfig that go with them.
+    """
+
+    norm: type
+    self_attention: type
+    core_attention: type
+    flash: bool
+    config: dict[str, Any]
+
+    def patch(self, model: Any) -> None:
+        """Replaces inside a built GPTModel what its specification cannot name."""
+        if not self.flash:
+            model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
+            model.rotary_pos_emb.outer = model.rotary_pos_emb.outer_for_eod = OuterProduct()
+
+    def mask(self, row_length: int) -> nn.Cell:
+        """Cell: segment_ids -> (attention mask, cumulative segment ends), one of them None."""
+        return SegmentEnds() if self.flash else DenseMask(row_length)
+
+
+LEAVES = {
+    "cpu": Leaves(RMSNorm, DenseSelfAttention, DenseCoreAttention, flash=False,
+                  config={"use_flash_attention": False, "hidden_act": "silu"}),
+    "ascend": Leaves(FusedRMSNorm, SelfAttention, FlashAttention, flash=True,
+                     config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
+                             "hidden_act": "swiglu", "bias_swiglu_fusion": True}),
+}

@@ -1,0 +1,147 @@
+"""MindFormers' static-graph GPTModel as the one network class for all supported checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import mindspore as ms
+from mindformers import build_context
+from mindformers.parallel_core.training_graph.base_models.gpt.gpt_model import GPTModel
+from mindformers.parallel_core.training_graph.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from mindformers.parallel_core.training_graph.transformer.attention import SelfAttentionSubmodules
+from mindformers.parallel_core.training_graph.transformer.mlp import MLPInterleaved, MLPSubmodules
+from mindformers.parallel_core.training_graph.transformer.transformer_block import TransformerBlockSubmodules
+from mindformers.parallel_core.training_graph.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+from mindformers.parallel_core.transformer_config import TransformerConfig
+from mindformers.parallel_core.utils.init_method import init_method_zero
+from mindformers.parallel_core.utils.spec_utils import ModuleSpec
+from mindformers.tools.logger import get_logger
+from mindspore import Parameter, nn
+
+from npd_ascend.config.jobs import Device
+from npd_ascend.errors import UserError
+from npd_ascend.models.leaves import LEAVES, BiasedProjection, Leaves
+from npd_ascend.models.spec import ModelSpec
+
+_FLASH_ROW = 2048
+_context_made = False
+
+
+def setup_context(device: Device, *, parallel: bool = False) -> None:
+    """Prepares MindSpore: graph mode, deterministic kernels. Later calls in the same process do nothing.
+
+    Args:
+        device: target and memory limit.
+        parallel: join the data-parallel group that msrun started.
+    """
+    global _context_made
+    if _context_made:
+        return
+    context: dict[str, Any] = {"mode": 0, "device_target": {"cpu": "CPU", "ascend": "Ascend"}[device.target]}
+    if device.target == "ascend":
+        context |= {"max_device_memory": device.max_device_memory,
+                    "device_id": int(os.environ.get("DEVICE_ID", "0"))}
+    group = {"parallel_mode": 0, "gradients_mean": False} if parallel else {}
+    build_context({"use_legacy": False, "use_parallel": parallel, "context": context, "parallel": group,
+                   "parallel_config": {}})
+    ms.set_deterministic(True)
+    get_logger().setLevel(logging.WARNING)
+    _context_made = True
+
+
+def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32") -> CausalLM:
+    """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
+
+    Args:
+        spec: architecture.
+        device: target, and compute type of the linear layers.
+        row_length: positions a row; static.
+        params_dtype: type in which weights are held: float32 to train, the compute type to annotate.
+
+    Raises:
+        UserError: a row length or type the device cannot do.
+    """
+    if device.target == "cpu" and (device.dtype, params_dtype) != ("float32", "float32"):
+        raise UserError("device.dtype bfloat16 needs an NPU; on cpu set device.dtype: float32")
+    if device.target == "ascend" and (row_length < _FLASH_ROW or row_length % 16):
+        raise UserError(f"row_length {row_length}: the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
+                        f"a row and a multiple of 16")
+    setup_context(device)
+    return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype).set_train(False)
+
+
+class CausalLM(nn.Cell):
+    """Packed rows in, final hidden states out; the head is left to the caller, who takes it in chunks.
+
+    Args:
+        spec: architecture.
+        leaves: device-specific modules.
+        row_length: positions a row.
+        compute_dtype, params_dtype: ``float32`` or ``bfloat16``.
+    """
+
+    def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str):
+        super().__init__(auto_prefix=True)
+        self.spec = spec
+        self.row_length = row_length
+        self.mask = leaves.mask(row_length)
+        config = _config(spec, leaves, row_length, compute_dtype, params_dtype)
+        self.model = GPTModel(
+            config=config, transformer_layer_spec=_block(spec, leaves), vocab_size=spec.vocab_size,
+            max_sequence_length=spec.max_positions, position_embedding_type="rope", rotary_base=spec.rope_theta,
+            post_process=False)
+        leaves.patch(self.model)
+        if not spec.tie_embeddings:
+            zeros = init_method_zero(config.params_dtype)((spec.vocab_size, spec.hidden_size))
+            self.lm_head = Parameter(zeros, name="lm_head")
+
+    @property
+    def head_weight(self) -> Parameter:
+        """Output projection [V, H]; the embedding table itself when tied."""
+        return self.model.embedding.word_embeddings.weight if self.spec.tie_embeddings else self.lm_head
+
+    def construct(self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor) -> ms.Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            input_ids, position_ids, segment_ids: [B, S] int32. A position sees the earlier positions of equal
+                segment id and itself; -1 marks padding.
+
+        Returns:
+            [B * S, H] in the compute type; position s of row b is row b * S + s.
+        """
+        mask, ends = self.mask(segment_ids)
+        hidden = self.model(input_ids, position_ids, mask, actual_seq_len=ends)
+        return hidden.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
+
+
+def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str) -> Any:
+    dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[params_dtype]
+    return TransformerConfig(
+        num_layers=spec.num_layers, hidden_size=spec.hidden_size, ffn_hidden_size=spec.intermediate_size,
+        num_attention_heads=spec.num_heads, num_query_groups=spec.num_kv_heads, kv_channels=spec.head_dim,
+        layernorm_epsilon=spec.rms_norm_eps, normalization="RMSNorm", gated_linear_unit=True,
+        add_bias_linear=False, add_qkv_bias=spec.qkv_bias, rotary_base=spec.rope_theta,
+        position_embedding_type="rope", use_eod_reset=True, hidden_dropout=0.0, attention_dropout=0.0,
+        # MindFormers builds a causal [S, S] constant from this even when the mask is handed in.
+        seq_length=row_length if leaves.flash else 16, pad_token_id=spec.pad_token_id,
+        params_dtype=params_dtype, compute_dtype=compute_dtype, layernorm_compute_dtype="float32",
+        softmax_compute_dtype="float32", rotary_dtype="float32", is_dynamic=False,
+        init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **leaves.config)
+
+
+def _block(spec: ModelSpec, leaves: Leaves) -> TransformerBlockSubmodules:
+    attention = ModuleSpec(module=leaves.self_attention, submodules=SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear, core_attention=leaves.core_attention,
+        linear_proj=BiasedProjection if spec.o_bias else RowParallelLinear))
+    mlp = ModuleSpec(module=MLPInterleaved, submodules=MLPSubmodules(
+        linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+    layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
+        input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))
+    # A bare layer spec would bring the fused final norm, which no CPU has.
+    return TransformerBlockSubmodules(layer_specs=[layer] * spec.num_layers, layer_norm=leaves.norm)

@@ -1,0 +1,185 @@
+"""The safetensors format, read and written tensor by tensor in plain numpy.
+
+The public library has no bfloat16 in numpy and writes whole files at once; a checkpoint of billions of weights must
+pass through one tensor at a time. Format: u64 header length, JSON header (name -> dtype, shape, data offsets),
+data. Tensors are handed around as raw bits: bfloat16 as uint16.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_BITS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_SIZES = {**{k: v.itemsize for k, v in _BITS.items()}, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+          "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
+_MAX_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor stands: file, dtype name of the format (``BF16``), shape, byte range in the file."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def read(self) -> np.ndarray:
+        """The tensor as float32 (float32, float16, bfloat16 are widened exactly).
+
+        Raises:
+            UserError: of a dtype that no weight has, or the file ends too early.
+        """
+        bits = _BITS.get(self.dtype)
+        if bits is None:
+            raise UserError(f"{self.path}: tensor {self.name} has dtype {self.dtype}; supported: {', '.join(_BITS)}")
+        with open(self.path, "rb") as f:
+            f.seek(self.start)
+            raw = np.fromfile(f, bits, prod(self.shape))
+        if raw.size != prod(self.shape):
+            raise UserError(f"{self.path}: ends inside tensor {self.name}; the file is truncated, fetch it again")
+        return to_float32(raw, self.dtype).reshape(self.shape)
+
+
+def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Bits of ``dtype`` (``F32``, ``F16``, ``BF16``) as float32; exact."""
+    if dtype == "BF16":
+        out = raw.astype(np.uint32)
+        out <<= 16
+        return out.view(np.float32)
+    return raw.astype(np.float32, copy=False)
+
+
+def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 rounded to nearest even as bits of ``dtype``; exact where ``to_float32`` made the values.
+
+    NaN stays NaN; values beyond float16's range become infinite there.
+    """
+    values = np.ascontiguousarray(values, np.float32)
+    if dtype == "F32":
+        return values
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    bits = values.view(np.uint32)
+    # Adding 0x7fff, plus the lowest kept bit, carries into it exactly when round-half-to-even says so.
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    out = rounded.astype(np.uint16)
+    nan = np.isnan(values)
+    if nan.any():
+        out[nan] = 0x7FC0
+    return out
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """All tensors of a checkpoint folder by name: of the sharded index, or of the single file.
+
+    Raises:
+        UserError: no safetensors there, a file is missing or damaged, or the index disagrees with the files.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        return _indexed(folder)
+    if (folder / SINGLE).is_file():
+        return _header(folder / SINGLE)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise UserError(f"{folder}: holds pickled weights (.bin, .pt), which can run code when read and are refused; "
+                        f"convert them to safetensors first")
+    raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} there")
+
+
+def write(path: Path, layout: Iterable[tuple[str, str, tuple[int, ...]]],
+          values: Callable[[str], np.ndarray]) -> None:
+    """Writes one file, asking for each tensor when its turn comes.
+
+    Args:
+        path: the file.
+        layout: (name, dtype, shape) in the order of the data.
+        values: gives the float32 values of a name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at, layout = 0, list(layout)
+    for name, dtype, shape in layout:
+        size = prod(shape) * _BITS[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for name, dtype, shape in layout:
+            array = values(name)
+            assert array.shape == shape, (name, array.shape, shape)
+            from_float32(array, dtype).tofile(f)
+
+
+def _indexed(folder: Path) -> dict[str, Entry]:
+    index = folder / INDEX
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+        names = set(weight_map)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index}: not a safetensors index (no readable weight_map)") from None
+    found: dict[str, Entry] = {}
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{index}: entry {file!r} leads out of the folder; refused")
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: {file} is missing; the index names it")
+        for name, entry in _header(folder / file).items():
+            if name in found:
+                raise UserError(f"{folder}: tensor {name} stands in {found[name].path.name} and in {file}")
+            found[name] = entry
+    lost = sorted(names - set(found))
+    if lost:
+        raise UserError(f"{index}: names {_some(lost)} but the files do not hold it")
+    return found
+
+
+def _header(path: Path) -> dict[str, Entry]:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > min(size - 8, _MAX_HEADER):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(f.read(length))
+        header.pop("__metadata__", None)
+        found = {}
+        for name, info in header.items():
+            shape, (start, stop) = tuple(info["shape"]), info["data_offsets"]
+            if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
+                raise ValueError(f"tensor {name} has a bad shape or offset")
+            if stop - start != prod(shape) * _SIZES[info["dtype"]]:
+                raise ValueError(f"the size of tensor {name} does not fit its shape")
+            if stop > size - 8 - length:
+                raise ValueError(f"it ends inside tensor {name}")
+            found[name] = Entry(path, name, info["dtype"], shape, 8 + length + start, 8 + length + stop)
+        return found
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+        raise UserError(f"{path}: damaged safetensors file ({e}); fetch it again") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

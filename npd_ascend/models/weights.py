@@ -1,0 +1,147 @@
+"""Weights between a Hugging Face folder and the network, one tensor at a time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npd_ascend.errors import UserError
+from npd_ascend.models import tensorfile
+from npd_ascend.models.mapping import Rule, rules
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.tensorfile import Entry
+from npd_ascend.store.atomic import atomic_folder
+
+if TYPE_CHECKING:
+    from npd_ascend.models.network import CausalLM
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "LICENSE*")
+
+
+def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors of a checkpoint as (name, float32 array), in the order of names.
+
+    Raises:
+        UserError: the folder is unusable, or a value is NaN or infinite.
+    """
+    for name, entry in sorted(tensorfile.entries(folder).items()):
+        yield name, _finite(entry)
+
+
+def load_hf(net: CausalLM, folder: Path) -> None:
+    """Fills the network from a checkpoint folder.
+
+    Holds the network and the tensors of one parameter. Tolerated extras: an ``lm_head.weight`` equal to the embedding
+    where both are tied, and rotary frequency buffers.
+
+    Raises:
+        UserError: tensors missing, unknown, of the wrong shape, NaN or infinite.
+    """
+    from mindspore import Tensor
+
+    found = _checked(net.spec, Path(folder))
+    parameters = {p.name: p for p in net.get_parameters()}
+    table = rules(net.spec)
+    assert set(parameters) == {r.param for r in table}, sorted(set(parameters) ^ {r.param for r in table})
+    for rule in table:
+        merged = np.ascontiguousarray(rule.merge([_finite(found[name]) for name in rule.hf]))
+        parameter = parameters[rule.param]
+        assert merged.shape == tuple(parameter.shape), (rule.param, merged.shape, parameter.shape)
+        parameter.set_data(Tensor(merged, dtype=parameter.dtype))
+
+
+def save_hf(net: CausalLM, out: Path, like: Path) -> None:
+    """Writes the network as a checkpoint folder with the files, shards, tensor order and dtypes of ``like``.
+
+    Config and tokenizer files are copied. The folder appears whole or not at all.
+
+    Args:
+        net: the network.
+        out: folder to make or replace.
+        like: checkpoint of the same architecture.
+
+    Raises:
+        UserError: ``like`` is not such a checkpoint, or a weight is NaN or infinite.
+    """
+    out, like = Path(out), Path(like)
+    found = _checked(net.spec, like)
+    source = _Splitter(net)
+    with atomic_folder(out) as folder:
+        for pattern in _COMPANIONS:
+            for path in like.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        for file in sorted({e.path for e in found.values()}):
+            here = sorted((e for e in found.values() if e.path == file), key=lambda e: e.start)
+            tensorfile.write(folder / file.name, [(e.name, e.dtype, e.shape) for e in here],
+                             lambda name: source(name) if name in source else found[name].read())
+
+
+class _Splitter:
+    """Checkpoint tensors by name, taken out of the network; the parts of one parameter are split once."""
+
+    def __init__(self, net: CausalLM):
+        self._parameters = {p.name: p for p in net.get_parameters()}
+        self._rule: dict[str, Rule] = {name: rule for rule in rules(net.spec) for name in rule.hf}
+        if net.spec.tie_embeddings:
+            self._rule[_HEAD] = self._rule[_EMBEDDING]
+        self._parts: dict[str, np.ndarray] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rule
+
+    def __call__(self, name: str) -> np.ndarray:
+        if name not in self._parts:
+            rule = self._rule[name]
+            value = self._parameters[rule.param].float().asnumpy()
+            if not np.isfinite(value).all():
+                raise UserError(f"weight {name} is NaN or infinite: training has diverged; lower train.lr")
+            # Waiting parts of other parameters are few: shards keep a layer's tensors together.
+            names = (name,) if len(rule.hf) == 1 else rule.hf
+            self._parts.update(zip(names, rule.split(value), strict=True))
+        return self._parts.pop(name)
+
+
+def _checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
+    """The folder's tensors, once they are known to be exactly those of the architecture."""
+    found = tensorfile.entries(folder)
+    expected = {name: shape for rule in rules(spec) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
+    missing = sorted(set(expected) - set(found))
+    extra = sorted(n for n in set(found) - set(expected) if not _BUFFER.fullmatch(n))
+    if spec.tie_embeddings and _HEAD in extra:
+        extra.remove(_HEAD)
+        if not _equal(found[_HEAD], found.get(_EMBEDDING)):
+            raise UserError(f"{folder}: config.json ties the embeddings, but {_HEAD} differs from {_EMBEDDING}; "
+                            f"set tie_word_embeddings: false there")
+    if missing or extra:
+        parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"not expected: {_some(extra)}"] * bool(extra)
+        raise UserError(f"{folder}: tensors do not fit its config.json; " + "; ".join(parts))
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise UserError(f"{folder}: tensor {name} has shape {list(found[name].shape)}, config.json asks for "
+                            f"{list(shape)}")
+    return found
+
+
+def _equal(head: Entry, embedding: Entry | None) -> bool:
+    return embedding is None or (head.shape == embedding.shape and bool(np.array_equal(head.read(), embedding.read())))
+
+
+def _finite(entry: Entry) -> np.ndarray:
+    value = entry.read()
+    # One pass without a temporary of the tensor's size: a sum is finite only if all is (or overflows, checked then).
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(value.sum(dtype=np.float64))
+    if suspicious and not np.isfinite(value).all():
+        raise UserError(f"{entry.path}: tensor {entry.name} holds NaN or infinite values; the checkpoint is damaged")
+    return value
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
