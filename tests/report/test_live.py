@@ -100,7 +100,8 @@ def test_eta_is_unknown_without_total_or_movement():
 
 def test_plain_lines_are_timed_and_sparse():
     steps = [event(done=i, tokens=10 * i, seconds=i / 10) for i in range(1, 50)]
-    text = shown(event("begin"), *steps, event("end", done=100, tokens=1000, seconds=10.0, notes={"loss": 0.25}))
+    end = event("end", done=100, tokens=1000, seconds=10.0, notes={"loss": 0.25})
+    text = shown(event("begin"), *steps, end)
     lines = text.splitlines()
     assert len(lines) == 2 and all(re.match(r"\d\d:\d\d:\d\d  rollout: ", line) for line in lines)
     assert lines[0].endswith("begins, 0/100 samples")

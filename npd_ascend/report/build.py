@@ -1,0 +1,128 @@
+"""``report.html``: one self-contained page on a run, readable while it still goes on."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from npd_ascend import __version__
+from npd_ascend.report import numbers, plots
+from npd_ascend.report.collect import Evaluation, Run, collect, last
+from npd_ascend.report.paper import LAG, TIME, ZONES
+from npd_ascend.report.samples import gallery
+from npd_ascend.report.warnings import warnings_of
+from npd_ascend.store.atomic import write_bytes
+from npd_ascend.store.layout import RunDir
+
+_DEFAULT_SAMPLES = 6
+_FIGURES = (plots.accuracy, plots.loss, plots.optimiser, plots.lag, plots.zones, plots.delta, plots.lengths,
+            plots.timeline)
+
+
+def build(run_dir: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run.
+
+    Args:
+        run_dir: the run directory; whatever is not there yet is left out of the report.
+        out: file to write; ``<run_dir>/report.html`` when None.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: ``run_dir`` holds no run.
+    """
+    paths = RunDir(Path(run_dir))
+    run = collect(paths.root)
+    out = Path(out) if out else paths.report
+    write_bytes(out, render(run).encode())
+    return out
+
+
+def render(run: Run) -> str:
+    """The page as HTML; everything that did not come from this package is escaped."""
+    count = run.config.report.samples if run.config else _DEFAULT_SAMPLES
+    samples = gallery(RunDir(run.root), run.config, count, run.problems)
+    env = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters.update(number=numbers.number, percent=numbers.percent, duration=numbers.duration, size=numbers.size)
+    return env.get_template("report.html.j2").render(
+        run=run, name=run.root.resolve().name, tiles=_tiles(run), warnings=warnings_of(run),
+        figures={f.__name__: f(run) for f in _FIGURES}, stages=_stages(run), paper_zones=ZONES,
+        samples=samples, facts=_facts(run), bound=LAG)
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the headline figures that are known."""
+    tiles = []
+    start, end = run.evaluation("start"), run.evaluation("end")
+    if start and end:
+        gain = 100 * (end.accuracy - start.accuracy)
+        tiles.append(("Accuracy, before → after",
+                      f"{100 * start.accuracy:.1f} → {100 * end.accuracy:.1f} %",
+                      f"{gain:+.1f} points; 95 % intervals {_interval(start)} and {_interval(end)}"))
+    elif start:
+        tiles.append(("Accuracy at the start", numbers.percent(start.accuracy), f"95 % interval {_interval(start)}"))
+    wall = run.wall_seconds()
+    if wall is not None:
+        stages = sorted(run.times(), key=lambda t: -t.seconds)[:2]
+        total = sum(t.seconds for t in run.times())
+        shares = ", ".join(f"{plots.STAGE_NAMES.get(t.stage, t.stage)} {numbers.percent(t.seconds / total, 0)}"
+                           for t in stages if total)
+        tiles.append(("Total time", numbers.duration(wall), shares))
+    if run.generations:
+        at = [f"{r['progress']:g}" for r in run.sync if isinstance(r.get("progress"), int | float)]
+        note = f"sparse update after epoch {', '.join(at[:4])}{' …' if len(at) > 4 else ''}" if at else "no sparse update yet"
+        tiles.append(("Generations", str(len(run.generations)), note))
+    selected = [g for g in run.generations if g.selection and g.selection.samples]
+    if selected:
+        latest = selected[-1].selection
+        assert latest is not None
+        tiles.append(("Keep rate", numbers.percent(latest.keep_rate),
+                      f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; paper: 96.2 %"))
+    lag = last(run.lag, "forward")
+    if lag is not None:
+        tiles.append(("Lag at the end", f"{numbers.number(lag)} nats", f"KL(current‖generator); near-policy: ≤ {LAG:g}"))
+    stores = [g.store for g in run.generations if g.store and g.store.tokens]
+    if stores:
+        bytes_, tokens = sum(s.bytes for s in stores), sum(s.tokens for s in stores)
+        tiles.append(("Teacher store", f"{bytes_ / tokens:.1f} B/token",
+                      f"{numbers.size(bytes_)} for {tokens:,} response tokens"))
+    return tiles
+
+
+def _interval(e: Evaluation) -> str:
+    return f"{100 * e.interval[0]:.1f}–{100 * e.interval[1]:.1f}"
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    """Rows of the time table: the paper's stages in its order with both shares, then the others."""
+    times = {t.stage: t for t in run.times()}
+    total = sum(times[s].seconds for s, *_ in TIME if s in times)
+    rows = [{"name": name, "time": times.get(stage), "paper": share,
+             "share": times[stage].seconds / total if stage in times and total else None}
+            for stage, name, share in TIME]
+    others = [t for s, t in times.items() if s not in {x[0] for x in TIME}]
+    return (rows if total else []) + [
+        {"name": plots.STAGE_NAMES.get(t.stage, t.stage).capitalize(), "time": t, "paper": None, "share": None}
+        for t in others]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What the run and this report were made with."""
+    facts = [("Run directory", str(run.root.resolve())), ("npd_ascend", __version__),
+             ("Report written", time.strftime("%Y-%m-%d %H:%M:%S %Z")),
+             ("Machine", f"{platform.machine()}, {platform.system()} {platform.release()}, "
+                         f"Python {platform.python_version()}")]
+    for key, value in run.state.items():
+        if key in ("started", "ended") and isinstance(value, int | float):
+            value = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(value))
+        if isinstance(value, dict):
+            facts += [(f"{key}: {k}", str(v)) for k, v in value.items()]
+        elif key not in ("pid", "schema"):
+            facts.append((key.replace("_", " ").capitalize(), str(value)))
+    return facts

@@ -1,0 +1,198 @@
+"""Everything the report shows, read from the store; what is not there yet stays None or empty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.config.load import load_config
+from npd_ascend.config.schema import Config
+from npd_ascend.errors import UserError
+from npd_ascend.report.generation import Generation, read_generation
+from npd_ascend.store.layout import RunDir
+from npd_ascend.store.metrics import read_metrics
+
+
+@dataclass
+class Evaluation:
+    """Accuracy of one checkpoint on the held-out set.
+
+    Attributes:
+        name: ``start``, ``sync 1``, ``end``.
+        interval: confidence bounds of the accuracy.
+        pass_at: n -> share of prompts with a right answer among n.
+        progress: epochs of training behind it; None when its name tells no point of the run.
+    """
+
+    name: str
+    n: int
+    correct: int
+    accuracy: float
+    interval: tuple[float, float]
+    pass_at: dict[str, float]
+    truncated: float | None
+    mean_tokens: float | None
+    progress: float | None
+
+
+@dataclass
+class StageTime:
+    """What one stage took, over all generations.
+
+    Attributes:
+        seconds: wall time.
+        busy: seconds of it at work on data, without start-up of processes, engines and compilation.
+        tokens, samples: what it processed.
+    """
+
+    stage: str
+    seconds: float = 0.0
+    busy: float = 0.0
+    tokens: int = 0
+    samples: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Rate while busy."""
+        return self.tokens / self.busy if self.tokens and self.busy > 0 else None
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Rate while busy."""
+        return self.samples / self.busy if self.samples and self.busy > 0 else None
+
+
+@dataclass
+class Run:
+    """A run as the store tells it.
+
+    Attributes:
+        train, lag, sync, stage: rows of metrics.jsonl of that kind, in order.
+        problems: what could not be read, one line each.
+    """
+
+    root: Path
+    config: Config | None
+    config_text: str
+    state: dict[str, Any]
+    train: list[dict[str, Any]]
+    lag: list[dict[str, Any]]
+    sync: list[dict[str, Any]]
+    stage: list[dict[str, Any]]
+    evaluations: list[Evaluation]
+    generations: list[Generation]
+    problems: list[str] = field(default_factory=list)
+
+    def evaluation(self, name: str) -> Evaluation | None:
+        """The evaluation of that name."""
+        return next((e for e in self.evaluations if e.name == name), None)
+
+    def times(self) -> list[StageTime]:
+        """Time by stage, in the order of their first appearance."""
+        found: dict[str, StageTime] = {}
+        for row in self.stage:
+            t = found.setdefault(str(row.get("stage")), StageTime(str(row.get("stage"))))
+            t.seconds += row.get("seconds") or 0.0
+            t.busy += row.get("busy") or row.get("seconds") or 0.0
+            t.tokens += int(row.get("tokens") or 0)
+            t.samples += int(row.get("samples") or 0)
+        return list(found.values())
+
+    def wall_seconds(self) -> float | None:
+        """Time in which at least one stage was at work: overlap counts once, pauses between sessions do not."""
+        spans = sorted((r["time"] - r["seconds"], r["time"]) for r in self.stage
+                       if _is_number(r.get("time")) and _is_number(r.get("seconds")))
+        total, end = 0.0, -np.inf
+        for a, b in spans:
+            total += max(b - max(a, end), 0.0)
+            end = max(end, b)
+        return total if spans else None
+
+
+def collect(run_dir: Path) -> Run:
+    """Reads a run directory, finished or not.
+
+    Args:
+        run_dir: the run; any part of it may be missing or damaged (named in ``Run.problems``).
+
+    Raises:
+        UserError: there is no run at all.
+    """
+    run = RunDir(Path(run_dir))
+    metrics = read_metrics(run.metrics)
+    if not (run.config.is_file() or run.state.is_file() or metrics or run.generations()):
+        raise UserError(f"{run_dir}: no run there (neither config.yaml nor run.json nor metrics.jsonl); "
+                        "give the run.dir of a run that was started")
+    problems: list[str] = []
+    config, text = _config(run, problems)
+    rows = {kind: [r for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "sync", "stage")}
+    generations = [read_generation(run.generation(i), i, config, problems) for i in run.generations()]
+    return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["sync"], rows["stage"],
+               _evaluations(run.evaluations, rows, problems), generations, problems)
+
+
+def series(rows: list[dict[str, Any]], key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """Values of ``key`` over ``x`` as float arrays [N]; rows without both are left out, null becomes NaN."""
+    pairs = [(r[x], r[key]) for r in rows if _is_number(r.get(x)) and key in r and (
+        r[key] is None or _is_number(r[key]))]
+    if not pairs:
+        return np.zeros(0), np.zeros(0)
+    xs, ys = zip(*pairs, strict=True)
+    return np.asarray(xs, float), np.asarray([np.nan if y is None else y for y in ys], float)
+
+
+def last(rows: list[dict[str, Any]], key: str) -> float | None:
+    """The last value of ``key``."""
+    _, y = series(rows, key)
+    return float(y[-1]) if len(y) else None
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _config(run: RunDir, problems: list[str]) -> tuple[Config | None, str]:
+    try:
+        text = run.config.read_text(errors="replace")
+        return load_config(run.config), text
+    except OSError:
+        problems.append("config.yaml is missing: settings are not shown")
+        return None, ""
+    except UserError as e:
+        problems.append(str(e))
+        return None, text
+
+
+def _evaluations(folder: Path, rows: dict[str, list[dict[str, Any]]], problems: list[str]) -> list[Evaluation]:
+    found = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            raw = json.loads(path.read_text())
+            low, high = raw["interval"]
+            n, name = int(raw["n"]), str(raw["name"])
+            truncated = raw.get("truncated")
+            if isinstance(truncated, int) and n:  # a count; a share is a float
+                truncated = truncated / n
+            pass_at = raw.get("pass_at") or {}
+            found.append(Evaluation(
+                name, n, int(raw["correct"]), float(raw["accuracy"]), (float(low), float(high)),
+                {str(k): float(v) for k, v in pass_at.items()} if isinstance(pass_at, dict) else {},
+                truncated, raw.get("mean_tokens"), _progress_of(name, rows)))
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            problems.append(f"evaluations/{path.name} cannot be read ({type(e).__name__}: {e})")
+    return sorted(found, key=lambda e: (e.progress is None, e.progress or 0.0, e.name != "start", e.name))
+
+
+def _progress_of(name: str, rows: dict[str, list[dict[str, Any]]]) -> float | None:
+    if name == "start":
+        return 0.0
+    if name == "end":
+        return last(rows["train"], "progress")
+    kind, _, index = name.rpartition(" ")
+    if kind == "sync" and index.isdigit():
+        return next((r.get("progress") for r in rows["sync"] if r.get("generation") == int(index)), None)
+    return None

@@ -1,0 +1,253 @@
+"""The report's figures, each from plain data to inline SVG; None when there is nothing to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from npd_ascend.report import svg
+from npd_ascend.report.collect import Run, series
+from npd_ascend.report.paper import LAG, ZONES
+from npd_ascend.report.svg import C1, C2, C3, C4, C5, GRID, INK, MUTED, SERIES
+
+_PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")
+_SHORT = FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10000 else f"{v:g}")
+STAGE_NAMES = {"prepare": "prepare", "rollout": "rollout", "annotate_teacher": "annotate, teacher",
+               "annotate_student": "annotate, student", "select": "select", "pack": "pack", "train": "train",
+               "evaluate": "evaluate"}
+_ZONE_COLOURS = {"degenerate": C2, "proximal": C1, "disconnect": C4, "undefined": C5}
+_MAX_CURVES = 3
+_MAX_BARS = 12
+
+
+def accuracy(run: Run) -> Markup | None:
+    """Accuracy with its interval, at the start, each sync and the end, over epochs."""
+    points = [e for e in run.evaluations if e.progress is not None]
+    if not points:
+        return None
+    with svg.style():
+        fig = svg.figure()
+        ax = fig.subplots()
+        x = np.array([e.progress for e in points], float)
+        y = np.array([e.accuracy for e in points])
+        low, high = np.array([e.interval for e in points]).T
+        ax.fill_between(x, low, high, color=C1, alpha=0.15, linewidth=0)
+        ax.vlines(x, low, high, color=C1, linewidth=1.2)
+        ax.plot(x, y, color=C1, marker="o", markersize=5)
+        for i, e in enumerate(points):
+            ends = "left" if i == 0 and len(points) > 1 else "right" if i == len(points) - 1 and i else "center"
+            ax.annotate(f"{100 * e.accuracy:.1f} %", (x[i], high[i]), xytext=(0, 5), textcoords="offset points",
+                        ha=ends, color=INK, fontweight="bold")
+            ax.annotate(e.name, (x[i], low[i]), xytext=(0, -11), textcoords="offset points", ha=ends, color=MUTED,
+                        fontsize=7.5)
+        ax.margins(x=0.06, y=0.25)
+        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.set_xlabel("epochs of training")
+        return svg.to_svg(fig, "Accuracy over the run")
+
+
+def loss(run: Run) -> Markup | None:
+    """Loss and its two parts over optimiser steps."""
+    parts = [(name, key, colour) for name, key, colour in
+             (("total", "loss", INK), ("KD (teacher)", "kd", C1), ("CE", "ce", C2)) if len(series(run.train, key)[0])]
+    if not parts:
+        return None
+    with svg.style():
+        fig = svg.figure()
+        ax = fig.subplots()
+        for name, key, colour in parts:
+            svg.line(ax, *series(run.train, key), colour, name)
+        _syncs(ax, run)
+        svg.legend(ax)
+        ax.set_xlabel("optimiser step")
+        ax.set_ylabel("nats a token")
+        ax.xaxis.set_major_formatter(_SHORT)
+        return svg.to_svg(fig, "Loss and its parts over the steps")
+
+
+def optimiser(run: Run) -> Markup | None:
+    """Gradient norm (with the clipping bound) above the learning rate."""
+    norm, rate = series(run.train, "grad_norm"), series(run.train, "lr")
+    if not len(norm[0]) and not len(rate[0]):
+        return None
+    with svg.style():
+        fig = svg.figure()
+        top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        svg.line(top, *norm, C3)
+        top.set_title("gradient norm before clipping")
+        if run.config:
+            top.axhline(run.config.train.clip, color=C4, linewidth=1, linestyle=(0, (5, 2)))
+            top.annotate("clip", (1, run.config.train.clip), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                         textcoords="offset points", ha="right", color=C4, fontsize=7.5)
+        svg.line(bottom, *rate, C5)
+        bottom.set_title("learning rate")
+        bottom.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0e}" if v else "0"))
+        bottom.yaxis.set_major_locator(MaxNLocator(3))
+        for ax in (top, bottom):
+            ax.set_ylim(bottom=0)
+        _syncs(top, run)
+        bottom.set_xlabel("optimiser step")
+        bottom.xaxis.set_major_formatter(_SHORT)
+        return svg.to_svg(fig, "Gradient norm and learning rate over the steps")
+
+
+def lag(run: Run) -> Markup | None:
+    """KL between the current student and the generator of its data, both directions, over steps."""
+    # A sync starts a new curve: the generator is another one from there on.
+    generations = sorted({r.get("generation", 0) for r in run.lag})
+    curves = [(None if g != generations[0] else name, series([r for r in run.lag if r.get("generation", 0) == g], key),
+               colour) for name, key, colour in (("KL(current‖generator)", "forward", C1),
+                                                 ("KL(generator‖current)", "reverse", C2)) for g in generations]
+    if not any(len(x) for _, (x, _), _ in curves):
+        return None
+    with svg.style():
+        fig = svg.figure(11.6, 2.8)
+        ax = fig.subplots()
+        for name, (x, y), colour in curves:
+            svg.line(ax, x, y, colour, name)
+        bound = run.config.sync.epsilon if run.config and run.config.sync.policy == "kl" else LAG
+        ax.axhline(bound, color=C4, linewidth=1, linestyle=(0, (5, 2)))
+        ax.annotate(f"near-policy bound {bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                    textcoords="offset points", ha="right", color=C4, fontsize=7.5)
+        ax.set_ylim(bottom=0)
+        _syncs(ax, run)
+        svg.legend(ax)
+        ax.set_xlabel("optimiser step")
+        ax.set_ylabel("nats a token")
+        ax.xaxis.set_major_formatter(_SHORT)
+        return svg.to_svg(fig, "Lag between the student and the generator of its data")
+
+
+def zones(run: Run) -> Markup | None:
+    """Share of each zone by generation, the paper's beside them."""
+    found = [(f"generation {g.index}", g.selection) for g in run.generations if g.selection]
+    if not found:
+        return None
+    rows = [(name, {z: s.share(z) for z in _ZONE_COLOURS}) for name, s in found[-_MAX_BARS:]]
+    rows += [(name, dict(shares)) for name, shares in ZONES.items()]
+    with svg.style():
+        fig = svg.figure(5.6, 1.0 + 0.3 * len(rows))
+        ax = fig.subplots()
+        at = np.arange(len(rows))[::-1] - np.where(np.arange(len(rows)) >= len(rows) - len(ZONES), 0.25, 0.0)
+        left = np.zeros(len(rows))
+        for zone, colour in _ZONE_COLOURS.items():
+            width = np.array([shares.get(zone, 0.0) for _, shares in rows])
+            if zone == "undefined" and not width.any():
+                continue
+            pale = [0.45 if name in ZONES else 1.0 for name, _ in rows]
+            for i in range(len(rows)):
+                ax.barh(at[i], width[i], 0.68, left[i], color=colour, alpha=pale[i], linewidth=0,
+                        label=zone if i == 0 else None)
+            left += width
+        ax.set_yticks(at, [name for name, _ in rows], color=INK)
+        ax.set_xlim(0, 1)
+        ax.xaxis.set_major_formatter(_PERCENT)
+        ax.grid(False)
+        svg.legend(ax)
+        return svg.to_svg(fig, "Zones by generation")
+
+
+def delta(run: Run) -> Markup | None:
+    """Histogram of Δ-IFD, first and latest generation, with the bounds of the filter."""
+    found = [(g.index, g.selection) for g in run.generations if g.selection and len(g.selection.delta)]
+    if not found:
+        return None
+    shown = found if len(found) <= _MAX_CURVES else [found[0], *found[-(_MAX_CURVES - 1):]]
+    bounds = [b for b in (shown[-1][1].lower, shown[-1][1].upper) if b is not None]
+    values = np.concatenate([s.delta for _, s in shown])
+    low, high = np.quantile(values, [0.002, 0.998])
+    low, high = min([low, *bounds]), max([high, *bounds])
+    pad = 0.06 * (high - low) or 0.1
+    with svg.style():
+        fig = svg.figure(5.6, 2.6)
+        ax = fig.subplots()
+        for (index, s), colour in zip(shown, SERIES, strict=False):
+            share, edges = svg.bars_of(s.delta, low - pad, high + pad, 60)
+            ax.stairs(share, edges, color=colour, fill=True, alpha=0.25, linewidth=0)
+            ax.stairs(share, edges, color=colour, linewidth=1.2, label=f"generation {index}")
+        for bound, name, side in ((shown[-1][1].lower, "lower", "right"), (shown[-1][1].upper, "upper", "left")):
+            if bound is not None:
+                ax.axvline(bound, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+                ax.annotate(f"{name} {bound:.3g}", (bound, 1), xycoords=("data", "axes fraction"), va="top",
+                            xytext=(-3 if side == "right" else 3, 0), textcoords="offset points", ha=side,
+                            color=MUTED, fontsize=7.5)
+        ax.margins(y=0.15)
+        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.set_xlabel("Δ-IFD = IFD(teacher) − IFD(student)")
+        ax.set_ylabel("samples")
+        svg.legend(ax)
+        return svg.to_svg(fig, "Histogram of Δ-IFD")
+
+
+def lengths(run: Run) -> Markup | None:
+    """Histogram of response lengths in tokens, first and latest generation."""
+    found = [(g.index, g.rollouts) for g in run.generations if g.rollouts and len(g.rollouts.lengths)]
+    if not found:
+        return None
+    shown = found if len(found) <= _MAX_CURVES else [found[0], *found[-(_MAX_CURVES - 1):]]
+    longest = max(int(r.lengths.max()) for _, r in shown)
+    bins = min(longest + 1, 50)
+    with svg.style():
+        fig = svg.figure(5.6, 2.6)
+        ax = fig.subplots()
+        for (index, r), colour in zip(shown, SERIES, strict=False):
+            share, edges = svg.bars_of(r.lengths, -0.5, longest + 0.5, bins)
+            ax.stairs(share, edges, color=colour, fill=True, alpha=0.25, linewidth=0)
+            ax.stairs(share, edges, color=colour, linewidth=1.2, label=f"generation {index}")
+            ax.axvline(float(r.lengths.mean()), color=colour, linewidth=1, linestyle=(0, (1, 2)))
+        ax.set_xlim(-0.5, longest + 0.5)
+        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(_SHORT)
+        ax.set_xlabel("response tokens (dotted: mean)")
+        ax.set_ylabel("samples")
+        svg.legend(ax)
+        return svg.to_svg(fig, "Histogram of response lengths")
+
+
+def timeline(run: Run) -> Markup | None:
+    """When each stage was at work; overlapping bars ran at the same time."""
+    rows = [r for r in run.stage if all(isinstance(r.get(k), int | float) for k in ("seconds", "time"))]
+    if not rows:
+        return None
+    begin = min(r["time"] - r["seconds"] for r in rows)
+    minutes = max(r["time"] for r in rows) - begin > 300
+    unit = 60.0 if minutes else 1.0
+    stages = [s for s in STAGE_NAMES if any(r.get("stage") == s for r in rows)]
+    stages += sorted({str(r.get("stage")) for r in rows} - set(stages))
+    with svg.style():
+        fig = svg.figure(11.6, 0.75 + 0.26 * len(stages))
+        ax = fig.subplots()
+        for r in rows:
+            y = len(stages) - 1 - stages.index(str(r.get("stage")))
+            ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - begin) / unit, linewidth=0,
+                    color=_colour(r))
+        for index in sorted({r["generation"] for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
+            ax.barh(0, 0, color=SERIES[index], label=f"generation {index}")
+        ax.set_yticks(range(len(stages)), [STAGE_NAMES.get(s, s) for s in reversed(stages)], color=INK)
+        ax.grid(True, axis="x", color=GRID)
+        ax.grid(False, axis="y")
+        ax.set_xlim(left=0)
+        ax.set_xlabel("minutes since the start" if minutes else "seconds since the start")
+        svg.legend(ax, 6)
+        return svg.to_svg(fig, "When each stage was at work")
+
+
+def _colour(row: dict[str, Any]) -> str:
+    """Colour of a stage row by generation; what belongs to none is grey."""
+    index = row.get("generation")
+    if row.get("stage") in ("prepare", "evaluate") or not isinstance(index, int) or index < 0:
+        return C5
+    return SERIES[index % (len(SERIES) - 1)]
+
+
+def _syncs(ax: svg.Axes, run: Run) -> None:
+    at = [(float(r["step"]), f"sync {r.get('generation', '')}".strip()) for r in run.sync if "step" in r]
+    if len(at) > _MAX_BARS:
+        at = [(x, "") for x, _ in at]
+    svg.mark(ax, [x for x, _ in at], [label for _, label in at])
