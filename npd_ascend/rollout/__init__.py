@@ -1,0 +1,1 @@
+"""A frozen snapshot answers prompts on vLLM: engine, worker process, pool of workers."""

@@ -1,0 +1,200 @@
+"""A vLLM engine that holds one snapshot: token ids in; tokens, log-probs and finish reasons out.
+
+Keeps to the interface that vLLM 0.23 (under vllm-ascend) and 0.32 (CPU) share. What differs by device stands in
+the two tables below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.config.jobs import RolloutJob
+from npd_ascend.errors import UserError
+from npd_ascend.rollout.requests import Answer, Request
+
+ENVIRONMENT = {
+    "cpu": {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: starts in a third of the time
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers and trainer share the cores
+        "OMP_WAIT_POLICY": "passive",           # spinning threads cost a contended run four fifths of its speed
+        "TORCHDYNAMO_DISABLE": "1",             # compiling the samplers takes 3 to 20 s and gains nothing here
+    },
+    "ascend": {
+        "VLLM_ASCEND_ENABLE_NZ": "0",           # weights in NZ layout cannot be reloaded in place
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    },
+}
+_COMMON_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {},
+    "ascend": {"additional_config": {"weight_nz_mode": 0}},
+}
+_BATCHED_TOKENS = {"cpu": 2048, "ascend": 8192}
+_CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's CPU attention is compiled for."""
+_ARCHITECTURE_FREE = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache",
+                      "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
+
+
+def set_environment(target: str) -> None:
+    """Sets what vLLM and torch read when they are imported; what the user has set already stays."""
+    for key, value in {**_COMMON_ENVIRONMENT, **ENVIRONMENT[target]}.items():
+        os.environ.setdefault(key, value)
+
+
+class Engine:
+    """One ``vllm.LLM`` driven step by step.
+
+    Args:
+        job: the first job; later ones must pass ``suits``.
+
+    Attributes:
+        vocab_size: width of the logits.
+
+    Raises:
+        UserError: the checkpoint is missing or unusable, or the settings cannot hold the job.
+    """
+
+    def __init__(self, job: RolloutJob):
+        config = _read_config(job.model)
+        _check(job, config)
+        self.vocab_size = int(config["vocab_size"])
+        self._config, self._job = config, job
+        self._weights = _weights(job.model)
+        set_environment(job.device.target)
+        from vllm import LLM
+
+        s, target = job.settings, job.device.target
+        options = dict(_OPTIONS[target])
+        if target == "cpu":
+            options["kv_cache_memory_bytes"] = int(s.kv_cache_gib * 2**30)
+        eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
+        try:
+            self._llm = LLM(
+                model=str(job.model), skip_tokenizer_init=True, trust_remote_code=False, generation_config="vllm",
+                dtype=job.device.dtype, max_model_len=job.max_model_len, max_num_seqs=s.max_num_seqs,
+                # A prefill that is split in two breaks the generators of seeded requests.
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(_BATCHED_TOKENS[target], job.max_model_len, s.max_num_seqs),
+                tensor_parallel_size=s.tensor_parallel, gpu_memory_utilization=s.memory_fraction, enforce_eager=eager,
+                disable_log_stats=True, seed=0,
+                worker_extension_cls="npd_ascend.rollout.extension.ReloadExtension", **options)
+        except ValueError as e:
+            if "KV cache" in str(e) or "memory" in str(e):
+                knob = "rollout.kv_cache_gib" if target == "cpu" else "rollout.memory_fraction"
+                raise UserError(f"{knob} is too small for sequences of {job.max_model_len} tokens: "
+                                f"{str(e).splitlines()[0]}") from e
+            raise
+        self._engine = self._llm.llm_engine
+        self._verify(job.model)
+
+    def suits(self, job: RolloutJob) -> bool:
+        """Whether this engine can take a job, possibly after a reload of weights."""
+        mine, its = self._job, job
+        return (_read_config(its.model) == self._config and its.max_model_len <= mine.max_model_len
+                and its.device == mine.device
+                and all(getattr(its.settings, k) == getattr(mine.settings, k) for k in
+                        ("max_num_seqs", "tensor_parallel", "kv_cache_gib", "memory_fraction", "enforce_eager")))
+
+    def holds(self, model: Path) -> bool:
+        """Whether the loaded weights are those that now stand in a folder."""
+        return _weights(model) == self._weights
+
+    def reload(self, model: Path) -> None:
+        """Takes over the weights of another checkpoint of the same architecture, in place.
+
+        Raises:
+            RuntimeError: requests are in flight (one sample would mix two policies), or the weights in the engine
+                are not those of the checkpoint afterwards.
+        """
+        if self._engine.has_unfinished_requests():
+            raise RuntimeError("reload with requests in flight")
+        weights = _weights(model)
+        self._weights = None  # in between the engine holds neither
+        self._llm.collective_rpc("npd_reload", args=(str(model),))
+        self._verify(model)
+        self._llm.reset_prefix_cache()
+        self._weights = weights
+
+    def params(self, job: RolloutJob, request: Request) -> Any:
+        """vLLM's sampling parameters of a request: one answer, raw log-prob of each token, own seed."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        s = job.settings
+        sampled: dict[str, Any] = {"temperature": 0.0}
+        if request.seed is not None:
+            sampled = {"temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "seed": request.seed}
+        return SamplingParams(
+            n=1, max_tokens=request.max_tokens, stop_token_ids=sorted({*job.eos_token_ids, *s.stop_token_ids}),
+            detokenize=False, logprobs=0, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **sampled)
+
+    def submit(self, name: str, request: Request, params: Any) -> None:
+        """Queues a request under a name of its own."""
+        from vllm.inputs import TokensPrompt
+
+        self._engine.add_request(name, TokensPrompt(prompt_token_ids=request.prompt_ids), params)
+
+    def step(self) -> list[tuple[str, Answer]]:
+        """Advances all running requests by one token; returns those that finished.
+
+        Raises:
+            UserError: the model's log-probs are not numbers.
+        """
+        done = []
+        for output in self._engine.step():
+            if output.finished:
+                out = output.outputs[0]
+                logprobs = np.asarray(out.logprobs.logprobs, np.float32)
+                if np.isnan(logprobs).any():
+                    raise UserError(f"{self._job.model}: the model's log-probs are NaN; check the checkpoint's weights")
+                finish = "stop" if out.finish_reason == "stop" else "length"
+                done.append((output.request_id, Answer(np.asarray(out.token_ids, np.int32), logprobs, finish)))
+        return done
+
+    def close(self) -> None:
+        """Stops vLLM's own processes, where it has any."""
+        self._engine.engine_core.shutdown()
+
+    def _verify(self, model: Path) -> None:
+        for compared, different in self._llm.collective_rpc("npd_differences", args=(str(model),)):
+            if different or not compared:
+                raise RuntimeError(f"the engine does not hold the weights of {model}: {len(different)} of {compared} "
+                                   f"parameters differ, e.g. {different[:3]}")
+
+
+def _read_config(model: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((model / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{model}: no config.json there; expected a Hugging Face checkpoint folder") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{model}/config.json: cannot be read ({e})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
+        raise UserError(f"{model}/config.json: vocab_size is missing; it is no causal language model's configuration")
+    return {k: v for k, v in config.items() if k not in _ARCHITECTURE_FREE}
+
+
+def _check(job: RolloutJob, config: dict[str, Any]) -> None:
+    limit = config.get("max_position_embeddings")
+    if limit is not None and job.max_model_len > limit:
+        raise UserError(f"{job.model} was made for {limit} positions but prompts and answers need {job.max_model_len}; "
+                        "lower rollout.max_new_tokens or data.max_prompt_tokens")
+    if job.device.target == "cpu" and {"hidden_size", "num_attention_heads"} <= config.keys():
+        dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        if dim not in _CPU_HEAD_DIMS:
+            raise UserError(f"{job.model} has heads of {dim}; vLLM's CPU attention knows "
+                            f"{', '.join(map(str, _CPU_HEAD_DIMS))}")
+    if not _weights(job.model):
+        raise UserError(f"{job.model}: no *.safetensors there; expected a Hugging Face checkpoint folder")
+
+
+def _weights(model: Path) -> tuple[tuple[str, int, int], ...] | None:
+    """What tells one set of weights from another without reading them: resolved paths, sizes, times."""
+    files = sorted(model.glob("*.safetensors"))
+    return tuple((str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files) or None

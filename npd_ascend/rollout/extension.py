@@ -1,0 +1,54 @@
+"""Methods that vLLM adds to its workers: new weights into a living engine, and proof that they arrived.
+
+Named in ``worker_extension_cls``; vLLM mixes the class into its CPU, GPU or NPU worker. It goes through the model
+runner because the NPU worker of vllm-ascend 0.23 has no ``reload_weights`` of its own while its runner has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_ROWS = 4096
+
+
+class ReloadExtension:
+    """Mixed into a vLLM worker; called through ``LLM.collective_rpc`` by name."""
+
+    device: Any
+    model_runner: Any
+
+    def npd_reload(self, path: str) -> None:
+        """Replaces all weights by those of a checkpoint of the same shapes."""
+        import torch
+
+        with torch.device(self.device):
+            self.model_runner.reload_weights(weights_path=path)
+
+    def npd_differences(self, path: str) -> tuple[int, list[str]]:
+        """Compares the engine's weights with a checkpoint, value by value.
+
+        Looks at parameters that vLLM keeps under the checkpoint's own name: norms, biases, embeddings (their first
+        rows) and the matrices that it neither fuses nor repacks.
+
+        Returns:
+            Number of parameters compared, names of those that differ.
+        """
+        import torch
+        from safetensors import safe_open
+
+        ours = {n: p for n, p in self.model_runner.get_model().named_parameters() if p.numel()}
+        compared, different = 0, []
+        for file in sorted(Path(path).glob("*.safetensors")):
+            with safe_open(file, "pt") as f:
+                for name in set(f.keys()) & set(ours):
+                    have, rows = ours[name].detach(), f.get_slice(name)
+                    shape = rows.get_shape()
+                    # A vocabulary may be padded; a tensor-parallel slice is smaller and is left out.
+                    if have.shape[0] < shape[0] or list(have.shape[1:]) != shape[1:]:
+                        continue
+                    n = min(shape[0], _ROWS)
+                    compared += 1
+                    if not torch.equal(have[:n].cpu(), rows[:n].to(have.dtype)):
+                        different.append(name)
+        return compared, different

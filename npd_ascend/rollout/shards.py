@@ -1,0 +1,211 @@
+"""Shards shared by several workers: claimed, journaled sample by sample, committed.
+
+A claim is a POSIX record lock on one byte of ``claims.lock``. The kernel frees it the moment its process dies, and
+child processes do not inherit it, so a dead worker's shard is never stuck and a living one's never taken.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from npd_ascend.config.jobs import RolloutJob
+from npd_ascend.rollout.requests import Answer, Request, requests_of, table_of
+from npd_ascend.store.atomic import sweep
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.journal import Journal
+
+_FINISH = 1 << 40  # byte whose lock guards the manifest, beyond any shard number
+
+
+class Claims:
+    """Exclusive claims of this process on shards of one folder.
+
+    Hold at most one instance a folder and process: the system drops all of a process's record locks on a file
+    when any of its descriptors is closed.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(folder / "claims.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def take(self, index: int) -> bool:
+        """Claims a shard; False when another process has it."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def release(self, index: int) -> None:
+        """Gives a claim back."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Waits for the right to write the manifest."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, _FINISH)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _FINISH)
+
+    def close(self) -> None:
+        """Gives all claims back."""
+        os.close(self._fd)
+
+
+class Shard:
+    """A claimed shard on its way from prompts to rollouts.
+
+    Opening it replays the journal of a worker that died; ``pending`` is what is still to be generated.
+
+    Attributes:
+        index: number of the shard.
+        pending: requests without an answer, in row order.
+        replayed: samples taken over from the journal.
+        left: samples without an answer.
+        seconds: time of generation spent on it, over all workers that had it.
+    """
+
+    def __init__(self, job: RolloutJob, dataset: Dataset, index: int, prompts: pa.Table, vocab_size: int):
+        self.job, self.dataset, self.index = job, dataset, index
+        self.prompts = prompts
+        requests = requests_of(job, index, prompts, vocab_size)
+        self._answers: list[Answer | None] = [None] * len(requests)
+        self._journal = Journal(journal_path(dataset, index))
+        self.seconds = 0.0
+        for record in self._journal.replay():
+            self._answers[record["row"]] = _unpack(record)
+            self.seconds = max(self.seconds, record["seconds"])
+        self.pending = [r for r in requests if self._answers[r.row] is None]
+        self.replayed = len(requests) - len(self.pending)
+        self.left = len(self.pending)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sample has its answer."""
+        return self.left == 0
+
+    def add(self, answers: list[tuple[Request, Answer]]) -> None:
+        """Takes finished samples; they survive a kill once this returns."""
+        self._journal.append_many([_pack(r.row, a, self.seconds) for r, a in answers])
+        for request, answer in answers:
+            self.left -= self._answers[request.row] is None
+            self._answers[request.row] = answer
+
+    def commit(self) -> None:
+        """Writes the shard of rollouts and drops the journal."""
+        answers = [a for a in self._answers if a is not None]
+        commit_table(self.job, self.dataset, self.index, table_of(self.job, self.prompts, answers), self.seconds)
+        self._journal.remove()
+
+
+def journal_path(dataset: Dataset, index: int) -> Path:
+    """Journal of a shard; the fingerprint in its name keeps answers to other inputs out."""
+    return dataset.folder / f"shard-{index:05d}.{dataset.fingerprint}.journal"
+
+
+def commit_table(job: RolloutJob, dataset: Dataset, index: int, table: pa.Table, seconds: float) -> None:
+    """Commits a table of rollouts with the counts that ``finish`` adds up."""
+    tokens = int(pc.sum(pc.list_value_length(table["response_ids"])).as_py() or 0)
+    truncated = table["finish_reason"].to_pylist().count("length")
+    sampled = job.settings.source != "reference"
+    greedy = len(table) // job.settings.paths if sampled and job.settings.greedy else 0
+    dataset.write_table(index, table, tokens=tokens, truncated=truncated, greedy=greedy,
+                        sampled=len(table) - greedy if sampled else 0, seconds=round(seconds, 3))
+
+
+class Board:
+    """What is left of a job, as seen by one worker. A context manager: on leaving, its claims are given back.
+
+    Args:
+        job: the job.
+
+    Attributes:
+        dataset: the rollouts.
+        shards: how many there are to be.
+        open: whether any of them was missing at the start.
+
+    Raises:
+        UserError: the prompts are not there.
+    """
+
+    def __init__(self, job: RolloutJob):
+        self.job = job
+        self.source = Dataset.open(job.prompts, "prompts")
+        self.dataset = Dataset(job.out, "rollouts", job.fingerprint)
+        self.shards = self.source.shards
+        self._left = self.dataset.missing(self.shards)
+        self.open = bool(self._left)
+        self._claims = Claims(self.dataset.folder)
+
+    def take(self) -> tuple[int, pa.Table] | None:
+        """Claims the next shard that no other worker holds: its number and its prompts; None when there is none.
+
+        Raises:
+            CorruptShard: the prompts shard is damaged.
+        """
+        for index in list(self._left):
+            if self.dataset.record(index) is not None:
+                self._left.remove(index)
+            elif self._claims.take(index):
+                self._left.remove(index)
+                if self.dataset.record(index) is None:  # else committed between the look and the claim
+                    return index, self.source.read(index)
+                self._claims.release(index)
+        return None
+
+    def release(self, index: int) -> None:
+        """Gives a committed shard back."""
+        self._claims.release(index)
+
+    def finish(self) -> bool:
+        """Ends this worker's part; whoever finds all shards committed writes the manifest.
+
+        Returns:
+            Whether the dataset is complete.
+        """
+        with self._claims.finishing():
+            return self.dataset.complete or self._finish()
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._claims.close()
+
+    def _finish(self) -> bool:
+        records = [r for r in map(self.dataset.record, range(self.shards)) if r]
+        if len(records) < self.shards:
+            return False
+        for left in self.dataset.folder.glob("shard-*.journal"):
+            left.unlink(missing_ok=True)
+        sweep(self.dataset.folder)  # every shard is committed: no writer is at work
+        total = {key: sum(r["meta"][key] for r in records)
+                 for key in ("tokens", "truncated", "greedy", "sampled", "seconds")}
+        total["seconds"] = round(total["seconds"], 3)
+        self.dataset.finish(self.shards, samples=sum(r["rows"] for r in records), generation=self.job.generation,
+                            source=self.job.settings.source, **total)
+        return True
+
+
+def _pack(row: int, answer: Answer, seconds: float) -> dict[str, object]:
+    assert answer.logprobs is not None
+    return {"row": row, "finish": answer.finish, "seconds": round(seconds, 3),
+            "ids": base64.b64encode(answer.ids.astype("<i4").tobytes()).decode(),
+            "logprobs": base64.b64encode(answer.logprobs.astype("<f4").tobytes()).decode()}
+
+
+def _unpack(record: dict) -> Answer:
+    ids, logprobs = (base64.b64decode(record[k]) for k in ("ids", "logprobs"))
+    return Answer(np.frombuffer(ids, "<i4").astype(np.int32), np.frombuffer(logprobs, "<f4").astype(np.float32),
+                  record["finish"])
