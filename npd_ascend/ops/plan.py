@@ -75,7 +75,7 @@ def estimate(config: Config) -> Estimate:
         StageCost(
             "rollout",
             generations * response,
-            2 * _parameters(student) * generations * sequence,
+            2 * student.parameters * generations * sequence,
             generations * response * 8,
         )
     ]
@@ -84,7 +84,7 @@ def estimate(config: Config) -> Estimate:
             StageCost(
                 "annotate teacher",
                 generations * (sequence + (passes - 1) * response),
-                2 * _parameters(teacher) * generations * (sequence + (passes - 1) * response),
+                2 * teacher.parameters * generations * (sequence + (passes - 1) * response),
                 generations * response * record if config.train.loss.kd_weight else 0,
             )
         )
@@ -93,14 +93,14 @@ def estimate(config: Config) -> Estimate:
             StageCost(
                 "annotate student",
                 generations * (sequence + response),
-                2 * _parameters(student) * generations * (sequence + response),
+                2 * student.parameters * generations * (sequence + response),
             )
         )
     # Training state is fp32 weights and two moments; two checkpoints, and one export a generation.
-    disk = _parameters(student) * (12 * (config.train.keep_checkpoints + 1) + 2 * (generations + 1))
+    disk = student.parameters * (12 * (config.train.keep_checkpoints + 1) + 2 * (generations + 1))
     stages.append(
         StageCost(
-            "train", config.train.epochs * sequence, 6 * _parameters(student) * config.train.epochs * sequence, disk
+            "train", config.train.epochs * sequence, 6 * student.parameters * config.train.epochs * sequence, disk
         )
     )
     root = config.run.dir
@@ -123,12 +123,6 @@ def render(e: Estimate) -> str:
         + ("  WARNING: not enough room" if e.disk > e.free_disk else "")
     )
     return "\n".join(lines + [f"  - {a}" for a in e.assumptions])
-
-
-def _parameters(m: ModelSpec) -> float:
-    attention = m.hidden_size * m.head_dim * (2 * m.num_heads + 2 * m.num_kv_heads)
-    layer = attention + 3 * m.hidden_size * m.intermediate_size
-    return m.num_layers * layer + m.vocab_size * m.hidden_size * (1 if m.tie_embeddings else 2)
 
 
 def _prompts(config: Config) -> tuple[float, float, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from typing import Any
 
 from npd_ascend.config.jobs import RolloutJob, TrainJob
 from npd_ascend.config.schema import Config
-from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, UserError
+from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
 from npd_ascend.ops.environments import Environments
 from npd_ascend.pipeline.child import write_job
 from npd_ascend.pipeline.processes import Child, child_environment, free_port
 from npd_ascend.pipeline.steps import Step
+from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.report.live import LiveView, ProgressTail
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.layout import RunDir
@@ -119,10 +121,13 @@ class Runner:
     # ---- life
 
     def start(self) -> None:
+        """Starts the view. The rollout pool meters its work in this process, so it reports here as well."""
+        os.environ[PROGRESS_ENV] = str(self.progress.resolve())
         self.monitor.start()
 
     def close(self) -> None:
         """Ends every process that is still there, then the view."""
+        os.environ.pop(PROGRESS_ENV, None)
         for child in self._children:
             child.stop()
         self.close_pool()
@@ -223,17 +228,19 @@ class Runner:
     def _run_on_pool(self, step: Step) -> None:
         assert isinstance(step.job, RolloutJob)
         if self._pool is None:
-            env = child_environment(self.environments.rollout, self.progress)
-            self._pool = RolloutPool(self.environments.rollout, step.job.settings, self.run.logs, env, step.job.device)
-            self._pool.start()
+            settings = self.config.rollout
+            self._pool = RolloutPool(
+                self.environments.rollout,
+                settings.workers,
+                self.run.logs,
+                target=step.job.device.target,
+                tensor_parallel=settings.tensor_parallel,
+                env=child_environment(self.environments.rollout, self.progress),
+            )
         try:
             self._pool.run(step.job)
-        except UserError:
-            corrupt = self.monitor.fault("corrupt")
-            self.close_pool()
-            if corrupt:
-                raise ShardLost(corrupt["dataset"], corrupt["index"]) from None
-            raise
+        except CorruptShard as e:
+            raise ShardLost(e.dataset, e.index) from None
         if not step.job.settings.keep_alive:
             self.close_pool()
         if not step.complete:
