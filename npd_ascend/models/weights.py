@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
-_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "LICENSE*")
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "LICENSE*")
 
 
 def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -32,7 +32,7 @@ def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         UserError: the folder is unusable, or a value is NaN or infinite.
     """
     for name, entry in sorted(tensorfile.entries(folder).items()):
-        yield name, _finite(entry)
+        yield name, finite(entry)
 
 
 def load_hf(net: CausalLM, folder: Path) -> None:
@@ -46,12 +46,12 @@ def load_hf(net: CausalLM, folder: Path) -> None:
     """
     from mindspore import Tensor
 
-    found = _checked(net.spec, Path(folder))
+    found = checked(net.spec, Path(folder))
     parameters = {p.name: p for p in net.get_parameters()}
     table = rules(net.spec)
     assert set(parameters) == {r.param for r in table}, sorted(set(parameters) ^ {r.param for r in table})
     for rule in table:
-        merged = np.ascontiguousarray(rule.merge([_finite(found[name]) for name in rule.hf]))
+        merged = np.ascontiguousarray(rule.merge([finite(found[name]) for name in rule.hf]))
         parameter = parameters[rule.param]
         assert merged.shape == tuple(parameter.shape), (rule.param, merged.shape, parameter.shape)
         parameter.set_data(Tensor(merged, dtype=parameter.dtype))
@@ -71,10 +71,10 @@ def save_hf(net: CausalLM, out: Path, like: Path) -> None:
         UserError: ``like`` is not such a checkpoint, or a weight is NaN or infinite.
     """
     out, like = Path(out), Path(like)
-    found = _checked(net.spec, like)
+    found = checked(net.spec, like)
     source = _Splitter(net)
     with atomic_folder(out) as folder:
-        for pattern in _COMPANIONS:
+        for pattern in COMPANIONS:
             for path in like.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
         for file in sorted({e.path for e in found.values()}):
@@ -108,7 +108,7 @@ class _Splitter:
         return self._parts.pop(name)
 
 
-def _checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
+def checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
     """The folder's tensors, once they are known to be exactly those of the architecture."""
     found = tensorfile.entries(folder)
     expected = {name: shape for rule in rules(spec) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
@@ -133,7 +133,7 @@ def _equal(head: Entry, embedding: Entry | None) -> bool:
     return embedding is None or (head.shape == embedding.shape and bool(np.array_equal(head.read(), embedding.read())))
 
 
-def _finite(entry: Entry) -> np.ndarray:
+def finite(entry: Entry) -> np.ndarray:
     value = entry.read()
     # One pass without a temporary of the tensor's size: a sum is finite only if all is (or overflows, checked then).
     with np.errstate(over="ignore", invalid="ignore"):

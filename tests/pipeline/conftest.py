@@ -24,9 +24,9 @@ def tiny(tmp_path_factory):
         )
 
     tool("make_maze_task", "--out", folder / "task", "--seed", 0)
-    for name, seed, hidden in (("teacher", 1, 64), ("student", 2, 32)):
-        tool("init_checkpoint", "--preset", "mini-student", "--hidden-size", hidden, "--intermediate-size", 64,
-             "--num-hidden-layers", 2, "--num-attention-heads", 2, "--num-key-value-heads", 1, "--seed", seed,
+    for name, seed, layers in (("teacher", 1, 3), ("student", 2, 2)):
+        tool("init_checkpoint", "--preset", "mini-student", "--hidden-size", 64, "--intermediate-size", 64,
+             "--num-hidden-layers", layers, "--num-attention-heads", 2, "--num-key-value-heads", 1, "--seed", seed,
              "--tokenizer", folder / "task" / "tokenizer", "--out", folder / name)  # fmt: skip
     return Tiny(folder)
 

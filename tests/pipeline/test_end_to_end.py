@@ -1,0 +1,210 @@
+"""Whole runs with the real engines on tiny models: outputs, resume after kills, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npd_ascend.report.live import ProgressTail
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.layout import RunDir
+from npd_ascend.store.metrics import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.mindspore, pytest.mark.timeout(900)]
+pytest.importorskip("mindspore")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """An undisturbed run: (run directory, configuration file, output)."""
+    root = tmp_path_factory.mktemp("runs") / "plain"
+    config = tiny.config(root)
+    code, out = tiny.run(config)
+    assert code == 0, out
+    return RunDir(root), config, out
+
+
+def weights(run: RunDir) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in run.export.glob("*.safetensors")}
+
+
+def processes_of(root: Path) -> list[str]:
+    """Command lines of live processes that mention the run directory."""
+    found = []
+    for p in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = p.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(root) in text and int(p.parent.name) != os.getpid():
+            found.append(text)
+    return found
+
+
+def test_everything_is_there(finished):
+    run, _, out = finished
+    assert run.report.read_text().startswith("<!DOCTYPE html>") and "report:" in out
+    assert weights(run) and (run.export / "config.json").is_file() and (run.export / "tokenizer.json").is_file()
+    kinds = {r["kind"] for r in read_metrics(run.metrics)}
+    assert {"train", "lag", "sync", "stage", "evaluate"} <= kinds
+    assert [p.stem for p in sorted(run.evaluations.glob("*.json"))] == ["end", "start", "sync-1"]
+    assert run.read_state()["status"] == "finished" and not processes_of(run.root)
+
+
+def test_no_prompt_lost_repeated_or_mixed(finished):
+    run, _, _ = finished
+    seen = set()
+    for g in (0, 1):
+        table = Dataset.open(run.generation(g).rollouts, "rollouts").read_all()
+        pairs = sorted(zip(table["prompt_index"].to_pylist(), table["path"].to_pylist(), strict=True))
+        assert pairs == [(i, p) for i in range(24) for p in (0, 1)]
+        seen |= set(table["sample_id"].to_pylist())
+        decisions = Dataset.open(run.generation(g).selection, "selection").read_all()
+        assert decisions["sample_id"].to_pylist() == table["sample_id"].to_pylist()
+    assert len(seen) == 2 * 48
+
+
+def test_one_refresh_costs_one_pass_and_lag_is_zero_after_it(finished):
+    run, _, _ = finished
+    rows = read_metrics(run.metrics)
+    for g in (0, 1):
+        for stage in ("rollout", "annotate_teacher", "annotate_student", "select", "pack", "train"):
+            assert [r["stage"] for r in rows if r["kind"] == "stage" and r["generation"] == g].count(stage) == 1, stage
+    lags = [r for r in rows if r["kind"] == "lag"]
+    for g in (0, 1):
+        first, *_, last = [r for r in lags if r["generation"] == g]
+        assert first["forward"] == first["reverse"] == 0.0
+        assert last["forward"] > 0 and last["reverse"] > 0
+    steps = [r["step"] for r in rows if r["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_running_again_changes_nothing_and_is_quick(finished, tiny):
+    run, config, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in run.root.rglob("*.parquet")} | {
+        p: p.stat().st_mtime_ns for p in run.export.iterdir()
+    }
+    start = time.monotonic()
+    code, out = tiny.run(config)
+    assert code == 0, out
+    assert time.monotonic() - start < 20
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_other_settings_are_refused_with_the_names(finished, tiny):
+    run, config, _ = finished
+    code, out = tiny.run(config, "--set", "select.upper=0.5")
+    assert code == 2
+    line = out.strip().splitlines()[-1]
+    assert line.startswith("error: ") and "select.upper = None, now 0.5" in line and "--redo" in line
+
+
+def test_dry_run_writes_nothing(finished, tiny, tmp_path):
+    code, out = tiny.run(tiny.config(tmp_path / "new"), "--dry-run")
+    assert code == 0, out
+    assert "g001 annotate_teacher" in out and "epochs: 2.0" in out and "disk in all" in out
+    assert not (tmp_path / "new").exists()
+    _, config, _ = finished
+    code, out = tiny.run(config, "--dry-run")
+    assert code == 0 and "to do" not in out
+
+
+def wait_for(process, run: RunDir, stage: str, generation: int) -> bool:
+    """Until a stage of a generation is at work; False when the run ended before."""
+    log = run.logs / f"g{generation:03d}-{stage}.log"
+    tail = ProgressTail(run.logs / "progress.jsonl")
+    while process.poll() is None:
+        events = tail.poll()
+        if stage == "rollout":
+            # Rollouts of several generations share one progress file: the journal says which is at work.
+            if list((run.generation(generation).rollouts).glob("*.journal")):
+                return True
+        elif log.exists() and any(e["event"] == "progress" and stage.split("_")[0] in e["stage"] for e in events):
+            return True
+        elif log.exists() and time.time() - log.stat().st_ctime > 8:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_killed_again_and_again_ends_with_the_same_student(finished, tiny, tmp_path):
+    """SIGKILL of the conductor in each kind of stage; then the same command. Bit for bit the undisturbed result."""
+    plain, _, _ = finished
+    run = RunDir(tmp_path / "killed")
+    config = tiny.config(run.root)
+    for stage, generation in (("rollout", 0), ("annotate_teacher", 0), ("train", 0), ("train", 1)):
+        process = tiny.start(config)
+        met = wait_for(process, run, stage, generation)
+        process.send_signal(signal.SIGKILL)
+        out, _ = process.communicate()
+        assert met, (stage, generation, out)
+        deadline = time.monotonic() + 20
+        while processes_of(run.root) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not processes_of(run.root)
+    code, out = tiny.run(config)
+    assert code == 0, out
+    for g in (0, 1):
+        a, b = (Dataset.open(r.generation(g).rollouts, "rollouts").read_all() for r in (plain, run))
+        assert a.select(["sample_id", "response_ids"]).equals(b.select(["sample_id", "response_ids"]))
+    assert weights(run) == weights(plain)
+    losses = [[r["loss"] for r in read_metrics(x.metrics) if r["kind"] == "train"] for x in (plain, run)]
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_stops_in_order(tiny, tmp_path):
+    run = RunDir(tmp_path / "stopped")
+    process = tiny.start(tiny.config(run.root))
+    assert wait_for(process, run, "rollout", 0)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, out
+    assert "the same command goes on" in out and "Traceback" not in out
+    assert not processes_of(run.root) and run.read_state()["status"] == "stopped"
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tiny, tmp_path):
+    run = RunDir(tmp_path / "busy")
+    run.lock()
+    code, out = tiny.run(tiny.config(run.root))
+    assert code == 2 and "another run is at work" in out
+
+
+def test_damage_is_found_and_mended(finished, tiny, tmp_path):
+    """A flipped bit in the teacher's top-k, then a need for it: regenerated, and the same student comes out."""
+    plain, _, _ = finished
+    run = RunDir(tmp_path / "damaged")
+    config = tiny.config(run.root)
+    shutil.copytree(plain.root, run.root)
+    run.config.write_text(plain.config.read_text().replace(str(plain.root), str(run.root)))
+    shutil.rmtree(run.generation(1).train)
+    shutil.rmtree(run.export)
+    for checkpoint in run.checkpoints.iterdir():
+        if json.loads((checkpoint / "state.json").read_text())["generation"] == 1:
+            shutil.rmtree(checkpoint)
+    path = run.generation(1).topk / "shard-00001.topk"
+    data = np.fromfile(path, np.uint8)
+    data[-5] ^= 4
+    data.tofile(path)
+    code, out = tiny.run(config)
+    assert code == 0, out
+    assert path.read_bytes() == (plain.generation(1).topk / "shard-00001.topk").read_bytes()
+    assert weights(run) == weights(plain)
+
+
+def test_lag_policy_with_lead(tiny, tmp_path):
+    """kl: the first generation ends by lag; its snapshot answers while training goes on for ``lead`` epochs."""
+    run = RunDir(tmp_path / "kl")
+    config = tiny.config(run.root, sync={"policy": "kl", "refreshes": 1, "epsilon": 1e-9, "lag_every": 2, "lead": 0.5},
+                         evaluate={"prompts": []})  # fmt: skip
+    code, out = tiny.run(config)
+    assert code == 0, out
+    done = json.loads(run.generation(0).done.read_text())
+    assert done["reason"] == "lag" and done["progress"] < 2
+    assert done["progress"] - done["snapshot_progress"] >= 0.5 - 1e-6
+    assert weights(run)
