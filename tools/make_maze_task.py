@@ -122,7 +122,7 @@ def detour_walk(neighbours: list[list[int]], hops: list[list[int]], start: int, 
     return walk, labels
 
 
-def build(out: Path, seed: int, side: int = 8, student_pairs: int = 800, eval_pairs: int = 400,
+def build(out: Path, seed: int, side: int = 8, student_pairs: int = 400, eval_pairs: int = 600,
           teacher_walks: int = 1) -> dict[str, int]:
     """Writes the task's files to ``out``.
 

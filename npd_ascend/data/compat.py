@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.data.tokenizer import TOKENIZER_FILES, has_tokenizer, load_tokenizer
+from npd_ascend.data.tokenizer import TOKENIZER_FILES, has_tokenizer, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import message
@@ -45,7 +45,7 @@ def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None,
     size = _same_files(teacher, source)
     if size is None:
         ours = load_tokenizer(source, trust_remote_code)
-        size = max(ours.get_vocab().values()) + 1
+        size = tokenizer_size(ours)
         if teacher != source and has_tokenizer(teacher):
             _compare(teacher, load_tokenizer(teacher, trust_remote_code), source, ours)
         elif teacher != source:

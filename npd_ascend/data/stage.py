@@ -11,7 +11,7 @@ import pyarrow as pa
 from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.data.prompts import PromptRow, read_prompts
 from npd_ascend.data.template import Template
-from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer
+from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.store.dataset import Dataset
@@ -60,7 +60,7 @@ def run(job: PrepareJob) -> None:
                 "tokens (data.max_prompt_tokens)", "warning")
     dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=eos,
                    bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-                   tokenizer_size=len(tokenizer), template="chat" if template.chat else "raw")
+                   tokenizer_size=tokenizer_size(tokenizer), template="chat" if template.chat else "raw")
 
 
 def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, counts: dict[str, int],
@@ -68,15 +68,16 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
     """Rows of the dataset in order; ``counts`` is kept up to date."""
     limit = job.settings.max_prompt_tokens
     while block := list(islice(rows, _BLOCK)):
-        prompts = template.prompts([row.messages for row in block])
+        heads = template.render([row.messages for row in block])
+        prompts = template.prompts(heads)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
         if len(fit) < len(block) and job.settings.too_long == "refuse":
             bad = next(i for i, ids in enumerate(prompts) if len(ids) > limit)
             raise UserError(f"{block[bad].where}: prompt has {len(prompts[bad])} tokens, over data.max_prompt_tokens "
                             f"= {limit}; raise it, or set data.too_long: drop")
         counts["dropped_too_long"] += len(block) - len(fit)
-        block, prompts = [block[i] for i in fit], [prompts[i] for i in fit]
-        references, labels = _answers(block, prompts, template)
+        block, heads, prompts = [block[i] for i in fit], [heads[i] for i in fit], [prompts[i] for i in fit]
+        references, labels = _answers(block, heads, prompts, template)
         for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
@@ -92,15 +93,15 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
         meter.advance(len(block), tokens=sum(map(len, prompts)))
 
 
-def _answers(block: list[PromptRow], prompts: list[list[int]],
+def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],
              template: Template) -> tuple[list[list[int] | None], list[list[int] | None]]:
     """Token ids of reference answers and of their labels, None where a row has none."""
     references: list[list[int] | None] = [None] * len(block)
     labels: list[list[int] | None] = [None] * len(block)
     for field, out in (("response", references), ("labels", labels)):
         which = [i for i, row in enumerate(block) if getattr(row, field) is not None]
-        ids = template.answers([block[i].messages for i in which], [prompts[i] for i in which],
-                               [getattr(block[i], field) for i in which])
+        ids = template.answers([block[i].messages for i in which], [heads[i] for i in which],
+                               [prompts[i] for i in which], [getattr(block[i], field) for i in which])
         for i, row_ids in zip(which, ids, strict=True):
             out[i] = row_ids
     for row, reference, label in zip(block, references, labels, strict=True):

@@ -46,20 +46,26 @@ class Template:
         self.tokenizer, self.eos = tokenizer, list(eos)
         self.chat = mode == "chat" or (mode == "auto" and bool(tokenizer.chat_template))
         self._tail = self._derive_tail() if self.chat else ""
+        self._tail_ids = encode(tokenizer, [self._tail])[0] if self._tail else []
         self.end_ids = self._derive_end()
         self.header_ids = self._derive_header()
 
     # ---- rendering
 
-    def prompts(self, conversations: Sequence[Messages]) -> list[list[int]]:
-        """Token ids of conversations up to the place where the answer begins."""
+    def render(self, conversations: Sequence[Messages]) -> list[str]:
+        """Text of conversations up to the place where the answer begins."""
         if self.chat:
-            return self._encode([self._render(c, generation=True) for c in conversations])
-        rows = self._encode([c[-1]["content"] for c in conversations], special=True)
-        eos = set(self.eos)
-        return [row[:-1] if len(row) > 1 and row[-1] in eos else row for row in rows]
+            return [self._render(c, generation=True) for c in conversations]
+        return [c[-1]["content"] for c in conversations]
 
-    def answers(self, conversations: Sequence[Messages], prompt_ids: Sequence[list[int]],
+    def prompts(self, heads: list[str]) -> list[list[int]]:
+        """Token ids of rendered conversations."""
+        if self.chat:
+            return encode(self.tokenizer, heads)
+        rows = encode(self.tokenizer, heads, special=True)
+        return [row[:-1] if len(row) > 1 and row[-1] in self.eos else row for row in rows]
+
+    def answers(self, conversations: Sequence[Messages], heads: Sequence[str], prompt_ids: Sequence[list[int]],
                 texts: Sequence[str]) -> list[list[int]]:
         """Token ids of answers as they follow their prompts, end token included.
 
@@ -68,16 +74,15 @@ class Template:
         tokens, the answer is tokenised by itself, which is what generation continues from.
         """
         if not self.chat:
-            return [ids + self.end_ids for ids in self._encode(list(texts))]
-        heads = [self._render(c, generation=True) for c in conversations]
+            return [ids + self.end_ids for ids in encode(self.tokenizer, list(texts))]
         wholes = [self._render([*c, {"role": "assistant", "content": t}], generation=False)
                   for c, t in zip(conversations, texts, strict=True)]
         rests = [whole[len(head):] if whole.startswith(head) else text + self._tail
                  for head, whole, text in zip(heads, wholes, texts, strict=True)]
-        full = self._encode([head + rest for head, rest in zip(heads, rests, strict=True)])
+        full = encode(self.tokenizer, [head + rest for head, rest in zip(heads, rests, strict=True)])
         cut = [row[len(prompt):] if row[: len(prompt)] == prompt else None
                for row, prompt in zip(full, prompt_ids, strict=True)]
-        alone = iter(self._encode([rest for rest, row in zip(rests, cut, strict=True) if row is None]))
+        alone = iter(encode(self.tokenizer, [rest for rest, row in zip(rests, cut, strict=True) if row is None]))
         return [self._close(row if row is not None else next(alone)) for row in cut]
 
     def _render(self, messages: Messages, generation: bool) -> str:
@@ -87,9 +92,6 @@ class Template:
             detail = (str(e).strip() or type(e).__name__).splitlines()[0]
             raise UserError(f"the chat template refuses a conversation of roles "
                             f"{', '.join(str(m.get('role')) for m in messages)}: {detail}") from None
-
-    def _encode(self, texts: list[str], special: bool = False) -> list[list[int]]:
-        return encode(self.tokenizer, texts, special)
 
     # ---- what the template puts around an answer
 
@@ -101,31 +103,31 @@ class Template:
         return whole[whole.rindex(_ANSWER) + len(_ANSWER):]
 
     def _derive_end(self) -> list[int]:
-        ids = self._encode([self._tail])[0] if self._tail else []
-        for place, token in enumerate(ids):
+        for place, token in enumerate(self._tail_ids):
             if token in self.eos:  # what follows the end token (a line feed) is never generated
-                return ids[: place + 1]
+                return self._tail_ids[: place + 1]
         return [self.eos[0]]
 
     def _close(self, ids: list[int]) -> list[int]:
         """Cuts what the template puts after the end token, or adds the end token where it puts none."""
-        tail = self._encode([self._tail])[0] if self._tail else []
-        body = ids[: len(ids) - len(tail)] if tail and ids[len(ids) - len(tail):] == tail else ids
-        if body is ids and self.end_ids[-1] in ids:
+        body = len(ids) - len(self._tail_ids)
+        if body >= 0 and ids[body:] == self._tail_ids:
+            return ids[:body] + self.end_ids
+        if self.end_ids[-1] in ids:  # the tail's tokens melted with the answer's last one
             return ids[: len(ids) - ids[::-1].index(self.end_ids[-1])]
-        return body + self.end_ids
+        return ids + self.end_ids
 
     def _derive_header(self) -> list[int]:
         bos = self.tokenizer.bos_token_id
         messages: Messages = [{"role": "user", "content": _PROBE}]
-        prompt = self.prompts([messages])[0]
+        prompt = self.prompts(self.render([messages]))[0]
         header = [bos] if bos is not None and prompt[:1] == [bos] else []
         if self.chat:
             with_header, without = self._render(messages, True), self._render(messages, False)
             if with_header.startswith(without) and with_header != without:
-                before = self._encode([without])[0]
+                before = encode(self.tokenizer, [without])[0]
                 header += (prompt[len(before):] if prompt[: len(before)] == before
-                           else self._encode([with_header[len(without):]])[0])
+                           else encode(self.tokenizer, [with_header[len(without):]])[0])
         if header:
             return header
         # The first token of an answer needs some context even without BOS and header.

@@ -55,6 +55,11 @@ def eos_token_ids(folder: Path, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(i for i in found if isinstance(i, int) and not isinstance(i, bool)))
 
 
+def tokenizer_size(tokenizer: Any) -> int:
+    """All token ids are below this; unlike ``len(tokenizer)``, also where ids have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
     """Token ids of many texts at once; ``special`` adds what the tokenizer adds by itself (BOS)."""
     if not texts:
