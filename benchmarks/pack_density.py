@@ -6,7 +6,8 @@ Densities are per cent of row positions that hold tokens. "next-fit" closes a ro
 (concatenating data loaders), "BFD/1000" packs every thousand samples for themselves (map-style packers), "bound" is
 the density of the fewest rows any packing could have. Imbalance is the share of attention time lost to the slowest
 of 8 ranks in batches of 64 rows. Lengths are log-normal, cut at the capacity, with the mean and the next-fit density
-of published measurements; "hard" is a normal around half the capacity, where rows hold pairs.
+of published measurements; "hard" is a normal around half the capacity, where rows hold pairs: BFD then needs no row
+more than the best pairing, and what is missing at few samples is the luck of the draw, not of the packing.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ same batches): a batch is made of equal *slices*, and any number of ranks that d
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +45,11 @@ def slices_of(group: int) -> int:
 def balanced_order(costs: np.ndarray, group: int, seed: int | list[int], slices: int | None = None) -> np.ndarray:
     """A shuffled order of rows whose batches are balanced.
 
-    Rows are dealt at random into slices, one from each cost class, the class with the widest spread last and so
-    that it evens out the sums; slices of equal sum then make a batch, and what is left is mended by exchanging
-    rows. Batches, slices in a batch and rows in a slice stand in random order. A remainder that fills no batch,
-    chosen at random, stands at the end.
+    The few rows that cost more than a whole average slice are put together in batches of their own. All others are
+    dealt at random into slices, one from each cost class, the class with the widest spread last and so that it
+    evens out the sums; slices of equal sum then make a batch, and what is left is mended by exchanging rows.
+    Batches, slices in a batch and rows in a slice stand in random order. A remainder that fills no batch, chosen
+    at random, stands at the end.
 
     Args:
         costs: [R] attention cost of each row, non-negative.
@@ -65,20 +67,24 @@ def balanced_order(costs: np.ndarray, group: int, seed: int | list[int], slices:
     if slices < 1 or group % slices:
         raise ValueError(f"{slices} slices do not divide a group of {group} rows")
     costs = np.asarray(costs, np.float64)
+    size = group // slices
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(costs))
     groups = len(costs) // group
     full, rest = shuffled[: groups * group], shuffled[groups * group :]
     if not groups:
         return rest
-    dealt = _deal(full, costs, groups * slices, group // slices, rng)
-    by_sum = np.argsort(costs[dealt].sum(1), kind="stable")
-    batches = dealt[by_sum].reshape(groups, slices, group // slices)
+    full = full[np.argsort(costs[full], kind="stable")]
+    heavy, full = _concentrate(full, costs, slices, size)
+    if len(full):
+        dealt = _deal(full, costs, len(full) // size, size, rng)
+        by_sum = np.argsort(costs[dealt].sum(1), kind="stable")
+        heavy.append(dealt[by_sum].reshape(-1, slices, size))
+    batches = np.concatenate(heavy)
     _even_out(batches, costs)
     batches = rng.permuted(batches, axis=2)
-    batches = np.take_along_axis(
-        batches, rng.permuted(np.broadcast_to(np.arange(slices), (groups, slices)), axis=1)[:, :, None], axis=1
-    )
+    places = rng.permuted(np.broadcast_to(np.arange(slices), (groups, slices)), axis=1)
+    batches = np.take_along_axis(batches, places[:, :, None], axis=1)
     return np.concatenate([batches[rng.permutation(groups)].reshape(-1), rest])
 
 
@@ -99,13 +105,61 @@ def imbalance(costs: np.ndarray, group: int, ranks: int) -> Imbalance:
     return Imbalance(float(most.sum() / mean.sum() - 1), float((most / mean).max() - 1))
 
 
+def _concentrate(rows: np.ndarray, costs: np.ndarray, slices: int, size: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Makes batches of the rows that are so costly that slices of average rows cannot match them.
+
+    While the costliest row, with the cheapest ones beside it, costs more than an average slice: a batch in which
+    every slice has one of the costliest rows and is filled up to the same sum.
+
+    Args:
+        rows: a whole number of batches of row numbers, cheapest first.
+        costs: [R].
+        slices: slices of a batch.
+        size: rows of a slice.
+
+    Returns:
+        Batches, each [1, slices, size], and the rows that are left, cheapest first.
+    """
+    left, by_cost = rows.tolist(), costs[rows].tolist()
+    total, taken = sum(by_cost), []
+    while left:
+        target = by_cost[-1] + sum(by_cost[: size - 1])
+        if target * len(left) <= total * size:
+            break
+        cheapest = by_cost[0]
+        batch = [[left.pop()] for _ in range(slices)]
+        sums = [by_cost.pop() for _ in range(slices)]
+        for more in range(size - 2, -1, -1):  # rows that a slice gets after this one
+            for s in range(slices):
+                wanted = target - sums[s] - more * cheapest
+                at = bisect_left(by_cost, wanted)
+                if at == len(by_cost) or (at and wanted - by_cost[at - 1] < by_cost[at] - wanted):
+                    at -= 1
+                batch[s].append(left.pop(at))
+                sums[s] += by_cost.pop(at)
+        total -= sum(sums)
+        taken.append(np.array(batch)[None])
+    return taken, np.array(left, np.int64)
+
+
 def _deal(rows: np.ndarray, costs: np.ndarray, n: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """[n, size]: ``n`` slices with one row from each of ``size`` cost classes and sums as equal as these allow."""
-    classes = rows[np.argsort(costs[rows], kind="stable")].reshape(size, n)
-    spread = costs[classes[:, -1]] - costs[classes[:, 0]]
-    classes = classes[np.argsort(spread, kind="stable")]
+    """``n`` slices with one row from each of ``size`` cost classes and sums as equal as these allow.
+
+    Args:
+        rows: [n * size] row numbers, cheapest first.
+        costs: [R].
+        n: slices.
+        size: rows of a slice.
+        rng: deals all classes but the last.
+
+    Returns:
+        [n, size] row numbers.
+    """
+    classes = rows.reshape(size, n)
     if size == 1:
         return classes.T
+    spread = costs[classes[:, -1]] - costs[classes[:, 0]]
+    classes = classes[np.argsort(spread, kind="stable")]
     dealt = rng.permuted(classes[:-1], axis=1)
     # Largest sum so far gets the cheapest row of the last class.
     by_sum = np.argsort(-costs[dealt].sum(0), kind="stable")

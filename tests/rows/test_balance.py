@@ -33,6 +33,17 @@ def test_imbalance_within_two_percent_where_a_shuffle_has_far_more(group):
         ranks //= 2
 
 
+def test_rows_far_costlier_than_others_share_batches():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(346 * np.exp(0.9 * rng.standard_normal(60_000)), 1, 16384).astype(np.int64)
+    costs = best_fit_decreasing(lengths, 32768).sums(lengths**2)
+    assert costs.max() > 8 * costs.mean()  # more than four rows, a slice, can have on average
+    order = balanced_order(costs, 64, 0)
+    made = imbalance(costs[order], 64, 16)
+    assert made.mean <= 0.01 and made.worst <= 0.02
+    assert sorted(order.tolist()) == list(range(len(costs)))
+
+
 def test_few_rows_are_evened_out_by_exchange():
     costs = packed_costs(1, 600)  # some 75 rows: one batch of 64 and a remainder
     order = balanced_order(costs, 64, 0, slices=8)
