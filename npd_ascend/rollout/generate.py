@@ -22,8 +22,8 @@ def generate(job: RolloutJob, engine: Engine, report: Callable[..., None]) -> No
     Args:
         job: the job; the engine must hold its model.
         engine: the engine.
-        report: called about twice a second while the engine steps, with ``samples=``, ``tokens=`` (finished since
-            the last call) and ``replayed=`` (samples found in journals).
+        report: called about twice a second while the engine steps: ``tokens=`` and ``samples=`` generated since the
+            last call, ``have=`` samples that now stand in each shard touched since (an earlier worker's too).
 
     Raises:
         UserError: a prompt cannot be answered with these settings or this model.
@@ -47,7 +47,8 @@ class _Run:
         self._queue: list[Request] = []  # of the shard claimed last, next request at the end
         self._more = True
         self._clock = self._beat = time.monotonic()
-        self._samples = self._tokens = self._replayed = 0
+        self._samples = self._tokens = 0
+        self._have: dict[int, int] = {}
 
     def fill(self) -> None:
         """Submits requests, claiming shards as needed, until the engine has enough to do."""
@@ -70,22 +71,24 @@ class _Run:
             self._tokens += len(answer.ids)
         self._samples += len(finished)
         for index, answers in by_shard.items():
-            self._shards[index].add(answers)
-            self._commit_if_finished(self._shards[index])
+            shard = self._shards[index]
+            shard.add(answers)
+            self._have[index] = shard.rows - shard.left
+            self._commit_if_finished(shard)
         if self._clock - self._beat >= _BEAT_S:
             self.tell()
 
     def tell(self) -> None:
         """Reports what was done since the last report."""
-        self.report(samples=self._samples, tokens=self._tokens, replayed=self._replayed)
-        self._beat, self._samples, self._tokens, self._replayed = self._clock, 0, 0, 0
+        self.report(samples=self._samples, tokens=self._tokens, have=self._have)
+        self._beat, self._samples, self._tokens, self._have = self._clock, 0, 0, {}
 
     def _claim(self) -> bool:
         taken = self.board.take()
         if taken is None:
             return False
         shard = Shard(self.job, self.board.dataset, *taken, self.engine.vocab_size)
-        self._replayed += shard.replayed
+        self._have[shard.index] = shard.rows - shard.left
         self._shards[shard.index] = shard
         self._queue = shard.pending[::-1]
         self._commit_if_finished(shard)

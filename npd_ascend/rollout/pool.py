@@ -21,7 +21,7 @@ from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout.shards import Board
-from npd_ascend.rollout.stage import count, job_meter
+from npd_ascend.rollout.stage import Tally
 
 _TICK_S = 0.2
 _EXIT_S = 5.0
@@ -79,8 +79,9 @@ class RolloutPool:
                 return
             wanted = min(self._size, len(board.dataset.missing(board.shards)))
         try:
-            with job_meter(job, self._meter) as meter:
-                self._run(job, wanted, meter)
+            tally = Tally(job, self._meter)
+            self._run(job, wanted, tally)
+            tally.close(complete=True)
         except BaseException:
             self._kill()
             raise
@@ -91,10 +92,10 @@ class RolloutPool:
     def close(self) -> None:
         """Stops all workers, those at work too; may be called twice and from any thread."""
         self._closed = True
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             worker.send({"cmd": "exit"})
         deadline = time.monotonic() + _EXIT_S
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             if not worker.busy:
                 worker.wait(max(0.0, deadline - time.monotonic()))
         self._kill()
@@ -107,13 +108,13 @@ class RolloutPool:
 
     # ---- inside
 
-    def _run(self, job: RolloutJob, wanted: int, meter: Meter) -> None:
+    def _run(self, job: RolloutJob, wanted: int, tally: Tally) -> None:
         command = {"cmd": "run", "job": job.model_dump(mode="json")}
         for i in range(wanted):
             self._assign(i, command)
         failures = 0
         while any(w.busy for w in self._workers.values()):
-            if self._closed:
+            if self._closed:  # its workers were killed
                 raise PoolClosed("the rollout pool was closed")
             worker, event = self._next_event(job.settings.hang_seconds)
             if worker is None or self._workers.get(worker.index) is not worker:
@@ -121,7 +122,7 @@ class RolloutPool:
             kind = "died" if event is None else event["event"]
             if kind == "progress":
                 assert event is not None
-                count(meter, event["samples"], event["tokens"], event["replayed"])
+                tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
             elif kind == "loaded":
                 assert event is not None
                 verb = {"start": "engine started", "reload": "weights reloaded"}[event["how"]]
@@ -166,6 +167,8 @@ class RolloutPool:
         worker.send(command)
 
     def _worker(self, index: int) -> _Process:
+        if self._closed:
+            raise PoolClosed("the rollout pool was closed")
         old = self._workers.get(index)
         if old is None or not old.alive:
             if old is not None:
@@ -192,7 +195,7 @@ class RolloutPool:
         return env
 
     def _kill(self) -> None:
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             worker.kill()
         self._workers.clear()
 

@@ -17,7 +17,7 @@ def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None
 
     Args:
         job: a job with ``settings.source == "reference"``.
-        report: called with ``samples=`` and ``tokens=`` after each shard.
+        report: called after each shard, see ``generate``.
 
     Raises:
         UserError: a prompt has no reference answer, or labels of another length.
@@ -31,7 +31,7 @@ def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None
             table = table_of(job, prompts, answers, prompts["label_ids"])
             commit_table(job, board.dataset, index, table, seconds=0.0)
             board.release(index)
-            report(samples=len(answers), tokens=sum(len(a.ids) for a in answers))
+            report(samples=len(answers), tokens=sum(len(a.ids) for a in answers), have={index: len(answers)})
         board.finish()
 
 

@@ -71,7 +71,7 @@ class Shard:
     Attributes:
         index: number of the shard.
         pending: requests without an answer, in row order.
-        replayed: samples taken over from the journal.
+        rows: samples in all.
         left: samples without an answer.
         seconds: time of generation spent on it, over all workers that had it.
     """
@@ -87,8 +87,7 @@ class Shard:
             self._answers[record["row"]] = _unpack(record)
             self.seconds = max(self.seconds, record["seconds"])
         self.pending = [r for r in requests if self._answers[r.row] is None]
-        self.replayed = len(requests) - len(self.pending)
-        self.left = len(self.pending)
+        self.rows, self.left = len(requests), len(self.pending)
 
     @property
     def finished(self) -> bool:

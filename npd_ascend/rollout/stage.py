@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from npd_ascend.config.jobs import RolloutJob
@@ -24,8 +24,9 @@ def run(job: RolloutJob) -> None:
         UserError: prompts, model or settings do not fit together.
         CorruptShard: a prompts shard is damaged.
     """
-    with job_meter(job) as meter:
-        engine = work(job, None, lambda **counts: count(meter, **counts))
+    tally = Tally(job)
+    engine = work(job, None, tally)
+    tally.close()
     if engine is not None:
         engine.close()
 
@@ -64,22 +65,38 @@ def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
     return engine
 
 
-def job_meter(job: RolloutJob, meter: Callable[..., Meter] = Meter) -> Meter:
-    """A progress meter that knows the job's size and what is done already.
+class Tally:
+    """Feeds what workers report to one progress meter, counting each sample once, whoever made it.
+
+    Args:
+        job: the job; what is committed already counts as skipped.
+        meter: makes the meter.
 
     Raises:
         UserError: the prompts are not there.
     """
-    source = Dataset.open(job.prompts, "prompts")
-    dataset = Dataset(job.out, "rollouts", job.fingerprint)
-    missing = set(dataset.missing(source.shards))
-    done = sum(r["rows"] for i, r in enumerate(source.manifest["shards"]) if i not in missing)
-    paths = job.settings.paths
-    return meter("rollout", source.rows * paths, "samples", done * paths)
 
+    def __init__(self, job: RolloutJob, meter: Callable[..., Meter] = Meter):
+        source = Dataset.open(job.prompts, "prompts")
+        missing = set(Dataset(job.out, "rollouts", job.fingerprint).missing(source.shards))
+        done = sum(r["rows"] for i, r in enumerate(source.manifest["shards"]) if i not in missing)
+        paths = job.settings.paths
+        self._have: dict[int, int] = {}
+        self._meter = meter("rollout", source.rows * paths, "samples", done * paths)
 
-def count(meter: Meter, samples: int, tokens: int, replayed: int = 0) -> None:
-    """Adds a worker's counts to a meter; what came from a journal does not count for the rate."""
-    meter.done += replayed
-    meter.skipped += replayed
-    meter.advance(samples, tokens)
+    def __call__(self, samples: int, tokens: int, have: Mapping[int, int]) -> None:
+        """Takes a report of ``generate``; samples that a dead worker left in a journal do not count for the rate."""
+        new = 0
+        for index, n in have.items():
+            new += max(0, n - self._have.get(index, 0))
+            self._have[index] = max(n, self._have.get(index, 0))
+        taken_over = max(0, new - samples)
+        self._meter.done += taken_over
+        self._meter.skipped += taken_over
+        self._meter.advance(new - taken_over, tokens)
+
+    def close(self, complete: bool = False) -> None:
+        """Reports the final count; a worker that dies between a commit and its report leaves a few uncounted."""
+        if complete and self._meter.total is not None:
+            self._meter.done = self._meter.total
+        self._meter.close()

@@ -10,7 +10,7 @@ Answers are JSON lines on what was stdout at the start; what libraries print goe
 
     {"event": "ready"}                                       the process listens
     {"event": "loaded", "how": "start"|"reload", "seconds"}  the engine holds the job's weights
-    {"event": "progress", "samples", "tokens", "replayed"}   counts since the last such line; also the heartbeat
+    {"event": "progress", "samples", "tokens", "have"}       counts as ``generate`` reports them; also the heartbeat
     {"event": "done", "complete"}                            its share of the job is done
     {"event": "restart"}                                     the job needs another engine: start a new process
     {"event": "error", "kind": "user"|"corrupt"|"internal", "text", ...}   and the process ends
