@@ -6,10 +6,12 @@ these inputs, so starting again is the same as going on.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +76,7 @@ class Conductor:
             status = "stopped"
             try:
                 self.runner.start()
-                if stage:
-                    self._one_stage(stage)
-                else:
-                    self._everything()
+                self._mending(lambda: self._one_stage(stage) if stage else self._generations())
                 status = "finished" if not stage else "stopped"
             except UserError:
                 status = "failed"
@@ -95,10 +94,11 @@ class Conductor:
 
     # ---- the line
 
-    def _everything(self) -> None:
+    def _mending(self, work: Callable[[], None]) -> None:
+        """Does the work; a damaged shard is taken back and the work begun anew."""
         for _ in range(_MAX_REGENERATIONS):
             try:
-                return self._generations()
+                return work()
             except ShardLost as lost:
                 self._drop_training()
                 self._discard(lost)
@@ -150,8 +150,6 @@ class Conductor:
             self._log_evaluation(name, step)
 
     def _log_evaluation(self, name: str, step: Step) -> None:
-        import json
-
         assert step.done_file is not None
         result = json.loads(step.done_file.read_text())
         self.runner.metrics.log(
@@ -212,8 +210,6 @@ class Conductor:
             )
 
     def _done(self, generation: int) -> dict[str, Any]:
-        import json
-
         return json.loads(self.run_dir.generation(generation).done.read_text())
 
     # ---- ends

@@ -171,7 +171,8 @@ class Dataset:
         """
         data = self.read_bytes(index)
         try:
-            # Not pq.read_table: its dataset layer takes 0.3 s to import and its threads can abort the interpreter's exit.
+            # Not pq.read_table: its dataset layer takes 0.3 s to import, and its threads can abort the interpreter's
+            # exit.
             return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
         except (pa.ArrowInvalid, OSError) as e:
             raise CorruptShard(str(self.folder), index, str(e).splitlines()[0]) from None
