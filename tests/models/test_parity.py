@@ -1,0 +1,113 @@
+"""The network gives the logits of transformers, packed or alone."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ms = pytest.importorskip("mindspore")
+
+from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.models.network import build  # noqa: E402
+from npd_ascend.models.spec import ModelSpec  # noqa: E402
+from npd_ascend.models.weights import load_hf  # noqa: E402
+from npd_ascend.rows.collate import collate  # noqa: E402
+
+pytestmark = pytest.mark.mindspore
+HERE = Path(__file__).parent
+ROLLOUT = Path(os.environ.get("NPD_ROLLOUT_PYTHON", HERE.parents[1] / ".envs/rollout/bin/python"))
+LENGTHS = (17, 30, 9, 41)
+ROW = 64
+
+
+def network(folder, row_length=ROW):
+    net = build(ModelSpec.from_folder(folder), Device(), row_length)
+    load_hf(net, folder)
+    return net
+
+
+def sequences(seed=3, vocab=97):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab, n) for n in LENGTHS]
+
+
+def logits(net, batch):
+    hidden = net(ms.Tensor(batch.input_ids), ms.Tensor(batch.position_ids), ms.Tensor(batch.segment_ids))
+    return hidden.asnumpy() @ net.head_weight.asnumpy().T
+
+
+def packed_logits(net, seqs, row_length=ROW):
+    """Logits of each sequence, out of two rows that hold them all."""
+    batch = collate([seqs[:2], seqs[2:]], row_length, 0, 2)
+    flat = logits(net, batch)
+    return [flat[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not ROLLOUT.is_file(), reason="no rollout environment")
+@pytest.mark.parametrize("family", ["pangu", "pangu_tied", "qwen2", "llama", "llama_tied"])
+def test_logits_equal_transformers(checkpoint, tmp_path, family):
+    folder = checkpoint(family, shards=2 if family == "pangu" else 1)
+    seqs = sequences()
+    (tmp_path / "seqs.json").write_text(json.dumps([s.tolist() for s in seqs]))
+    subprocess.run([ROLLOUT, HERE / "hf_logits.py", folder, tmp_path / "seqs.json", tmp_path / "out.npz"], check=True,
+                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
+    theirs = np.load(tmp_path / "out.npz")
+    for i, ours in enumerate(packed_logits(network(folder), seqs)):
+        reference = theirs[f"s{i}"]
+        assert reference.std() > 0.3, "a test on near-constant logits would prove nothing"
+        np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-4)
+
+
+def test_packed_equals_alone_and_neighbours_do_not_matter(checkpoint):
+    net = network(checkpoint("pangu"))
+    seqs = sequences()
+    together = packed_logits(net, seqs)
+    others = [seqs[0], sequences(seed=8)[1], sequences(seed=9)[2], seqs[3]]
+    swapped = packed_logits(net, others)
+    for i, seq in enumerate(seqs):
+        alone = logits(net, collate([[seq]], ROW, 5, 2))[: len(seq)]
+        np.testing.assert_allclose(together[i], alone, rtol=0, atol=1e-5)
+        if i in (0, 3):
+            np.testing.assert_allclose(swapped[i], together[i], rtol=0, atol=1e-5)
+        else:
+            assert np.abs(swapped[i] - together[i]).max() > 0.1
+
+
+def test_query_blocks_change_nothing(checkpoint, monkeypatch):
+    from npd_ascend.models import leaves
+
+    folder = checkpoint("llama")
+    whole = packed_logits(network(folder), sequences())
+    monkeypatch.setattr(leaves, "_QUERY_BLOCK", 24)  # does not divide the row
+    for a, b in zip(whole, packed_logits(network(folder), sequences()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_segment_ends_for_flash_attention():
+    from npd_ascend.models.leaves import SegmentEnds
+
+    segments = np.array([[0, 0, 0, 1, 1, -1, -1, -1], [0, 1, 1, 1, 1, 1, 1, 1]], np.int32)
+    nothing, ends = SegmentEnds()(ms.Tensor(segments))
+    assert nothing is None
+    assert ends.asnumpy().tolist() == [3, 5, 8, 9] + [16] * 12
+
+
+def test_gradients_reach_every_parameter(checkpoint):
+    net = network(checkpoint("qwen2"))
+    batch = collate([sequences()[:2]], ROW, 0, 1)
+    args = [ms.Tensor(x) for x in (batch.input_ids, batch.position_ids, batch.segment_ids)]
+    # Not the sum of squares of normalised states, which hardly depends on what comes before the norm.
+    weight = ms.Tensor(np.random.default_rng(0).standard_normal((ROW, 48)).astype(np.float32))
+    parameters = list(net.trainable_params())
+
+    def loss(*inputs):
+        return (net(*inputs) * weight).mean()
+
+    _, grads = ms.value_and_grad(loss, None, parameters)(*args)
+    for p, g in zip(parameters, grads, strict=True):
+        g = g.asnumpy()
+        assert np.isfinite(g).all() and np.abs(g).max() > 1e-7, p.name
