@@ -192,7 +192,8 @@ def _text(where: str, record: dict[str, Any], name: str, setting: str, required:
 
 
 def _messages(where: str, value: Any, settings: DataConfig) -> tuple[list[dict[str, Any]], str]:
-    if isinstance(value, str):
+    plain = isinstance(value, str)
+    if plain:
         value = [{"role": "user", "content": value}]
     elif settings.template == "raw":
         raise UserError(f"{where}: field {settings.prompt_field!r} is {_type(value)}, but data.template is raw, "
@@ -204,7 +205,8 @@ def _messages(where: str, value: Any, settings: DataConfig) -> tuple[list[dict[s
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             raise UserError(f"{where}: message {number} has no role and content")
-        content = _string(where, f"content of message {number}", message["content"])
+        what = f"field {settings.prompt_field!r}" if plain else f"content of message {number}"
+        content = _string(where, what, message["content"])
         messages.append({"role": message["role"], "content": content})
     last = messages[-1]
     if last["role"] == "assistant":
