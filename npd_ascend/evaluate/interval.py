@@ -20,7 +20,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     p, zz = successes / n, z * z / n
     centre = (p + zz / 2) / (1 + zz)
     half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
 def pass_at_k(n: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:

@@ -24,7 +24,8 @@ def test_pangu(mini_tokenizer):
     tokenizer = load_tokenizer(mini_tokenizer)
     template = Template(tokenizer, "auto", [tokenizer.eos_token_id])
     assert template.chat
-    assert template.render([user("a1 b2")]) == ["<s>[unused9]系统：[unused10][unused9]用户：a1 b2[unused10][unused9]助手："]
+    assert template.render([user("a1 b2")]) == [
+        "<s>[unused9]系统：[unused10][unused9]用户：a1 b2[unused10][unused9]助手："]
     prompt, answer = answer_ids(template, "a1 b2", "b1 b2")
     assert tokenizer.convert_ids_to_tokens(template.header_ids) == ["<s>", "[unused9]", "助手", "："]
     assert prompt[-3:] == template.header_ids[1:] and prompt[0] == template.header_ids[0]

@@ -1,0 +1,92 @@
+"""Checkers against hand-made cases, and the maze against a search of its own."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npd_ascend.errors import UserError
+from npd_ascend.evaluate.checkers import (
+    CHECKERS,
+    Attempt,
+    exact,
+    final_number,
+    get_checker,
+    load_checker_data,
+    maze,
+    number,
+)
+
+LINE = {"neighbours": {"a": ["b"], "b": ["a", "c"], "c": ["b", "d"], "d": ["c"], "x": []}}
+
+
+def test_exact():
+    assert exact(Attempt("q", " 42\n", "42"))
+    assert not exact(Attempt("q", "4 2", "42"))
+    assert not exact(Attempt("q", "", None))
+
+
+@pytest.mark.parametrize("text, value", [
+    ("She sold 48/2 = <<48/2=24>>24.\n#### 72", "72"), ("#### 1,234,567.50", "1234567.5"), ("#### $ 18", "18"),
+    ("#### -3", "-3"), ("#### 5 apples and 7", "5"), ("#### none", None), ("so 3 and then 4", "4"),
+    ("It costs $1,000.", "1000"), ("that is 1,000,", "1000"), ("12,34", "34"), ("3.50%", "3.5"), ("-.5", "-.5"),
+    ("x = −7", "-7"), (r"\boxed{7}", "7"), (r"first \boxed{1}, then \boxed{\frac{3}{4}} of 9", "0.75"),
+    (r"\boxed{\text{about } \$1{,}200}", "1200"), (r"\boxed{12", "12"), ("1/0", None), ("", None), ("none", None),
+    ("the year 2024.", "2024"), ("10-3 = 7", "7"), ("#### 3 #### 4", "4")])
+def test_final_number(text, value):
+    assert final_number(text) == (None if value is None else Decimal(value))
+
+
+def test_number():
+    assert number(Attempt("q", "It is 72.0 clips", "bla\n#### 72"))
+    assert not number(Attempt("q", "It is 7", "#### 72"))
+    assert not number(Attempt("q", "no idea", "no idea"))
+    assert not number(Attempt("q", "7", None))
+
+
+DRESSES = ["{}", "${:,}", "{:,}.00", "so: {}.", "\\boxed{{{:,}}}", "1 #### {}"]
+
+
+@given(st.integers(-10**12, 10**12), st.sampled_from(DRESSES))
+def test_any_integer_is_found_in_any_dress(value, dress):
+    text = dress.format(value) if value >= 0 or not dress.startswith("$") else f"-${-value:,}"
+    assert final_number(text) == value
+
+
+@pytest.mark.parametrize("response, right", [
+    ("b c d", True), ("b a b c d", True), ("b c d c d", True), ("", False), ("b c", False), ("c d", False),
+    ("b c d e", False), ("a b c d", False), ("b d", False), ("b a " * 4 + "b c d", True),
+    ("b a " * 5 + "b c d", False)])
+def test_maze(response, right):
+    assert maze(Attempt("a d", response, None), LINE) is right  # distance 3: up to 12 hops
+
+
+def test_maze_corner_cases():
+    assert maze(Attempt("a a", "", None), LINE)
+    assert not maze(Attempt("a x", "b a", None), LINE)
+    for data in (None, {}, {"neighbours": []}):
+        with pytest.raises(UserError, match="checker_data"):
+            maze(Attempt("a d", "b", None), data)
+    for prompt in ("a", "a d d", "a q"):
+        with pytest.raises(UserError, match="two places"):
+            maze(Attempt(prompt, "b", None), LINE)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(CHECKERS)), st.text(max_size=60), st.text(max_size=30) | st.none())
+def test_no_response_makes_a_checker_fail(name, response, answer):
+    assert get_checker(name)(Attempt("a d", response, answer), LINE) in (True, False)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match="exact, maze, number"):
+        get_checker("vibes")
+    assert load_checker_data(None) is None
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checker_data(tmp_path / "gone.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_checker_data(tmp_path / "bad.json")
