@@ -19,6 +19,7 @@ from npd_ascend.store.atomic import write_bytes
 from npd_ascend.store.layout import RunDir
 
 _DEFAULT_SAMPLES = 6
+_ANSWERS = 4
 _FIGURES = (plots.accuracy, plots.loss, plots.optimiser, plots.lag, plots.zones, plots.delta, plots.lengths,
             plots.timeline)
 
@@ -53,7 +54,7 @@ def render(run: Run) -> str:
     return env.get_template("report.html.j2").render(
         run=run, name=run.root.resolve().name, tiles=_tiles(run), warnings=warnings_of(run),
         figures={f.__name__: f(run) for f in _FIGURES}, stages=_stages(run), paper_zones=ZONES,
-        samples=samples, facts=_facts(run), bound=LAG)
+        samples=samples, answers=_answers(run), facts=_facts(run), bound=LAG)
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -75,9 +76,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
                            for t in stages if total)
         tiles.append(("Total time", numbers.duration(wall), shares))
     if run.generations:
-        at = [f"{r['progress']:g}" for r in run.sync if isinstance(r.get("progress"), int | float)]
-        note = f"sparse update after epoch {', '.join(at[:4])}{' …' if len(at) > 4 else ''}" if at else "no sparse update yet"
-        tiles.append(("Generations", str(len(run.generations)), note))
+        at = [f"{r['progress']:g}" for r in run.sync if "progress" in r]
+        note = f"sparse update after epoch {', '.join(at[:4])}{' …' if len(at) > 4 else ''}"
+        tiles.append(("Generations", str(len(run.generations)), note if at else "no sparse update so far"))
     selected = [g for g in run.generations if g.selection and g.selection.samples]
     if selected:
         latest = selected[-1].selection
@@ -86,7 +87,13 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
                       f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; paper: 96.2 %"))
     lag = last(run.lag, "forward")
     if lag is not None:
-        tiles.append(("Lag at the end", f"{numbers.number(lag)} nats", f"KL(current‖generator); near-policy: ≤ {LAG:g}"))
+        tiles.append(("Lag at the end", f"{numbers.number(lag, 2)} nats",
+                      f"KL(current‖generator); near-policy: ≤ {LAG:g}"))
+    train = next((t for t in run.times() if t.stage == "train"), None)
+    if train and train.tokens_per_second:
+        loss = last(run.train, "loss")
+        tiles.append(("Training speed", f"{numbers.number(train.tokens_per_second)} tokens/s",
+                      f"{len(run.train):,} steps; loss at the end {numbers.number(loss)}"))
     stores = [g.store for g in run.generations if g.store and g.store.tokens]
     if stores:
         bytes_, tokens = sum(s.bytes for s in stores), sum(s.tokens for s in stores)
@@ -97,6 +104,24 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
 
 def _interval(e: Evaluation) -> str:
     return f"{100 * e.interval[0]:.1f}–{100 * e.interval[1]:.1f}"
+
+
+def _answers(run: Run) -> dict[str, Any] | None:
+    """Answers of the first and the latest evaluation to the same questions, a few of them."""
+    shown = [e for e in run.evaluations if e.answers]
+    shown = shown[:1] + shown[1:][-1:]
+    if not shown:
+        return None
+    by_prompt = [{a["prompt"]: a for a in e.answers} for e in shown]
+    rows = [{"prompt": _cut(a["prompt"]), "answer": _cut(a["answer"]), "responses": [
+        {"response": _cut(x["response"]), "correct": x["correct"]} if x else None
+        for x in (answers.get(a["prompt"]) for answers in by_prompt)]} for a in shown[0].answers[:_ANSWERS]]
+    return {"names": [e.name for e in shown], "rows": rows}
+
+
+def _cut(text: object, at_most: int = 300) -> str:
+    text = "" if text is None else str(text)
+    return text[:at_most] + ("…" if len(text) > at_most else "")
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

@@ -24,8 +24,10 @@ class Evaluation:
     Attributes:
         name: ``start``, ``sync 1``, ``end``.
         interval: confidence bounds of the accuracy.
-        pass_at: n -> share of prompts with a right answer among n.
-        progress: epochs of training behind it; None when its name tells no point of the run.
+        pass_at: k -> estimated share of prompts with a right answer among k.
+        truncated: share of answers cut at the length limit.
+        progress, step: epochs and optimiser steps behind it; None when its name tells no point of the run.
+        answers: a few of them, {"prompt", "answer" (expected), "response", "correct"}.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Evaluation:
     truncated: float | None
     mean_tokens: float | None
     progress: float | None
+    step: float | None
+    answers: list[dict[str, Any]]
 
 
 @dataclass
@@ -62,8 +66,9 @@ class StageTime:
 
     @property
     def samples_per_second(self) -> float | None:
-        """Rate while busy."""
-        return self.samples / self.busy if self.samples and self.busy > 0 else None
+        """Rate while busy; None for the stages that count rows or steps."""
+        counts = self.stage not in ("pack", "train") and self.samples and self.busy > 0
+        return self.samples / self.busy if counts else None
 
 
 @dataclass
@@ -96,16 +101,15 @@ class Run:
         found: dict[str, StageTime] = {}
         for row in self.stage:
             t = found.setdefault(str(row.get("stage")), StageTime(str(row.get("stage"))))
-            t.seconds += row.get("seconds") or 0.0
-            t.busy += row.get("busy") or row.get("seconds") or 0.0
-            t.tokens += int(row.get("tokens") or 0)
-            t.samples += int(row.get("samples") or 0)
+            t.seconds += row.get("seconds", 0.0)
+            t.busy += row.get("busy", row.get("seconds", 0.0))
+            t.tokens += int(row.get("tokens", 0))
+            t.samples += int(row.get("samples", 0))
         return list(found.values())
 
     def wall_seconds(self) -> float | None:
         """Time in which at least one stage was at work: overlap counts once, pauses between sessions do not."""
-        spans = sorted((r["time"] - r["seconds"], r["time"]) for r in self.stage
-                       if _is_number(r.get("time")) and _is_number(r.get("seconds")))
+        spans = sorted((r["time"] - r["seconds"], r["time"]) for r in self.stage if "time" in r and "seconds" in r)
         total, end = 0.0, -np.inf
         for a, b in spans:
             total += max(b - max(a, end), 0.0)
@@ -129,20 +133,16 @@ def collect(run_dir: Path) -> Run:
                         "give the run.dir of a run that was started")
     problems: list[str] = []
     config, text = _config(run, problems)
-    rows = {kind: [r for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "sync", "stage")}
-    generations = [read_generation(run.generation(i), i, config, problems) for i in run.generations()]
+    rows = {kind: [_plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "sync", "stage")}
+    generations = [read_generation(run.generation(i), i, problems) for i in run.generations()]
     return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["sync"], rows["stage"],
                _evaluations(run.evaluations, rows, problems), generations, problems)
 
 
 def series(rows: list[dict[str, Any]], key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-    """Values of ``key`` over ``x`` as float arrays [N]; rows without both are left out, null becomes NaN."""
-    pairs = [(r[x], r[key]) for r in rows if _is_number(r.get(x)) and key in r and (
-        r[key] is None or _is_number(r[key]))]
-    if not pairs:
-        return np.zeros(0), np.zeros(0)
-    xs, ys = zip(*pairs, strict=True)
-    return np.asarray(xs, float), np.asarray([np.nan if y is None else y for y in ys], float)
+    """Values of ``key`` over ``x`` as float arrays [N]; rows without both are left out."""
+    pairs = np.array([(r[x], r[key]) for r in rows if x in r and key in r], float).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def last(rows: list[dict[str, Any]], key: str) -> float | None:
@@ -151,8 +151,21 @@ def last(rows: list[dict[str, Any]], key: str) -> float | None:
     return float(y[-1]) if len(y) else None
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+# Fields that place a row must be finite; measured ones may be NaN, which is a finding.
+_PLACES = {"step", "progress", "generation", "seconds", "busy", "tokens", "samples", "time"}
+_MEASURES = {"lr", "loss", "ce", "kd", "grad_norm", "forward", "reverse"}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without fields that are not the numbers they should be: the file may be of another program."""
+
+    def sound(key: str, value: Any) -> bool:
+        if key not in _PLACES | _MEASURES:
+            return True
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+        return number or (key in _MEASURES and isinstance(value, float))
+
+    return {k: v for k, v in row.items() if sound(k, v)}
 
 
 def _config(run: RunDir, problems: list[str]) -> tuple[Config | None, str]:
@@ -173,26 +186,24 @@ def _evaluations(folder: Path, rows: dict[str, list[dict[str, Any]]], problems: 
         try:
             raw = json.loads(path.read_text())
             low, high = raw["interval"]
-            n, name = int(raw["n"]), str(raw["name"])
-            truncated = raw.get("truncated")
-            if isinstance(truncated, int) and n:  # a count; a share is a float
-                truncated = truncated / n
-            pass_at = raw.get("pass_at") or {}
+            name = str(raw["name"])
+            answers = [{k: a.get(k) for k in ("prompt", "answer", "response", "correct")}
+                       for a in raw.get("samples") or []]
             found.append(Evaluation(
-                name, n, int(raw["correct"]), float(raw["accuracy"]), (float(low), float(high)),
-                {str(k): float(v) for k, v in pass_at.items()} if isinstance(pass_at, dict) else {},
-                truncated, raw.get("mean_tokens"), _progress_of(name, rows)))
-        except (OSError, ValueError, KeyError, TypeError) as e:
+                name, int(raw["n"]), int(raw["correct"]), float(raw["accuracy"]), (float(low), float(high)),
+                {str(k): float(v) for k, v in (raw.get("pass_at") or {}).items()}, raw.get("truncated"),
+                raw.get("mean_tokens"), _place_of(name, rows, "progress"), _place_of(name, rows, "step"), answers))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             problems.append(f"evaluations/{path.name} cannot be read ({type(e).__name__}: {e})")
     return sorted(found, key=lambda e: (e.progress is None, e.progress or 0.0, e.name != "start", e.name))
 
 
-def _progress_of(name: str, rows: dict[str, list[dict[str, Any]]]) -> float | None:
+def _place_of(name: str, rows: dict[str, list[dict[str, Any]]], key: str) -> float | None:
     if name == "start":
         return 0.0
     if name == "end":
-        return last(rows["train"], "progress")
+        return last(rows["train"], key)
     kind, _, index = name.rpartition(" ")
     if kind == "sync" and index.isdigit():
-        return next((r.get("progress") for r in rows["sync"] if r.get("generation") == int(index)), None)
+        return next((r.get(key) for r in rows["sync"] if r.get("generation") == int(index)), None)
     return None

@@ -46,6 +46,7 @@ def accuracy(run: Run) -> Markup | None:
         ax.margins(x=0.06, y=0.25)
         ax.yaxis.set_major_formatter(_PERCENT)
         ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=bool(x.max() >= 2)))
         ax.set_xlabel("epochs of training")
         return svg.to_svg(fig, "Accuracy over the run")
 
@@ -124,7 +125,7 @@ def lag(run: Run) -> Markup | None:
 
 def zones(run: Run) -> Markup | None:
     """Share of each zone by generation, the paper's beside them."""
-    found = [(f"generation {g.index}", g.selection) for g in run.generations if g.selection]
+    found = [(f"generation {g.index}", g.selection) for g in run.generations if g.selection and g.selection.scored]
     if not found:
         return None
     rows = [(name, {z: s.share(z) for z in _ZONE_COLOURS}) for name, s in found[-_MAX_BARS:]]
@@ -212,7 +213,7 @@ def lengths(run: Run) -> Markup | None:
 
 def timeline(run: Run) -> Markup | None:
     """When each stage was at work; overlapping bars ran at the same time."""
-    rows = [r for r in run.stage if all(isinstance(r.get(k), int | float) for k in ("seconds", "time"))]
+    rows = [r for r in run.stage if "seconds" in r and "time" in r]
     if not rows:
         return None
     begin = min(r["time"] - r["seconds"] for r in rows)
@@ -227,8 +228,8 @@ def timeline(run: Run) -> Markup | None:
             y = len(stages) - 1 - stages.index(str(r.get("stage")))
             ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - begin) / unit, linewidth=0,
                     color=_colour(r))
-        for index in sorted({r["generation"] for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
-            ax.barh(0, 0, color=SERIES[index], label=f"generation {index}")
+        for index in sorted({int(r["generation"]) for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
+            ax.barh(0, 0, color=SERIES[index % (len(SERIES) - 1)], label=f"generation {index}")
         ax.set_yticks(range(len(stages)), [STAGE_NAMES.get(s, s) for s in reversed(stages)], color=INK)
         ax.grid(True, axis="x", color=GRID)
         ax.grid(False, axis="y")
@@ -241,9 +242,9 @@ def timeline(run: Run) -> Markup | None:
 def _colour(row: dict[str, Any]) -> str:
     """Colour of a stage row by generation; what belongs to none is grey."""
     index = row.get("generation")
-    if row.get("stage") in ("prepare", "evaluate") or not isinstance(index, int) or index < 0:
+    if row.get("stage") in ("prepare", "evaluate") or index is None or index < 0:
         return C5
-    return SERIES[index % (len(SERIES) - 1)]
+    return SERIES[int(index) % (len(SERIES) - 1)]
 
 
 def _syncs(ax: svg.Axes, run: Run) -> None:

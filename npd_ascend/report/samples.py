@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,8 @@ def pick(zone: np.ndarray, delta: np.ndarray, count: int) -> list[int]:
     low, mid, high = ordered("degenerate"), ordered("proximal"), ordered("disconnect")
     outer = (high[::-1][:1] + low[:1])[: max(count - 1, 0)]
     room = count - len(outer)
-    chosen = [mid[i] for i in sorted({int(q) for q in np.linspace(0, len(mid) - 1, min(room, len(mid)))})] if mid else []
-    chosen += outer
+    spread: Iterable[float] = np.linspace(0, len(mid) - 1, min(room, len(mid))) if mid else ()
+    chosen = [mid[i] for i in sorted({int(q) for q in spread})] + outer
     rest = (i for i in range(len(zone)) if i not in set(chosen))
     while len(chosen) < min(count, len(zone)):
         chosen.append(next(rest))
@@ -164,7 +164,9 @@ def _prompt(prompts: Dataset | None, shard: int, prompt_index: int) -> tuple[str
         return f"prompt {prompt_index}", None
     table = prompts.read(shard, ["prompt_index", "text", "answer"])
     at = pc.index(table["prompt_index"], prompt_index).as_py()
-    return (table["text"][at].as_py() or "", table["answer"][at].as_py()) if at >= 0 else (f"prompt {prompt_index}", None)
+    if at < 0:
+        return f"prompt {prompt_index}", None
+    return table["text"][at].as_py() or "", table["answer"][at].as_py()
 
 
 def _open(folder: Any, kind: str) -> Dataset | None:

@@ -7,6 +7,8 @@ import itertools
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -21,7 +23,7 @@ C1, C2, C3, C4, C5 = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", C1: "c1", C2: "c2", C3: "c3", C4: "c4", C5: "c5"}
 SERIES = (C1, C2, C3, C4, C5)
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "npd", "font.family": "sans-serif", "font.size": 8.5,
     "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "text.color": INK,
     "axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.titlepad": 8,
@@ -44,7 +46,7 @@ def figure(width: float = 5.6, height: float = 2.9) -> Figure:
     return fig
 
 
-def style() -> rc_context:
+def style() -> AbstractContextManager[None]:
     """The report's look, for the time of drawing one figure."""
     return rc_context(STYLE)  # type: ignore[arg-type]
 
@@ -86,10 +88,14 @@ def bars_of(values: np.ndarray, low: float, high: float, bins: int) -> tuple[np.
 
 
 def line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None = None) -> None:
-    """A line; of a long series the mean of each bucket, within a pale band from its smallest to its largest."""
+    """A line; of a long series the mean of each bucket, within a pale band from its smallest to its largest.
+
+    What is not finite leaves a gap.
+    """
+    y = np.where(np.isfinite(y), y, np.nan)
     if len(x) > _MAX_POINTS:
         edges = np.linspace(0, len(x), _MAX_POINTS + 1).astype(int)[:-1]
-        filled = np.where(np.isfinite(y), y, np.nanmean(y) if np.isfinite(y).any() else 0.0)
+        filled = np.where(np.isfinite(y), y, np.nanmean(y)) if np.isfinite(y).any() else y
         n = np.diff(np.append(edges, len(x)))
         x = np.add.reduceat(x, edges) / n
         ax.fill_between(x, np.minimum.reduceat(filled, edges), np.maximum.reduceat(filled, edges), color=colour,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from npd_ascend.report.collect import Run, series
@@ -12,6 +10,7 @@ from npd_ascend.report.paper import LAG
 
 _TRUNCATED = 0.05
 _DENSITY = 0.97
+_FEW_ROWS = 20
 _TOPK_MASS = 0.9
 _CLIPPED = 0.5
 
@@ -25,7 +24,8 @@ def _status(run: Run) -> list[str]:
     status = run.state.get("status")
     if status == "failed":
         why = run.state.get("error")
-        return [f"The run failed{f': {why}' if why else ''}. Figures stop where it stopped; the same command goes on from there."]
+        return [f"The run failed{f': {why}' if why else ''}. Figures stop where it stopped; the same command goes on "
+                "from there."]
     if status in ("running", "stopped"):
         return [f"The run is not finished ({status}): figures are of what stands so far."]
     return []
@@ -36,24 +36,24 @@ def _accuracy(run: Run) -> list[str]:
     if not start or not end:
         return []
     if end.accuracy < start.accuracy:
-        return [f"Accuracy fell from {percent(start.accuracy)} to {percent(end.accuracy)}: look at the keep rate, the lag "
-                "and the samples first."]
+        return [f"Accuracy fell from {percent(start.accuracy)} to {percent(end.accuracy)}: look at the keep rate, "
+                "the lag and the samples first."]
     if end.interval[0] <= start.interval[1]:
         return ["The confidence intervals of start and end overlap: the gain may be chance; evaluate on more prompts."]
     return []
 
 
 def _selection(run: Run) -> list[str]:
-    out = []
     bound = run.config.select.warn_keep_below if run.config else 0.85
-    for g in run.generations:
-        s = g.selection
-        if s and s.samples and s.keep_rate < bound:
-            zone = "degenerate" if s.share("degenerate") >= s.share("disconnect") else "disconnect"
-            out.append(f"Generation {g.index} keeps only {percent(s.keep_rate)} of its samples (the paper keeps 96 %), "
-                       f"most of the rest is in the {zone} zone: the filter may remove just what the student should "
-                       "learn from. Try select.lower: null, a bound by quantile, or select.metric: none.")
-    return out
+    low = [(g.index, g.selection) for g in run.generations
+           if g.selection and g.selection.samples and g.selection.keep_rate < bound]
+    if not low:
+        return []
+    worst = min((s for _, s in low), key=lambda s: s.keep_rate)
+    reason = next((r for r in worst.reasons if r != "kept"), "")
+    return [f"{_which([i for i, _ in low])}: only {percent(worst.keep_rate)} of the samples are kept (the paper keeps "
+            f"96 %), most of the others are left out as {reason}. The filter may remove just what the student should "
+            "learn from: try select.lower: null, a bound by quantile, or select.metric: none."]
 
 
 def _training(run: Run) -> list[str]:
@@ -77,19 +77,31 @@ def _training(run: Run) -> list[str]:
 
 
 def _data(run: Run) -> list[str]:
+    found: list[tuple[str, list[tuple[int, float]]]] = [
+        ("{} of the answers ran into rollout.max_new_tokens; raise it, or see whether the student stops at all.",
+         [(g.index, g.rollouts.truncated) for g in run.generations
+          if g.rollouts and g.rollouts.truncated > _TRUNCATED]),
+        ("the stored top-k holds only {} of the teacher's probability; raise annotate.k.",
+         [(g.index, g.store.mass) for g in run.generations
+          if g.store and g.store.mass is not None and g.store.mass < _TOPK_MASS]),
+        ("rows are only {} full; a longer pack.row_length packs better.",
+         [(g.index, g.packing.density) for g in run.generations
+          if g.packing and g.packing.rows > _FEW_ROWS and g.packing.density < _DENSITY])]
     out = []
-    for g in run.generations:
-        if g.rollouts and g.rollouts.truncated > _TRUNCATED:
-            out.append(f"Generation {g.index}: {percent(g.rollouts.truncated)} of the answers ran into "
-                       "rollout.max_new_tokens.")
-        p = g.packing
-        if p and (p.dropped or p.truncated):
-            out.append(f"Generation {g.index}: packing left out {p.dropped:,} samples and cut {p.truncated:,} "
-                       "(longer than pack.row_length).")
-        if p and p.rows > 2 * max(p.epochs, 1) and not math.isnan(p.density) and p.density < _DENSITY:
-            out.append(f"Generation {g.index}: rows are only {percent(p.density)} full; a longer pack.row_length packs "
-                       "better.")
-        if g.store and g.store.mass is not None and g.store.mass < _TOPK_MASS:
-            out.append(f"Generation {g.index}: the stored top-k holds only {percent(g.store.mass)} of the teacher's "
-                       "probability; raise annotate.k.")
+    for text, cases in found:
+        if cases:
+            values = sorted(v for _, v in cases)
+            low, high = percent(values[0]), percent(values[-1])
+            out.append(f"{_which([i for i, _ in cases])}: {text.format(low if low == high else f'{low} to {high}')}")
+    lost = [(g.index, g.packing) for g in run.generations if g.packing and (g.packing.dropped or g.packing.truncated)]
+    if lost:
+        dropped, cut = sum(p.dropped for _, p in lost), sum(p.truncated for _, p in lost)
+        out.append(f"{_which([i for i, _ in lost])}: packing left out {dropped:,} samples and cut {cut:,} that are "
+                   "longer than pack.row_length.")
     return out
+
+
+def _which(indices: list[int]) -> str:
+    """``Generation 1`` or ``Generations 0, 2``."""
+    shown = ", ".join(map(str, indices[:8])) + (" …" if len(indices) > 8 else "")
+    return f"Generation{'s' if len(indices) > 1 else ''} {shown}"

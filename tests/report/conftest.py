@@ -1,6 +1,7 @@
 """A plausible small run, made with the store's own writers."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +23,34 @@ SHARDS, PER_SHARD = 2, 200
 HOSTILE = "<script>alert('x')</script>"
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Runs fabricated so far by their options."""
+    folder, runs = tmp_path_factory.mktemp("made"), {}
+
+    def get(**options):
+        key = str(sorted(options.items()))
+        if key not in runs:
+            runs[key] = fabricate(folder / str(len(runs)), **options)
+        return runs[key]
+
+    return get
+
+
 @pytest.fixture
-def make_run(tmp_path):
-    """Returns ``make(**options)``: writes a run directory and says what is in it."""
-    return lambda **options: fabricate(tmp_path / "maze-run", **options)
+def make_run(tmp_path, made):
+    """Returns ``make(**options)``: a run directory of one's own and what is in it (see ``fabricate``)."""
+
+    def make(**options):
+        base, root = made(**options), tmp_path / "maze-run"
+        shutil.copytree(base.root, root, dirs_exist_ok=True)
+        config = parse_config(json.loads(json.dumps(base.config.model_dump(mode="json", exclude_unset=True)).replace(
+            str(base.root), str(root))), "test")
+        run = RunDir(root)
+        run.write_config(dump_config(config))
+        return SimpleNamespace(root=root, run=run, config=config, generations=base.generations)
+
+    return make
 
 
 def fabricate(root: Path, seed: int = 0, generations: int = 2, steps: int = 60, keep: float = 0.96,
@@ -39,10 +64,10 @@ def fabricate(root: Path, seed: int = 0, generations: int = 2, steps: int = 60, 
         "run": {"dir": str(root)}, "models": {"teacher": str(root / "inputs" / "teacher"), "student": str(tokenizer)},
         "data": {"prompts": ["prompts.jsonl"], "answer_field": "answer"}, "rollout": {"max_new_tokens": 120},
         "annotate": {"k": K}, "pack": {"row_length": ROW},
-        "train": {"epochs": 2.0 * generations, "global_batch": 8, "lr": 1e-4},
+        "train": {"epochs": 2.0 * max(generations, 1), "global_batch": 8, "lr": 1e-4},
         "evaluate": {"prompts": ["held_out.jsonl"]}}, "test")
     run.write_config(dump_config(config))
-    facts = SimpleNamespace(root=root, run=run, config=config, generations=[])
+    facts = SimpleNamespace(root=root, config=config, generations=[])
     _prompts(run)
     for g in range(generations):
         facts.generations.append(_generation(run, g, rng, keep))
@@ -53,7 +78,9 @@ def fabricate(root: Path, seed: int = 0, generations: int = 2, steps: int = 60, 
         p, half = right / 400, 1.96 * (right / 400 * (1 - right / 400) / 400) ** 0.5
         write_json(run.evaluations / f"{name.replace(' ', '-')}.json", {
             "name": name, "n": 400, "correct": right, "accuracy": p, "interval": [p - half, p + half], "pass_at": {},
-            "truncated": 9 - i, "mean_tokens": 41.5 + i, "samples": 0, "fingerprint": "f"})
+            "truncated": (9 - i) / 400, "mean_tokens": 41.5 + i, "fingerprint": "f", "samples": [
+                {"prompt": f"From cell {j} to cell {j + 9}?", "answer": str(j), "correct": j < i + 2,
+                 "response": f"{j} north {j + 1} east {HOSTILE} {j + 9}"} for j in range(5)]})
     run.write_state(status="finished" if finished else "running", started=1.79e9, ended=1.79e9 + 400)
     return facts
 
@@ -122,9 +149,12 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
             "reason": pa.array(np.where(kept, "kept", zone)[rows].tolist()), "zone": pa.array(zone[rows].tolist()),
             "weight": kept[rows].astype(np.float32), "metric": delta[rows], "ifd_teacher": delta[rows] + 0.5,
             "ifd_student": np.full(PER_SHARD, 0.5), "delta_ifd": delta[rows]}))
-    for data in samples.values():
-        data.finish(SHARDS)
-    packs, used, rows_made = Dataset(folder.packs, "packs", f"packs{g}"), 0, 0
+    extras = {"rollouts": {"truncated": int((lengths >= 120).sum())},
+              "selection": {"metric": "delta_ifd", "bounds": {"lower": 0.0, "upper": 0.8}, "zone_upper": 0.8,
+                            "note": None}}
+    for name, data in samples.items():
+        data.finish(SHARDS, **extras.get(name, {}))
+    packs = Dataset(folder.packs, "packs", f"packs{g}")
     for epoch in range(2):
         rows, room = [[]], ROW
         for i in rng.permutation(np.flatnonzero(kept)):
@@ -136,11 +166,11 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
         packs.write_table(epoch, pa.table({
             "samples": pa.array(rows), "prompt_tokens": pa.array([[3] * len(r) for r in rows]),
             "response_tokens": pa.array([[int(lengths[i]) for i in r] for r in rows])}))
-        used += int((lengths[kept] + 3).sum())
-        rows_made += len(rows)
-    packs.finish(2, dropped=0, truncated=0, row_length=ROW)
+    used = int((lengths[kept] + 3).sum())
+    packs.finish(2, rows=len(rows), lower_bound_rows=-(-used // ROW), row_length=ROW, samples=int(kept.sum()),
+                 tokens=used, dropped_samples=0, truncated_samples=0, imbalance=0.013, slices=2)
     return SimpleNamespace(lengths=lengths, zone=zone, kept=kept, delta=delta, finish=finish, pack_tokens=used,
-                           pack_rows=rows_made, topk_bytes=sum(p.stat().st_size for p in folder.topk.glob("*.topk")))
+                           pack_rows=len(rows), topk_bytes=sum(p.stat().st_size for p in folder.topk.glob("*.topk")))
 
 
 def _annotation(rng, T: int) -> TopK:
