@@ -1,0 +1,105 @@
+"""Head and loss in one pass over chunks of rows: at no time more than one [rows, V] chunk of logits.
+
+A chunk's logits are made, used for loss and gradient, and dropped; what stays is dLoss/dHidden and dLoss/dHead,
+both of the size of their inputs. Backward only scales them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from npd_ascend.config.schema import LossConfig
+from npd_ascend.objectives.registry import find_divergence
+from npd_ascend.objectives.support import on_support
+
+
+class ChunkedLoss(nn.Cell):
+    """Σ_n w_n [ (1 − λ) CE_n + λ D_n ], paper eq. (1), from hidden states.
+
+    CE and every divergence see the student only through a few log-probs a row: those of the label and of the k
+    stored tokens. So the gradient g with respect to these, by automatic differentiation on [rows, k], gives that
+    of all logits in closed form: dz = scatter(g) − softmax(z) Σ g.
+
+    Args:
+        loss: λ, divergence, normalisation, CE labels.
+        chunk: rows whose logits stand in memory at once.
+
+    Raises:
+        UserError: unknown divergence, or one that does not go with the normalisation.
+    """
+
+    def __init__(self, loss: LossConfig, chunk: int):
+        super().__init__()
+        self.chunk = chunk
+        self.kd = loss.kd_weight
+        self.ce = 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight
+        if self.kd:
+            found, parameter = find_divergence(loss)
+            function, norm = found.function, loss.topk_norm
+
+            def per_token(logq: ms.Tensor, logp: ms.Tensor) -> ms.Tensor:
+                p, q = on_support(norm, logp, logq)
+                return function(p, q, parameter)
+
+            def total(logq: ms.Tensor, logp: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
+                return (per_token(logq, logp) * weight).sum()
+
+            self.per_token, self.gradient = per_token, ms.grad(total, 0)
+        self.logits = ops.MatMul(transpose_b=True)
+        self.to_hidden = ops.MatMul()
+        self.to_head = ops.MatMul(transpose_a=True)
+
+    def construct(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
+                  weights: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """Loss sums and, for backward, gradients.
+
+        Args:
+            hidden: [N, H] in the compute type.
+            head: [V, H].
+            targets: [N, 1 + k] int32, CE label first, then the stored ids; [N, 1] when λ = 0.
+            teacher: [N, k] float32 log-probs of the stored ids; not looked at when λ = 0.
+            weights: [N] float32, 0 for rows that do not count.
+
+        Returns:
+            (loss, CE, D) sums over rows, weighted, float32 scalars; then dHidden [N, H], dHead [V, H] of the first.
+        """
+        rows = hidden.shape[0]
+        head_c = head.astype(hidden.dtype)
+        ce_sum = kd_sum = 0.0
+        d_hidden: tuple[ms.Tensor, ...] = ()
+        d_head = head * 0.0
+        for start in range(0, rows, self.chunk):
+            stop = min(start + self.chunk, rows)
+            # Without this tie all chunks may be in flight at once.
+            h = ops.depend(hidden[start:stop], d_head)
+            ce, kd, dh, dw = self._one(h, head_c, targets[start:stop], teacher[start:stop], weights[start:stop])
+            ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
+            d_hidden += (dh,)
+            d_head = d_head + dw
+        merged = d_hidden[0] if len(d_hidden) == 1 else ops.concat(d_hidden, 0)
+        return self.ce * ce_sum + self.kd * kd_sum, ce_sum, kd_sum, merged, d_head
+
+    def bprop(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor, weights: ms.Tensor,
+              out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
+        """Only the loss has a gradient, and only towards ``hidden`` and ``head``."""
+        scale = dout[0]
+        return (out[3] * scale.astype(out[3].dtype), out[4] * scale, targets * 0, teacher * 0.0, weights * 0.0)
+
+    def _one(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
+             weights: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        z = self.logits(hidden, head).astype(ms.float32)
+        seen = ops.gather_elements(ops.log_softmax(z, -1), 1, targets)
+        column = weights.expand_dims(1)
+        ce = -(seen[:, :1] * column).sum()
+        g = -self.ce * column
+        kd = 0.0 * ce
+        if self.kd:
+            kd = (self.per_token(seen[:, 1:], teacher) * weights).sum()
+            g = ops.concat((g, self.kd * self.gradient(seen[:, 1:], teacher, weights)), 1)
+        # Softmax again is cheaper than exp of the log-softmax, and leaves one less array alive.
+        dz = ops.softmax(z, -1) * -g.sum(-1, keepdims=True)
+        dz = ops.tensor_scatter_elements(dz, targets, g, 1, "add").astype(hidden.dtype)
+        return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)

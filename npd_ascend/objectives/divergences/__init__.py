@@ -1,0 +1,1 @@
+"""Divergences between teacher and student over the stored support; each file registers one."""

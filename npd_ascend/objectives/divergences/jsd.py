@@ -1,0 +1,16 @@
+"""Generalised Jensen-Shannon divergence of GKD."""
+
+import math
+from typing import Any
+
+from npd_ascend.objectives.mixture import log_mixture
+from npd_ascend.objectives.registry import divergence
+
+
+@divergence("jsd", student_weighted=True, parameter=0.5)
+def jsd(logp: Any, logq: Any, parameter: float) -> Any:
+    """β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q; GKD (arXiv:2306.13649) eq. (1)."""
+    logm = log_mixture(logp + math.log(parameter), logq + math.log(1 - parameter))
+    forward = (logp.exp() * (logp - logm)).sum(-1)
+    backward = (logq.exp() * (logq - logm)).sum(-1)
+    return parameter * forward + (1 - parameter) * backward

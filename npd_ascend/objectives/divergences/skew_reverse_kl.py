@@ -1,0 +1,14 @@
+"""Skew reverse KL of DistiLLM."""
+
+import math
+from typing import Any
+
+from npd_ascend.objectives.mixture import log_mixture
+from npd_ascend.objectives.registry import divergence
+
+
+@divergence("skew_reverse_kl", student_weighted=True, parameter=0.1)
+def skew_reverse_kl(logp: Any, logq: Any, parameter: float) -> Any:
+    """KL(q ‖ (1 − α) p + α q), DistiLLM (arXiv:2402.03898) section 3.1."""
+    logm = log_mixture(logp + math.log(1 - parameter), logq + math.log(parameter))
+    return (logq.exp() * (logq - logm)).sum(-1)

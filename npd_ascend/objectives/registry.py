@@ -1,0 +1,155 @@
+"""Divergences and token weights by name, one registered function a file.
+
+A divergence is written with tensor methods alone, so its file needs no engine and MindSpore can compile it. A
+parameter may follow the name: ``jsd:0.1``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from npd_ascend.config.schema import LossConfig
+from npd_ascend.errors import UserError
+
+if TYPE_CHECKING:
+    from npd_ascend.store.topk_codec import TopK
+
+Norm = Literal["teacher", "raw", "both", "tail"]
+DIVERGENCE = Callable[[Any, Any, float], Any]
+"""(teacher log-probs [R, K], student log-probs [R, K], parameter) -> [R], nats a token."""
+TOKEN_WEIGHT = Callable[["Tokens"], np.ndarray]
+"""Tokens of one sample -> [T] float32, mean 1."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A registered divergence.
+
+    Attributes:
+        name: as in ``train.loss.divergence``.
+        function: per-token value from the log-probs of both models on one support.
+        student_weighted: whether the student's probabilities weight the sum. Its gradient is biased, and the loss
+            unbounded below, unless the student's measure on the support is normalised too (arXiv:2605.11182).
+        parameter: value of the parameter when none is given.
+    """
+
+    name: str
+    function: DIVERGENCE
+    student_weighted: bool
+    parameter: float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a token weight may look at: the response tokens of one sample.
+
+    Attributes:
+        count: T.
+        teacher: annotation of these tokens; None when the teacher was not asked.
+        logprobs: [T] float32 under the generator's snapshot; None for reference answers.
+    """
+
+    count: int
+    teacher: TopK | None
+    logprobs: np.ndarray | None
+
+
+_DIVERGENCES: dict[str, Divergence] = {}
+_WEIGHTS: dict[str, TOKEN_WEIGHT] = {}
+_T = TypeVar("_T")
+
+
+def divergence(name: str, *, student_weighted: bool, parameter: float = 0.0) -> Callable[[DIVERGENCE], DIVERGENCE]:
+    """Decorator that enters a divergence under the name used in ``train.loss.divergence``."""
+
+    def enter(function: DIVERGENCE) -> DIVERGENCE:
+        _DIVERGENCES[name] = Divergence(name, function, student_weighted, parameter)
+        return function
+
+    return enter
+
+
+def token_weight(name: str) -> Callable[[TOKEN_WEIGHT], TOKEN_WEIGHT]:
+    """Decorator that enters a token weight under the name used in ``train.loss.token_weight``."""
+
+    def enter(function: TOKEN_WEIGHT) -> TOKEN_WEIGHT:
+        _WEIGHTS[name] = function
+        return function
+
+    return enter
+
+
+def divergences() -> dict[str, Divergence]:
+    """All divergences by name."""
+    from npd_ascend.objectives import divergences as folder
+
+    _import_all(folder)
+    return dict(sorted(_DIVERGENCES.items()))
+
+
+def token_weights() -> dict[str, TOKEN_WEIGHT]:
+    """All token weights by name."""
+    from npd_ascend.objectives import token_weights as folder
+
+    _import_all(folder)
+    return dict(sorted(_WEIGHTS.items()))
+
+
+def find_divergence(loss: LossConfig) -> tuple[Divergence, float]:
+    """The configured divergence and its parameter.
+
+    Raises:
+        UserError: unknown name, a bad parameter, or a normalisation under which its gradient would be biased.
+    """
+    name, _, value = loss.divergence.partition(":")
+    found = _find(divergences(), name, "train.loss.divergence", "divergence")
+    parameter = found.parameter
+    if value:
+        try:
+            parameter = float(value)
+        except ValueError:
+            parameter = float("nan")
+        if not 0.0 < parameter < 1.0:
+            raise UserError(f"train.loss.divergence: {loss.divergence!r}: the parameter must be a number between 0 and 1")
+    if found.student_weighted and loss.topk_norm not in ("both", "tail"):
+        raise UserError(
+            f"train.loss.divergence {name} weights by the student, which is biased on a truncated support "
+            f"(topk_norm: {loss.topk_norm}); set train.loss.topk_norm to tail or both"
+        )
+    return found, parameter
+
+
+def find_token_weight(loss: LossConfig) -> TOKEN_WEIGHT:
+    """The configured token weight.
+
+    Raises:
+        UserError: unknown name; the message names the nearest.
+    """
+    return _find(token_weights(), loss.token_weight, "train.loss.token_weight", "token weight")
+
+
+def mean_one(weights: np.ndarray) -> np.ndarray:
+    """Non-negative weights [T] scaled to mean 1 (all ones when they are all zero), float32."""
+    mean = float(weights.mean()) if len(weights) else 0.0
+    return (weights / mean if mean > 0 else np.ones_like(weights)).astype(np.float32)
+
+
+def _import_all(folder: ModuleType) -> None:
+    for module in pkgutil.iter_modules(folder.__path__):
+        importlib.import_module(f"{folder.__name__}.{module.name}")
+
+
+def _find(known: dict[str, _T], name: str, key: str, what: str) -> _T:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{key}: there is no {what} {name!r}; {hint}known: {', '.join(known)}")
+    return known[name]

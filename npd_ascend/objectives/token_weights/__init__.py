@@ -1,0 +1,1 @@
+"""Token weights; each file registers one."""
