@@ -135,13 +135,13 @@ class SelectConfig(Section):
     """Which samples are trained on, and with what weight."""
 
     metric: str = "delta_ifd"
-    """A registered filter: none, delta_ifd, ppl_weighted, student_ifd, teacher_ifd."""
+    """A registered filter: none, delta_ifd, ppl_weighted, student_ifd, teacher_ifd, fire."""
     ifd_form: Literal["loss_ratio", "ppl_ratio"] = "loss_ratio"
     """L(y|x)/L(y) [P], or exp(L(y|x) − L(y)) (Superfiltering)."""
-    lower: float | None = 0.0
-    """Keep only metric >= lower; null: no lower bound [P: 0]."""
-    upper: float | None = 0.8
-    """δ; keep only metric <= upper; null: no upper bound [P: 0.8]."""
+    lower: float | Literal["auto"] | None = "auto"
+    """Keep only metric >= lower; null: no lower bound; auto: the filter's own, 0 for delta_ifd [P]."""
+    upper: float | Literal["auto"] | None = "auto"
+    """Keep only metric <= upper; null: no upper bound; auto: the filter's own, δ = 0.8 for delta_ifd [P]."""
     lower_quantile: Fraction01 | None = None
     """Takes the place of ``lower``: that quantile of the metric over this generation."""
     upper_quantile: Fraction01 | None = None
@@ -154,16 +154,9 @@ class SelectConfig(Section):
     @model_validator(mode="after")
     def _bounds(self) -> SelectConfig:
         for name in ("lower", "upper"):
-            fields = self.model_fields_set
-            if getattr(self, f"{name}_quantile") is not None and name in fields and getattr(self, name) is not None:
-                raise ValueError(f"{name} and {name}_quantile are both set; keep one (set {name}: null)")
-        if (
-            self.lower is not None
-            and self.upper is not None
-            and self.lower > self.upper
-            and self.lower_quantile is None
-            and self.upper_quantile is None
-        ):
+            if getattr(self, f"{name}_quantile") is not None and isinstance(getattr(self, name), float):
+                raise ValueError(f"{name} and {name}_quantile are both set; keep one")
+        if isinstance(self.lower, float) and isinstance(self.upper, float) and self.lower > self.upper:
             raise ValueError(f"lower ({self.lower}) is above upper ({self.upper}): nothing could be kept")
         return self
 

@@ -9,6 +9,8 @@ import yaml
 from npd_ascend.config import Config, dump_config
 from npd_ascend.data.compat import check_pair
 from npd_ascend.errors import UserError
+from npd_ascend.evaluate.checkers import get_checker
+from npd_ascend.select.registry import find as find_filter
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.layout import RunDir
 
@@ -32,12 +34,15 @@ _FREE = (
 )
 
 
-def check_models(config: Config) -> None:
-    """Teacher and student must speak the same token ids.
+def check_config(config: Config) -> None:
+    """Names that the schema cannot know, and the two models: they must speak the same token ids.
 
     Raises:
-        UserError: a folder is missing or the two do not fit together.
+        UserError: an unknown filter or checker, a missing folder, or models that do not fit together.
     """
+    find_filter(config.select.metric)
+    if config.evaluate.prompts:
+        get_checker(config.evaluate.checker)
     check_pair(
         config.models.teacher if config.needs_teacher or config.rollout.source == "teacher" else config.models.student,
         config.models.student,

@@ -18,7 +18,7 @@ from typing import Any
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
-from npd_ascend.pipeline.checks import check_models, check_run_dir
+from npd_ascend.pipeline.checks import check_config, check_run_dir
 from npd_ascend.pipeline.processes import Child
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
@@ -65,7 +65,7 @@ class Conductor:
             UserError: something has to be mended; all that was finished stays.
             Stopped: a signal arrived; all processes are gone.
         """
-        check_models(self.config)
+        check_config(self.config)
         self.run_dir.lock()
         try:
             check_run_dir(self.config, self.run_dir, self.redo)

@@ -9,7 +9,7 @@ from npd_ascend.config import Config, dump_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.plan import estimate, render
-from npd_ascend.pipeline.checks import check_models
+from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.store.layout import RunDir
 
@@ -20,7 +20,7 @@ def describe(config: Config) -> str:
     Raises:
         UserError: whatever would stop the run before its first stage.
     """
-    check_models(config)
+    check_config(config)
     device = resolve_device(config.device)
     environments = Environments.find()
     run = RunDir(config.run.dir)

@@ -128,15 +128,14 @@ def find(name: str) -> Filter:
 def bounds(settings: SelectConfig, lower: Bound | None, upper: Bound | None) -> tuple[Bound | None, Bound | None]:
     """Bounds as configured, or a filter's own where the configuration says nothing.
 
-    The schema's defaults of ``lower`` and ``upper`` are bounds of Δ-IFD and mean nothing for another metric: a
-    value equal to them counts as not given here. A quantile goes before a value, null is no bound.
+    A quantile goes before a value; null is no bound, ``auto`` the filter's own.
     """
 
     def one(name: str, own: Bound | None) -> Bound | None:
         quantile, value = getattr(settings, f"{name}_quantile"), getattr(settings, name)
         if quantile is not None:
             return Bound(quantile, quantile=True)
-        if value == SelectConfig.model_fields[name].default:
+        if value == "auto":
             return own
         return None if value is None else Bound(value)
 

@@ -30,7 +30,7 @@ def with_(**sections):
 
 def test_defaults_are_the_papers(file):
     c = load_config(file)
-    assert (c.train.loss.kd_weight, c.annotate.k, c.select.upper, c.select.lower) == (0.9, 10, 0.8, 0.0)
+    assert (c.train.loss.kd_weight, c.annotate.k, c.select.upper, c.select.lower) == (0.9, 10, "auto", "auto")
     assert (c.train.lr, c.train.min_lr, c.train.clip, c.train.epochs, c.pack.row_length) == (1e-5, 1e-6, 1.0, 10, 32768)
     assert c.train.global_batch * c.pack.row_length == 2 * 1024 * 1024
     assert c.sync_points() == [5.0] and c.rollout.paths == 1
@@ -99,6 +99,11 @@ def test_unreadable(tmp_path):
     (tmp_path / "latin").write_bytes(b"\xe9")
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path / "latin")
+
+
+def test_quantile_bounds_survive_writing_and_reading(file):
+    c = load_config(file, ["select.upper_quantile=0.97", "select.lower=null"])
+    assert parse_config(yaml.safe_load(dump_config(c)), "x") == c
 
 
 def test_kl_policy_has_unknown_points(file):
