@@ -37,8 +37,7 @@ def run(job: PrepareJob) -> None:
     if dataset.complete:
         return
     tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
-    eos = eos_token_ids(job.tokenizer, tokenizer)
-    template = Template(tokenizer, job.settings.template, eos)
+    template = Template(tokenizer, job.settings.template, eos_token_ids(job.tokenizer, tokenizer))
     rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
     counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
               "longest_prompt_and_reference": 0}
@@ -58,7 +57,7 @@ def run(job: PrepareJob) -> None:
     if counts["dropped_too_long"]:
         message(f"prepare: left out {counts['dropped_too_long']} prompts over {job.settings.max_prompt_tokens} "
                 "tokens (data.max_prompt_tokens)", "warning")
-    dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=eos,
+    dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=template.eos,
                    bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
                    tokenizer_size=tokenizer_size(tokenizer), template="chat" if template.chat else "raw")
 

@@ -30,6 +30,7 @@ class Template:
         chat: whether the chat template is used.
         header_ids: context of an answer without its question: BOS, where prompts begin with it, and the header
             of the assistant's turn. Never empty.
+        eos: the given ids, and the template's own end of a turn where it is not among them.
         end_ids: tokens after the answer's text that belong to the answer: its end token.
 
     Raises:
@@ -103,9 +104,13 @@ class Template:
         return whole[whole.rindex(_ANSWER) + len(_ANSWER):]
 
     def _derive_end(self) -> list[int]:
-        for place, token in enumerate(self._tail_ids):
-            if token in self.eos:  # what follows the end token (a line feed) is never generated
-                return self._tail_ids[: place + 1]
+        # A turn may end in a token that the checkpoint does not list as an end (a base model with a chat template).
+        for ends in (self.eos, self.tokenizer.added_tokens_decoder):
+            for place, token in enumerate(self._tail_ids):
+                if token in ends:  # what follows the end token (a line feed) is never generated
+                    if token not in self.eos:
+                        self.eos.append(token)
+                    return self._tail_ids[: place + 1]
         return [self.eos[0]]
 
     def _close(self, ids: list[int]) -> list[int]:

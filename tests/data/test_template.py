@@ -53,6 +53,13 @@ def test_chatml_without_bos_and_with_a_line_feed_after_the_end(chatml):
     assert tokenizer.decode(answer) == "48 + 24\n<|im_end|>"
 
 
+def test_turn_that_ends_in_a_token_which_the_checkpoint_does_not_list(chatml):
+    tokenizer = load_tokenizer(chatml)
+    template = Template(tokenizer, "chat", [0])  # a base model: its end is <|endoftext|>
+    assert tokenizer.decode(answer_ids(template, "q", "sold")[1]) == "sold<|im_end|>"
+    assert template.eos == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
 def test_end_token_inside_the_answer_text_is_kept_to_the_last(chatml):
     tokenizer = load_tokenizer(chatml)
     template = Template(tokenizer, "chat", [tokenizer.eos_token_id])
