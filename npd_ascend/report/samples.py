@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from npd_ascend.config.schema import Config
@@ -119,7 +120,7 @@ def _gallery(run: RunDir, index: int, config: Config | None, count: int, problem
     selection = _open(g.selection, "selection")
     table = selection.read_all(["zone", "reason", "delta_ifd"]) if selection else None
     if table is not None:
-        zone = np.asarray(table["zone"].to_pylist(), object)
+        zone = table["zone"].cast(pa.string()).to_numpy()
         chosen = pick(zone, table["delta_ifd"].to_numpy(), count)
     else:
         chosen = sorted({int(i) for i in np.linspace(0, rollouts.rows - 1, min(count, rollouts.rows))})

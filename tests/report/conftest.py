@@ -141,7 +141,8 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
         write_topk(samples["topk"], s, codec, top)
         for role in ("scores t", "scores s"):
             samples[role].write_table(s, pa.table({
-                "sample_id": ids, "tokens": lengths[rows], "nll_cond": np.full(PER_SHARD, 0.3),
+                "sample_id": ids, "tokens": lengths[rows],
+                "nll_cond": 0.6 * (0.5 + (delta[rows] if role == "scores t" else np.zeros(PER_SHARD))),
                 "nll_uncond": np.full(PER_SHARD, 0.6), "entropy": np.array(entropies[-PER_SHARD:], np.float32),
                 "topk_mass": np.full(PER_SHARD, 0.985 if role == "scores t" else np.nan, np.float32)}))
         samples["selection"].write_table(s, pa.table({
