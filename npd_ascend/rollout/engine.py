@@ -55,6 +55,7 @@ class Engine:
 
     Attributes:
         vocab_size: width of the logits.
+        llm: the ``vllm.LLM`` itself.
 
     Raises:
         UserError: the checkpoint is missing or unusable, or the settings cannot hold the job.
@@ -75,7 +76,7 @@ class Engine:
             options["kv_cache_memory_bytes"] = int(s.kv_cache_gib * 2**30)
         eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
         try:
-            self._llm = LLM(
+            self.llm = LLM(
                 model=str(job.model), skip_tokenizer_init=True, trust_remote_code=False, generation_config="vllm",
                 dtype=job.device.dtype, max_model_len=job.max_model_len, max_num_seqs=s.max_num_seqs,
                 # A prefill that is split in two breaks the generators of seeded requests.
@@ -90,7 +91,7 @@ class Engine:
                 raise UserError(f"{knob} is too small for sequences of {job.max_model_len} tokens: "
                                 f"{str(e).splitlines()[0]}") from e
             raise
-        self._engine = self._llm.llm_engine
+        self._engine = self.llm.llm_engine
         self._verify(job.model)
 
     def suits(self, job: RolloutJob) -> bool:
@@ -116,9 +117,9 @@ class Engine:
             raise RuntimeError("reload with requests in flight")
         weights = _weights(model)
         self._weights = None  # in between the engine holds neither
-        self._llm.collective_rpc("npd_reload", args=(str(model),))
+        self.llm.collective_rpc("npd_reload", args=(str(model),))
         self._verify(model)
-        self._llm.reset_prefix_cache()
+        self.llm.reset_prefix_cache()
         self._weights = weights
 
     def params(self, job: RolloutJob, request: Request) -> Any:
@@ -162,7 +163,7 @@ class Engine:
         self._engine.engine_core.shutdown()
 
     def _verify(self, model: Path) -> None:
-        for compared, different in self._llm.collective_rpc("npd_differences", args=(str(model),)):
+        for compared, different in self.llm.collective_rpc("npd_differences", args=(str(model),)):
             if different or not compared:
                 raise RuntimeError(f"the engine does not hold the weights of {model}: {len(different)} of {compared} "
                                    f"parameters differ, e.g. {different[:3]}")

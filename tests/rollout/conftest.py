@@ -29,8 +29,8 @@ def make_checkpoint() -> Callable[..., Path]:
         def normal(*shape: int, scale: float = 0.08) -> np.ndarray:
             return (rng.standard_normal(shape) * scale).astype(np.float32)
 
-        weights = {"model.embed_tokens.weight": normal(VOCAB, HIDDEN, scale=0.5), "model.norm.weight": 1 + normal(HIDDEN),
-                   "lm_head.weight": normal(VOCAB, HIDDEN, scale=0.5)}
+        weights = {"model.embed_tokens.weight": normal(VOCAB, HIDDEN, scale=0.5),
+                   "lm_head.weight": normal(VOCAB, HIDDEN, scale=0.5), "model.norm.weight": 1 + normal(HIDDEN)}
         q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
         for i in range(LAYERS):
             layer = f"model.layers.{i}."
