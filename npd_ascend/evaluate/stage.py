@@ -116,7 +116,8 @@ class Decoder:
                 ids = ids[len(ids) - ids[::-1].index(end):]
             elif start in ids:  # the answer ran out of tokens while thinking
                 ids = ids[: ids.index(start)]
-        return strip_thinking(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return strip_thinking(text).strip()
 
 
 def strip_thinking(text: str) -> str:

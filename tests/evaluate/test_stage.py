@@ -115,4 +115,5 @@ def test_thinking_is_left_out(tokenizer):
     assert answer("a1 [unused17] b1") == "b1"
     assert answer("b3 [unused16] a1 a2") == "b3"
     assert answer("[unused10]") == answer("") == ""
+    assert decode([13, 90, 14]) == decode([13, 14])  # an id from the padding of the logits
     assert strip_thinking("<think>x</think>y") == "y" and strip_thinking("<think>unfinished") == ""
