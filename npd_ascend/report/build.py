@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from npd_ascend import __version__
-from npd_ascend.report import numbers, plots
-from npd_ascend.report.collect import Evaluation, Run, collect, last
+from npd_ascend.report import numbers
+from npd_ascend.report.collect import STAGE_NAMES, Evaluation, Run, collect, last
 from npd_ascend.report.paper import LAG, TIME, ZONES
 from npd_ascend.report.samples import gallery
 from npd_ascend.report.warnings import warnings_of
@@ -20,8 +20,7 @@ from npd_ascend.store.layout import RunDir
 
 _DEFAULT_SAMPLES = 6
 _ANSWERS = 4
-_FIGURES = (plots.accuracy, plots.loss, plots.optimiser, plots.lag, plots.zones, plots.delta, plots.lengths,
-            plots.timeline)
+_FIGURES = ("accuracy", "loss", "optimiser", "lag", "zones", "delta", "lengths", "timeline")
 
 
 def build(run_dir: Path, out: Path | None = None) -> Path:
@@ -46,6 +45,9 @@ def build(run_dir: Path, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The page as HTML; everything that did not come from this package is escaped."""
+    # Matplotlib takes a while to import: whoever only may write a report at the end should not wait at the start.
+    from npd_ascend.report import plots
+
     count = run.config.report.samples if run.config else _DEFAULT_SAMPLES
     samples = gallery(RunDir(run.root), run.config, count, run.problems)
     env = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
@@ -53,7 +55,7 @@ def render(run: Run) -> str:
     env.filters.update(number=numbers.number, percent=numbers.percent, duration=numbers.duration, size=numbers.size)
     return env.get_template("report.html.j2").render(
         run=run, name=run.root.resolve().name, tiles=_tiles(run), warnings=warnings_of(run),
-        figures={f.__name__: f(run) for f in _FIGURES}, stages=_stages(run), paper_zones=ZONES,
+        figures={name: getattr(plots, name)(run) for name in _FIGURES}, stages=_stages(run), paper_zones=ZONES,
         samples=samples, answers=_answers(run), facts=_facts(run), bound=LAG)
 
 
@@ -72,7 +74,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     if wall is not None:
         stages = sorted(run.times(), key=lambda t: -t.seconds)[:2]
         total = sum(t.seconds for t in run.times())
-        shares = ", ".join(f"{plots.STAGE_NAMES.get(t.stage, t.stage)} {numbers.percent(t.seconds / total, 0)}"
+        shares = ", ".join(f"{STAGE_NAMES.get(t.stage, t.stage)} {numbers.percent(t.seconds / total, 0)}"
                            for t in stages if total)
         tiles.append(("Total time", numbers.duration(wall), shares))
     if run.generations:
@@ -133,7 +135,7 @@ def _stages(run: Run) -> list[dict[str, Any]]:
             for stage, name, share in TIME]
     others = [t for s, t in times.items() if s not in {x[0] for x in TIME}]
     return (rows if total else []) + [
-        {"name": plots.STAGE_NAMES.get(t.stage, t.stage).capitalize(), "time": t, "paper": None, "share": None}
+        {"name": STAGE_NAMES.get(t.stage, t.stage).capitalize(), "time": t, "paper": None, "share": None}
         for t in others]
 
 

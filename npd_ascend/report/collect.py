@@ -16,6 +16,10 @@ from npd_ascend.report.generation import Generation, read_generation
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 
+STAGE_NAMES = {"prepare": "prepare", "rollout": "rollout", "annotate_teacher": "annotate, teacher",
+               "annotate_student": "annotate, student", "select": "select", "pack": "pack", "train": "train",
+               "evaluate": "evaluate"}
+
 
 @dataclass
 class Evaluation:

@@ -9,18 +9,17 @@ from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from npd_ascend.report import svg
-from npd_ascend.report.collect import Run, series
+from npd_ascend.report.collect import STAGE_NAMES, Run, series
+from npd_ascend.report.numbers import duration
 from npd_ascend.report.paper import LAG, ZONES
 from npd_ascend.report.svg import C1, C2, C3, C4, C5, GRID, INK, MUTED, SERIES
 
 _PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")
 _SHORT = FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10000 else f"{v:g}")
-STAGE_NAMES = {"prepare": "prepare", "rollout": "rollout", "annotate_teacher": "annotate, teacher",
-               "annotate_student": "annotate, student", "select": "select", "pack": "pack", "train": "train",
-               "evaluate": "evaluate"}
 _ZONE_COLOURS = {"degenerate": C2, "proximal": C1, "disconnect": C4, "undefined": C5}
 _MAX_CURVES = 3
 _MAX_BARS = 12
+_LONG_PAUSE_S = 60.0
 
 
 def accuracy(run: Run) -> Markup | None:
@@ -212,31 +211,55 @@ def lengths(run: Run) -> Markup | None:
 
 
 def timeline(run: Run) -> Markup | None:
-    """When each stage was at work; overlapping bars ran at the same time."""
+    """When each stage was at work; overlapping bars ran at the same time, long pauses are cut out and marked."""
     rows = [r for r in run.stage if "seconds" in r and "time" in r]
     if not rows:
         return None
-    begin = min(r["time"] - r["seconds"] for r in rows)
-    minutes = max(r["time"] for r in rows) - begin > 300
+    shift, pauses, end = _without_pauses([(r["time"] - r["seconds"], r["time"]) for r in rows])
+    minutes = end > 300
     unit = 60.0 if minutes else 1.0
     stages = [s for s in STAGE_NAMES if any(r.get("stage") == s for r in rows)]
     stages += sorted({str(r.get("stage")) for r in rows} - set(stages))
     with svg.style():
         fig = svg.figure(11.6, 0.75 + 0.26 * len(stages))
         ax = fig.subplots()
-        for r in rows:
+        for r, moved in zip(rows, shift, strict=True):
             y = len(stages) - 1 - stages.index(str(r.get("stage")))
-            ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - begin) / unit, linewidth=0,
+            ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - moved) / unit, linewidth=0,
                     color=_colour(r))
+        svg.mark(ax, [at / unit for at, _ in pauses], [f"pause {duration(s)}" for _, s in pauses])
         for index in sorted({int(r["generation"]) for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
             ax.barh(0, 0, color=SERIES[index % (len(SERIES) - 1)], label=f"generation {index}")
         ax.set_yticks(range(len(stages)), [STAGE_NAMES.get(s, s) for s in reversed(stages)], color=INK)
         ax.grid(True, axis="x", color=GRID)
         ax.grid(False, axis="y")
         ax.set_xlim(left=0)
-        ax.set_xlabel("minutes since the start" if minutes else "seconds since the start")
+        ax.set_xlabel(f"{'minutes' if minutes else 'seconds'} since the start" + (", without pauses" if pauses else ""))
         svg.legend(ax, 6)
         return svg.to_svg(fig, "When each stage was at work")
+
+
+def _without_pauses(spans: list[tuple[float, float]]) -> tuple[list[float], list[tuple[float, float]], float]:
+    """Takes out the times at which nothing ran for long: a run resumed next morning would otherwise be two specks.
+
+    Args:
+        spans: (start, end) of each bar, seconds.
+
+    Returns:
+        What to subtract from each span's times; (place on the new axis, seconds) of each pause; the new end.
+    """
+    busy = sum(b - a for a, b in spans)
+    shift = [0.0] * len(spans)
+    pauses: list[tuple[float, float]] = []
+    order = sorted(range(len(spans)), key=lambda i: spans[i])
+    moved = end = spans[order[0]][0]
+    for i in order:
+        start, stop = spans[i]
+        if start - end > max(_LONG_PAUSE_S, 0.1 * busy):
+            pauses.append((end - moved, start - end))
+            moved += start - end
+        shift[i], end = moved, max(end, stop)
+    return shift, pauses, end - moved
 
 
 def _colour(row: dict[str, Any]) -> str:

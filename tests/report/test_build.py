@@ -5,7 +5,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -250,18 +249,3 @@ def test_metrics_of_any_shape_make_a_page(tmp_path, rows):
     html = build(tmp_path).read_text()
     Page(html)
     assert "<script" not in html
-
-
-def test_long_series_are_drawn_small_and_keep_their_spikes():
-    from npd_ascend.report import svg
-
-    x = np.arange(20_000.0)
-    y = np.ones(20_000)
-    y[12_345], y[5] = 40.0, np.nan
-    with svg.style():
-        fig = svg.figure()
-        ax = fig.subplots()
-        svg.line(ax, x, y, svg.C1)
-        assert ax.get_ylim()[1] > 40
-        text = svg.to_svg(fig, "a <title>")
-    assert len(text) < 60_000 and "var(--c1)" in text and "a &lt;title&gt;" in text
