@@ -53,7 +53,7 @@ class RolloutPool:
         self._size = workers
         self._env = {**os.environ, **(env or {})}
         self._target, self._tp = target, tensor_parallel
-        self._events: queue.Queue[tuple[_Process, dict[str, Any] | None]] = queue.Queue()
+        self._events: queue.Queue[tuple[_Process, dict[str, Any]]] = queue.Queue()
         self._workers: dict[int, _Process] = {}
         self._closed = False
 
@@ -113,32 +113,33 @@ class RolloutPool:
         for i in range(wanted):
             self._assign(i, command)
         failures = 0
-        while any(w.busy for w in self._workers.values()):
-            if self._closed:  # its workers were killed
-                raise PoolClosed("the rollout pool was closed")
-            worker, event = self._next_event(job.settings.hang_seconds)
-            if worker is None or self._workers.get(worker.index) is not worker:
-                continue  # a tick, or the last words of a process that was replaced
-            kind = "died" if event is None else event["event"]
-            if kind == "progress":
-                assert event is not None
+        while any(w.busy for w in list(self._workers.values())):
+            self._kill_hanging(job.settings.hang_seconds)
+            try:
+                worker, event = self._events.get(timeout=_TICK_S)
+            except queue.Empty:
+                continue
+            if self._workers.get(worker.index) is not worker:
+                continue  # the last words of a process that was replaced
+            worker.heard = time.monotonic()
+            if event["event"] == "progress":
                 tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
-            elif kind == "loaded":
-                assert event is not None
+            elif event["event"] == "loaded":
                 verb = {"start": "engine started", "reload": "weights reloaded"}[event["how"]]
                 message(f"rollout worker {worker.index}: {verb} in {event['seconds']:.1f} s")
-            elif kind == "done":
+            elif event["event"] == "done":
                 worker.busy = False
-            elif kind == "restart":
+            elif event["event"] == "restart":
                 self._assign(worker.index, command, anew=True)
-            elif kind == "error" and event is not None and event["kind"] != "internal":
-                raise CorruptShard(event["dataset"], event["index"], "found by a rollout worker") \
-                    if event["kind"] == "corrupt" else UserError(event["text"])
-            elif kind == "error" and event is not None:
-                worker.why = event["text"]  # its death follows and is counted then
-            elif kind == "died" and not worker.busy:
+            elif event["event"] == "error":
+                if event["kind"] == "corrupt":
+                    raise CorruptShard(event["dataset"], event["index"], "found by a rollout worker")
+                if event["kind"] == "user":
+                    raise UserError(event["text"])
+                worker.why = event["text"]  # its death follows, and is counted then
+            elif event["event"] == "died" and not worker.busy:
                 del self._workers[worker.index]
-            elif kind == "died":
+            elif event["event"] == "died":
                 failures += 1
                 why = worker.why or worker.epitaph()
                 if failures > job.settings.max_failures:
@@ -146,18 +147,14 @@ class RolloutPool:
                                     f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}")
                 message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
                 self._assign(worker.index, command, anew=True)
+        if self._closed:
+            raise PoolClosed("the rollout pool was closed")
 
-    def _next_event(self, hang_seconds: float) -> tuple[_Process | None, dict[str, Any] | None]:
-        try:
-            worker, event = self._events.get(timeout=_TICK_S)
-        except queue.Empty:
-            for worker in self._workers.values():
-                if worker.busy and time.monotonic() - worker.heard > hang_seconds:
-                    worker.why = f"showed no progress for {hang_seconds:g} s (rollout.hang_seconds)"
-                    worker.kill()  # its death is the next event
-            return None, None
-        worker.heard = time.monotonic()
-        return worker, event
+    def _kill_hanging(self, hang_seconds: float) -> None:
+        for worker in list(self._workers.values()):
+            if worker.busy and not worker.why and time.monotonic() - worker.heard > hang_seconds:
+                worker.why = f"showed no progress for {hang_seconds:g} s (rollout.hang_seconds)"
+                worker.kill()  # its death is the next event
 
     def _assign(self, index: int, command: dict[str, Any], anew: bool = False) -> None:
         if anew and index in self._workers:
@@ -204,7 +201,7 @@ class _Process:
     """One worker process, its pipes and what is known of it."""
 
     def __init__(self, index: int, python: Path, log: Path, env: dict[str, str],
-                 events: queue.Queue[tuple[_Process, dict[str, Any] | None]]):
+                 events: queue.Queue[tuple[_Process, dict[str, Any]]]):
         self.index, self.log = index, log
         self.busy, self.why, self.heard = False, "", time.monotonic()
         try:
@@ -252,7 +249,7 @@ class _Process:
         code = self._popen.wait()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
-    def _listen(self, events: queue.Queue[tuple[_Process, dict[str, Any] | None]]) -> None:
+    def _listen(self, events: queue.Queue[tuple[_Process, dict[str, Any]]]) -> None:
         assert self._popen.stdout is not None
         with self._popen.stdout as stdout:
             for line in stdout:
@@ -260,4 +257,4 @@ class _Process:
                     events.put((self, json.loads(line)))
                 except ValueError:
                     continue  # a line torn by a kill
-        events.put((self, None))
+        events.put((self, {"event": "died"}))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from npd_ascend.config.jobs import RolloutJob
+from npd_ascend.errors import UserError
 from npd_ascend.rollout.requests import Answer, Request, requests_of, table_of
 from npd_ascend.store.atomic import sweep
 from npd_ascend.store.dataset import Dataset
@@ -31,11 +32,17 @@ class Claims:
 
     Hold at most one instance a folder and process: the system drops all of a process's record locks on a file
     when any of its descriptors is closed.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(folder / "claims.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(folder / "claims.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as e:
+            raise UserError(f"{folder}: cannot be written ({e.strerror}); use another run.dir") from None
 
     def take(self, index: int) -> bool:
         """Claims a shard; False when another process has it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from npd_ascend.config.jobs import RolloutJob
+from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter
 from npd_ascend.rollout.reference import answer_from_references
 from npd_ascend.rollout.shards import Board
@@ -13,6 +15,8 @@ from npd_ascend.store.dataset import Dataset
 
 if TYPE_CHECKING:
     from npd_ascend.rollout.engine import Engine
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK)
 
 
 def run(job: RolloutJob) -> None:
@@ -43,7 +47,21 @@ def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
 
     Returns:
         The engine, for the next job; None if none was needed.
+
+    Raises:
+        UserError, CorruptShard: see ``run``.
     """
+    try:
+        return _work(job, engine, report, loaded)
+    except OSError as e:
+        if e.errno in _NO_ROOM:
+            raise UserError(f"{e.filename or job.out}: {e.strerror}; make room there or use another run.dir, then run "
+                            "the same command again") from e
+        raise
+
+
+def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
+          loaded: Callable[[str], None]) -> Engine | None:
     with Board(job) as board:
         if not board.open:
             board.finish()

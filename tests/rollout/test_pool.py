@@ -111,6 +111,27 @@ def test_user_errors_come_through_and_the_pool_stays_usable(tmp_path, make_promp
     assert Dataset.open(tmp_path / "b", "rollouts").rows == 4
 
 
+def test_full_disk_stops_with_one_line_and_nothing_is_lost(tmp_path, make_prompts, make_job, monkeypatch):
+    """``/dev/full`` stands in for the journal's disk: every write to it fails as on a full one."""
+    job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 4, 2), source="reference")
+
+    def full(*args, **kwargs):
+        with open("/dev/full", "wb", buffering=0) as f:
+            f.write(b"x")
+
+    with monkeypatch.context() as m, pytest.raises(UserError, match="No space left on device; make room"):
+        m.setattr(Dataset, "write_table", full)
+        stage.work(job, None, lambda **counts: None)
+    stage.work(job, None, lambda **counts: None)
+    assert Dataset.open(job.out, "rollouts").rows == 4
+
+
+def test_folder_that_cannot_be_written(tmp_path, make_prompts, make_job, pool):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        pool.run(make_job(tmp_path / "file" / "out", make_prompts(tmp_path / "p", 4, 2), source="reference"))
+
+
 def test_damaged_prompts_come_through_with_their_place(tmp_path, make_prompts, make_job, pool):
     prompts = make_prompts(tmp_path / "p", 12, 4)
     path = prompts / "shard-00002.parquet"
