@@ -89,7 +89,8 @@ def _packages(name: str, python: Path) -> list[Finding]:
 def _config(path: Path, overrides: list[str] | None) -> list[Finding]:
     try:
         config = load_config(path, overrides)
-        check_pair(config.models.teacher, config.models.student)
+        models = config.models
+        check_pair(models.teacher, models.student, models.tokenizer, models.trust_remote_code)
         device = resolve_device(config.device)
         cost = estimate(config)
     except UserError as e:

@@ -43,10 +43,9 @@ def check_config(config: Config) -> None:
     find_filter(config.select.metric)
     if config.evaluate.prompts:
         get_checker(config.evaluate.checker)
-    check_pair(
-        config.models.teacher if config.needs_teacher or config.rollout.source == "teacher" else config.models.student,
-        config.models.student,
-    )
+    models = config.models
+    asked = config.needs_teacher or config.rollout.source == "teacher"
+    check_pair(models.teacher if asked else models.student, models.student, models.tokenizer, models.trust_remote_code)
 
 
 def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:

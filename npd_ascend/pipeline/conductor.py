@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from npd_ascend import __version__
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
@@ -24,6 +26,7 @@ from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.report.build import build as build_report
 from npd_ascend.report.live import LiveView
+from npd_ascend.report.tensorboard import export as export_tensorboard
 from npd_ascend.store.atomic import atomic_folder, sweep
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
@@ -72,25 +75,38 @@ class Conductor:
             sweep(self.run_dir.root)
             self.runner = Runner(self.config, self.run_dir, Environments.find(), self._view)
             previous = {n: signal.signal(n, _stop) for n in (signal.SIGTERM, signal.SIGINT)}
-            self.run_dir.write_state(status="running", started=time.time())
-            status = "stopped"
+            started = self.run_dir.read_state().get("started", time.time())
+            self.run_dir.write_state(status="running", started=started, error=None, environment=self._facts())
+            status: dict[str, Any] = {"status": "stopped"}
             try:
                 self.runner.start()
                 self._mending(lambda: self._one_stage(stage) if stage else self._generations())
-                status = "finished" if not stage else "stopped"
-            except UserError:
-                status = "failed"
+                if not stage:
+                    status = {"status": "finished"}
+            except UserError as e:
+                status = {"status": "failed", "error": str(e)}
                 raise
             finally:
                 for n in previous:  # a second signal must not interrupt the clean-up
                     signal.signal(n, signal.SIG_IGN)
                 self.runner.close()
+                self.run_dir.write_state(**status, ended=time.time())
+                build_report(self.run_dir.root)
                 for n, handler in previous.items():
                     signal.signal(n, handler)
-                self.run_dir.write_state(status=status, ended=time.time())
-            build_report(self.run_dir.root)
+            if self.config.report.tensorboard:
+                export_tensorboard(self.run_dir.root)
         finally:
             self.run_dir.unlock()
+
+    def _facts(self) -> dict[str, Any]:
+        """Where this runs, for the report."""
+        return {
+            "npd_ascend": __version__,
+            "device": f"{self.device.target}, {self.device.dtype}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        }
 
     # ---- the line
 

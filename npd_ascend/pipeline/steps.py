@@ -22,6 +22,7 @@ from npd_ascend.config.jobs import (
     TrainJob,
 )
 from npd_ascend.config.schema import Config, Section
+from npd_ascend.data.prompts import expand
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.pipeline.sync import Span, span
@@ -120,12 +121,13 @@ class StepBuilder:
         fp = fingerprint(
             "prompts",
             {
-                "files": [_file_identity(f) for f in files],
+                "files": [_file_identity(f) for f in expand(files)],
                 "settings": c.data.model_dump(mode="json", exclude={"prompts", "limit"}),
                 "limit": limit,
                 "tokenizer": _tokenizer_identity(self.tokenizer),
                 "shard": c.rollout.shard_size,
                 "reference": need_reference,
+                "answer": evaluation,
             },
         )
         out = self.run.eval_prompts if evaluation else self.run.prompts
@@ -158,7 +160,7 @@ class StepBuilder:
                 "max_len": max_len,
                 "generation": generation,
                 "seed": c.run.seed,
-                "eos": self.spec.eos_token_ids,
+                "eos": self._eos(prompts),
                 "dtype": self.device.dtype,
             },
         )
@@ -172,7 +174,7 @@ class StepBuilder:
             settings=c.rollout,
             device=self.device,
             max_model_len=max_len,
-            eos_token_ids=list(self.spec.eos_token_ids),
+            eos_token_ids=self._eos(prompts),
         )
         return Step("rollout", "rollout", job, generation, [Dataset(g.rollouts, "rollouts", fp)])
 
@@ -328,7 +330,7 @@ class StepBuilder:
                 "settings": settings.model_dump(mode="json", exclude=_ROLLOUT_SPEED),
                 "max_len": max_len,
                 "generation": generation,
-                "eos": self.spec.eos_token_ids,
+                "eos": self._eos(prompts),
             },
         )
         out = self.run.evaluations / name.replace(" ", "-") / "rollouts"
@@ -342,7 +344,7 @@ class StepBuilder:
             settings=settings,
             device=self.device,
             max_model_len=max_len,
-            eos_token_ids=list(self.spec.eos_token_ids),
+            eos_token_ids=self._eos(prompts),
         )
         return Step("rollout", "rollout", job, generation, [Dataset(out, "rollouts", fp)])
 
@@ -369,7 +371,7 @@ class StepBuilder:
             trust_remote_code=c.models.trust_remote_code,
             name=name,
             settings=c.evaluate,
-            eos_token_ids=list(self.spec.eos_token_ids),
+            eos_token_ids=self._eos(Dataset.open(self.run.eval_prompts, "prompts")),
         )
         return Step("evaluate", "evaluate", job, generation, done_file=out)
 
@@ -396,6 +398,10 @@ class StepBuilder:
             return json.loads(self.run.generation(generation).done.read_text())
         except (OSError, ValueError):
             return {}
+
+    def _eos(self, prompts: Dataset) -> list[int]:
+        """End tokens: the checkpoint's, and that of the chat template, which a base model's config may not list."""
+        return sorted({*self.spec.eos_token_ids, *prompts.extra["eos_token_ids"]})
 
     def _max_len(self, prompts: Dataset, new_tokens: int) -> int:
         need = int(prompts.extra["longest_prompt"]) + new_tokens
