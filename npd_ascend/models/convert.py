@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from npd_ascend.errors import UserError
 from npd_ascend.models import tensorfile
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.models.weights import COMPANIONS, checked, finite
-from npd_ascend.store.atomic import atomic_folder, write_json
-
-_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+from npd_ascend.models.weights import COMPANIONS, DTYPES, checked, declare_dtype, finite
+from npd_ascend.store.atomic import atomic_folder
 
 
 def convert(source: Path, target: Path, dtype: str | None = None) -> str:
@@ -29,8 +26,8 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> str:
     Raises:
         UserError: tensors missing, unknown, of the wrong shape, NaN or infinite; an unknown dtype.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise UserError(f"--dtype {dtype}: expected one of {', '.join(_DTYPES)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
     source, target = Path(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"{target}: source and target are the same folder")
@@ -42,21 +39,9 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> str:
                 shutil.copyfile(path, folder / path.name)
         for file in sorted({e.path for e in found.values()}):
             here = sorted((e for e in found.values() if e.path == file), key=lambda e: e.start)
-            layout = [(e.name, _DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here]
+            layout = [(e.name, DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here]
             tensorfile.write(folder / file.name, layout, lambda name: finite(found[name]))
         if dtype:
-            _declare(folder, dtype, sum(p.stat().st_size for p in folder.glob("*.safetensors")))
+            declare_dtype(folder, dtype)
     return f"{target}: {spec.model_type}, {spec.parameters:,} parameters, {dtype or 'types as they were'}"
 
-
-def _declare(folder: Path, dtype: str, size: int) -> None:
-    """Config and index say what the tensors now are."""
-    config = json.loads((folder / "config.json").read_text())
-    for key in {"dtype", "torch_dtype"} & set(config) or {"torch_dtype"}:
-        config[key] = dtype
-    write_json(folder / "config.json", config)
-    index = folder / tensorfile.INDEX
-    if index.is_file():
-        value = json.loads(index.read_text())
-        value["metadata"] = {**value.get("metadata", {}), "total_size": size}
-        write_json(index, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from npd_ascend.models import tensorfile
 from npd_ascend.models.mapping import Rule, rules
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import Entry
-from npd_ascend.store.atomic import atomic_folder
+from npd_ascend.store.atomic import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from npd_ascend.models.network import CausalLM
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "LICENSE*")
 
 
@@ -48,7 +50,7 @@ def load_hf(net: CausalLM, folder: Path) -> None:
 
     found = checked(net.spec, Path(folder))
     parameters = {p.name: p for p in net.get_parameters()}
-    table = rules(net.spec)
+    table = rules(net.spec, interleaved=net.interleaved)
     assert set(parameters) == {r.param for r in table}, sorted(set(parameters) ^ {r.param for r in table})
     for rule in table:
         merged = np.ascontiguousarray(rule.merge([finite(found[name]) for name in rule.hf]))
@@ -57,8 +59,8 @@ def load_hf(net: CausalLM, folder: Path) -> None:
         parameter.set_data(Tensor(merged, dtype=parameter.dtype))
 
 
-def save_hf(net: CausalLM, out: Path, like: Path) -> None:
-    """Writes the network as a checkpoint folder with the files, shards, tensor order and dtypes of ``like``.
+def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None) -> None:
+    """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
     Config and tokenizer files are copied. The folder appears whole or not at all.
 
@@ -66,6 +68,7 @@ def save_hf(net: CausalLM, out: Path, like: Path) -> None:
         net: the network.
         out: folder to make or replace.
         like: checkpoint of the same architecture.
+        dtype: a key of ``DTYPES``; None: each tensor in the dtype that it has in ``like``.
 
     Raises:
         UserError: ``like`` is not such a checkpoint, or a weight is NaN or infinite.
@@ -79,8 +82,23 @@ def save_hf(net: CausalLM, out: Path, like: Path) -> None:
                 shutil.copyfile(path, folder / path.name)
         for file in sorted({e.path for e in found.values()}):
             here = sorted((e for e in found.values() if e.path == file), key=lambda e: e.start)
-            tensorfile.write(folder / file.name, [(e.name, e.dtype, e.shape) for e in here],
+            tensorfile.write(folder / file.name, [(e.name, DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here],
                              lambda name: source(name) if name in source else found[name].read())
+        if dtype:
+            declare_dtype(folder, dtype)
+
+
+def declare_dtype(folder: Path, dtype: str) -> None:
+    """Makes config.json, and the index if there is one, say that the folder's tensors are of ``dtype``."""
+    config = json.loads((folder / "config.json").read_text())
+    for key in {"dtype", "torch_dtype"} & set(config) or {"torch_dtype"}:
+        config[key] = dtype
+    write_json(folder / "config.json", config)
+    index = folder / tensorfile.INDEX
+    if index.is_file():
+        value = json.loads(index.read_text())
+        size = sum(e.stop - e.start for e in tensorfile.entries(folder).values())
+        write_json(index, {**value, "metadata": {**value.get("metadata", {}), "total_size": size}})
 
 
 class _Splitter:
@@ -88,7 +106,8 @@ class _Splitter:
 
     def __init__(self, net: CausalLM):
         self._parameters = {p.name: p for p in net.get_parameters()}
-        self._rule: dict[str, Rule] = {name: rule for rule in rules(net.spec) for name in rule.hf}
+        self._rule: dict[str, Rule] = {name: rule for rule in rules(net.spec, interleaved=net.interleaved)
+                                      for name in rule.hf}
         if net.spec.tie_embeddings:
             self._rule[_HEAD] = self._rule[_EMBEDDING]
         self._parts: dict[str, np.ndarray] = {}
