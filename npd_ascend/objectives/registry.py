@@ -118,7 +118,7 @@ def find_divergence(loss: LossConfig) -> tuple[Divergence, float]:
         except ValueError:
             parameter = float("nan")
         if not 0.0 < parameter < 1.0:
-            raise UserError(f"train.loss.divergence: {loss.divergence!r}: the parameter must be a number between 0 and 1")
+            raise UserError(f"train.loss.divergence {loss.divergence!r}: its parameter must lie between 0 and 1")
     if found.student_weighted and loss.topk_norm not in ("both", "tail"):
         raise UserError(
             f"train.loss.divergence {name} weights by the student, which is biased on a truncated support "

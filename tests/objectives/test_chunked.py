@@ -35,7 +35,7 @@ class Step(nn.Cell):
         return self.both(hidden, head, targets, teacher, weights)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(loss, chunk, scale):
     ms.set_context(mode=ms.GRAPH_MODE)
     return Step(loss, chunk, scale)

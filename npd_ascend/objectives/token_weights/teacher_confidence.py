@@ -13,7 +13,10 @@ def teacher_confidence(tokens: Tokens) -> np.ndarray:
     The paper's second factor needs the student's live entropy and is left out.
     """
     if tokens.teacher is None:
-        raise UserError("train.loss.token_weight teacher_confidence needs the teacher's annotation; set kd_weight above 0")
+        raise UserError("train.loss.token_weight teacher_confidence needs the teacher's annotation: "
+                        "set train.loss.kd_weight above 0")
     entropy = tokens.teacher.entropy.astype(np.float64)
     highest = entropy.max(initial=0.0)
-    return mean_one(1.0 + np.clip(1.0 - entropy / highest, 0.0, 1.0)) if highest > 0 else mean_one(np.ones(len(entropy)))
+    if highest == 0:
+        return np.ones(len(entropy), np.float32)
+    return mean_one(1.0 + np.clip(1.0 - entropy / highest, 0.0, 1.0))

@@ -1,0 +1,140 @@
+"""Checkpoints: everything that the next step depends on, in folders that are whole or not there.
+
+``step-NNNNNNNN/`` holds ``weights``, ``m`` and ``v`` (safetensors, float32) and ``state.json`` with a SHA-256 of
+each. Batches need no state of their own: they follow from the step number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor
+from safetensors import SafetensorError, safe_open
+
+from npd_ascend import progress
+from npd_ascend.models import tensorfile
+from npd_ascend.store.atomic import atomic_folder, write_json
+from npd_ascend.store.identity import file_sha256
+from npd_ascend.train.step import AdamW
+
+_NAME = re.compile(r"step-(\d{8})")
+_PARTS = ("weights", "m", "v")
+
+
+@dataclass
+class State:
+    """Where training stands.
+
+    Attributes:
+        step: optimiser steps since the start of the run.
+        generation, index: generation, and steps done in it.
+        progress: epochs done since the start of the run.
+        fingerprint: of the generation's job.
+        end, snapshot_at: where the generation ends and its snapshot is taken; None: not decided yet.
+        reason: why it ends: ``planned``, ``lag``, or ``epochs`` (the run is over).
+        ended: nothing is left to do in it.
+        snapshot_progress: where the snapshot was taken; None: not yet.
+        lag: last measurement: step, forward, reverse.
+        train: last row of metrics.
+    """
+
+    step: int
+    generation: int
+    index: int
+    progress: float
+    fingerprint: str
+    end: float | None = None
+    snapshot_at: float | None = None
+    reason: str = "planned"
+    ended: bool = False
+    snapshot_progress: float | None = None
+    lag: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+
+
+class Checkpoints:
+    """The checkpoints of a run, over all its generations.
+
+    Args:
+        folder: where they stand.
+        keep: the newest so many stay.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = Path(folder), keep
+
+    def save(self, state: State, optimizer: AdamW) -> None:
+        """Writes a checkpoint and removes the oldest ones."""
+        with atomic_folder(self._path(state.step)) as tmp:
+            for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
+                _write(tmp / f"{part}.safetensors", optimizer, parameters)
+            hashes = {f"{part}.safetensors": file_sha256(tmp / f"{part}.safetensors") for part in _PARTS}
+            write_json(tmp / "state.json", {**asdict(state), "files": hashes})
+        for step in self._steps()[self.keep :]:
+            shutil.rmtree(self._path(step), ignore_errors=True)
+
+    def valid(self) -> Iterator[State]:
+        """States of undamaged checkpoints, newest first; a damaged one is named and passed over."""
+        for step in self._steps():
+            state = self._state(step)
+            if state is not None:
+                yield state
+
+    def load(self, state: State, optimizer: AdamW) -> None:
+        """Puts weights and moments of a checkpoint in place."""
+        for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
+            with safe_open(self._path(state.step) / f"{part}.safetensors", framework="np") as file:
+                for weight, parameter in zip(optimizer.params, parameters, strict=True):
+                    parameter.set_data(Tensor(np.ascontiguousarray(file.get_tensor(weight.name))))
+
+    def drop_after(self, step: int) -> None:
+        """Removes what lies beyond ``step``: damaged, or of a configuration that no longer holds."""
+        for other in self._steps():
+            if other > step:
+                shutil.rmtree(self._path(other), ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(p.name) for p in self.folder.iterdir() if p.is_dir())
+        return sorted((int(m[1]) for m in found if m), reverse=True)
+
+    def _state(self, step: int) -> State | None:
+        path = self._path(step)
+        try:
+            given = json.loads((path / "state.json").read_text())
+            for part in _PARTS:
+                name = f"{part}.safetensors"
+                if file_sha256(path / name) != given["files"][name]:
+                    raise ValueError(f"{name}: checksum differs")
+                with safe_open(path / name, framework="np") as file:
+                    file.keys()
+            state = State(**{f.name: given[f.name] for f in fields(State)})
+            if state.step != step:
+                raise ValueError(f"state.json is of step {state.step}")
+            return state
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+            progress.message(f"checkpoint {path.name} is damaged ({type(e).__name__}: {e}); using an older one",
+                             level="warning")
+            return None
+
+
+def _parts(optimizer: AdamW) -> tuple[Any, Any, Any]:
+    return optimizer.params, optimizer.m, optimizer.v
+
+
+def _write(path: Path, optimizer: AdamW, parameters: Any) -> None:
+    """One file of tensors, named as the weights are, one at a time."""
+    by_name: dict[str, Parameter] = {w.name: p for w, p in zip(optimizer.params, parameters, strict=True)}
+    layout = [(name, "F32", tuple(p.shape)) for name, p in by_name.items()]
+    tensorfile.write(path, layout, lambda name: by_name[name].asnumpy())

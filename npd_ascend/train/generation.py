@@ -1,0 +1,142 @@
+"""The loop over optimiser steps of one generation: when to measure, checkpoint, snapshot and end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import numpy as np
+
+from npd_ascend import progress
+from npd_ascend.config.jobs import TrainJob
+from npd_ascend.store.metrics import MetricsWriter
+from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.lag import LagProbe
+from npd_ascend.train.outcome import Outcome
+from npd_ascend.train.parallel import Group
+from npd_ascend.train.reader import MicroBatch, Reader, ahead
+from npd_ascend.train.schedule import EPSILON, Place, Timeline, learning_rate
+from npd_ascend.train.step import Trainer
+
+
+class Generation:
+    """Trains from ``state`` to the end of its generation.
+
+    Args:
+        job: what to do.
+        state: where it stands; changed in place.
+        group, reader, trainer, probe, checkpoints, outcome: the parts, loaded for that state.
+    """
+
+    def __init__(self, job: TrainJob, state: State, group: Group, reader: Reader, trainer: Trainer, probe: LagProbe,
+                 checkpoints: Checkpoints, outcome: Outcome):
+        self.job, self.state, self.group, self.reader, self.trainer = job, state, group, reader, trainer
+        self.probe, self.checkpoints, self.outcome = probe, checkpoints, outcome
+        self.metrics = MetricsWriter(job.metrics)
+        self.timeline = Timeline(job.start_progress, reader.steps)
+
+    def run(self) -> None:
+        """Trains, and leaves the last checkpoint, the snapshot and ``done.json``."""
+        if not self.state.ended:
+            self._train()
+        if self.group.leads:
+            self.outcome.export(self.trainer.net, self.state)
+            self.outcome.finish(self.state)
+        self.group.wait()
+
+    def _train(self) -> None:
+        s = self.state
+        if s.index == 0:
+            self._measure()
+        with progress.Meter("train", self._planned_steps(), "steps", done=s.index) as meter:
+            last = time.monotonic()
+            for place, batches in ahead(self.timeline.from_step(s.index), self._prepare):
+                if self._over():
+                    break
+                loss = self._step(place, batches)
+                now = time.monotonic()
+                self._log(place, loss, now - last)
+                last = now
+                meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(loss[0], 4))
+                self._after(place)
+        self._measure()
+        if self.job.end_progress is None and not self.job.last and self._run_is_over():
+            s.reason = "epochs"
+        if s.snapshot_progress is None:
+            s.snapshot_progress = s.progress
+        s.ended = True
+        self._checkpoint()
+
+    # ---- one step
+
+    def _prepare(self, place: Place) -> tuple[Place, list[MicroBatch]]:
+        return place, list(self.reader.micro_batches(place.epoch, place.batch))
+
+    def _step(self, place: Place, batches: list[MicroBatch]) -> np.ndarray:
+        """Means over the batch's tokens of (loss, CE, D), and the gradient norm: [4]."""
+        number = self.state.step + 1
+        tokens = self.reader.tokens(place.epoch, place.batch)
+        bad = [b.samples for b in batches if not np.isfinite(self.trainer.accumulate(b, tokens))]
+        failed = self.group.sum(np.array([float(len(bad))]))[0] > 0
+        if failed:
+            samples = np.concatenate(bad) if bad else self.reader.samples(place.epoch, place.batch)
+            raise self.outcome.stop_at_nan("loss", number, self.reader.corpus.sample_ids[samples])
+        norm, sums = self.trainer.update(learning_rate(self.job.settings, place.end), number)
+        if not np.isfinite(norm):
+            samples = self.reader.samples(place.epoch, place.batch)
+            raise self.outcome.stop_at_nan("gradient", number, self.reader.corpus.sample_ids[samples])
+        return np.append(sums / max(1, tokens), norm)
+
+    def _log(self, place: Place, loss: np.ndarray, seconds: float) -> None:
+        s = self.state
+        s.step, s.index, s.progress = s.step + 1, place.index + 1, place.end
+        s.train = {
+            "step": s.step, "progress": s.progress, "generation": s.generation,
+            "lr": learning_rate(self.job.settings, place.end), "loss": loss[0], "ce": loss[1], "kd": loss[2],
+            "grad_norm": loss[3], "tokens": self.reader.tokens(place.epoch, place.batch),
+        }
+        s.train = {k: float(v) if isinstance(v, np.floating) else v for k, v in s.train.items()}
+        if self.group.leads:
+            self.metrics.log("train", **s.train, seconds=round(seconds, 4))
+
+    def _after(self, place: Place) -> None:
+        s, every = self.state, self.job.sync.lag_every
+        if every and s.index % every == 0:
+            self._measure()
+        if s.snapshot_at is not None and s.snapshot_progress is None and s.progress >= s.snapshot_at - EPSILON:
+            s.snapshot_progress = s.progress
+            if not self._over() and self.group.leads:
+                self.outcome.export(self.trainer.net, s)
+        steps = self.job.settings.checkpoint_every
+        if not self._over() and (place.ends_epoch or (steps and s.step % steps == 0)):
+            self._checkpoint()
+
+    # ---- ends
+
+    def _over(self) -> bool:
+        s = self.state
+        return self._run_is_over() or (s.end is not None and s.progress >= s.end - EPSILON)
+
+    def _run_is_over(self) -> bool:
+        return self.state.progress >= self.job.settings.epochs - EPSILON
+
+    def _planned_steps(self) -> int:
+        end = self.state.end if self.state.end is not None else self.job.settings.epochs
+        return self.timeline.steps_before(end)
+
+    def _measure(self) -> None:
+        """Measures and logs lag, once a step; under policy ``kl`` this may decide the end."""
+        s, sync = self.state, self.job.sync
+        if s.lag is None or s.lag["step"] != s.step or s.index == 0:
+            lag = self.probe.measure()
+            s.lag = {"step": s.step, **asdict(lag)}
+            if self.group.leads:
+                self.metrics.log("lag", **s.lag, progress=s.progress, generation=s.generation)
+        if s.end is None and not self.job.last and s.index and s.lag["forward"] >= sync.epsilon:
+            s.reason, s.snapshot_at, s.end = "lag", s.progress, s.progress + sync.lead
+            progress.message(f"lag {s.lag['forward']:.4f} has reached {sync.epsilon:g} at epoch {s.progress:.2f}: sync")
+
+    def _checkpoint(self) -> None:
+        if self.group.leads:
+            self.checkpoints.save(self.state, self.trainer.optimizer)
+        self.group.wait()

@@ -1,0 +1,109 @@
+"""How far the student has moved from the snapshot that wrote the data: KL over the full vocabulary, both ways.
+
+The generator's final hidden states on the probe set are computed once, by the same compiled network, and kept on the
+host with its head; so measuring costs one forward pass, and equal weights give exactly 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from npd_ascend.models.network import CausalLM
+from npd_ascend.rows.bfd import best_fit_decreasing
+from npd_ascend.train.corpus import EpochPlan
+from npd_ascend.train.parallel import Group
+from npd_ascend.train.reader import Reader, head_rows
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Mean over the response tokens of the probe set, nats a token (arXiv:2605.05940, section on the near-policy
+    regime; estimated exactly over the vocabulary instead of by sampling).
+
+    Attributes:
+        forward: KL(current ‖ generator), the one that is held under ε.
+        reverse: KL(generator ‖ current).
+    """
+
+    forward: float
+    reverse: float
+
+
+class _Divergence(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = ops.MatMul(transpose_b=True)
+
+    def construct(self, hidden: Tensor, head: Tensor, old_hidden: Tensor, old_head: Tensor, mask: Tensor) -> Tensor:
+        new = ops.log_softmax(self.logits(hidden, head.astype(hidden.dtype)).astype(ms.float32), -1)
+        old = ops.log_softmax(self.logits(old_hidden, old_head.astype(hidden.dtype)).astype(ms.float32), -1)
+        gap = new - old
+        forward = (ops.exp(new) * gap).sum(-1)
+        reverse = -(ops.exp(old) * gap).sum(-1)
+        return ops.stack(((forward * mask).sum(), (reverse * mask).sum()))
+
+
+class LagProbe:
+    """A fixed probe set with the generator's answers to it.
+
+    Args:
+        net: the network, holding the generator's weights at this moment.
+        reader: of the generation.
+        samples: at most so many, the first of those that are trained on.
+        group: probe batches are shared among the ranks.
+    """
+
+    def __init__(self, net: CausalLM, reader: Reader, samples: int, group: Group):
+        self.net, self.reader, self.group = net, reader, group
+        plan = probe_plan(reader.plans[0], samples, reader.row_length)
+        micro = reader.settings.micro_batch
+        spans = [(b, min(b + micro, len(plan))) for b in range(0, len(plan), micro)]
+        self._inputs = [reader.inputs(plan, *span) for span in spans[group.rank :: group.size]]
+        self.tokens = int(plan.response_tokens.sum())
+        counts = [len(where) for _, where in self._inputs]
+        limit = reader.settings.vocab_chunk_rows
+        rows = head_rows(counts, limit)
+        self._chunk = rows // -(-rows // max(8, limit))
+        self._divergence = _Divergence()
+        self._old_hidden = [self._hidden(i) for i in range(len(self._inputs))]
+        self._old_head = net.head_weight.asnumpy().copy()
+
+    def measure(self) -> Lag:
+        """Lag of the network's weights as they are now."""
+        old_head = Tensor(self._old_head)
+        total = np.zeros(2)
+        for i, old in enumerate(self._old_hidden):
+            new = self._hidden(i)
+            for start in range(0, len(new), self._chunk):
+                part = slice(start, start + self._chunk)
+                mask = np.zeros(self._chunk, np.float32)
+                mask[: len(new[part])] = 1
+                sums = self._divergence(Tensor(self._padded(new[part])), self.net.head_weight,
+                                        Tensor(self._padded(old[part])), old_head, Tensor(mask))
+                total += sums.asnumpy()
+        forward, reverse = self.group.sum(total) / max(1, self.tokens)
+        return Lag(float(forward), float(reverse))
+
+    def _hidden(self, i: int) -> np.ndarray:
+        """[tokens, H] float32 of probe batch ``i`` under the present weights."""
+        rows, where = self._inputs[i]
+        hidden = self.net(Tensor(rows.input_ids), Tensor(rows.position_ids), Tensor(rows.segment_ids))
+        return hidden.astype(ms.float32).asnumpy()[where]
+
+    def _padded(self, hidden: np.ndarray) -> np.ndarray:
+        out = np.zeros((self._chunk, hidden.shape[1]), np.float32)
+        out[: len(hidden)] = hidden
+        return out
+
+
+def probe_plan(plan: EpochPlan, samples: int, row_length: int) -> EpochPlan:
+    """Rows of the ``samples`` lowest ordinals of a plan, with the lengths they have there."""
+    chosen = np.argsort(plan.samples, kind="stable")[:samples]
+    lengths = plan.prompt_tokens[chosen].astype(np.int64) + plan.response_tokens[chosen]
+    bins = best_fit_decreasing(lengths, row_length)
+    chosen = chosen[bins.order]
+    return EpochPlan(bins.offsets, plan.samples[chosen], plan.prompt_tokens[chosen], plan.response_tokens[chosen])

@@ -1,0 +1,75 @@
+"""What a generation of training leaves behind: the next snapshot, and ``done.json``, written last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.config.jobs import TrainJob
+from npd_ascend.errors import UserError
+from npd_ascend.models.network import CausalLM
+from npd_ascend.models.weights import save_hf
+from npd_ascend.store.atomic import write_json
+from npd_ascend.train.checkpoint import State
+
+
+class Outcome:
+    """Files in ``job.out``."""
+
+    def __init__(self, job: TrainJob):
+        self.job = job
+        self.done, self.next, self._mark = job.out / "done.json", job.out / "next", job.out / "next.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether this very generation has been trained to its end."""
+        return self._ours(self.done) and self.exported
+
+    @property
+    def exported(self) -> bool:
+        """Whether ``next`` is the snapshot of this job."""
+        return self._ours(self._mark) and (self.next / "config.json").is_file()
+
+    def clear(self) -> None:
+        """Takes away what another configuration left here."""
+        if not self._ours(self.done):
+            self.done.unlink(missing_ok=True)
+        if not self.exported:
+            self._mark.unlink(missing_ok=True)
+            shutil.rmtree(self.next, ignore_errors=True)
+
+    def export(self, net: CausalLM, state: State) -> None:
+        """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it."""
+        if not self.exported:
+            save_hf(net, self.next, self.job.student, self.job.device.dtype)
+            write_json(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
+                                    "progress": state.progress})
+
+    def finish(self, state: State) -> None:
+        """Declares the generation trained."""
+        write_json(self.done, {
+            "fingerprint": self.job.fingerprint, "generation": self.job.generation, "step": state.step,
+            "progress": state.progress, "reason": state.reason, "snapshot_progress": state.snapshot_progress,
+            "metrics": {**(state.train or {}), "lag": state.lag},
+        })
+
+    def stop_at_nan(self, what: str, step: int, samples: np.ndarray) -> UserError:
+        """Keeps the ids of a batch whose loss or gradient is not finite; returns the error to raise."""
+        path = self.job.out / f"not-finite-step-{step:08d}.json"
+        ids = [int(s) for s in samples]
+        write_json(path, {"what": what, "step": step, "generation": self.job.generation, "sample_ids": ids})
+        shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
+        return UserError(f"train: the {what} is NaN or infinite at step {step} (samples {shown}; all {len(ids)} in "
+                         f"{path}); lower train.lr, or look at these samples and at the weights in {self.job.student}")
+
+    def _ours(self, path: Path) -> bool:
+        found: Any = None
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            pass
+        return isinstance(found, dict) and found.get("fingerprint") == self.job.fingerprint

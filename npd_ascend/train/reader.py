@@ -1,0 +1,203 @@
+"""Micro-batches of fixed shape, made in numpy ahead of the step that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from npd_ascend.config.schema import TrainConfig
+from npd_ascend.errors import UserError
+from npd_ascend.objectives.registry import Tokens, find_token_weight
+from npd_ascend.rows.collate import RowBatch, collate, response_positions
+from npd_ascend.store.topk_codec import TopK
+from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.train.corpus import Corpus, EpochPlan
+
+_ALIGN = 8
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass reads.
+
+    Attributes:
+        rows: inputs [B, S].
+        positions: [N] int32, flat positions whose hidden states predict response tokens; 0 beyond ``tokens``.
+        targets: [N, 1 + k] int32, CE label, then the teacher's ids; [N, 1] without a teacher.
+        teacher: [N, k] float32, the teacher's log-probs; [N, 1] of zeros without one.
+        weights: [N] float32, sample weight times token weight; 0 beyond ``tokens``.
+        tokens: response tokens in it.
+        samples: ordinals.
+    """
+
+    rows: RowBatch
+    positions: np.ndarray
+    targets: np.ndarray
+    teacher: np.ndarray
+    weights: np.ndarray
+    tokens: int
+    samples: np.ndarray
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the order in which the network and the loss take them."""
+        r = self.rows
+        return (r.input_ids, r.position_ids, r.segment_ids, self.positions, self.targets, self.teacher, self.weights)
+
+
+class Reader:
+    """Global batches of one generation, cut for one of ``world`` data-parallel ranks.
+
+    Global batch i of an epoch is rows [i·G, (i+1)·G) of its plan, the last one filled up with empty rows; rank r
+    takes the r-th of ``world`` equal consecutive parts and works through it in micro-batches.
+
+    Args:
+        corpus: samples.
+        plans: one a local epoch.
+        topk: teacher annotation; None for plain CE.
+        settings: batch sizes, token weight.
+        row_length, pad_token_id: of the rows.
+        vocab_size: of the student; ids must lie below.
+        rank, world: data-parallel place.
+    """
+
+    def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
+                 row_length: int, pad_token_id: int, vocab_size: int, rank: int = 0, world: int = 1):
+        self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
+        self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
+        self.rank, self.world = rank, world
+        self.weight = find_token_weight(settings.loss)
+        self._plain_weight = settings.loss.token_weight == "none"
+        self.head_rows = head_rows([_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans],
+                                   settings.vocab_chunk_rows)
+        if topk is not None and len(topk) != len(corpus):
+            raise UserError(f"{topk.dataset.folder}: annotates {len(topk)} samples, the rollouts have {len(corpus)}; "
+                            f"run annotate again")
+
+    @property
+    def chunk(self) -> int:
+        """Rows of a loss chunk: at most ``vocab_chunk_rows``, an equal part of ``head_rows``."""
+        parts = -(-self.head_rows // max(_ALIGN, self.settings.vocab_chunk_rows))
+        return -(-self.head_rows // parts)
+
+    @property
+    def steps(self) -> list[int]:
+        """Global batches of each local epoch."""
+        return [-(-len(p) // self.settings.global_batch) for p in self.plans]
+
+    def tokens(self, epoch: int, batch: int) -> int:
+        """Response tokens of a whole global batch, over all ranks: what its loss is divided by."""
+        plan, g = self.plans[epoch], self.settings.global_batch
+        first = plan.first[batch * g], plan.first[min((batch + 1) * g, len(plan))]
+        return int(plan.response_tokens[first[0] : first[1]].sum())
+
+    def row_tokens(self, epoch: int, batch: int) -> int:
+        """Tokens of a whole global batch, prompts included: the work that is done."""
+        plan, g = self.plans[epoch], self.settings.global_batch
+        first = plan.first[batch * g], plan.first[min((batch + 1) * g, len(plan))]
+        return int(plan.prompt_tokens[first[0] : first[1]].sum()) + self.tokens(epoch, batch)
+
+    def samples(self, epoch: int, batch: int) -> np.ndarray:
+        """Ordinals of all samples of a global batch."""
+        plan, g = self.plans[epoch], self.settings.global_batch
+        return plan.samples[plan.first[batch * g] : plan.first[min((batch + 1) * g, len(plan))]]
+
+    def micro_batches(self, epoch: int, batch: int) -> Iterator[MicroBatch]:
+        """This rank's part of a global batch, in order."""
+        plan, s = self.plans[epoch], self.settings
+        part = s.global_batch // self.world
+        start = batch * s.global_batch + self.rank * part
+        for at in range(start, start + part, s.micro_batch):
+            yield self.make(plan, min(at, len(plan)), min(at + s.micro_batch, len(plan)))
+
+    def make(self, plan: EpochPlan, begin: int, end: int) -> MicroBatch:
+        """Rows [begin, end) of a plan as one micro-batch.
+
+        Raises:
+            UserError: the teacher's ids lie beyond the student's vocabulary, or the annotation is of other samples.
+            CorruptShard: the annotation's checksum differs.
+        """
+        c = self.corpus
+        lo, hi = int(plan.first[begin]), int(plan.first[end])
+        samples, response_n = plan.samples[lo:hi], plan.response_tokens[lo:hi]
+        rows, where = self.inputs(plan, begin, end)
+        n, count = self.head_rows, len(where)
+        k = self.topk.k if self.topk is not None else 0
+        positions, weights = np.zeros(n, np.int32), np.zeros(n, np.float32)
+        targets, teacher = np.zeros((n, 1 + k), np.int32), np.zeros((n, max(1, k)), np.float32)
+        positions[:count] = where
+        if count:
+            targets[:count, 0] = np.concatenate([c.label(o)[:r] for o, r in zip(samples, response_n, strict=True)])
+            weights[:count] = np.repeat(c.weights[samples], response_n)
+        notes = [self._annotation(int(o), int(r)) for o, r in zip(samples, response_n, strict=True)] if k else []
+        if notes and count:
+            targets[:count, 1:] = np.concatenate([x.ids for x in notes])
+            teacher[:count] = np.concatenate([x.logprobs for x in notes])
+        if targets.min() < 0 or targets.max() >= self.vocab:
+            raise UserError(f"token id {int(targets.max())} lies beyond the student's vocabulary of {self.vocab}; "
+                            f"teacher and student must share one tokenizer")
+        if not self._plain_weight and count:
+            weights[:count] *= np.concatenate([
+                self.weight(Tokens(int(r), notes[i] if notes else None, self._logprobs(int(o), int(r))))
+                for i, (o, r) in enumerate(zip(samples, response_n, strict=True))])
+        return MicroBatch(rows, positions, targets, teacher, weights, count, samples)
+
+    def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, np.ndarray]:
+        """Rows [begin, end) of a plan, filled up to a micro-batch with empty ones.
+
+        Returns:
+            The arrays that the network reads, and the flat positions that predict response tokens, [tokens] int64.
+        """
+        c = self.corpus
+        lo, hi = int(plan.first[begin]), int(plan.first[end])
+        samples, prompt_n, response_n = (a[lo:hi] for a in (plan.samples, plan.prompt_tokens, plan.response_tokens))
+        texts = [np.concatenate((c.prompt(o)[:p], c.responses[o][:r]))
+                 for o, p, r in zip(samples, prompt_n, response_n, strict=True)]
+        cuts = plan.first[begin : end + 1] - lo
+        rows = collate([texts[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)], self.row_length, self.pad,
+                       self.settings.micro_batch)
+        return rows, response_positions(rows.starts, prompt_n, response_n)
+
+    def _annotation(self, ordinal: int, tokens: int) -> TopK:
+        assert self.topk is not None
+        found = self.topk.read(ordinal)
+        if len(found) < tokens:
+            raise UserError(f"{self.topk.dataset.folder}: sample {ordinal} has {len(found)} annotated tokens, its "
+                            f"response {tokens}; run annotate again")
+        return found[:tokens]
+
+    def _logprobs(self, ordinal: int, tokens: int) -> np.ndarray | None:
+        found = self.corpus.logprobs[ordinal][:tokens] if self.corpus.logprobs is not None else None
+        return found if found is not None and len(found) == tokens else None
+
+
+def head_rows(counts: Sequence[int], chunk: int) -> int:
+    """Static number of head rows: the largest count, rounded up to equal aligned chunks."""
+    most = max(max(counts, default=1), 1)
+    parts = -(-most // max(_ALIGN, chunk))
+    return parts * (-(-most // (parts * _ALIGN)) * _ALIGN)
+
+
+def ahead(items: Iterator, prepare: Callable, depth: int = 2) -> Iterator:
+    """``map(prepare, items)`` with ``depth`` results made in a thread while the caller works."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        waiting = []
+        try:
+            for item in items:
+                waiting.append(pool.submit(prepare, item))
+                if len(waiting) > depth:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _group_maximum(plan: EpochPlan, micro: int, group: int) -> int:
+    rows = plan.response_tokens_by_row()
+    rows = np.concatenate([rows, np.zeros(-len(rows) % group, np.int64)])
+    return int(rows.reshape(-1, micro).sum(1).max(initial=0))

@@ -1,0 +1,117 @@
+"""The train stage: one generation, from the last checkpoint to the next sync or the end of the run."""
+
+from __future__ import annotations
+
+from npd_ascend import progress
+from npd_ascend.config.jobs import TrainJob
+from npd_ascend.errors import UserError
+from npd_ascend.models.network import build
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import load_hf
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.metrics import MetricsWriter
+from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.corpus import Corpus, EpochPlan
+from npd_ascend.train.generation import Generation
+from npd_ascend.train.lag import LagProbe
+from npd_ascend.train.outcome import Outcome
+from npd_ascend.train.parallel import Group
+from npd_ascend.train.reader import Reader
+from npd_ascend.train.step import Trainer
+
+
+def run(job: TrainJob) -> None:
+    """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
+    ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
+
+    Under msrun each process is one data-parallel rank.
+
+    Raises:
+        UserError: inputs that do not fit together, no checkpoint to go on from, or a loss that is not finite.
+        CorruptShard: an input's checksum differs.
+    """
+    outcome = Outcome(job)
+    if outcome.finished:
+        return
+    group = Group(job.device)
+    spec = ModelSpec.from_folder(job.student)
+    reader = _reader(job, spec, group)
+    checkpoints = Checkpoints(job.checkpoints, job.settings.keep_checkpoints)
+    state, fresh = _start(job, outcome, checkpoints)
+    group.wait()  # nobody tidies up before all have read
+    if group.leads:
+        outcome.clear()
+        checkpoints.drop_after(state.step)
+        _drop_rows(MetricsWriter(job.metrics), job.generation, state.step, fresh)
+
+    net = build(spec, job.device, job.row_length)
+    load_hf(net, job.snapshot)
+    probe = LagProbe(net, reader, job.sync.probe_samples, group)
+    trainer = Trainer(net, job.settings, reader.chunk, group.parallel)
+    if state.step:
+        checkpoints.load(state, trainer.optimizer)
+    elif job.student != job.snapshot:
+        load_hf(net, job.student)
+    if fresh:
+        state = _begin(job, state)
+    else:
+        progress.message(f"train: resumes generation {job.generation} at step {state.step}")
+    Generation(job, state, group, reader, trainer, probe, checkpoints, outcome).run()
+
+
+def _reader(job: TrainJob, spec: ModelSpec, group: Group) -> Reader:
+    packs = Dataset.open(job.packs, "packs")
+    corpus = Corpus(Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts"),
+                    Dataset.open(job.selection, "selection"), job.settings.loss.token_weight == "surprisal_gate")
+    plans = [EpochPlan.read(packs, e) for e in range(packs.shards)]
+    if not plans or not len(plans[0]):
+        raise UserError(f"{job.packs}: holds no rows to train on; see why select kept no samples")
+    if packs.extra.get("row_length", job.row_length) != job.row_length:
+        raise UserError(f"{job.packs}: rows of {packs.extra['row_length']} tokens, expected {job.row_length}")
+    if job.settings.global_batch % (job.settings.micro_batch * group.size):
+        raise UserError(f"train.global_batch {job.settings.global_batch} is not a multiple of micro_batch x processes "
+                        f"= {job.settings.micro_batch} x {group.size}")
+    if job.settings.loss.kd_weight > 0 and job.topk is None:
+        raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
+    topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
+    return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size, group.rank,
+                  group.size)
+
+
+def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:
+    """Where to go on from: this generation's newest checkpoint, or the end of the one before; and whether the
+    generation is a fresh one."""
+    before: State | None = None
+    for state in checkpoints.valid():
+        if state.generation == job.generation and state.fingerprint == job.fingerprint:
+            # A snapshot taken in passing and lost since can only come from an earlier checkpoint.
+            if outcome.exported or state.snapshot_progress is None or (
+                state.ended and state.snapshot_progress == state.progress
+            ):
+                return state, False
+        elif state.generation == job.generation - 1 and state.ended and before is None:
+            before = state
+    if job.generation == 0:
+        return State(0, 0, 0, job.start_progress, job.fingerprint), True
+    if before is None:
+        raise UserError(f"{job.checkpoints}: no sound checkpoint of the end of generation {job.generation - 1}; delete "
+                        f"done.json of that generation's train folder to have it trained again")
+    return before, True
+
+
+def _begin(job: TrainJob, before: State) -> State:
+    return State(before.step, job.generation, 0, job.start_progress, job.fingerprint, end=job.end_progress,
+                 snapshot_at=job.snapshot_progress)
+
+
+def _drop_rows(metrics: MetricsWriter, generation: int, step: int, fresh: bool) -> None:
+    """Takes back rows of steps that will be done again."""
+
+    def again(row: dict) -> bool:
+        if row["kind"] not in ("train", "lag"):
+            return False
+        later = row.get("generation", 0) - generation
+        return later > 0 or (fresh and later == 0) or row.get("step", -1) > step
+
+    metrics.drop(again)
