@@ -27,11 +27,17 @@ class Rule:
     split: Callable[[np.ndarray], Arrays]
 
 
-def rules(spec: ModelSpec) -> list[Rule]:
-    """All rules of an architecture; together they cover every parameter and every tensor exactly once."""
+def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
+    """All rules of an architecture; together they cover every parameter and every tensor exactly once.
+
+    Args:
+        spec: architecture.
+        interleaved: rows of gate and up in turn (MindFormers' ``MLPInterleaved``) or gate before up (``MLP``).
+    """
     h, v, d = spec.hidden_size, spec.vocab_size, spec.head_dim
     q, kv, ffn = spec.num_heads * d, spec.num_kv_heads * d, spec.intermediate_size
     merge_qkv, split_qkv = _qkv(spec)
+    merge_gate_up, split_gate_up = (_interleave, _deinterleave) if interleaved else (np.concatenate, _halves)
     table = [_same("model.embedding.word_embeddings.weight", "model.embed_tokens.weight", v, h),
              _same("model.decoder.final_layernorm.weight", "model.norm.weight", h)]
     if not spec.tie_embeddings:
@@ -46,7 +52,7 @@ def rules(spec: ModelSpec) -> list[Rule]:
             _same(mf + "self_attention.linear_proj.weight", hf + "self_attn.o_proj.weight", h, q),
             _same(mf + "pre_mlp_layernorm.weight", hf + "post_attention_layernorm.weight", h),
             Rule(mf + "mlp.linear_fc1.weight", (hf + "mlp.gate_proj.weight", hf + "mlp.up_proj.weight"),
-                 ((ffn, h), (ffn, h)), _interleave, _deinterleave),
+                 ((ffn, h), (ffn, h)), merge_gate_up, split_gate_up),
             _same(mf + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", h, ffn),
         ]
         if spec.qkv_bias:
@@ -82,10 +88,14 @@ def _qkv(spec: ModelSpec) -> tuple[Callable[[Arrays], np.ndarray], Callable[[np.
 
 
 def _interleave(arrays: Arrays) -> np.ndarray:
-    """Row 2i from gate, row 2i + 1 from up, as MindFormers' interleaved MLP reads them."""
+    """Row 2i from gate, row 2i + 1 from up."""
     gate, up = arrays
     return np.stack([gate, up], 1).reshape(-1, gate.shape[1])
 
 
 def _deinterleave(array: np.ndarray) -> Arrays:
     return [np.ascontiguousarray(array[0::2]), np.ascontiguousarray(array[1::2])]
+
+
+def _halves(array: np.ndarray) -> Arrays:
+    return np.split(array, 2)

@@ -11,7 +11,7 @@ from mindformers import build_context
 from mindformers.parallel_core.training_graph.base_models.gpt.gpt_model import GPTModel
 from mindformers.parallel_core.training_graph.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from mindformers.parallel_core.training_graph.transformer.attention import SelfAttentionSubmodules
-from mindformers.parallel_core.training_graph.transformer.mlp import MLPInterleaved, MLPSubmodules
+from mindformers.parallel_core.training_graph.transformer.mlp import MLPSubmodules
 from mindformers.parallel_core.training_graph.transformer.transformer_block import TransformerBlockSubmodules
 from mindformers.parallel_core.training_graph.transformer.transformer_layer import (
     TransformerLayer,
@@ -89,6 +89,7 @@ class CausalLM(nn.Cell):
         super().__init__(auto_prefix=True)
         self.spec = spec
         self.row_length = row_length
+        self.interleaved = leaves.interleaved
         self.mask = leaves.mask(row_length)
         config = _config(spec, leaves, row_length, compute_dtype, params_dtype)
         self.model = GPTModel(
@@ -139,7 +140,7 @@ def _block(spec: ModelSpec, leaves: Leaves) -> TransformerBlockSubmodules:
     attention = ModuleSpec(module=leaves.self_attention, submodules=SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear, core_attention=leaves.core_attention,
         linear_proj=BiasedProjection if spec.o_bias else RowParallelLinear))
-    mlp = ModuleSpec(module=MLPInterleaved, submodules=MLPSubmodules(
+    mlp = ModuleSpec(module=leaves.mlp, submodules=MLPSubmodules(
         linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
     layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
         input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))

@@ -11,6 +11,7 @@ import pytest
 ms = pytest.importorskip("mindspore")
 
 from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.models.initial import initial_checkpoint  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
@@ -46,17 +47,24 @@ def packed_logits(net, seqs, row_length=ROW):
     return [flat[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def references(tmp_path_factory, configs):
+    """Per family: its folder and the logits of transformers for each sequence, from one start of the interpreter."""
+    root = tmp_path_factory.mktemp("parity")
+    for name, config in configs.items():
+        initial_checkpoint(root / name, config, std=0.12, norm_std=0.1, bias_std=0.3, shard_bytes=60_000)
+    (root / "seqs.json").write_text(json.dumps([s.tolist() for s in sequences()]))
+    subprocess.run([ROLLOUT, HERE / "hf_logits.py", root / "seqs.json", *(root / n for n in configs)], check=True,
+                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
+    return {name: (root / name, np.load(root / name / "logits.npz")) for name in configs}
+
+
 @pytest.mark.vllm
 @pytest.mark.skipif(not ROLLOUT.is_file(), reason="no rollout environment")
 @pytest.mark.parametrize("family", ["pangu", "pangu_tied", "qwen2", "llama", "llama_tied"])
-def test_logits_equal_transformers(checkpoint, tmp_path, family):
-    folder = checkpoint(family, shards=2 if family == "pangu" else 1)
-    seqs = sequences()
-    (tmp_path / "seqs.json").write_text(json.dumps([s.tolist() for s in seqs]))
-    subprocess.run([ROLLOUT, HERE / "hf_logits.py", folder, tmp_path / "seqs.json", tmp_path / "out.npz"], check=True,
-                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
-    theirs = np.load(tmp_path / "out.npz")
-    for i, ours in enumerate(packed_logits(network(folder), seqs)):
+def test_logits_equal_transformers(references, family):
+    folder, theirs = references[family]
+    for i, ours in enumerate(packed_logits(network(folder), sequences())):
         reference = theirs[f"s{i}"]
         assert reference.std() > 0.3, "a test on near-constant logits would prove nothing"
         np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-4)

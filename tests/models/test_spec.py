@@ -1,0 +1,92 @@
+"""Architectures are read right, and what the network cannot do is refused in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from npd_ascend.errors import UserError
+from npd_ascend.models.spec import ModelSpec
+
+
+def read(folder, config, generation=None):
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return ModelSpec.from_folder(folder)
+
+
+def test_families(tmp_path, configs):
+    pangu = read(tmp_path, configs["pangu"])
+    assert (pangu.qkv_bias, pangu.o_bias, pangu.tie_embeddings, pangu.head_dim) == (True, True, False, 8)
+    qwen = read(tmp_path, configs["qwen2"])
+    assert (qwen.qkv_bias, qwen.o_bias, qwen.tie_embeddings) == (True, False, True)
+    llama = read(tmp_path, configs["llama"])
+    assert (llama.qkv_bias, llama.o_bias, llama.head_dim) == (False, False, 16)
+    biased = read(tmp_path, {**configs["llama"], "attention_bias": True})
+    assert (biased.qkv_bias, biased.o_bias) == (True, True)
+
+
+def test_special_ids(tmp_path, configs):
+    spec = read(tmp_path, configs["pangu"], {"eos_token_id": [5, 6], "bos_token_id": None})
+    assert (spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id) == (1, (5, 6), 0)
+    bare = {k: v for k, v in configs["llama"].items() if not k.endswith("token_id")}
+    (tmp_path / "generation_config.json").unlink()
+    spec = read(tmp_path, {**bare, "eos_token_id": 9, "pad_token_id": -1})
+    assert (spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id) == (None, (9,), 9)
+
+
+def test_rope_base_of_both_config_generations(tmp_path, configs):
+    assert read(tmp_path, {**configs["llama"], "rope_theta": 4e6}).rope_theta == 4e6
+    new = {k: v for k, v in configs["llama"].items() if k != "rope_theta"}
+    new["rope_parameters"] = {"rope_type": "default", "rope_theta": 123.0}
+    assert read(tmp_path, new).rope_theta == 123.0
+
+
+def test_parameters_of_the_released_shape(tmp_path):
+    config = {"model_type": "PanguEmbedded", "vocab_size": 153376, "hidden_size": 1536, "intermediate_size": 6144,
+              "num_hidden_layers": 26, "num_attention_heads": 12, "num_key_value_heads": 6, "bias": True}
+    layer = 1536 * 1536 * 2 + 768 * 1536 * 2 + 3 * 1536 * 6144 + 1536 + 2 * 768 + 1536 + 2 * 1536
+    assert read(tmp_path, config).parameters == 2 * 153376 * 1536 + 26 * layer + 1536
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"model_type": "gpt2"}, "gpt2"),
+    ({"hidden_size": None}, "hidden_size is missing"),
+    ({"hidden_size": "48"}, "hidden_size is '48'"),
+    ({"hidden_size": 50}, "not a multiple"),
+    ({"num_key_value_heads": 4}, "not a multiple"),
+    ({"head_dim": 7}, "odd"),
+    ({"vocab_size": 0}, "vocab_size is 0"),
+    ({"rms_norm_eps": -1}, "rms_norm_eps"),
+    ({"hidden_act": "gelu"}, "gelu"),
+    ({"mlp_bias": True}, "mlp_bias"),
+    ({"use_sliding_window": True}, "sliding"),
+    ({"quantization_config": {"bits": 4}}, "quantised"),
+    ({"rope_scaling": {"type": "yarn"}}, "yarn"),
+    ({"rope_scaling": 3}, "rope_scaling is 3"),
+    ({"eos_token_id": 97}, "eos_token_id is 97"),
+    ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+])
+def test_refusals(tmp_path, configs, change, words):
+    with pytest.raises(UserError, match=words) as e:
+        read(tmp_path, {**configs["llama"], **change})
+    assert "\n" not in str(e.value) and str(tmp_path) in str(e.value)
+
+
+def test_unreadable(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        ModelSpec.from_folder(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        ModelSpec.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="expected a JSON object"):
+        ModelSpec.from_folder(tmp_path)
+
+
+def test_reading_a_spec_needs_no_engine():
+    code = ("import sys; from npd_ascend.models.spec import ModelSpec; "
+            "sys.exit(len({'mindspore', 'mindformers', 'torch', 'vllm'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
