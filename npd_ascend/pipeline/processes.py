@@ -38,6 +38,7 @@ def child_environment(python: Path, progress: Path, **extra: str) -> dict[str, s
     env[PROGRESS_ENV] = str(progress.resolve())
     env.setdefault("GLOG_v", "3")
     env.setdefault("HF_HUB_OFFLINE", "1")
+    env.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin for work take the cores from other stages
     env.setdefault("TOKENIZERS_PARALLELISM", "true")
     env["PYTHONUNBUFFERED"] = "1"
     env.update(extra)
