@@ -1,0 +1,135 @@
+"""Micro-batches against what the samples say, token by token."""
+
+import numpy as np
+import pytest
+
+from npd_ascend.config.schema import TrainConfig
+from npd_ascend.errors import UserError
+from npd_ascend.objectives.registry import Tokens, token_weights
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.train.corpus import Corpus, EpochPlan
+from npd_ascend.train.reader import Reader, ahead, head_rows
+
+ROW, VOCAB = 48, 53
+
+
+def reader(world, rank=0, size=1, topk=True, vocab=VOCAB, packs="packs", **settings):
+    loss = settings.pop("loss", {})
+    s = TrainConfig(**{"global_batch": 4, "micro_batch": 2, "vocab_chunk_rows": 32, **settings}, loss=loss)
+    corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")),
+                    with_logprobs=s.loss.token_weight == "surprisal_gate")
+    found = Dataset.open(world.root / packs, "packs")
+    plans = [EpochPlan.read(found, e) for e in range(found.shards)]
+    annotation = TopKReader(Dataset.open(world.root / "topk", "topk")) if topk else None
+    return Reader(corpus, plans, annotation, s, ROW, 0, vocab, rank, size)
+
+
+def all_batches(r):
+    return [m for e, n in enumerate(r.steps) for b in range(n) for m in r.micro_batches(e, b)]
+
+
+def tokens_of(world, r, micro):
+    """(sample, t) of each head row, by walking through the rows."""
+    out = []
+    flat = micro.rows.input_ids.reshape(-1)
+    starts = iter(micro.rows.starts)
+    for s in micro.samples:
+        start, p = int(next(starts)), world.prompts[s]
+        text = np.concatenate([p, world.responses[s]])
+        np.testing.assert_array_equal(flat[start : start + len(text)], text)
+        out += [(s, t, start + len(p) + t - 1) for t in range(len(world.responses[s]))]
+    return out
+
+
+def test_every_token_once_an_epoch(world):
+    r = reader(world)
+    for epoch, steps in enumerate(r.steps):
+        seen = []
+        for b in range(steps):
+            for m in r.micro_batches(epoch, b):
+                rows = tokens_of(world, r, m)
+                assert len(rows) == m.tokens
+                for n, (s, t, position) in enumerate(rows):
+                    assert m.positions[n] == position
+                    assert m.targets[n, 0] == world.responses[s][t]
+                    np.testing.assert_array_equal(m.targets[n, 1:], world.topk[s].ids[t])
+                    np.testing.assert_allclose(m.teacher[n], world.topk[s].logprobs[t], atol=1e-3)
+                    assert m.weights[n] == world.weights[s]
+                assert not m.weights[m.tokens :].any() and not m.positions[m.tokens :].any()
+                seen += [(s, t) for s, t, _ in rows]
+        kept = [(s, t) for s in np.flatnonzero(world.keep) for t in range(len(world.responses[s]))]
+        assert sorted(seen) == kept
+
+
+def test_shapes_never_change(world):
+    r = reader(world)
+    shapes = {tuple(a.shape for a in m.arrays) for m in all_batches(r)}
+    n = r.head_rows
+    assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n, 5), (n, 4), (n,))}
+    assert n >= max(m.tokens for m in all_batches(r)) and n % r.chunk == 0 and r.chunk <= 32
+
+
+def test_ranks_share_a_batch_in_order(world):
+    whole, parts = reader(world), [reader(world, rank=i, size=2, micro_batch=1) for i in range(2)]
+    for epoch, steps in enumerate(whole.steps):
+        for b in range(steps):
+            want = np.concatenate([m.samples for m in whole.micro_batches(epoch, b)])
+            got = np.concatenate([m.samples for p in parts for m in p.micro_batches(epoch, b)])
+            np.testing.assert_array_equal(got, want)
+            assert [p.tokens(epoch, b) for p in parts] == [whole.tokens(epoch, b)] * 2
+            assert sum(m.tokens for m in whole.micro_batches(epoch, b)) == whole.tokens(epoch, b)
+            np.testing.assert_array_equal(whole.samples(epoch, b), want)
+
+
+def test_without_a_teacher(world):
+    for m in all_batches(reader(world, topk=False)):
+        assert m.targets.shape[1] == 1 and m.teacher.shape[1] == 1 and not m.teacher.any()
+
+
+def test_labels(make_world):
+    world = make_world(labels=True)
+    m = next(reader(world).micro_batches(0, 0))
+    want = np.concatenate([(world.responses[s] + 1) % VOCAB for s in m.samples])
+    np.testing.assert_array_equal(m.targets[: m.tokens, 0], want)
+    assert not np.isin(-1, m.targets)
+
+
+@pytest.mark.parametrize("name", [n for n in token_weights() if n != "none"])
+def test_token_weights(world, name):
+    m = next(reader(world, loss={"token_weight": name}).micro_batches(0, 0))
+    want = []
+    for s in m.samples:
+        given = Tokens(len(world.responses[s]), world.topk[s], world.logprobs[s])
+        want.append(world.weights[s] * token_weights()[name](given))
+    np.testing.assert_allclose(m.weights[: m.tokens], np.concatenate(want), rtol=5e-3)
+
+
+def test_ids_beyond_the_vocabulary(world):
+    with pytest.raises(UserError, match="beyond the student's vocabulary of 40"):
+        all_batches(reader(world, vocab=40))
+
+
+def test_a_selection_of_other_samples(make_world):
+    world = make_world()
+    chosen = Dataset(world.root / "selection", "selection", "selection")
+    table = chosen.read_all()
+    for i in range(3):
+        part = table.slice(i * 8, 8)
+        chosen.write_table(i, part.set_column(0, "sample_id", part["sample_id"].combine_chunks().take([1, 0, *range(2, 8)])))
+    chosen.finish(3)
+    with pytest.raises(UserError, match="not of the samples"):
+        reader(world)
+
+
+@pytest.mark.parametrize("count,chunk,want", [(1, 32, 8), (32, 32, 32), (33, 32, 48), (100, 32, 128), (97, 1000, 104)])
+def test_head_rows(count, chunk, want):
+    assert head_rows([count, 0], chunk) == want
+
+
+def test_reading_ahead_keeps_order_and_passes_errors_on():
+    assert list(ahead(iter(range(9)), lambda x: x * x)) == [x * x for x in range(9)]
+    got = ahead(iter(range(9)), lambda x: 1 // (3 - x))
+    assert [next(got) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        list(got)
