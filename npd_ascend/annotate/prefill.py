@@ -12,6 +12,7 @@ from npd_ascend.annotate.head import ChunkedHead, concatenate
 from npd_ascend.config.jobs import Device
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
+from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
@@ -32,6 +33,7 @@ class Scorer:
 
     def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device):
         self._model, self._spec, self._settings = model, spec, settings
+        self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
         self._net = build(spec, device, settings.row_length, params_dtype=device.dtype)
         load_hf(self._net, model)
         positions = settings.row_length * settings.micro_batch
@@ -66,6 +68,9 @@ class Scorer:
         for first in range(0, len(bins), batch):
             rows = [scored[bins[b]] for b in range(first, min(first + batch, len(bins)))]
             samples = np.concatenate(rows)
+            if self._max_segments and len(samples) + batch > self._max_segments:
+                raise UserError(f"a batch holds {len(samples)} samples, flash attention tells {self._max_segments} "
+                                f"apart: lower annotate.row_length or annotate.micro_batch")
             packed = collate([[np.concatenate([contexts[i], responses[i][:-1]]) for i in row] for row in rows],
                              row_length, self._spec.pad_token_id, batch)
             hidden = self._net(ms.Tensor(packed.input_ids), ms.Tensor(packed.position_ids),

@@ -127,3 +127,23 @@ def test_bfloat16_on_cpu_is_refused(checkpoint):
 def test_rows_the_flash_kernel_cannot_do(checkpoint, row):
     with pytest.raises(UserError, match="multiple of 16"):
         build(ModelSpec.from_folder(checkpoint()), Device(target="ascend", dtype="bfloat16"), row)
+
+
+def test_the_ascend_network_is_accepted_by_mindformers_and_keeps_bfloat16(checkpoint, tmp_path):
+    """All but running it: MindFormers' config takes the flash settings, the weights fit its interleaved layout."""
+    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.network import CausalLM, setup_context
+
+    setup_context(Device())
+    folder = checkpoint("pangu", dtype="BF16", shards=3)
+    net = CausalLM(ModelSpec.from_folder(folder), LEAVES["ascend"], 2048, "bfloat16", "bfloat16")
+    assert {p.dtype for p in net.get_parameters()} == {ms.bfloat16}
+    attention = net.model.decoder.layers[0].self_attention
+    assert (attention.core_attention.input_layout, attention.core_attention.sparse_mode) == ("TND", 3)
+    load_hf(net, folder)
+    weights = dict(hf_tensors(folder))
+    fc1 = net.model.decoder.layers[0].mlp.linear_fc1.weight.float().asnumpy()
+    np.testing.assert_array_equal(fc1[0::2], weights["model.layers.0.mlp.gate_proj.weight"])
+    np.testing.assert_array_equal(fc1[1::2], weights["model.layers.0.mlp.up_proj.weight"])
+    save_hf(net, tmp_path / "out", folder)
+    assert files(tmp_path / "out") == files(folder)
