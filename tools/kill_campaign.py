@@ -1,0 +1,332 @@
+"""Kills processes of tiny runs again and again, and compares what comes out with undisturbed runs.
+
+    python tools/kill_campaign.py --out runs/kill_campaign --kills 100 --seed 0
+
+Every run is real: tiny random models, vLLM, MindSpore, two generations. Under each sync policy (static; kl with lead)
+one run is left alone. The others lose a random process (the conductor, a stage's process, the rollout worker) to
+SIGKILL at random instants, and the same command is given again until they are finished. Then the exported student
+must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed between snapshots.
+
+``kills.jsonl`` grows while the campaign runs; ``result.json`` and ``result.md`` are written after each run. Exit
+code 1 when anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.layout import RunDir
+from npd_ascend.store.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = 24
+POLICIES: dict[str, dict[str, Any]] = {
+    "static": {"policy": "static", "refreshes": 1},
+    "kl": {"policy": "kl", "refreshes": 1, "epsilon": 1e-9, "lead": 0.5},
+}
+_ORPHAN_S = 20.0
+
+
+@dataclass
+class Kill:
+    """One SIGKILL.
+
+    Attributes:
+        policy, run: which run it hit.
+        process: ``conductor``, ``stage`` or ``rollout worker``.
+        stage: what was under way, e.g. ``train``; several with ``lead``; ``start`` before the first process.
+        generation: of that stage; -1 before the first and for evaluations.
+        after: seconds since the command was given.
+        ended: how the command ended: ``killed``, ``exit 2``, or ``went on`` (a worker was replaced).
+        line: its last line, where it ended by itself.
+    """
+
+    policy: str
+    run: int
+    process: str
+    stage: str
+    generation: int
+    after: float
+    ended: str = "went on"
+    line: str = ""
+
+
+# ---- runs
+
+
+def make_inputs(folder: Path) -> None:
+    """Maze task and two random checkpoints."""
+
+    def tool(name: str, *args: object) -> None:
+        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    if (folder / "student" / "config.json").is_file():
+        return
+    tool("make_maze_task", "--out", folder / "task", "--seed", 0)
+    for name, seed, layers in (("teacher", 1, 3), ("student", 2, 2)):
+        tool("init_checkpoint", "--preset", "mini-student", "--hidden-size", 64, "--intermediate-size", 64,
+             "--num-hidden-layers", layers, "--num-attention-heads", 2, "--num-key-value-heads", 1, "--seed", seed,
+             "--tokenizer", folder / "task" / "tokenizer", "--out", folder / name)  # fmt: skip
+
+
+def write_config(inputs: Path, run: Path, policy: str) -> Path:
+    """Configuration of a tiny run of two generations."""
+    tree = {
+        "run": {"dir": str(run), "seed": 1},
+        "models": {"teacher": str(inputs / "teacher"), "student": str(inputs / "student")},
+        "data": {"prompts": [str(inputs / "task" / "prompts_train.jsonl")], "limit": PROMPTS,
+                 "answer_field": "answer"},
+        "rollout": {"max_new_tokens": 24, "samples": 1, "shard_size": 6, "max_num_seqs": 8},
+        "annotate": {"row_length": 128, "micro_batch": 2, "k": 4},
+        "select": {"lower": None, "upper": None},
+        "pack": {"row_length": 128},
+        "train": {"epochs": 2, "lr": 1e-3, "min_lr": 1e-4, "global_batch": 2, "micro_batch": 2,
+                  "checkpoint_every": 2, "vocab_chunk_rows": 64},
+        "sync": {"probe_samples": 4, "lag_every": 3, **POLICIES[policy]},
+    }  # fmt: skip
+    if policy == "static":
+        tree["evaluate"] = {"prompts": [str(inputs / "task" / "eval.jsonl")], "limit": 8, "checker": "maze",
+                            "checker_data": str(inputs / "task" / "maze.json")}  # fmt: skip
+    path = run.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+class Command:
+    """``npd run CONFIG`` as a process whose output goes to a file."""
+
+    def __init__(self, config: Path):
+        self.log = config.with_suffix(".out")
+        with open(self.log, "wb") as out:
+            self._process = subprocess.Popen([sys.executable, "-m", "npd_ascend.cli", "run", str(config)], cwd=ROOT,
+                                             stdout=out, stderr=subprocess.STDOUT)  # fmt: skip
+        self.pid = self._process.pid
+        self.started = time.monotonic()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Exit code, or None when it still runs after so many seconds."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text(errors="replace")
+
+    def processes(self) -> dict[int, str]:
+        """Living descendants: pid to command line."""
+        parents, found, commands = {}, {self.pid}, {}
+        for pid, parent, command in _table():
+            parents[pid], commands[pid] = parent, command
+        while more := {p for p, parent in parents.items() if parent in found} - found:
+            found |= more
+        return {p: commands[p] for p in found - {self.pid} if commands[p]}
+
+
+def _table() -> Iterator[tuple[int, int, str]]:
+    """(pid, parent, command line) of all processes."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        yield int(folder.name), int(stat.rpartition(")")[2].split()[1]), command
+
+
+# ---- kills
+
+
+def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str, str, int]:
+    """A victim among the run's processes: pid, what it is, and the stage and generation under way."""
+    victims, stages = {command.pid: "conductor"}, []
+    worker = False
+    for pid, line in command.processes().items():
+        if "npd_ascend.pipeline.child" in line:
+            victims[pid] = "stage"
+            stages.append(Path(line.split()[-1]).stem)
+        elif "npd_ascend.rollout" in line:
+            victims[pid] = "rollout worker"
+            worker = True
+    if worker and (journals := sorted(run.root.glob("**/*.journal"))):
+        parent = journals[-1].parent.parent
+        stages.append(f"g{parent.name}-rollout" if parent.parent.name == "generations" else "evaluate")
+    stages = stages or ["rollout engine" if worker else "start"]
+    pid = rng.choice(sorted(victims))
+    if victims[pid] == "conductor" and len(victims) > 1 and rng.random() < 0.5:
+        pid = rng.choice(sorted(set(victims) - {pid}))
+    numbers = [int(s[1:4]) for s in stages if s[0] == "g" and s[1:4].isdigit()]
+    names = [s[5:] if s[0] == "g" and s[1:4].isdigit() else s for s in stages]
+    return pid, victims[pid], " + ".join(sorted(set(names))), max(numbers, default=-1)
+
+
+def progress_of(run: RunDir) -> int:
+    """Files committed so far: what says whether a try came further than the one before."""
+    return sum(1 for p in run.root.rglob("*.json") if not p.name.startswith(".") and p.parent.name != "jobs")
+
+
+def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, rng: random.Random, pause: float,
+            log: Path) -> list[Kill]:
+    """One run to its end, hit ``kills`` times or until it is finished.
+
+    The pause before a kill is uniform in [0, scale]; the scale doubles when nothing was committed since the last
+    kill (engines take long to start) and falls back to ``pause`` when something was.
+    """
+    done: list[Kill] = []
+    scale, before = pause, -1
+    while True:
+        command = Command(config)
+        hit: list[Kill] = []
+        while len(done) + len(hit) < kills:
+            code = command.wait(rng.uniform(0.05, scale))
+            if code is not None:
+                break
+            pid, process, stage, generation = choose(command, run, rng)
+            kill = Kill(policy, number, process, stage, generation, round(time.monotonic() - command.started, 2))
+            os.kill(pid, signal.SIGKILL)
+            hit.append(kill)
+            now = progress_of(run) if run.root.is_dir() else -1
+            scale, before = (pause if now > before else min(4 * pause, scale * 2)), max(now, before)
+            if process == "conductor":
+                break
+            if process == "stage":
+                command.wait(60)
+                break
+        code = command.wait()
+        output = command.output
+        if code not in (0, 2, -signal.SIGKILL) or "Traceback" in output:
+            raise SystemExit(f"{config}: exit code {code}\n{output[-4000:]}")
+        if hit:
+            hit[-1].ended = {0: "went on", 2: "exit 2"}.get(code, "killed")
+            hit[-1].line = output.strip().splitlines()[-1] if code == 2 else ""
+        deadline = time.monotonic() + _ORPHAN_S
+        while left := [c for p, _, c in _table() if str(run.root) in c]:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{config}: orphans are left: {left}")
+            time.sleep(0.1)
+        done += hit
+        with open(log, "a") as f:
+            f.writelines(json.dumps(asdict(k)) + "\n" for k in hit)
+        for k in hit:
+            print(f"{k.policy} {k.run}: {k.process} in {k.stage}, g{k.generation}, {k.after} s: {k.ended} {k.line}",
+                  flush=True)
+        if code == 0:
+            return done
+        if code == 2 and not hit:
+            raise SystemExit(f"{config}: failed undisturbed\n{output[-4000:]}")
+
+
+# ---- comparison
+
+
+def losses(run: RunDir, plain: RunDir) -> list[str]:
+    """What differs from the undisturbed run; empty when nothing was lost."""
+    wrong = []
+    if run.generations() != plain.generations():
+        return [f"generations {run.generations()} instead of {plain.generations()}"]
+    student, wanted = ({p.name: p.read_bytes() for p in r.export.glob("*.safetensors")} for r in (run, plain))
+    if not wanted or student != wanted:
+        wrong.append("the student differs")
+    seen: Counter[int] = Counter()
+    for g in plain.generations():
+        a, b = (Dataset.open(r.generation(g).rollouts, "rollouts").read_all() for r in (run, plain))
+        pairs = Counter(zip(a["prompt_index"].to_pylist(), a["path"].to_pylist(), strict=True))
+        if pairs != Counter((i, p) for i in range(PROMPTS) for p in (0, 1)):
+            wrong.append(f"generation {g}: prompts lost or repeated")
+        if not a.select(["sample_id", "response_ids"]).equals(b.select(["sample_id", "response_ids"])):
+            wrong.append(f"generation {g}: other answers")
+        seen.update(a["sample_id"].to_pylist())
+    if max(seen.values()) > 1:
+        wrong.append("a sample stands in two generations")
+    steps, wanted_steps = ([(r["step"], r["generation"], r["loss"]) for r in read_metrics(x.metrics)
+                            if r["kind"] == "train"] for x in (run, plain))  # fmt: skip
+    if steps != wanted_steps:
+        wrong.append("steps or losses in metrics.jsonl differ")
+    results = [{p.name: {k: v for k, v in json.loads(p.read_text()).items() if k != "fingerprint"}
+                for p in x.evaluations.glob("*.json")} for x in (run, plain)]  # fmt: skip
+    if results[0] != results[1]:
+        wrong.append("evaluations differ")
+    if left := [p.name for p in run.root.rglob(".tmp-*")]:
+        wrong.append(f"half-written files are left: {left}")
+    return wrong
+
+
+def table(kills: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
+    """The result as Markdown."""
+    names = ("conductor", "stage", "rollout worker")
+    by_stage: dict[str, Counter[str]] = {}
+    for k in kills:
+        by_stage.setdefault(k["stage"], Counter())[k["process"]] += 1
+    lines = ["| stage under way | conductor | stage process | rollout worker | kills |", "|---|---:|---:|---:|---:|"]
+    for stage in sorted(by_stage, key=lambda s: -sum(by_stage[s].values())):
+        counts = by_stage[stage]
+        lines.append(f"| {stage} | " + " | ".join(str(counts[n]) for n in names) + f" | {sum(counts.values())} |")
+    total = Counter(k["process"] for k in kills)
+    lines.append("| **all** | " + " | ".join(str(total[n]) for n in names) + f" | **{len(kills)}** |")
+    lines += ["", "| policy | runs | kills | generation 0 | generation 1 | lost |", "|---|---:|---:|---:|---:|---|"]
+    for policy in POLICIES:
+        hit = [k for k in kills if k["policy"] == policy]
+        mine = [r for r in runs if r["policy"] == policy]
+        lost = "; ".join(w for r in mine for w in r["lost"]) or "nothing"
+        lines.append(f"| {policy} | {len(mine)} | {len(hit)} | {sum(k['generation'] == 0 for k in hit)} | "
+                     f"{sum(k['generation'] == 1 for k in hit)} | {lost} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the campaign")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--per-run", type=int, default=12, help="at most so many kills a run")
+    parser.add_argument("--pause", type=float, default=15.0, help="seconds; kills come within so long of each other")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no kill after so long; the run at hand is finished")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    out, rng, started = args.out.resolve(), random.Random(args.seed), time.monotonic()
+    make_inputs(out / "inputs")
+    plain: dict[str, RunDir] = {}
+    runs: list[dict[str, Any]] = []
+    kills: list[dict[str, Any]] = []
+    while len(kills) < args.kills and time.monotonic() - started < 60 * args.minutes:
+        policy = list(POLICIES)[len(runs) % len(POLICIES)]
+        if policy not in plain:
+            plain[policy] = RunDir(out / f"{policy}-plain")
+            disturb(write_config(out / "inputs", plain[policy].root, policy), plain[policy], policy, -1, 0, rng,
+                    args.pause, out / "kills.jsonl")
+        number = len(runs)
+        run = RunDir(out / f"{policy}-{number:03d}")
+        hit = disturb(write_config(out / "inputs", run.root, policy), run, policy, number,
+                      min(args.per_run, args.kills - len(kills)), rng, args.pause, out / "kills.jsonl")
+        lost = losses(run, plain[policy])
+        kills += [asdict(k) for k in hit]
+        runs.append({"policy": policy, "run": number, "kills": len(hit), "lost": lost})
+        print(f"run {number} ({policy}): {len(hit)} kills, lost: {lost or 'nothing'}; {len(kills)} kills, "
+              f"{(time.monotonic() - started) / 60:.1f} min so far", flush=True)
+        (out / "result.json").write_text(json.dumps({"runs": runs, "kills": kills}, indent=1) + "\n")
+        (out / "result.md").write_text(table(kills, runs))
+    print(table(kills, runs))
+    sys.exit(any(r["lost"] for r in runs))
+
+
+if __name__ == "__main__":
+    main()
