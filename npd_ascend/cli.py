@@ -95,12 +95,22 @@ def report(
 
 
 @app.command()
-def plan(config: ConfigPath, set_: Set = None) -> None:
-    """Estimates tokens, FLOPs and disk of each stage before anything runs."""
+def plan(
+    config: ConfigPath,
+    set_: Set = None,
+    device: Annotated[str, typer.Option(help="NPU: 910B1, 910B2, 910B3, 910B4, 910C (one die)")] = "910B2",
+    devices: Annotated[int | None, typer.Option(help="how many, over all nodes; default: what the config uses")] = None,
+    prompts: Annotated[int | None, typer.Option(help="number of prompts; default: counted in the files")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(help="mean tokens of a prompt")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(help="mean tokens of an answer")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="finished run on this machine: use its measured rates")] = None,
+) -> None:
+    """Estimates tokens, FLOPs, hours, disk and device memory of each stage before anything runs."""
     from npd_ascend.config import load_config
-    from npd_ascend.ops.plan import estimate, render
+    from npd_ascend.ops.plan import estimate_run, render
 
-    typer.echo(render(estimate(load_config(config, set_))))
+    loaded = load_config(config, set_)
+    typer.echo(render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
 
 
 @app.command()

@@ -1,0 +1,134 @@
+"""Rates measured on a finished run, to predict another on the same machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.errors import UserError
+from npd_ascend.store.layout import RunDir
+from npd_ascend.store.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How a stage went: ``seconds = start + tokens * per_token``.
+
+    Attributes:
+        start: seconds of a pass that do not grow with the work: interpreters, weights, compilation, clean-up.
+        per_token: seconds a token of its meter.
+    """
+
+    start: float
+    per_token: float
+
+
+class Calibration:
+    """Rates by stage.
+
+    Args:
+        rates: by stage name as in metrics.jsonl.
+    """
+
+    def __init__(self, rates: dict[str, Rate]):
+        self.rates = rates
+
+    def seconds(self, stage: str, tokens: float, passes: int = 1) -> float | None:
+        """Wall seconds of ``passes`` passes that process ``tokens`` tokens together; None: never measured."""
+        rate = self.rates.get(stage)
+        return None if rate is None else passes * rate.start + tokens * rate.per_token
+
+    @classmethod
+    def from_run(cls, folder: Path) -> Calibration:
+        """Of a run directory: its metrics.jsonl and, where it is still there, logs/progress.jsonl.
+
+        Raises:
+            UserError: no stage of that run has ended.
+        """
+        run = RunDir(folder)
+        found = cls.from_rows(read_metrics(run.metrics), _events(run.logs / "progress.jsonl"))
+        if not found.rates:
+            raise UserError(f"--calibrate {folder}: no finished stage in its metrics.jsonl; give the directory of a "
+                            "run that has ended")
+        return found
+
+    @classmethod
+    def from_rows(cls, rows: list[dict[str, Any]], events: Iterable[dict[str, Any]] = ()) -> Calibration:
+        """Of recorded rows.
+
+        A stage's time a token is taken where it is steady: for training from its steps without the first (which
+        compiles), for others from the slope of its progress, else from ``busy``. What is left of its wall time is its
+        start. Passes that did nothing, or failed, do not count.
+
+        Args:
+            rows: of metrics.jsonl; kinds ``stage`` and ``train`` are looked at.
+            events: of the progress file.
+        """
+        slopes = _slopes(list(events))
+        slopes |= {"train": steady} if (steady := _training(rows)) else {}
+        stages: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["kind"] == "stage" and row.get("tokens") and row.get("seconds"):
+                stages.setdefault(row["stage"], []).append(row)
+        rates = {}
+        for stage, passes in stages.items():
+            tokens, wall = sum(r["tokens"] for r in passes), sum(r["seconds"] for r in passes)
+            per_token = slopes.get(stage) or sum(r["busy"] for r in passes) / tokens
+            start = max(0.0, (wall - tokens * per_token) / len(passes))
+            rates[stage] = Rate(start, per_token if start else wall / tokens)
+        return cls(rates)
+
+
+def _training(rows: list[dict[str, Any]]) -> float | None:
+    """Seconds a row token of the steady steps, lag and checkpoints between them included; None: too few.
+
+    A step's row says its response tokens and its stage row the tokens of the whole rows, so the two are scaled.
+    """
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] == "train":
+            steps.setdefault(row["generation"], []).append(row)
+    steady = [r for of in steps.values() for r in of[1:]]
+    response = sum(r["tokens"] for of in steps.values() for r in of)
+    total = sum(r["tokens"] for r in rows if r["kind"] == "stage" and r.get("stage") == "train")
+    counted = sum(r["tokens"] for r in steady)
+    if len(steady) < 3 or not counted or not total:
+        return None
+    return sum(r["seconds"] for r in steady) / (counted * total / response)
+
+
+def _slopes(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds a token between the first and the last sign of progress, by stage; the longest series of each."""
+    series: dict[str, list[list[dict[str, Any]]]] = {}
+    for event in events:
+        if event.get("event") == "begin":
+            series.setdefault(event["stage"].replace(" ", "_"), []).append([])
+        elif event.get("event") in ("progress", "end") and event.get("tokens"):
+            of = series.setdefault(event["stage"].replace(" ", "_"), [[]])
+            of[-1].append(event)
+    out = {}
+    for stage, runs in series.items():
+        best = max(runs, key=len)
+        if len(best) >= 3 and best[-1]["tokens"] > best[0]["tokens"]:
+            first, last = best[0], best[-1]
+            out[stage] = (last["seconds"] - first["seconds"]) / (last["tokens"] - first["tokens"])
+    return out
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    out = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("stage"), str):
+            out.append(event)
+    return out

@@ -1,0 +1,257 @@
+"""The estimate of a run, stage by stage."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from npd_ascend.config import Config
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.ops.plan import memory
+from npd_ascend.ops.plan.calibrate import Calibration
+from npd_ascend.ops.plan.devices import DEFAULT_NPU, GOOD, PAPER, Npu, Pace, find_npu
+from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, weight_bytes
+from npd_ascend.ops.plan.memory import Memory
+from npd_ascend.ops.plan.workload import Workload
+from npd_ascend.ops.plan.workload import workload as find_workload
+from npd_ascend.store.topk_codec import TopKCodec
+
+
+@dataclass
+class StageCost:
+    """One line of the estimate, all generations together.
+
+    Attributes:
+        stage: as in metrics.jsonl.
+        passes: how often the stage runs.
+        tokens: processed tokens as the stage counts them: generated, prefilled, or trained on.
+        flops: floating-point operations.
+        limit: seconds on one device at the hardware's limit.
+        devices: devices that share the work.
+        share: which share of ``Pace`` applies: ``decode``, ``prefill`` or ``train``.
+        disk: bytes it leaves in the run directory.
+        memory: device memory.
+        bound: what binds it.
+        measured: seconds as calibrated on a finished run.
+    """
+
+    stage: str
+    passes: int
+    tokens: float
+    flops: float
+    limit: float
+    devices: int
+    share: str
+    disk: float = 0.0
+    memory: Memory | None = None
+    bound: str = "compute"
+    measured: float | None = None
+
+    def hours(self, pace: Pace) -> float:
+        """Wall hours at a pace."""
+        return self.limit / getattr(pace, self.share) / self.devices / 3600
+
+
+@dataclass
+class Estimate:
+    """Cost of a run, with what it rests on.
+
+    Attributes:
+        stages: in order.
+        npu: device type.
+        work: prompt statistics.
+        assumptions: for people.
+        advice: what bounds the run and what would help, and what does not fit.
+        free_disk: bytes free where the run will live.
+    """
+
+    stages: list[StageCost]
+    npu: Npu
+    work: Workload
+    assumptions: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    free_disk: float = 0.0
+
+    @property
+    def disk(self) -> float:
+        """Bytes that the run directory will hold."""
+        return sum(s.disk for s in self.stages)
+
+    def stage(self, name: str) -> StageCost:
+        """The stage of this name."""
+        return next(s for s in self.stages if s.stage == name)
+
+    def hours(self, pace: Pace) -> float:
+        """Wall hours of the whole run at a pace, stages one after the other."""
+        return sum(s.hours(pace) for s in self.stages)
+
+    @property
+    def longest(self) -> StageCost:
+        """The stage that bounds the run."""
+        return max(self.stages, key=lambda s: s.measured if s.measured is not None else s.hours(PAPER))
+
+
+def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None = None,
+             workload: Workload | None = None, calibration: Calibration | None = None) -> Estimate:
+    """Estimates a run from model shapes, prompt statistics and a device of the table.
+
+    Args:
+        config: the run.
+        device: name of the NPU.
+        devices: how many, over all nodes; None: as many as the configuration uses.
+        workload: prompt statistics; None: found from the run or its prompt files.
+        calibration: measured rates of a finished run on the same machine.
+
+    Raises:
+        UserError: a model folder or prompt file is not usable, or the device is unknown.
+    """
+    npu = find_npu(device)
+    work = workload or find_workload(config)
+    student = ModelSpec.from_folder(config.models.student)
+    teacher = ModelSpec.from_folder(config.models.teacher) if config.needs_teacher else student
+    plan = _Planner(config, npu, devices or devices_of(config), work, student, teacher)
+    stages = plan.stages()
+    if calibration is not None:
+        for s in stages:
+            s.measured = calibration.seconds(s.stage, s.tokens, s.passes)
+    out = Estimate(stages, npu, work, [*work.notes, *plan.notes()], free_disk=_free(config.run.dir))
+    out.advice = _advice(config, out, plan)
+    return out
+
+
+def devices_of(config: Config) -> int:
+    """Devices that a configuration keeps busy in its widest stage."""
+    return config.device.count or max(config.rollout.workers * config.rollout.tensor_parallel,
+                                      config.train.data_parallel)
+
+
+class _Planner:
+    def __init__(self, config: Config, npu: Npu, devices: int, work: Workload, student: ModelSpec,
+                 teacher: ModelSpec):
+        self.config, self.npu, self.devices, self.work = config, npu, devices, work
+        self.student, self.teacher = student, teacher
+        self.generations = (config.sync.refreshes if config.sync.policy == "kl" else len(config.sync_points())) + 1
+        self.samples = work.prompts * config.rollout.paths
+        self.answers = self.samples * work.answer_tokens
+        self.length = work.prompt_tokens + work.answer_tokens
+
+    def notes(self) -> list[str]:
+        """What the numbers rest on."""
+        c = self.config
+        upto = "at most " if c.sync.policy == "kl" and c.sync.refreshes else ""
+        return [
+            f"{upto}{self.generations} generation(s) of {self.samples:,.0f} samples; every sample kept; "
+            f"{c.train.epochs:g} epochs",
+            f"{self.devices} x {self.npu.name}: {self.npu.flops / 1e12:.0f} TFLOPS bf16, "
+            f"{self.npu.memory / 2**30:.0f} GB, {self.npu.bandwidth / 1e12:.1f} TB/s each",
+            *(f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
+              f"{p.train:.0%} in training ({why})"
+              for p, why in ((PAPER, "backed out of the paper's Table 19"), (GOOD, "well-tuned software"))),
+            "decoding reads all weights and the KV cache of the batch for every token; attention is causal; lengths "
+            "are taken at their means",
+        ]
+
+    def stages(self) -> list[StageCost]:
+        """All stages that run on a device."""
+        c = self.config
+        out = [self._rollout()] if c.rollout.source != "reference" else []
+        if c.needs_teacher:
+            bytes_a_token = TopKCodec(c.annotate.k, self.teacher.vocab_size, c.annotate.value_bits).record_bytes
+            out.append(self._annotate("annotate_teacher", self.teacher, conditioned=True,
+                                      disk=bytes_a_token if c.train.loss.kd_weight else 0))
+        if c.needs_scores:
+            out.append(self._annotate("annotate_student", self.student,
+                                      conditioned=c.annotate.student_nll == "prefill", disk=0))
+        return [*out, self._train()]
+
+    # ---- stages
+
+    def _rollout(self) -> StageCost:
+        c, npu = self.config, self.npu
+        spec = self.teacher if c.rollout.source == "teacher" else self.student
+        context = self.work.prompt_tokens + self.work.answer_tokens / 2
+        room = memory.rollout_memory(c, spec, npu, self.length)
+        tp = c.rollout.tensor_parallel
+        engines = max(1, self.devices // tp)
+        batch = max(1.0, min(c.rollout.max_num_seqs, room.largest, self.samples / engines))
+        moved = (weight_bytes(spec) + batch * context * kv_bytes(spec)) / npu.bandwidth
+        computed = batch * decode_flops(spec, context) / npu.flops
+        prefill = forward_flops(spec, self.samples, self.work.prompt_tokens, self.samples) / npu.flops
+        decode = self.answers / batch * max(moved, computed)  # device seconds, tensor parallel or not
+        flops = self.answers * decode_flops(spec, context) + prefill * npu.flops
+        g = self.generations if c.rollout.source == "student" else 1
+        return StageCost("rollout", g, g * self.answers, g * flops, g * (decode + prefill), engines * tp, "decode",
+                         g * self.answers * 8, room, "memory bandwidth" if moved > computed else "compute")
+
+    def _annotate(self, name: str, spec: ModelSpec, *, conditioned: bool, disk: float) -> StageCost:
+        c, g = self.config, self.generations
+        flops = tokens = 0.0
+        if conditioned:
+            flops += forward_flops(spec, self.samples, self.length, self.answers)
+            tokens += self.samples * self.length
+        if c.needs_scores:
+            flops += forward_flops(spec, self.samples, self.work.answer_tokens, self.answers)
+            tokens += self.answers
+        return StageCost(name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.devices, "prefill",
+                         g * self.answers * disk, memory.annotate_memory(c, spec, self.npu))
+
+    def _train(self) -> StageCost:
+        c, spec = self.config, self.student
+        flops = 3 * c.train.epochs * forward_flops(spec, self.samples, self.length, self.answers)
+        # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
+        disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
+        return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
+                         flops / self.npu.flops, min(self.devices, c.train.data_parallel), "train", disk,
+                         memory.train_memory(c, spec, self.npu, recompute=False))
+
+
+def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
+    out = []
+    total = sum(s.measured if s.measured is not None else s.hours(PAPER) for s in e.stages)
+    s = e.longest
+    cost = s.measured if s.measured is not None else s.hours(PAPER)
+    helps = {
+        "rollout": "more rollout.workers, fewer sync.refreshes, a shorter rollout.max_new_tokens; a larger "
+                   "rollout.max_num_seqs while the KV cache has room; sync.lead hides it behind training",
+        "annotate_teacher": "more devices; select.metric: none saves the pass without the prompt",
+        "annotate_student": "annotate.student_nll: rollout takes half of it from the rollout's log-probs",
+        "train": "more train.data_parallel, fewer train.epochs",
+    }
+    out.append(f"{s.stage} bounds the run ({cost / total:.0%} of the time, by {s.bound}); what helps: {helps[s.stage]}")
+    if s.stage == "rollout" and s.memory is not None and config.rollout.memory_fraction < 0.8 and s.bound != "compute":
+        out.append(f"rollout.memory_fraction is {config.rollout.memory_fraction:g}; with the device to itself 0.9 "
+                   "holds more sequences")
+    for stage in e.stages:
+        m = stage.memory
+        if m is None or m.fits:
+            continue
+        line = (f"{stage.stage} does not fit: {m.needed / 1e9:.0f} GB a device at {m.knob} {m.chosen}, "
+                f"{m.budget / 1e9:.0f} GB are there")
+        if m.largest:
+            line += f"; at most {m.largest}"
+            line = line if stage.stage != "rollout" else line + " at a time, the others wait"
+        elif stage.stage == "train":
+            again = memory.train_memory(config, plan.student, plan.npu, recompute=True)
+            sharded = memory.train_memory(config, plan.student, plan.npu, recompute=True, shards=plan.npu.node)
+            if again.fits:
+                line += f"; with recomputation {again.needed / 1e9:.0f} GB, which fits"
+            elif sharded.fits:
+                line += f"; with recomputation, cut over {plan.npu.node} devices, {sharded.needed / 1e9:.0f} GB fit"
+            else:
+                line += "; a shorter pack.row_length would"
+        else:
+            need = next((n for n in (2, 4, 8, 16) if n * 0.8 * m.budget > m.needed), 32)
+            line += f"; needs its weights cut over {need} devices, or a smaller model"
+        out.append(line)
+    if e.disk > e.free_disk:
+        out.append(f"the run needs {e.disk / 1e9:.0f} GB of disk, {e.free_disk / 1e9:.0f} GB are free: point run.dir "
+                   "at a larger disk")
+    return out
+
+
+def _free(root: Path) -> float:
+    root = root.absolute()
+    while not root.exists():
+        root = root.parent
+    return shutil.disk_usage(root).free

@@ -1,0 +1,105 @@
+"""How many prompts there are, and how long prompts and answers will be."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from npd_ascend.config import Config
+from npd_ascend.errors import UserError
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.layout import RunDir
+
+_BYTES_PER_TEXT_TOKEN = 3.5
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompt statistics of a run.
+
+    Attributes:
+        prompts: number of prompts.
+        prompt_tokens: mean tokens of a prompt, template included.
+        answer_tokens: mean tokens of an answer.
+        notes: where the numbers come from, for people.
+    """
+
+    prompts: float
+    prompt_tokens: float
+    answer_tokens: float
+    notes: list[str] = field(default_factory=list)
+
+
+def workload(config: Config, prompts: float | None = None, prompt_tokens: float | None = None,
+             answer_tokens: float | None = None) -> Workload:
+    """Statistics from what is given, else from the run's own datasets, else from the prompt files.
+
+    Args:
+        config: the run.
+        prompts, prompt_tokens, answer_tokens: taken as they are where given.
+
+    Raises:
+        UserError: a prompt file cannot be read, or holds nothing.
+    """
+    notes = []
+    if prompts is None or prompt_tokens is None:
+        found, mean, note = _prompts(config)
+        prompts, prompt_tokens = prompts or found, prompt_tokens or mean
+        notes.append(note)
+    else:
+        notes.append(f"{prompts:,.0f} prompts of {prompt_tokens:,.0f} tokens, as given")
+    if answer_tokens is None:
+        answer_tokens, note = _answer_tokens(config)
+        notes.append(note)
+    else:
+        notes.append(f"answers of {answer_tokens:,.0f} tokens, as given")
+    return Workload(prompts, prompt_tokens, answer_tokens, notes)
+
+
+def _prompts(config: Config) -> tuple[float, float, str]:
+    """(prompts, mean prompt tokens, note) from the tokenised prompts, or from the size of the files."""
+    try:
+        done = Dataset.open(RunDir(config.run.dir).prompts, "prompts")
+        lengths = done.read(0, ["prompt_ids"]).column("prompt_ids").combine_chunks()
+        mean = len(lengths.values) / max(1, len(lengths))
+        return done.rows, mean, f"{done.rows:,} prompts of {mean:.0f} tokens, as tokenised"
+    except UserError:
+        pass
+    rows = text = 0.0
+    for path in config.data.prompts:
+        n, size = _rows(path)
+        rows, text = rows + n, text + size
+    if not rows:
+        raise UserError(f"no prompts in {', '.join(map(str, config.data.prompts))}")
+    mean = min(text / rows / _BYTES_PER_TEXT_TOKEN, config.data.max_prompt_tokens)
+    count = min(rows, config.data.limit or rows)
+    return count, mean, (f"{count:,.0f} prompts of {mean:.0f} tokens (bytes of a row / {_BYTES_PER_TEXT_TOKEN}); "
+                         "--prompt-tokens corrects that")
+
+
+def _rows(path: Path) -> tuple[int, int]:
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return pq.read_metadata(path).num_rows, path.stat().st_size
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
+            n = size = 0
+            for line in f:
+                n, size = n + 1, size + len(line)
+            return n, size
+    except OSError as e:
+        raise UserError(f"prompt file {path} cannot be read: {e.strerror or e}; or give --prompts and --prompt-tokens"
+                        ) from None
+
+
+def _answer_tokens(config: Config) -> tuple[float, str]:
+    run = RunDir(config.run.dir)
+    try:
+        done = Dataset.open(run.generation(0).rollouts, "rollouts")
+        mean = done.extra["tokens"] / max(1, done.rows)
+        return mean, f"answers of {mean:.0f} tokens, as the first generation's"
+    except (UserError, KeyError):
+        mean = config.rollout.max_new_tokens / 2
+        return mean, (f"answers of {mean:.0f} tokens (rollout.max_new_tokens / 2); --answer-tokens corrects that")
