@@ -12,7 +12,7 @@ import numpy as np
 
 from npd_ascend.models import tensorfile
 from npd_ascend.models.mapping import rules
-from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.spec import FAMILIES, ModelSpec
 from npd_ascend.store.atomic import atomic_folder
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -23,7 +23,7 @@ def initial_checkpoint(folder: Path, config: dict[str, Any], *, seed: int = 0, d
     """Writes config.json and random weights, one tensor at a time; the folder appears whole or not at all.
 
     Matrices are N(0, std²), norm weights N(1, norm_std²), biases N(0, bias_std²). A tensor's values depend on the seed
-    and its name alone.
+    and its name alone. ``architectures``, which vLLM asks for, is added where the config lacks it.
 
     Args:
         folder: to be made or replaced.
@@ -37,6 +37,7 @@ def initial_checkpoint(folder: Path, config: dict[str, Any], *, seed: int = 0, d
         UserError: the config is not usable.
     """
     spec = ModelSpec.from_config(config, {}, "config")
+    config = {"architectures": [FAMILIES[spec.model_type]], **config}
     shapes = {name: shape for rule in rules(spec) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
 
     def values(name: str) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import Any
 
 from npd_ascend.errors import UserError
 
-FAMILIES = ("PanguEmbedded", "llama", "qwen2")
+FAMILIES = {"PanguEmbedded": "PanguEmbeddedForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+"""Supported values of ``model_type``, and the class that transformers and vLLM know each by."""
 
 
 @dataclass(frozen=True)
