@@ -5,6 +5,8 @@ Everything else that escapes is a fault of this package and shows its traceback.
 
 from __future__ import annotations
 
+import errno
+
 EXIT_USER = 2
 EXIT_CORRUPT = 3
 
@@ -32,3 +34,13 @@ class CorruptShard(UserError):
         super().__init__(f"{dataset}: shard {index} is damaged ({detail}); run the same command again to regenerate it")
         self.dataset = str(dataset)
         self.index = index
+
+
+def of_the_disk(e: OSError) -> str | None:
+    """What to tell the user when the disk is full or not to be written; None for any other error."""
+    where = e.filename or "the run directory"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk is full ({where}); free some space and run the same command again, nothing is lost"
+    if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"cannot write {where} ({e.strerror}); mend its permissions, or choose another run.dir"
+    return None

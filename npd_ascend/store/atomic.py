@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _TMP = ".tmp-"
+_SEAL = "seal"
 
 
 @contextmanager
@@ -42,6 +44,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Atomic, indented, with a newline at the end; NaN is refused rather than written as invalid JSON."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """``write_json`` with a hash of the content inside, for files whose every figure is relied upon."""
+    value = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are text
+    write_json(path, {**value, _SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What ``write_sealed`` wrote, without the seal; None when it is absent or damaged.
+
+    A file without a seal, of an earlier version, is taken as it stands.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        return value if isinstance(value, dict) and value.pop(_SEAL, None) in (None, _seal(value)) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _seal(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager

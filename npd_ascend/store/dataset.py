@@ -2,14 +2,14 @@
 
 ``shard-00007.parquet`` (or ``.topk``) holds data, ``shard-00007.json`` commits it: fingerprint, rows, bytes,
 SHA-256. ``manifest.json`` is written when all shards are there and commits the dataset. So a kill loses at most
-the shard in flight, and a shard made from other inputs is never taken for one of these.
+the shard in flight, and a shard made from other inputs is never taken for one of these. Records and manifest carry
+a hash of themselves: a damaged one counts as absent and is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from npd_ascend.errors import CorruptShard, UserError
-from npd_ascend.store.atomic import atomic_file, write_json
+from npd_ascend.store.atomic import atomic_file, read_sealed, write_sealed
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.schemas import SCHEMAS
 
@@ -46,7 +46,9 @@ class Dataset:
         Raises:
             UserError: no manifest, of another kind or schema version, or not readable.
         """
-        manifest = _read_json(Path(folder) / MANIFEST)
+        manifest = _manifest(Path(folder))
+        if manifest is None and (Path(folder) / MANIFEST).exists():
+            raise UserError(f"{folder}: {MANIFEST} is damaged; run the same command again to make it anew")
         if manifest is None:
             raise UserError(f"{folder}: no finished {kind} there; run the stage that makes it first")
         if manifest.get("kind") != kind:
@@ -65,7 +67,7 @@ class Dataset:
     @property
     def complete(self) -> bool:
         """Whether the manifest stands and belongs to these inputs."""
-        manifest = _read_json(self.folder / MANIFEST)
+        manifest = _manifest(self.folder)
         if manifest is None or manifest.get("fingerprint") != self.fingerprint:
             return False
         self._manifest = manifest
@@ -96,8 +98,10 @@ class Dataset:
 
     def record(self, index: int) -> dict[str, Any] | None:
         """Commit record of a shard of these inputs whose data file has the right size, else None."""
-        record = _read_json(self._record_path(index))
+        record = read_sealed(self._record_path(index))
         if record is None or record.get("fingerprint") != self.fingerprint or record.get("schema") != SCHEMA_VERSION:
+            return None
+        if not isinstance(record.get("rows"), int) or not isinstance(record.get("meta"), dict):
             return None
         path = self.path(index)
         return record if path.is_file() and path.stat().st_size == record.get("bytes") else None
@@ -123,7 +127,7 @@ class Dataset:
         with atomic_file(self.path(index)) as f:
             hashed = _Hashing(f)
             fill(hashed)  # type: ignore[arg-type]
-        write_json(
+        write_sealed(
             self._record_path(index),
             {
                 "kind": self.kind,
@@ -152,7 +156,7 @@ class Dataset:
             "shards": records,
             "extra": extra,
         }
-        write_json(self.folder / MANIFEST, manifest)
+        write_sealed(self.folder / MANIFEST, manifest)
         self._manifest = manifest
 
     def discard(self, index: int) -> None:
@@ -174,7 +178,7 @@ class Dataset:
             # Not pq.read_table: its dataset layer takes 0.3 s to import, and its threads can abort the interpreter's
             # exit.
             return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
-        except (pa.ArrowInvalid, OSError) as e:
+        except (pa.ArrowException, OSError) as e:
             raise CorruptShard(str(self.folder), index, str(e).splitlines()[0]) from None
 
     def read_bytes(self, index: int) -> bytes:
@@ -186,7 +190,7 @@ class Dataset:
             data = self.path(index).read_bytes()
         except OSError as e:
             raise CorruptShard(str(self.folder), index, e.strerror or "cannot be read") from None
-        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        if hashlib.sha256(data).hexdigest() != record.get("sha256"):
             raise CorruptShard(str(self.folder), index, "checksum differs")
         return data
 
@@ -205,6 +209,17 @@ class Dataset:
 
     def _record_path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.json"
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's manifest, if it has all that a manifest has."""
+    manifest = read_sealed(folder / MANIFEST)
+    types = {"kind": str, "fingerprint": str, "rows": int, "shards": list, "extra": dict}
+    if manifest is None or not all(isinstance(manifest.get(k), t) for k, t in types.items()):
+        return None
+    if not all(isinstance(r, dict) and isinstance(r.get("rows"), int) and r["rows"] >= 0 for r in manifest["shards"]):
+        return None
+    return manifest
 
 
 class _Hashing(io.RawIOBase):
@@ -226,11 +241,3 @@ class _Hashing(io.RawIOBase):
 
     def tell(self) -> int:
         return self.size
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.errors import UserError
-from npd_ascend.store.atomic import write_json
+from npd_ascend.store.atomic import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
 _MODEL_FILES = (
@@ -78,20 +78,18 @@ def model_fingerprint(folder: Path, cache: Path | None = None) -> str:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json there; expected a Hugging Face checkpoint folder")
-    known: dict[str, str] = {}
-    if cache and cache.is_file():
-        try:
-            known = json.loads(cache.read_text())
-        except ValueError:
-            known = {}
+    known: dict[str, str] = (read_sealed(cache) if cache else None) or {}
     files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern) if p.is_file()})
     hashes, fresh = {}, dict(known)
     for path in files:
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        hashes[path.name] = fresh[key] = known.get(key) or file_sha256(path)
+        try:
+            hashes[path.name] = fresh[key] = known.get(key) or file_sha256(path)
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     if cache and fresh != known:
-        write_json(cache, fresh)
+        write_sealed(cache, fresh)
     return digest(hashes)
 
 

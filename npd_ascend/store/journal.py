@@ -74,6 +74,12 @@ def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
         payload = data[at + _HEAD.size : at + _HEAD.size + size]
         if len(payload) < size or zlib.crc32(payload) != crc:
             break
-        records.append(json.loads(payload))
+        try:
+            record = json.loads(payload)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
         at += _HEAD.size + size
     return records, at

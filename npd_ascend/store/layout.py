@@ -80,7 +80,7 @@ class RunDir:
         """run.json, or an empty dict."""
         try:
             value = json.loads(self.state.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 

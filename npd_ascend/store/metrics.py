@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import write_bytes
 
 
@@ -25,9 +27,9 @@ class MetricsWriter:
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             # A torn last line of a killed writer must not swallow this row.
-            if _torn(self.path):
-                line = "\n" + line
-            os.write(fd, line.encode())
+            data = ("\n" + line if _torn(self.path) else line).encode()
+            if os.write(fd, data) < len(data):  # the disk filled up in the middle of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         finally:
             os.close(fd)
 
@@ -40,7 +42,7 @@ class MetricsWriter:
 
     def truncate_after(self, kinds: tuple[str, ...], step: int) -> None:
         """Drops rows of these kinds with a ``step`` beyond ``step``."""
-        self.drop(lambda r: r["kind"] in kinds and r.get("step", -1) > step)
+        self.drop(lambda r: r["kind"] in kinds and isinstance(r.get("step"), int) and r["step"] > step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -50,12 +52,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = Path(path).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "kind" in row:
+        if isinstance(row, dict) and isinstance(row.get("kind"), str):
             rows.append(row)
     return rows
 

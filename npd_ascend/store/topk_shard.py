@@ -118,6 +118,9 @@ class TopKReader:
             raw = data[at : at + header["samples"] * _INDEX.itemsize]
             if zlib.crc32(raw) != header["index_crc"]:
                 raise ValueError("index checksum differs")
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as e:
+            table = np.frombuffer(raw, _INDEX)
+            if len(table) != self.dataset.manifest["shards"][index]["rows"]:
+                raise ValueError(f"{len(table)} samples")
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as e:
             raise CorruptShard(folder, index, f"{type(e).__name__}: {e}") from None
-        return data, np.frombuffer(raw, _INDEX), at + len(raw), codec
+        return data, table, at + len(raw), codec

@@ -1,7 +1,5 @@
 """Shards and manifests: commit, resume, mismatch, damage."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npd_ascend.errors import CorruptShard, UserError
+from npd_ascend.store.atomic import read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
 
 
@@ -56,9 +55,7 @@ def test_wrong_kind_and_version_are_refused(dataset):
     with pytest.raises(UserError, match="holds scores, expected packs"):
         Dataset.open(dataset.folder, "packs")
     path = dataset.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["schema"] = 99
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, {**read_sealed(path), "schema": 99})
     with pytest.raises(UserError, match="format version 99"):
         Dataset.open(dataset.folder, "scores")
 

@@ -1,13 +1,12 @@
 """Atomic files and folders, identities, metrics, the run directory."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
 from npd_ascend.errors import UserError
-from npd_ascend.store.atomic import atomic_file, atomic_folder, sweep, write_json
+from npd_ascend.store.atomic import atomic_file, atomic_folder, read_sealed, sweep, write_json
 from npd_ascend.store.identity import digest, inside, model_fingerprint, prompt_id, sample_id, sample_seed
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
@@ -69,7 +68,7 @@ def test_model_fingerprint_follows_content(tmp_path):
     (model / "model.safetensors").write_bytes(b"1")
     one = model_fingerprint(model, cache)
     assert model_fingerprint(model, cache) == one == model_fingerprint(model)
-    assert len(json.loads(cache.read_text())) == 2
+    assert len(read_sealed(cache)) == 2
     (model / "README.md").write_text("no part of the model")
     assert model_fingerprint(model, cache) == one
     (model / "model.safetensors").write_bytes(b"22")
