@@ -1,0 +1,121 @@
+"""Every configuration for NPUs: loads, fits together, passes a dry run and an estimate at the models' full shapes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from npd_ascend.config import load_config
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.ops.plan import estimate, render
+from npd_ascend.ops.plan.devices import PAPER
+from npd_ascend.ops.plan.workload import Workload
+from npd_ascend.pipeline.describe import describe
+
+ROOT = Path(__file__).resolve().parents[2]
+PANGU = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 153376, "max_position_embeddings": 32768,
+         "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0}
+QWEN = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": 151643}
+SHAPES = {
+    "openPangu-Embedded-1B-SFT": {**PANGU, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 26,
+                                  "num_attention_heads": 12, "num_key_value_heads": 6, "rope_theta": 4e6,
+                                  "tie_word_embeddings": True},
+    "openPangu-Embedded-7B": {**PANGU, "hidden_size": 4096, "intermediate_size": 12800, "num_hidden_layers": 34,
+                              "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 16e6},
+    "1.5B": {**QWEN, "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+             "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "7B": {**QWEN, "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+           "num_attention_heads": 28, "num_key_value_heads": 4},
+    "72B": {**QWEN, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8},
+}
+POSITIONS = {"Math": 4096, "": 32768}
+SIZES = {"openPangu-Embedded-1B-SFT": 1.16e9, "openPangu-Embedded-7B": 8e9, "1.5B": 1.54e9, "7B": 7.6e9, "72B": 72.7e9}
+FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "target: ascend" in p.read_text())
+NAMES = [p.stem for p in FILES]
+
+
+def shape_of(model: str) -> dict:
+    positions = POSITIONS["Math" if "Math" in model else ""]
+    key = model if model in SHAPES else re.search(r"-(\d[\d.]*B)", model)[1]
+    return {**SHAPES[key], "max_position_embeddings": positions}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """File -> (configuration with its models and prompts replaced by folders that have the shapes, overrides)."""
+
+    def make(path):
+        c = load_config(path)
+        sets = [f"run.dir={tmp_path / 'run'}", "device.target=cpu", "device.dtype=auto"]
+        for role in ("teacher", "student"):
+            name = getattr(c.models, role).name
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(shape_of(name)))
+            Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
+            sets.append(f"models.{role}={folder}")
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps({c.data.prompt_field: "x" * 500}) + "\n" for _ in range(20)))
+        return load_config(path, [*sets, f"data.prompts=[{prompts}]"])
+
+    return make
+
+
+def test_all_cases_of_the_paper_are_there():
+    assert set(NAMES) >= {"openpangu_1b_from_7b", "openpangu_1b_from_7b_multipath", "openpangu_1b_from_7b_a3",
+                          "openpangu_1b_from_7b_2nodes", "openpangu_1b_think_from_7b", "7b_from_72b",
+                          "qwen2_5_math_1_5b_from_7b", "qwen2_5_coder_1_5b_from_7b"}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_header_has_source_and_command(path):
+    header = path.read_text().split("run:\n")[0]
+    assert all(line.startswith("#") and len(line) <= 120 for line in header.strip().splitlines())
+    assert re.search(r"bash scripts/(run_npd|start_node)\.sh configs/" + path.name, header)
+    assert "paper" in header.lower() or "arXiv" in header
+    assert "need" in header.lower()
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_dry_run(path, made):
+    text = describe(made(path))
+    assert "rollout" in text and "to do" in text and "bounds the run" in text
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_lengths_and_batches_fit_together(path, made):
+    c = made(path)
+    student, teacher = ModelSpec.from_folder(c.models.student), ModelSpec.from_folder(c.models.teacher)
+    longest = c.data.max_prompt_tokens + c.rollout.max_new_tokens
+    assert longest <= min(student.max_positions, teacher.max_positions)
+    assert longest <= c.annotate.row_length and longest <= c.pack.row_length
+    assert c.pack.row_length <= student.max_positions
+    assert c.pack.row_length >= 2048 and c.annotate.row_length >= 2048  # what Ascend's flash attention asks for
+    assert c.train.global_batch * c.pack.row_length in (2**21, 2**19)
+    assert c.device.dtype == "auto" and not c.rollout.keep_alive
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "openpangu" in p.stem], ids=lambda p: p.stem)
+def test_the_papers_settings(path):
+    c = load_config(path)
+    t = c.train
+    assert (t.epochs, t.lr, t.min_lr, t.clip, t.loss.kd_weight) == (10, 1e-5, 1e-6, 1.0, 0.9)
+    assert (c.annotate.k, c.select.lower, c.select.upper, c.select.metric) == (10, 0.0, 0.8, "delta_ifd")
+    assert c.sync_points() == [5.0] and c.rollout.greedy
+    assert t.global_batch * c.pack.row_length == 2**21 and c.pack.row_length == 32768
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_plan(path, made):
+    c = made(path)
+    for role in ("teacher", "student"):
+        name = getattr(c.models, role).name
+        size = SIZES[name if name in SIZES else re.search(r"-(\d[\d.]*B)", name)[1]]
+        assert ModelSpec.from_folder(getattr(c.models, role)).parameters == pytest.approx(size, rel=0.05)
+    e = estimate(c, workload=Workload(50000, 300, 1000))
+    assert all(s.hours(PAPER) > 0 for s in e.stages)
+    text = render(e)
+    assert ("annotate_teacher does not fit" in text) == ("72b" in path.stem)
