@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from pydantic import BaseModel, ValidationError
 
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
+
+_SHOWN = 6  # mistakes named in one message
+_WORDS = {
+    "model_type": "expected a section of settings",
+    "list_type": "expected a list, e.g. [a, b]",
+    "path_type": "expected a path",
+    "string_type": "expected text; quote it if it looks like a number",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -48,11 +59,15 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 def parse_config(tree: dict[str, Any], where: str) -> Config:
     """Validates a tree of plain values; ``where`` names its source in errors."""
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as e:
-        lines = [_explain(err) for err in e.errors()]
-        more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:])})" if len(lines) > 1 else ""
+        lines = [" ".join(_explain(err).split()) for err in e.errors()]
+        more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:_SHOWN])})" if len(lines) > 1 else ""
         raise UserError(f"config {where}: {lines[0]}{more}") from None
+    for key, text in _texts(config.model_dump()):
+        if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"config {where}: {key} holds a character that no text or path may have (got {text!r})")
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -67,7 +82,7 @@ def _override(tree: dict[str, Any], item: str) -> None:
         raise UserError(f"--set {item}: expected section.key=value, e.g. --set train.lr=2e-5")
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {item}: the value is not valid YAML") from None
     node = tree
     for part in parts[:-1]:
@@ -87,7 +102,7 @@ def _override(tree: dict[str, Any], item: str) -> None:
 
 
 def _explain(err: Any) -> str:
-    loc = [str(x) for x in err["loc"]]
+    loc = [_cut(str(x)) for x in err["loc"]]
     key = ".".join(loc)
     if err["type"] == "extra_forbidden":
         section = _section(loc[:-1])
@@ -100,10 +115,26 @@ def _explain(err: Any) -> str:
         return f"unknown key {key}{hint}"
     if err["type"] == "missing":
         return f"{key} is missing"
-    text = err["msg"].removeprefix("Value error, ")
+    text = _WORDS.get(err["type"]) or err["msg"].removeprefix("Value error, ")
     value = err.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    shown = f" (got {_cut(repr(value))})" if isinstance(value, str | int | float | bool) else ""
     return f"{key}: {text}{shown}" if key else text
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts and paths below ``value`` with their keys."""
+    if isinstance(value, str | Path):
+        yield key, str(value)
+    elif isinstance(value, dict):
+        for k, v in value.items():
+            yield from _texts(v, f"{key}.{k}" if key else str(k))
+    elif isinstance(value, list):
+        for v in value:
+            yield from _texts(v, key)
+
+
+def _cut(text: str, at_most: int = 80) -> str:
+    return text if len(text) <= at_most else text[:at_most] + "..."
 
 
 def _section(loc: list[str]) -> type[BaseModel] | None:

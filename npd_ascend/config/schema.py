@@ -14,12 +14,13 @@ Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Paths = Annotated[int, Field(ge=0, le=126)]  # path numbers are stored in 8 bits
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are frozen once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -27,7 +28,7 @@ class RunConfig(Section):
 
     dir: Path
     """Run directory; made when missing, resumed when it holds a run of the same configuration."""
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Root of every random choice: sampling seeds, packing order."""
 
 
@@ -74,7 +75,7 @@ class RolloutConfig(Section):
     max_new_tokens: Count = 1024
     greedy: bool = True
     """One greedy path a prompt [P]."""
-    samples: Natural = 0
+    samples: Paths = 0
     """Sampled paths a prompt beside the greedy one; 2 in the paper's multi-path setting [P]."""
     temperature: Positive = 1.0
     """Of sampled paths; 1.0 keeps the lag estimator unbiased [D]."""
@@ -253,7 +254,7 @@ class EvaluateConfig(Section):
     """A registered answer checker: exact, number, maze."""
     checker_data: Path | None = None
     """File a checker needs (the map of the maze)."""
-    samples: Natural = 0
+    samples: Paths = 0
     """Sampled answers a prompt for pass@n; 0: greedy only."""
     temperature: Positive = 0.8
     max_new_tokens: Count | None = None
