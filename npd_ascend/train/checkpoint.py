@@ -6,7 +6,6 @@ each. Batches need no state of their own: they follow from the step number.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from npd_ascend import progress
 from npd_ascend.models import tensorfile
-from npd_ascend.store.atomic import atomic_folder, write_json
+from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.identity import file_sha256
 from npd_ascend.train.step import AdamW
 
@@ -76,7 +75,7 @@ class Checkpoints:
             for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
                 _write(tmp / f"{part}.safetensors", optimizer, parameters)
             hashes = {f"{part}.safetensors": file_sha256(tmp / f"{part}.safetensors") for part in _PARTS}
-            write_json(tmp / "state.json", {**asdict(state), "files": hashes})
+            write_sealed(tmp / "state.json", {**asdict(state), "files": hashes})
         for step in self._steps()[self.keep :]:
             shutil.rmtree(self._path(step), ignore_errors=True)
 
@@ -112,7 +111,9 @@ class Checkpoints:
     def _state(self, step: int) -> State | None:
         path = self._path(step)
         try:
-            given = json.loads((path / "state.json").read_text())
+            given = read_sealed(path / "state.json")
+            if given is None:
+                raise ValueError("state.json is missing or damaged")
             for part in _PARTS:
                 name = f"{part}.safetensors"
                 if file_sha256(path / name) != given["files"][name]:

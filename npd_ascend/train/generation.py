@@ -48,17 +48,20 @@ class Generation:
         s = self.state
         if s.index == 0:
             self._measure()
-        with progress.Meter("train", self._planned_steps(), "steps", done=s.index) as meter:
-            last = time.monotonic()
-            for place, batches in ahead(self.timeline.from_step(s.index), self._prepare):
-                if self._over():
-                    break
-                loss = self._step(place, batches)
-                now = time.monotonic()
-                self._log(place, loss, now - last)
-                last = now
-                meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(loss[0], 4))
-                self._after(place)
+        meter = progress.Meter("train", self._planned_steps(), "steps", done=s.index) if self.group.leads else None
+        last = time.monotonic()
+        for place, batches in ahead(self.timeline.from_step(s.index), self._prepare):
+            if self._over():
+                break
+            loss = self._step(place, batches)
+            now = time.monotonic()
+            self._log(place, loss, now - last)
+            last = now
+            if meter:
+                meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(float(loss[0]), 4))
+            self._after(place)
+        if meter:
+            meter.close()
         self._measure()
         if self.job.end_progress is None and not self.job.last and self._run_is_over():
             s.reason = "epochs"
@@ -134,7 +137,11 @@ class Generation:
                 self.metrics.log("lag", **s.lag, progress=s.progress, generation=s.generation)
         if s.end is None and not self.job.last and s.index and s.lag["forward"] >= sync.epsilon:
             s.reason, s.snapshot_at, s.end = "lag", s.progress, s.progress + sync.lead
-            progress.message(f"lag {s.lag['forward']:.4f} has reached {sync.epsilon:g} at epoch {s.progress:.2f}: sync")
+            self._say(f"lag {s.lag['forward']:.4f} has reached {sync.epsilon:g} at epoch {s.progress:.2f}: sync")
+
+    def _say(self, text: str) -> None:
+        if self.group.leads:
+            progress.message(text)
 
     def _checkpoint(self) -> None:
         if self.group.leads:

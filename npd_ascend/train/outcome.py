@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.weights import save_hf
-from npd_ascend.store.atomic import write_json
+from npd_ascend.store.atomic import read_sealed, write_json, write_sealed
 from npd_ascend.train.checkpoint import State
 
 
@@ -46,12 +44,12 @@ class Outcome:
         """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it."""
         if not self.exported:
             save_hf(net, self.next, self.job.student, self.job.device.dtype)
-            write_json(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
+            write_sealed(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
                                     "progress": state.progress})
 
     def finish(self, state: State) -> None:
         """Declares the generation trained."""
-        write_json(self.done, {
+        write_sealed(self.done, {
             "fingerprint": self.job.fingerprint, "generation": self.job.generation, "step": state.step,
             "progress": state.progress, "reason": state.reason, "snapshot_progress": state.snapshot_progress,
             "metrics": {**(state.train or {}), "lag": state.lag},
@@ -67,9 +65,4 @@ class Outcome:
                          f"{path}); lower train.lr, or look at these samples and at the weights in {self.job.student}")
 
     def _ours(self, path: Path) -> bool:
-        found: Any = None
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
-            pass
-        return isinstance(found, dict) and found.get("fingerprint") == self.job.fingerprint
+        return (read_sealed(path) or {}).get("fingerprint") == self.job.fingerprint

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.communication import get_group_size, get_rank, init
 
 from npd_ascend.config.jobs import Device
 from npd_ascend.models.network import setup_context
@@ -21,19 +22,22 @@ class _Sum(nn.Cell):
 
 
 class Group:
-    """Rank and size; ``rank`` 0 writes files and reports.
+    """Rank and size; ``rank`` 0 writes files and reports. ``schedules``: this process only served the others.
 
     Args:
         device: what the process runs on; its context is set up here.
     """
 
     def __init__(self, device: Device):
-        self.parallel = os.environ.get("MS_ROLE") == "MS_WORKER"
-        setup_context(device, parallel=self.parallel)
+        role = os.environ.get("MS_ROLE")
+        setup_context(device)
+        self.schedules = role == "MS_SCHED"
+        self.parallel = role == "MS_WORKER"
         self.rank, self.size = 0, 1
+        if role is not None:
+            # MindSpore's own data-parallel mode stays off: gradients are summed here, and only where they are due.
+            init()  # in msrun's scheduler this returns when the workers have ended
         if self.parallel:
-            from mindspore.communication import get_group_size, get_rank
-
             self.rank, self.size = get_rank(), get_group_size()
             self._sum = _Sum()
 

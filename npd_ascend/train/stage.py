@@ -35,6 +35,8 @@ def run(job: TrainJob) -> None:
     if outcome.finished:
         return
     group = Group(job.device)
+    if group.schedules:
+        return
     spec = ModelSpec.from_folder(job.student)
     reader = _reader(job, spec, group)
     checkpoints = Checkpoints(job.checkpoints, job.settings.keep_checkpoints)
@@ -55,7 +57,7 @@ def run(job: TrainJob) -> None:
         load_hf(net, job.student)
     if fresh:
         state = _begin(job, state)
-    else:
+    elif group.leads:
         progress.message(f"train: resumes generation {job.generation} at step {state.step}")
     Generation(job, state, group, reader, trainer, probe, checkpoints, outcome).run()
 

@@ -69,7 +69,8 @@ class World:
                 "sample_id": self.ids[rows], "prompt_index": rows, "path": np.zeros(m, np.int8),
                 "response_ids": lists([self.responses[r] for r in rows]),
                 "logprobs": lists([self.logprobs[r] for r in rows], np.float32),
-                "label_ids": lists([self.labels[r] for r in rows]) if self.labels else pa.nulls(m, pa.list_(pa.int32())),
+                "label_ids": (lists([self.labels[r] for r in rows]) if self.labels
+                              else pa.nulls(m, pa.list_(pa.int32()))),
                 "finish_reason": pa.array(["stop"] * m).dictionary_encode()}))
             nothing = np.zeros(m)
             selection.write_table(i, pa.table({

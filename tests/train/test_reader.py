@@ -116,7 +116,8 @@ def test_a_selection_of_other_samples(make_world):
     table = chosen.read_all()
     for i in range(3):
         part = table.slice(i * 8, 8)
-        chosen.write_table(i, part.set_column(0, "sample_id", part["sample_id"].combine_chunks().take([1, 0, *range(2, 8)])))
+        swapped = part["sample_id"].combine_chunks().take([1, 0, *range(2, 8)])
+        chosen.write_table(i, part.set_column(0, "sample_id", swapped))
     chosen.finish(3)
     with pytest.raises(UserError, match="not of the samples"):
         reader(world)
