@@ -7,6 +7,7 @@ at a small part of the vocabulary only.
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from npd_ascend.store.topk_codec import TopK
 
 _BLOCK_VALUES = 1 << 17
+_scratch = threading.local()
 _pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
 
 
@@ -25,7 +27,7 @@ def summarise(logits: np.ndarray, targets: np.ndarray, k: int) -> TopK:
     Args:
         logits: [R, V] float32.
         targets: [R] token ids whose log-probs are wanted.
-        k: best tokens to keep, 0..V; of equal logits any may be kept, which one depends on the row alone.
+        k: best tokens to keep, 0..V.
 
     Returns:
         Annotation of R tokens; with NaN or infinite logits its values are not finite.
@@ -40,44 +42,42 @@ def summarise(logits: np.ndarray, targets: np.ndarray, k: int) -> TopK:
 
 
 def top_k(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of each row, descending.
+    """The k largest of each row, descending; of equal values the smaller column comes first.
 
-    Columns are dealt into C groups (column j into group j mod C). The k best values lie in the k groups whose maxima
-    are largest, so only k · V / C candidates are sorted after one streaming pass for the maxima.
+    Columns are dealt into groups. The k-th largest of the groups' maxima is a lower bound of the k-th largest value,
+    and hardly more than k values reach it: two streaming passes take the place of a selection among all columns.
 
     Args:
-        values: [R, V].
+        values: [R, V], contiguous.
         k: 1..V.
 
     Returns:
         ids int32 [R, k] and values [R, k].
     """
     rows, vocab = values.shape
-    groups = _groups(vocab, k)
-    if groups <= k:
+    # Few groups are cheap to select from, many give a tight bound.
+    groups = 64 * -(-max(4 * k, 4 * int(vocab**0.5)) // 64)
+    depth = vocab // groups
+    if depth < 2:
         ids = np.argsort(-values, axis=1, kind="stable")[:, :k]
         return ids.astype(np.int32), np.take_along_axis(values, ids, 1)
-    depth = vocab // groups
-    even = depth * groups
-    maxima = values[:, :even].reshape(rows, depth, groups).max(1)
-    best = np.sort(np.argpartition(maxima, groups - k, axis=1)[:, groups - k:], axis=1)
-    ids = (best[:, None, :] + (np.arange(depth) * groups)[:, None]).reshape(rows, depth * k)
-    rest = np.broadcast_to(np.arange(even, vocab), (rows, vocab - even))
-    ids = np.concatenate([ids, rest], 1)
-    found = np.take_along_axis(values, ids, 1)
-    order = np.argsort(-found, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, 1).astype(np.int32), np.take_along_axis(found, order, 1)
-
-
-def _groups(vocab: int, k: int) -> int:
-    # Cost of a row: C for the partition of the maxima, k V / C candidates to sort, each some four times dearer.
-    return min(vocab, 64 * round(2 * (k * vocab) ** 0.5 / 64) or 64)
+    maxima = values[:, : depth * groups].reshape(rows, depth, groups).max(1)
+    bound = np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
+    # Written as a negation so that a row with NaN keeps its columns, not none.
+    flat = np.flatnonzero(~(values < bound))
+    row, column = np.divmod(flat, vocab)
+    found = values.reshape(-1)[flat]
+    order = np.lexsort((-found, row))
+    counts = np.bincount(row, minlength=rows)
+    picked = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
+    return column[picked].astype(np.int32), found[picked]
 
 
 def _block(logits: np.ndarray, targets: np.ndarray, k: int, out: TopK) -> None:
+    shifted, exp = _buffers(*logits.shape)
     peak = logits.max(1, keepdims=True)
-    shifted = logits - peak
-    exp = np.exp(shifted)
+    np.subtract(logits, peak, out=shifted)
+    np.exp(shifted, out=exp)
     z = exp.sum(1)
     log_z = np.log(z)
     out.logz[:] = peak[:, 0] + log_z
@@ -86,3 +86,12 @@ def _block(logits: np.ndarray, targets: np.ndarray, k: int, out: TopK) -> None:
     if k:
         out.ids[:], best = top_k(shifted, k)
         out.logprobs[:] = best - log_z[:, None]
+
+
+def _buffers(rows: int, vocab: int) -> list[np.ndarray]:
+    """Two float32 arrays [rows, vocab], kept by the thread: fresh pages would cost more than the arithmetic."""
+    size = rows * vocab
+    if getattr(_scratch, "arrays", None) is None or len(_scratch.arrays[0]) < size:
+        # Two allocations: numpy's exp leaves its vector path when input and output touch.
+        _scratch.arrays = [np.empty(size, np.float32), np.empty(size, np.float32)]
+    return [array[:size].reshape(rows, vocab) for array in _scratch.arrays]
