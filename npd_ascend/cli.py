@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from npd_ascend import __version__
-from npd_ascend.errors import UserError
+from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
 
 app = typer.Typer(
     name="npd",
@@ -164,8 +164,17 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        sys.exit(e.exit_code)
+        _end(str(e), e.exit_code)
+    except OSError as e:
+        told = of_the_disk(e)
+        if told is None:
+            raise
+        _end(told, EXIT_USER)
+
+
+def _end(text: str, code: int) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

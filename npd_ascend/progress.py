@@ -22,9 +22,14 @@ def emit(event: str, **fields: Any) -> None:
     path = os.environ.get(ENV)
     if path:
         line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError:
+            return  # a full disk: the stage's own writes find it out and say it
         try:
             os.write(fd, line.encode())
+        except OSError:
+            pass
         finally:
             os.close(fd)
     elif event == "message":

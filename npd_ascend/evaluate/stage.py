@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import Attempt, get_checker, load_checker_data
 from npd_ascend.evaluate.interval import bootstrap, pass_at_k, wilson
 from npd_ascend.progress import Meter
-from npd_ascend.store.atomic import write_json
+from npd_ascend.store.atomic import read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
 
 SAMPLES = 8
@@ -56,7 +55,7 @@ def run(job: EvaluateJob) -> None:
             meter.advance(tokens=len(row["response_ids"]))
     if not count:
         raise UserError(f"{job.rollouts}: there are no answers to check")
-    write_json(job.out, {
+    write_sealed(job.out, {
         "name": job.name, "fingerprint": job.fingerprint, **summarise(results, job.settings.samples),
         "truncated": truncated / count, "mean_tokens": tokens / count, "samples": samples})
 
@@ -145,7 +144,4 @@ def _rows(prompts: Dataset, rollouts: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _done(path: Path, fingerprint: str) -> bool:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8")).get("fingerprint") == fingerprint
-    except (OSError, ValueError, AttributeError):
-        return False
+    return (read_sealed(Path(path)) or {}).get("fingerprint") == fingerprint

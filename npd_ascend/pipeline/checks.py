@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,7 +10,10 @@ import yaml
 from npd_ascend.config import Config, dump_config
 from npd_ascend.data.compat import check_pair
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers import get_checker
+from npd_ascend.evaluate.checkers import get_checker, load_checker_data
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import checked
+from npd_ascend.objectives.registry import find_divergence, find_token_weight
 from npd_ascend.select.registry import find as find_filter
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.layout import RunDir
@@ -38,14 +42,34 @@ def check_config(config: Config) -> None:
     """Names that the schema cannot know, and the two models: they must speak the same token ids.
 
     Raises:
-        UserError: an unknown filter or checker, a missing folder, or models that do not fit together.
+        UserError: an unknown filter, divergence or checker, a checkpoint that is missing or not what its config.json
+            says, or models that do not fit together.
     """
     find_filter(config.select.metric)
+    find_divergence(config.train.loss)
+    find_token_weight(config.train.loss)
     if config.evaluate.prompts:
         get_checker(config.evaluate.checker)
+        load_checker_data(config.evaluate.checker_data)
     models = config.models
     asked = config.needs_teacher or config.rollout.source == "teacher"
-    check_pair(models.teacher if asked else models.student, models.student, models.tokenizer, models.trust_remote_code)
+    teacher = models.teacher if asked else models.student
+    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code)
+    for folder in dict.fromkeys((models.student, teacher)):
+        width = check_checkpoint(folder).vocab_size
+        if asked and config.annotate.k > width:
+            raise UserError(f"annotate.k is {config.annotate.k} but the logits of {folder} cover {width} ids; lower it")
+
+
+def check_checkpoint(folder: Path) -> ModelSpec:
+    """Config and tensor headers of a checkpoint: better now than after the rollouts. Values are looked at on loading.
+
+    Raises:
+        UserError: unsupported, or its tensors are missing, too many, or of other shapes.
+    """
+    spec = ModelSpec.from_folder(folder)
+    checked(spec, folder)
+    return spec
 
 
 def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:
@@ -64,10 +88,12 @@ def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:
             "use a new run.dir"
         )
     if run.config.is_file():
-        try:
-            old = yaml.safe_load(run.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise UserError(f"{run.config}: not readable; restore it, or use a new run.dir") from None
+        old = _stored(run.config)
+        if old is None and not redo:
+            raise UserError(
+                f"{run.config}: damaged; restore it, or give --redo to go on with these settings (what does not "
+                "belong to them is made again)"
+            )
         changed = _differences(old, yaml.safe_load(dump_config(config)))
         if changed and not redo:
             raise UserError(
@@ -77,6 +103,17 @@ def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:
     elif any(p.name not in (".lock", ".hashes.json") for p in run.root.iterdir()):
         raise UserError(f"{run.root}: not empty and not a run directory (no config.yaml); choose another run.dir")
     run.write_config(dump_config(config))
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """The stored configuration as plain values; None when it is damaged."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return tree if isinstance(tree, dict) else None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
 
 
 def _differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 the user has to mend something, 3 a damaged shard (the con
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
@@ -14,11 +13,22 @@ import sys
 import traceback
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from npd_ascend.config import jobs
-from npd_ascend.errors import EXIT_USER, CorruptShard, UserError
+from npd_ascend.errors import EXIT_USER, CorruptShard, UserError, of_the_disk
 from npd_ascend.pipeline.processes import die_with_parent
 from npd_ascend.progress import emit
 
+_ROOMS: dict[str, type[jobs.Section]] = {
+    "data": jobs.PrepareJob,
+    "rollout": jobs.RolloutJob,
+    "annotate": jobs.AnnotateJob,
+    "select": jobs.SelectJob,
+    "pack": jobs.PackJob,
+    "train": jobs.TrainJob,
+    "evaluate": jobs.EvaluateJob,
+}
 _OUT_OF_MEMORY = (
     "out of memory",
     "memory isn't enough",
@@ -38,15 +48,42 @@ def write_job(path: Path, room: str, job: jobs.Section) -> None:
     """Stores a job for ``main``."""
     from npd_ascend.store.atomic import write_json
 
-    write_json(path, {"room": room, "type": type(job).__name__, "job": job.model_dump(mode="json")})
+    write_json(path, {"room": room, "job": job.model_dump(mode="json")})
+
+
+def read_job(path: Path) -> tuple[str, jobs.Section]:
+    """Room and job that ``write_job`` stored.
+
+    Raises:
+        UserError: no readable job file.
+    """
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        room = spec["room"]
+        return room, _ROOMS[room].model_validate(spec["job"])
+    except OSError as e:
+        raise UserError(f"job file {path}: cannot be read ({e.strerror})") from None
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"job file {path}: {where}: {first['msg']}; the conductor writes it anew") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"job file {path}: not a job: an object with 'room' ({', '.join(_ROOMS)}) and 'job' is expected; "
+            f"the conductor writes it anew"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the job in the file given as the only argument; returns the exit code."""
-    (path,) = argv if argv is not None else sys.argv[1:]
-    spec = json.loads(Path(path).read_text())
-    room = spec["room"]
-    job = getattr(jobs, spec["type"]).model_validate(spec["job"])
+    given = sys.argv[1:] if argv is None else argv
+    if len(given) != 1:
+        return _say("expected one job file, e.g. RUN/jobs/g000-select.json", EXIT_USER)
+    try:
+        room, job = read_job(Path(given[0]))
+    except UserError as e:
+        emit("error", text=str(e), stage="job")
+        return _say(e, EXIT_USER)
     die_with_parent()  # msrun and Ray stand between this process and the conductor
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -60,7 +97,10 @@ def main(argv: list[str] | None = None) -> int:
         return _say(e, EXIT_USER)
     except Exception as e:
         advice = _advice(e, room)
-        traceback.print_exc()
+        try:
+            traceback.print_exc()
+        except OSError:
+            pass  # see _say
         if advice:
             emit("error", text=advice, stage=room)
             return _say(advice, EXIT_USER)
@@ -69,10 +109,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _advice(e: Exception, room: str) -> str | None:
     """One line for faults of the surroundings that have a remedy."""
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{room}: the disk is full ({e.filename or 'run directory'}); free some space and run again"
-    if isinstance(e, OSError) and e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{room}: cannot write {e.filename or 'in the run directory'} ({e.strerror}); choose another run.dir"
+    if isinstance(e, OSError) and (told := of_the_disk(e)):
+        return told
     text = str(e).lower()
     if isinstance(e, MemoryError) or any(x in text for x in _OUT_OF_MEMORY):
         return f"{room}: out of memory; {_MEMORY_ADVICE.get(room, 'use a larger machine')}"
@@ -80,7 +118,10 @@ def _advice(e: Exception, room: str) -> str | None:
 
 
 def _say(what: object, code: int) -> int:
-    print(f"error: {what}", file=sys.stderr, flush=True)
+    try:
+        print(f"error: {what}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # the log is on the full disk, too
     return code
 
 

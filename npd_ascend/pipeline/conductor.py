@@ -6,7 +6,6 @@ these inputs, so starting again is the same as going on.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -27,13 +26,14 @@ from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.report.build import build as build_report
 from npd_ascend.report.live import LiveView
 from npd_ascend.report.tensorboard import export as export_tensorboard
-from npd_ascend.store.atomic import atomic_folder, sweep
+from npd_ascend.store.atomic import atomic_folder, read_sealed, sweep
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 
 _MAX_REGENERATIONS = 20
 _POLL_S = 0.2
+_STAGES = ("prepare", "rollout", "annotate", "annotate_teacher", "annotate_student", "select", "pack", "train")
 
 
 class Stopped(BaseException):
@@ -68,6 +68,8 @@ class Conductor:
             UserError: something has to be mended; all that was finished stays.
             Stopped: a signal arrived; all processes are gone.
         """
+        if stage and stage not in _STAGES:
+            raise UserError(f"--stage {stage}: there is no such stage; known: {', '.join(_STAGES)}")
         check_config(self.config)
         self.run_dir.lock()
         try:
@@ -83,21 +85,29 @@ class Conductor:
                 self._mending(lambda: self._one_stage(stage) if stage else self._generations())
                 if not stage:
                     status = {"status": "finished"}
-            except UserError as e:
+            except (UserError, OSError) as e:
                 status = {"status": "failed", "error": str(e)}
                 raise
             finally:
                 for n in previous:  # a second signal must not interrupt the clean-up
                     signal.signal(n, signal.SIG_IGN)
                 self.runner.close()
-                self.run_dir.write_state(**status, ended=time.time())
-                build_report(self.run_dir.root)
+                self._conclude(status)
                 for n, handler in previous.items():
                     signal.signal(n, handler)
             if self.config.report.tensorboard:
                 export_tensorboard(self.run_dir.root)
         finally:
             self.run_dir.unlock()
+
+    def _conclude(self, status: dict[str, Any]) -> None:
+        """Last state and report; where these cannot be written, an error that is already on its way says why."""
+        try:
+            self.run_dir.write_state(**status, ended=time.time())
+            build_report(self.run_dir.root)
+        except OSError:
+            if status["status"] == "finished":
+                raise
 
     def _facts(self) -> dict[str, Any]:
         """Where this runs, for the report."""
@@ -167,14 +177,14 @@ class Conductor:
 
     def _log_evaluation(self, name: str, step: Step) -> None:
         assert step.done_file is not None
-        result = json.loads(step.done_file.read_text())
+        result = read_sealed(step.done_file) or {}
         self.runner.metrics.log(
             "evaluate",
             name=name,
             generation=step.generation,
-            accuracy=result["accuracy"],
-            interval=result["interval"],
-            n=result["n"],
+            accuracy=result.get("accuracy"),
+            interval=result.get("interval"),
+            n=result.get("n"),
         )
 
     # ---- training in the background
@@ -226,7 +236,7 @@ class Conductor:
             )
 
     def _done(self, generation: int) -> dict[str, Any]:
-        return json.loads(self.run_dir.generation(generation).done.read_text())
+        return read_sealed(self.run_dir.generation(generation).done) or {}
 
     # ---- ends
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
+from npd_ascend.evaluate.checkers import get_checker, load_checker_data
 from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.pipeline.checks import check_checkpoint
 from npd_ascend.pipeline.runner import Runner
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.report.live import LiveView
-from npd_ascend.store.atomic import write_json
+from npd_ascend.store.atomic import read_sealed, write_json
 from npd_ascend.store.layout import RunDir
 
 
@@ -31,6 +32,9 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
         raise UserError("the configuration has no evaluate.prompts: nothing to evaluate on")
     models = config.models.model_copy(update={"student": checkpoint, "tokenizer": config.models.tokenizer})
     config = config.model_copy(update={"models": models})
+    check_checkpoint(checkpoint)
+    get_checker(config.evaluate.checker)
+    load_checker_data(config.evaluate.checker_data)
     run = RunDir(out)
     run.lock()
     runner = Runner(config, run, Environments.find(), LiveView())
@@ -45,6 +49,6 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
         runner.close()
         run.unlock()
     assert step.done_file is not None
-    result = json.loads(step.done_file.read_text())
+    result = read_sealed(step.done_file) or {}
     write_json(out / "result.json", result)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from npd_ascend.report.live import LiveView, ProgressTail
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
+
+_FULL = 1 << 16
 
 
 class ShardLost(Exception):
@@ -194,6 +197,9 @@ class Runner:
         error = self.monitor.fault("error")
         if error and code != 0:
             raise UserError(f"{step.name}: {error['text']}")
+        if code != 0 and shutil.disk_usage(self.run.root).free < _FULL:  # then no file could say what happened
+            raise UserError(f"{step.name}: the disk of {self.run.root} is full; free some space and run the same "
+                            "command again, nothing is lost")  # fmt: skip
         if code in (EXIT_USER, EXIT_CORRUPT):
             raise UserError(f"{step.name}: {child.last_words()}")
         how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"

@@ -5,7 +5,6 @@ This is the one place that knows both the run directory and the stages' contract
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from npd_ascend.data.prompts import expand
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.pipeline.sync import Span, span
+from npd_ascend.store.atomic import read_sealed
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import digest, file_sha256, fingerprint, model_fingerprint
 from npd_ascend.store.layout import RunDir
@@ -77,10 +77,7 @@ class Step:
     def complete(self) -> bool:
         """Whether all that it makes stands, made from these very inputs."""
         if self.done_file is not None:
-            try:
-                done = json.loads(self.done_file.read_text())
-            except (OSError, ValueError):
-                return False
+            done = read_sealed(self.done_file) or {}
             return done.get("fingerprint") == self.job.fingerprint  # type: ignore[attr-defined]
         return all(d.complete for d in self.outputs)
 
@@ -358,7 +355,7 @@ class StepBuilder:
                 "name": name,
                 "settings": c.evaluate.model_dump(mode="json"),
                 "tokenizer": _tokenizer_identity(self.tokenizer),
-                "data": file_sha256(c.evaluate.checker_data) if c.evaluate.checker_data else None,
+                "data": _file_identity(c.evaluate.checker_data) if c.evaluate.checker_data else None,
             },
         )
         out = self.run.evaluations / f"{name.replace(' ', '-')}.json"
@@ -394,10 +391,7 @@ class StepBuilder:
         return span(self.config, generation, start)
 
     def _done(self, generation: int) -> dict[str, Any]:
-        try:
-            return json.loads(self.run.generation(generation).done.read_text())
-        except (OSError, ValueError):
-            return {}
+        return read_sealed(self.run.generation(generation).done) or {}
 
     def _eos(self, prompts: Dataset) -> list[int]:
         """End tokens: the checkpoint's, and that of the chat template, which a base model's config may not list."""
@@ -427,7 +421,7 @@ def _file_identity(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as e:
-        raise UserError(f"prompt file {path} cannot be read: {e.strerror}") from None
+        raise UserError(f"{path} cannot be read: {e.strerror}") from None
 
 
 def _tokenizer_identity(folder: Path) -> str:
