@@ -68,15 +68,17 @@ class ChunkedHead:
 
     def __call__(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, k: int) -> TopK:
         """Annotation of the tokens ``targets`` [n], predicted at ``positions`` [n] of ``hidden`` [N, H]."""
-        parts = [self._chunk(hidden, positions[a: a + self._rows], targets[a: a + self._rows], k)
-                 for a in range(0, len(positions), self._rows)]
+        # Two static shapes: whole chunks, and quarters for what is left, so that little is computed in vain.
+        quarter, done, parts = -(-self._rows // 4), 0, []
+        while done < len(positions):
+            size = self._rows if len(positions) - done > 3 * quarter else quarter
+            part = slice(done, done + size)
+            parts.append(self._chunk(hidden, positions[part], targets[part], size, k))
+            done += size
         return concatenate(parts, k)
 
-    def _chunk(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, k: int) -> TopK:
+    def _chunk(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, size: int, k: int) -> TopK:
         n = len(positions)
-        # Two static shapes: whole chunks, and quarters for what is left, so that little is computed in vain.
-        quarter = -(-self._rows // 4)
-        size = self._rows if n > quarter * 3 else -(-n // quarter) * quarter
         padded = np.zeros((2, size), np.int32)
         padded[0, :n], padded[1, :n] = positions, targets
         if self._on_host:
