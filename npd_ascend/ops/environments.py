@@ -46,12 +46,35 @@ def _find(name: str) -> Path:
 
 
 def visible_npus() -> list[int]:
-    """Device numbers of the NPUs that this process may use; empty without any."""
-    chosen = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+    """Device numbers of the NPUs that this process may use; empty without any.
+
+    Raises:
+        UserError: ASCEND_RT_VISIBLE_DEVICES names devices that are not there.
+    """
     present = sorted(int(p.name.removeprefix("davinci")) for p in Path("/dev").glob("davinci[0-9]*"))
-    if chosen:
-        return [int(x) for x in chosen.split(",") if x.strip().isdigit() and int(x) in present]
-    return present
+    return chosen_npus(os.environ.get("ASCEND_RT_VISIBLE_DEVICES"), present)
+
+
+def chosen_npus(choice: str | None, present: list[int]) -> list[int]:
+    """What ASCEND_RT_VISIBLE_DEVICES leaves of the devices that are there.
+
+    Args:
+        choice: value of the variable: numbers with commas between them; None or empty: all.
+        present: device numbers of this machine; without any, the variable is not looked at.
+
+    Raises:
+        UserError: it is no list of numbers, or names a device that is not there.
+    """
+    if not choice or not present:
+        return present
+    parts = [x.strip() for x in choice.split(",")]
+    if not all(x.isdigit() for x in parts):
+        raise UserError(f"ASCEND_RT_VISIBLE_DEVICES={choice}: expected numbers with commas between them, such as 0,1,2")
+    missing = [x for x in parts if int(x) not in present]
+    if missing:
+        raise UserError(f"ASCEND_RT_VISIBLE_DEVICES={choice}: there is no NPU {', '.join(missing)}; this machine has "
+                        f"{', '.join(map(str, present))}")
+    return [int(x) for x in parts]
 
 
 def resolve_device(settings: DeviceConfig) -> Device:

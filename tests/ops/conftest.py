@@ -1,6 +1,7 @@
 """Model folders that hold the published shapes and no weights, and small configurations over them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,12 @@ def paper(tmp_path, shapes):
         return parse_config({**tree, **sections}, "test")
 
     return make
+
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@pytest.fixture
+def npu_smi():
+    """Recorded output by name."""
+    return lambda name: (RECORDED / f"{name}.txt").read_text()

@@ -1,10 +1,10 @@
-"""Interpreters, devices, and what the doctor says of them."""
+"""Interpreters and devices."""
 
 import pytest
 
 from npd_ascend.errors import UserError
-from npd_ascend.ops.doctor import Finding, examine, render
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.environments import Environments, chosen_npus, resolve_device
+
 
 def test_ascend_is_refused_without_an_npu(config):
     with pytest.raises(UserError, match="no NPU is visible"):
@@ -13,24 +13,19 @@ def test_ascend_is_refused_without_an_npu(config):
         resolve_device(config(device={"target": "cpu", "dtype": "bfloat16"}).device)
 
 
-def test_doctor_names_what_is_missing(monkeypatch, tmp_path):
+def test_interpreter_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("NPD_MINDSPORE_PYTHON", str(tmp_path / "nope"))
-    findings = examine()
-    assert any(f.level == "error" and "NPD_MINDSPORE_PYTHON" in f.what for f in findings)
     with pytest.raises(UserError, match="no such interpreter"):
         Environments.find()
 
 
-def test_doctor_sees_an_environment_without_packages(monkeypatch, tmp_path):
-    fake = tmp_path / "python"
-    fake.write_text('#!/bin/sh\necho \'{"mindspore": "2.7.0", "mindformers": null, "numpy": "1.26"}\'\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("NPD_MINDSPORE_PYTHON", str(fake))
-    lines = [f.what for f in examine() if f.level == "error" and f.what.startswith("mindspore environment")]
-    assert lines == ["mindspore environment: mindspore 2.7.0, tested with 2.9.0*",
-                     "mindspore environment: mindformers is missing"]  # fmt: skip
+@pytest.mark.parametrize("choice,want", [(None, [0, 1, 5]), ("", [0, 1, 5]), ("5,0", [5, 0]), (" 1 ", [1])])
+def test_chosen_npus(choice, want):
+    assert chosen_npus(choice, [0, 1, 5]) == want
+    assert chosen_npus(choice, []) == []
 
 
-def test_render():
-    text = render([Finding("ok", "a"), Finding("error", "b", "do c")])
-    assert text == "ok       a\nERROR    b\n         -> do c"
+@pytest.mark.parametrize("choice,why", [("0,2", "no NPU 2"), ("0-3", "expected numbers"), ("0,,1", "expected numbers")])
+def test_bad_choice(choice, why):
+    with pytest.raises(UserError, match=why):
+        chosen_npus(choice, [0, 1, 5])
