@@ -112,7 +112,7 @@ class Run:
         return list(found.values())
 
     def wall_seconds(self) -> float | None:
-        """Time in which at least one stage was at work: overlap counts once, pauses between sessions do not."""
+        """Time in which at least one stage was at work: overlap counts once, pauses between starts do not."""
         spans = sorted((r["time"] - r["seconds"], r["time"]) for r in self.stage if "time" in r and "seconds" in r)
         total, end = 0.0, -np.inf
         for a, b in spans:
