@@ -1,18 +1,24 @@
 """Every configuration for NPUs: loads, fits together, passes a dry run and an estimate at the models' full shapes."""
 
 import json
+import math
 import re
+import struct
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
 
 from npd_ascend.config import load_config
+from npd_ascend.models.mapping import rules
 from npd_ascend.models.spec import ModelSpec
+from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.plan import estimate, render
 from npd_ascend.ops.plan.devices import PAPER
 from npd_ascend.ops.plan.workload import Workload
-from npd_ascend.pipeline.describe import describe
+from npd_ascend.pipeline.checks import check_config
+from npd_ascend.pipeline.steps import StepBuilder
+from npd_ascend.store.layout import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 PANGU = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 153376, "max_position_embeddings": 32768,
@@ -43,6 +49,21 @@ def shape_of(model: str) -> dict:
     return {**SHAPES[key], "max_position_embeddings": positions}
 
 
+def weightless(folder: Path) -> None:
+    """A safetensors file that names every tensor and has the right size, all of it a hole."""
+    layout, at = {}, 0
+    for rule in rules(ModelSpec.from_folder(folder)):
+        for name, shape in zip(rule.hf, rule.shapes, strict=True):
+            size = 2 * math.prod(shape)
+            layout[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
+            at += size
+    text = json.dumps(layout).encode()
+    text += b" " * (-len(text) % 8)
+    with open(folder / "model.safetensors", "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        f.truncate(8 + len(text) + at)
+
+
 @pytest.fixture
 def made(tmp_path):
     """File -> (configuration with its models and prompts replaced by folders that have the shapes, overrides)."""
@@ -55,6 +76,7 @@ def made(tmp_path):
             folder = tmp_path / name
             folder.mkdir()
             (folder / "config.json").write_text(json.dumps(shape_of(name)))
+            weightless(folder)
             Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
             sets.append(f"models.{role}={folder}")
         prompts = tmp_path / "prompts.jsonl"
@@ -80,9 +102,13 @@ def test_header_has_source_and_command(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_dry_run(path, made):
-    text = describe(made(path))
-    assert "rollout" in text and "to do" in text and "bounds the run" in text
+def test_what_a_dry_run_looks_at(path, made):
+    """All but the hash of the student's weights, which reads them."""
+    c = made(path)
+    check_config(c)
+    steps = StepBuilder(c, RunDir(c.run.dir), resolve_device(c.device), remember_hashes=False)
+    assert not steps.prepare().complete and steps.span(0).start == 0
+    assert "bounds the run" in render(estimate(c))
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
