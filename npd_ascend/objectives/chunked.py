@@ -67,19 +67,25 @@ class ChunkedLoss(nn.Cell):
             (loss, CE, D) sums over rows, weighted, float32 scalars; then dHidden [N, H], dHead [V, H] of the first.
         """
         rows = hidden.shape[0]
+        chunk = min(self.chunk, rows)
+        parts = (rows + chunk - 1) // chunk
+        rest = parts * chunk - rows  # empty rows that fill the last chunk
         head_c = head.astype(hidden.dtype)
-        ce_sum = kd_sum = 0.0
-        d_hidden: tuple[ms.Tensor, ...] = ()
-        d_head = head * 0.0
-        for start in range(0, rows, self.chunk):
-            stop = min(start + self.chunk, rows)
-            # Without this tie all chunks may be in flight at once.
-            h = ops.depend(hidden[start:stop], d_head)
-            ce, kd, dh, dw = self._one(h, head_c, targets[start:stop], teacher[start:stop], weights[start:stop])
+        h = _filled(hidden, rest).reshape(parts, chunk, hidden.shape[1])
+        t = _filled(targets, rest).reshape(parts, chunk, targets.shape[1])
+        p = _filled(teacher, rest).reshape(parts, chunk, teacher.shape[1])
+        w = _filled(weights, rest).reshape(parts, chunk)
+        # A condition on a tensor keeps this a loop: unrolled, every chunk would have [chunk, V] buffers of its own.
+        i = ms.Tensor(0, ms.int32)
+        ce_sum, kd_sum = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
+        d_hidden, d_head = h * 0, head * 0.0
+        while i < parts:
+            ce, kd, dh, dw = self._one(h[i], head_c, t[i], p[i], w[i])
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
-            d_hidden += (dh,)
+            d_hidden = ops.tensor_scatter_update(d_hidden, i.reshape(1, 1), dh.expand_dims(0))
             d_head = d_head + dw
-        merged = d_hidden[0] if len(d_hidden) == 1 else ops.concat(d_hidden, 0)
+            i = i + 1
+        merged = d_hidden.reshape(parts * chunk, hidden.shape[1])[:rows]
         return self.ce * ce_sum + self.kd * kd_sum, ce_sum, kd_sum, merged, d_head
 
     def bprop(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor, weights: ms.Tensor,
@@ -103,3 +109,7 @@ class ChunkedLoss(nn.Cell):
         dz = ops.softmax(z, -1) * -g.sum(-1, keepdims=True)
         dz = ops.tensor_scatter_elements(dz, targets, g, 1, "add").astype(hidden.dtype)
         return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+
+
+def _filled(x: ms.Tensor, rows: int) -> ms.Tensor:
+    return ops.concat((x, ops.zeros((rows,) + x.shape[1:], x.dtype)), 0) if rows else x
