@@ -40,6 +40,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "kl": {"policy": "kl", "refreshes": 1, "epsilon": 1e-9, "lead": 0.5},
 }
 _ORPHAN_S = 20.0
+_WAITS_S = (3.0, 10.0, 30.0)
 
 
 @dataclass
@@ -179,33 +180,27 @@ def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str,
     return pid, victims[pid], " + ".join(sorted(set(names))), max(numbers, default=-1)
 
 
-def progress_of(run: RunDir) -> int:
-    """Files committed so far: what says whether a try came further than the one before."""
-    return sum(1 for p in run.root.rglob("*.json") if not p.name.startswith(".") and p.parent.name != "jobs")
-
-
-def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, rng: random.Random, pause: float,
+def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, per_stage: int, rng: random.Random,
             log: Path) -> list[Kill]:
-    """One run to its end, hit ``kills`` times or until it is finished.
+    """One run to its end, hit at most ``kills`` times, and at most ``per_stage`` times in each stage.
 
-    The pause before a kill is uniform in [0, scale]; the scale doubles when nothing was committed since the last
-    kill (engines take long to start) and falls back to ``pause`` when something was.
+    A stage that has had its share is left alone, so that the run comes on to the next one. Waits are uniform over
+    ranges of several lengths: some kills come while processes start, others when they have long been at work.
     """
     done: list[Kill] = []
-    scale, before = pause, -1
     while True:
         command = Command(config)
         hit: list[Kill] = []
         while len(done) + len(hit) < kills:
-            code = command.wait(rng.uniform(0.05, scale))
+            code = command.wait(rng.uniform(0.05, rng.choice(_WAITS_S)))
             if code is not None:
                 break
             pid, process, stage, generation = choose(command, run, rng)
+            if sum((k.stage, k.generation) == (stage, generation) for k in done + hit) >= per_stage:
+                continue
             kill = Kill(policy, number, process, stage, generation, round(time.monotonic() - command.started, 2))
             os.kill(pid, signal.SIGKILL)
             hit.append(kill)
-            now = progress_of(run) if run.root.is_dir() else -1
-            scale, before = (pause if now > before else min(4 * pause, scale * 2)), max(now, before)
             if process == "conductor":
                 break
             if process == "stage":
@@ -297,8 +292,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the campaign")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--per-run", type=int, default=12, help="at most so many kills a run")
-    parser.add_argument("--pause", type=float, default=15.0, help="seconds; kills come within so long of each other")
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--per-stage", type=int, default=4, help="at most so many kills a stage, generation and run")
     parser.add_argument("--minutes", type=float, default=1e9, help="no kill after so long; the run at hand is finished")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -308,15 +303,15 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     kills: list[dict[str, Any]] = []
     while len(kills) < args.kills and time.monotonic() - started < 60 * args.minutes:
-        policy = list(POLICIES)[len(runs) % len(POLICIES)]
+        policy = args.policies[len(runs) % len(args.policies)]
         if policy not in plain:
             plain[policy] = RunDir(out / f"{policy}-plain")
-            disturb(write_config(out / "inputs", plain[policy].root, policy), plain[policy], policy, -1, 0, rng,
-                    args.pause, out / "kills.jsonl")
+            disturb(write_config(out / "inputs", plain[policy].root, policy), plain[policy], policy, -1, 0, 0, rng,
+                    out / "kills.jsonl")
         number = len(runs)
         run = RunDir(out / f"{policy}-{number:03d}")
         hit = disturb(write_config(out / "inputs", run.root, policy), run, policy, number,
-                      min(args.per_run, args.kills - len(kills)), rng, args.pause, out / "kills.jsonl")
+                      args.kills - len(kills), args.per_stage, rng, out / "kills.jsonl")
         lost = losses(run, plain[policy])
         kills += [asdict(k) for k in hit]
         runs.append({"policy": policy, "run": number, "kills": len(hit), "lost": lost})

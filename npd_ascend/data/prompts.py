@@ -73,20 +73,26 @@ def expand(files: list[Path]) -> list[Path]:
     """The files that are read, folders resolved to what is in them."""
     found: list[Path] = []
     for path in map(Path, files):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and _kind(p))
-            if not inside:
-                raise UserError(f"{path}: no prompt files in this folder; expected {_SUFFIXES}")
-            found += inside
-        elif not path.exists():
-            raise UserError(f"prompt file {path}: no such file")
-        elif not _kind(path):
-            raise UserError(f"prompt file {path}: unknown kind of file; expected {_SUFFIXES}")
-        else:
-            found.append(path)
+        try:
+            found += _expand(path)
+        except OSError as e:  # a folder that may not be listed, a name too long
+            raise UserError(f"prompt file {path}: cannot be read ({e.strerror})") from None
     if not found:
         raise UserError("no prompt files are given; list at least one")
     return found
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.is_file() and _kind(p))
+        if not inside:
+            raise UserError(f"{path}: no prompt files in this folder; expected {_SUFFIXES}")
+        return inside
+    if not path.exists():
+        raise UserError(f"prompt file {path}: no such file")
+    if not _kind(path):
+        raise UserError(f"prompt file {path}: unknown kind of file; expected {_SUFFIXES}")
+    return [path]
 
 
 def _kind(path: Path) -> str | None:

@@ -1,0 +1,57 @@
+"""Bad input on the command line: the same one line, exit code 2, no file made or changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from npd_ascend import cli
+from npd_ascend.errors import EXIT_USER
+from npd_ascend.pipeline import child
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+COMMANDS: dict[str, tuple[Callable[[Any], list[str]], str]] = {
+    "typo": (lambda k: ["run", str(k.file), "--set", "trian.lr=1", "--dry-run"], "did you mean train?"),
+    "missing config": (lambda k: ["run", "none.yaml"], "none.yaml"),
+    "missing model": (lambda k: ["run", str(k.file), "--set", "models.teacher=none"], "none: no config.json"),
+    "unknown stage": (lambda k: ["run", str(k.file), "--stage", "distil"], "annotate_teacher"),
+    "unknown filter": (lambda k: ["plan", str(k.file), "--set", "data.prompts=[none.jsonl]"], "none.jsonl"),
+    "report of no run": (lambda k: ["report", str(k.root / "none")], "no run there"),
+    "convert nothing": (lambda k: ["convert", "none", str(k.root / "out")], "no config.json"),
+    "convert to int3": (lambda k: ["convert", str(k.student), str(k.root / "out"), "--dtype", "int3"], "int3"),
+    "evaluate nothing": (lambda k: ["evaluate", "none", "--config", str(k.file), "--out", str(k.root / "out")],
+                         "evaluate.prompts"),
+    "run directory taken": (lambda k: ["run", str(k.file), "--set", f"run.dir={k.student}"], "choose another run.dir"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command(kit, name, monkeypatch, capsys):
+    """The command line: the same line on stderr, exit code 2, no file made or changed."""
+    command, fragment = COMMANDS[name]
+    kit.file.write_text(yaml.safe_dump(kit.tree))
+    before = files(kit.root)
+    monkeypatch.setattr(sys, "argv", ["npd", *command(kit)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == EXIT_USER
+    assert len(said) == 1 and said[0].startswith("error: ") and fragment in said[0], said
+    assert files(kit.root) == before
+
+
+@pytest.mark.parametrize(("content", "code"), [("{", EXIT_USER), ('{"room": "pack", "job": 3}', EXIT_USER)])
+def test_child_process_says_it_too(tmp_path, capsys, content, code):
+    (tmp_path / "job.json").write_text(content)
+    assert child.main([str(tmp_path / "job.json")]) == code
+    assert capsys.readouterr().err.startswith("error: job file")
+    assert child.main([]) == EXIT_USER
