@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 
 from npd_ascend.errors import UserError
 from npd_ascend.store.dataset import Dataset
@@ -56,7 +55,7 @@ def read_samples(prompts: Dataset, rollouts: Dataset, selection: Dataset) -> Sam
     prompt_tokens = _prompt_tokens(prompts)
     ordinals, prompt, response, first = [], [], [], 0
     pairs = zip(
-        rollouts.iter_tables(["sample_id", "prompt_index", "response_ids"]),
+        rollouts.iter_tables(["sample_id", "prompt_index", "tokens"]),
         selection.iter_tables(["sample_id", "keep"]),
         strict=True,
     )
@@ -75,8 +74,7 @@ def read_samples(prompts: Dataset, rollouts: Dataset, selection: Dataset) -> Sam
             )
         ordinals.append(first + keep)
         prompt.append(prompt_tokens[index])
-        length = pc.fill_null(pc.list_value_length(rolled["response_ids"]), 0)
-        response.append(length.to_numpy().astype(np.int64)[keep])
+        response.append(rolled["tokens"].to_numpy().astype(np.int64)[keep])
         first += rolled.num_rows
     return Samples(*(np.concatenate([np.empty(0, np.int64), *part]) for part in (ordinals, prompt, response)))
 
@@ -111,9 +109,9 @@ def fit(samples: Samples, row_length: int, too_long: str) -> tuple[Samples, Loss
 def _prompt_tokens(prompts: Dataset) -> np.ndarray:
     """[max index + 1] int64 tokens by prompt index, -1 where there is no such prompt."""
     index, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for table in prompts.iter_tables(["prompt_index", "prompt_ids"]):
+    for table in prompts.iter_tables(["prompt_index", "tokens"]):
         index.append(table["prompt_index"].to_numpy())
-        tokens.append(pc.fill_null(pc.list_value_length(table["prompt_ids"]), 0).to_numpy().astype(np.int64))
+        tokens.append(table["tokens"].to_numpy().astype(np.int64))
     at = np.concatenate(index)
     out = np.full(int(at.max()) + 1 if len(at) else 0, -1, np.int64)
     out[at] = np.concatenate(tokens)

@@ -156,7 +156,7 @@ def spread(shards: int, at_most: int = _MAX_SHARDS) -> list[int]:
 
 
 def _rollouts(dataset: Dataset) -> Rollouts:
-    lengths = [pc.list_value_length(dataset.read(i, ["response_ids"])["response_ids"]).to_numpy()
+    lengths = [dataset.read(i, ["tokens"])["tokens"].to_numpy()
                for i in spread(dataset.shards)]
     return Rollouts(dataset.rows, np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64),
                     int(dataset.extra["truncated"]) / max(dataset.rows, 1))

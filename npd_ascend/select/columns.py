@@ -58,12 +58,11 @@ def read_scores(
 
 
 def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[np.ndarray, ...]]:
-    for table in rollouts.iter_tables(["sample_id", "response_ids", "finish_reason"]):
-        length = pc.fill_null(pc.list_value_length(table["response_ids"]), 0)
+    for table in rollouts.iter_tables(["sample_id", "tokens", "finish_reason"]):
         finish = pc.cast(table["finish_reason"], pa.string())
         yield (
             table["sample_id"].to_numpy(),
-            length.to_numpy(),
+            table["tokens"].to_numpy(),
             pc.fill_null(pc.equal(finish, "length"), False).to_numpy(),
         )
 

@@ -8,6 +8,7 @@ shard s of the prompts, ordered by (prompt_index, path).
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _ids = pa.list_(pa.int32())
 _category = pa.dictionary(pa.int8(), pa.string())
@@ -17,6 +18,7 @@ PROMPTS = pa.schema(
         ("prompt_index", pa.int64()),  # 0..N-1 over all shards
         ("prompt_id", pa.int64()),
         ("prompt_ids", _ids),  # chat-templated prompt, generation header included
+        ("tokens", pa.int32()),  # of prompt_ids; filled in by the store
         ("reference_ids", _ids),  # reference answer with end token, or null
         ("label_ids", _ids),  # targets aligned with reference_ids where they differ from it, or null
         ("answer", pa.string()),  # for the checker, or null
@@ -30,6 +32,7 @@ ROLLOUTS = pa.schema(
         ("prompt_index", pa.int64()),
         ("path", pa.int8()),  # 0 is greedy when there is a greedy path; references have path 0
         ("response_ids", _ids),  # end token included when the model gave one; may be empty
+        ("tokens", pa.int32()),  # of response_ids; filled in by the store
         (
             "logprobs",
             pa.list_(pa.float32()),
@@ -73,3 +76,13 @@ PACKS = pa.schema(
 )
 
 SCHEMAS = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "scores": SCORES, "selection": SELECTION, "packs": PACKS}
+
+_COUNTED = {"prompts": "prompt_ids", "rollouts": "response_ids"}
+
+
+def with_counts(kind: str, table: pa.Table) -> pa.Table:
+    """Adds ``tokens`` to a table of prompts or rollouts: lengths are read far more often than what they measure."""
+    if kind not in _COUNTED or "tokens" in table.column_names:
+        return table
+    lists = table[_COUNTED[kind]].cast(_ids)
+    return table.append_column("tokens", pc.fill_null(pc.list_value_length(lists), 0))
