@@ -82,7 +82,9 @@ _COUNTED = {"prompts": "prompt_ids", "rollouts": "response_ids"}
 
 def with_counts(kind: str, table: pa.Table) -> pa.Table:
     """Adds ``tokens`` to a table of prompts or rollouts: lengths are read far more often than what they measure."""
-    if kind not in _COUNTED or "tokens" in table.column_names:
+    if kind not in _COUNTED:
         return table
+    if "tokens" in table.column_names:  # a table made after the schema has the column, empty
+        table = table.drop(["tokens"])
     lists = table[_COUNTED[kind]].cast(_ids)
     return table.append_column("tokens", pc.fill_null(pc.list_value_length(lists), 0))

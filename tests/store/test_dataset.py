@@ -133,8 +133,11 @@ def test_columns_are_read_right_or_not_at_all(tmp_path_factory, where, bit):
 def test_token_counts_are_filled_in(tmp_path):
     d = Dataset(tmp_path / "d", "prompts", "fp")
     n = 3
-    d.write_table(0, pa.table({
+    table = pa.table({
         "prompt_index": range(n), "prompt_id": range(n), "prompt_ids": [[1, 2], [], [3]],
         "reference_ids": pa.array([None] * n, pa.list_(pa.int32())),
-        "label_ids": pa.array([None] * n, pa.list_(pa.int32())), "answer": ["a"] * n, "text": ["t"] * n}))  # fmt: skip
-    assert d.read(0, ["tokens"])["tokens"].to_pylist() == [2, 0, 1]
+        "label_ids": pa.array([None] * n, pa.list_(pa.int32())), "answer": ["a"] * n, "text": ["t"] * n})  # fmt: skip
+    d.write_table(0, table)
+    d.write_table(1, table.append_column("tokens", pa.array([None] * n, pa.int32())))
+    for shard in (0, 1):
+        assert d.read(shard, ["tokens"])["tokens"].to_pylist() == [2, 0, 1]
