@@ -19,6 +19,9 @@ class UserError(Exception):
 
     exit_code = EXIT_USER
 
+    def __init__(self, text: str):
+        super().__init__(" ".join(text.splitlines()))  # what is quoted may hold line feeds
+
 
 class CorruptShard(UserError):
     """A stored shard no longer matches its checksum; the conductor regenerates it.

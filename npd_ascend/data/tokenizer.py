@@ -49,7 +49,7 @@ def eos_token_ids(folder: Path, tokenizer: Any) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         try:
             value = json.loads((Path(folder) / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
         found += value if isinstance(value, list) else [value]
     return list(dict.fromkeys(i for i in found if isinstance(i, int) and not isinstance(i, bool)))

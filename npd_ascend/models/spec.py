@@ -69,7 +69,7 @@ class ModelSpec:
         """As ``from_folder``, of parsed files; ``where`` names the file in messages."""
         get = _Reader(config, where)
         family = config.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise UserError(f"{where}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
         _refuse_unsupported(config, where)
         heads, hidden = get.count("num_attention_heads"), get.count("hidden_size")
@@ -123,7 +123,7 @@ class _Reader:
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
             raise UserError(f"{self.where}: {key} is {value!r}, expected a positive number")
         return float(value)
 
@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: not readable as JSON ({e})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")

@@ -137,7 +137,7 @@ def _indexed(folder: Path) -> dict[str, Entry]:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = sorted(set(weight_map.values()))
         names = set(weight_map)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{index}: not a safetensors index (no readable weight_map)") from None
     found: dict[str, Entry] = {}
     for file in files:
@@ -177,7 +177,7 @@ def _header(path: Path) -> dict[str, Entry]:
         return found
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as e:
         raise UserError(f"{path}: damaged safetensors file ({e}); fetch it again") from None
 
 

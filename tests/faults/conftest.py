@@ -134,6 +134,12 @@ class Kit:
                            settings=EvaluateConfig(**settings), eos_token_ids=[2])
 
 
+@pytest.fixture(scope="session")
+def make_kit(sound: Path) -> Callable[[Path], Kit]:
+    """Makes a kit in a folder."""
+    return lambda root: Kit(root, sound)
+
+
 @pytest.fixture
 def kit(tmp_path: Path, sound: Path) -> Kit:
     return Kit(tmp_path / "kit", sound)

@@ -233,6 +233,8 @@ spec("with rope scaling", {"rope_scaling": {"type": "yarn"}}, "rope type 'yarn'"
 spec("with rope of text", {"rope_scaling": "yarn"}, "expected an object")
 spec("with an end token outside", {"eos_token_id": 9999}, "expected token ids below")
 spec("with eps zero", {"rms_norm_eps": 0}, "rms_norm_eps")
+spec("with eps huge", {"rms_norm_eps": 10**400}, "rms_norm_eps")
+spec("of a list as family", {"model_type": []}, "is not supported")
 spec("of other shapes", {"intermediate_size": 32}, "has shape", "config.json asks for")
 spec("of more layers", {"num_hidden_layers": 2}, "missing", "layers.1")
 spec("of fewer heads", {"bias": False}, "not expected", "bias")
@@ -291,6 +293,9 @@ row("weights index of no files", indexed([1]), "not a safetensors index")
 row("checkpoint missing", lambda k: check_checkpoint(k.root / "none"), "no config.json")
 row("checkpoint config not JSON", lambda k: ((k.student / "config.json").write_text("{"), check_checkpoint(k.student)),
     "config.json", "not readable as JSON")
+row("checkpoint config deep", lambda k: ((k.student / "config.json").write_text("[" * 100_000), check_checkpoint(
+    k.student)), "config.json", "not readable as JSON")
+row("weights header deep", tensors(lambda d: struct.pack("<Q", 100_000) + b"[" * 100_000), "damaged safetensors file")
 row("checkpoint config a list", lambda k: ((k.student / "config.json").write_text("[]"), check_checkpoint(k.student)),
     "expected a JSON object")
 row("fingerprint of no checkpoint", lambda k: model_fingerprint(k.root), "no config.json")
