@@ -117,11 +117,15 @@ def plan(
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="also check this configuration's models and paths")] = None,
     set_: Set = None,
+    selftest: Annotated[bool, typer.Option("--selftest", help="test the invariants on the models of CONFIG")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="first run on an NPU: tiny, whole chain, compared")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="with --smoke: the part that needs no NPU")] = False,
+    out: Annotated[Path, typer.Option(help="with --smoke: folder of its run")] = Path("runs/smoke"),
 ) -> None:
     """Checks environments, devices and (with a configuration) models, data and disk room."""
-    from npd_ascend.ops.doctor import examine, render
+    from npd_ascend.ops.doctor import render, visit
 
-    findings = examine(config, set_)
+    findings = visit(config, set_, selftest, smoke, cpu, out)
     typer.echo(render(findings))
     if any(f.level == "error" for f in findings):
         raise typer.Exit(2)

@@ -1,0 +1,60 @@
+"""``npd doctor --selftest``: starts the tests in the engines' environments and reads what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from npd_ascend.config import Config
+from npd_ascend.errors import UserError
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.ops.doctor.finding import Finding, error, ok
+from npd_ascend.ops.environments import Environments, resolve_device
+
+_ROW = {"cpu": 128, "ascend": 2048}
+_REMEDY = "do not train with these models and versions; report the line with npd version and the models' config.json"
+
+
+def selftest(config: Config) -> list[Finding]:
+    """The invariants on a configuration's models; each test is one finding.
+
+    Raises:
+        UserError: the models or the device are not usable.
+    """
+    environments, device = Environments.find(), resolve_device(config.device)
+    for model in (config.models.teacher, config.models.student):
+        ModelSpec.from_folder(model)
+    with tempfile.TemporaryDirectory(prefix="npd-selftest-") as folder:
+        job = {"teacher": str(config.models.teacher), "student": str(config.models.student),
+               "device": device.model_dump(mode="json"), "row_length": _ROW[device.target],
+               "reference": str(Path(folder) / "reference.npz")}
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job))
+        out = engine(environments.rollout, "npd_ascend.ops.hf_logits", path)
+        if out:
+            path.write_text(json.dumps({**job, "reference": None}))
+        return out + engine(environments.mindspore, "npd_ascend.ops.selftest", path)
+
+
+def engine(python: Path, module: str, job: Path) -> list[Finding]:
+    """Runs a module of tests with an interpreter; its result lines as findings, and an error when it stops."""
+    env = {**os.environ, "GLOG_v": "3", "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    try:
+        said = subprocess.run([str(python), "-m", module, str(job)], capture_output=True, text=True, env=env)
+    except OSError as e:
+        raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
+    out = [judge(json.loads(line)) for line in said.stdout.splitlines() if line.startswith('{"name"')]
+    if said.returncode:
+        last = next((line for line in reversed(said.stderr.splitlines()) if line.strip()), "no message")
+        out.append(error(f"{module.rpartition('.')[2]}: stopped ({last})", f"look at the environment of {python}"))
+    return out
+
+
+def judge(result: dict) -> Finding:
+    """A result line as a finding; NaN is no number and fails."""
+    value, limit = result["value"], result["limit"]
+    what = f"test: {result['name']} ({value:.2g}, at most {limit:.2g})"
+    return ok(what) if value <= limit else error(what, _REMEDY)

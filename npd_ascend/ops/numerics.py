@@ -1,0 +1,56 @@
+"""Flash against dense attention, bfloat16 against float32, on an NPU: ``python -m npd_ascend.ops.numerics JOB.json``.
+
+Runs in the MindSpore environment. One set of weights, three networks: dense attention in float32 is the reference,
+dense in bfloat16 shows what the type costs, flash in bfloat16 what the kernel adds. Has not run on an NPU yet.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from npd_ascend.config.jobs import Device
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.ops.selftest import TOLERANCE, sequences
+
+
+def logits(spec: ModelSpec, folder: Path, leaves: str, dtype: Literal["float32", "bfloat16"], device: Device,
+           row_length: int) -> list[np.ndarray]:
+    """Logits of the test's sequences in one packed row, each [length, V] float32, with the leaf modules of a device."""
+    import mindspore as ms
+
+    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.network import CausalLM, setup_context
+    from npd_ascend.models.weights import load_hf
+    from npd_ascend.rows.collate import collate
+
+    setup_context(device)
+    net: Any = CausalLM(spec, LEAVES[leaves], row_length, dtype, dtype).set_train(False)
+    load_hf(net, folder)
+    batch = collate([sequences(spec.vocab_size)], row_length, spec.pad_token_id, 1)
+    arrays = (batch.input_ids, batch.position_ids, batch.segment_ids)
+    hidden = net(*(ms.Tensor(a) for a in arrays)).astype(ms.float32).asnumpy()
+    head = net.head_weight.float().asnumpy()
+    return [hidden[a: a + n] @ head.T for a, n in zip(batch.starts, batch.lengths, strict=True)]
+
+
+def main() -> None:
+    """Prints a result line for each comparison, as ``selftest`` does."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    folder, row = Path(job["student"]), job["row_length"]
+    spec = ModelSpec.from_folder(folder)
+    device = Device(target="ascend", dtype="bfloat16", max_device_memory=job["max_device_memory"])
+    exact = logits(spec, folder, "cpu", "float32", device, row)
+    dense = logits(spec, folder, "cpu", "bfloat16", device, row)
+    flash = logits(spec, folder, "ascend", "bfloat16", device, row)
+    for name, a, b in (("bfloat16 and float32 agree", dense, exact), ("flash and dense attention agree", flash, dense)):
+        gap = max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+        print(json.dumps({"name": name, "value": gap, "limit": TOLERANCE["bfloat16"]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The invariants of distillation on the user's own models: ``python -m npd_ascend.ops.selftest JOB.json``.
+
+Runs in the MindSpore environment; ``doctor.selftest`` writes the job and reads the results, one JSON line each:
+``{"name", "value", "limit"}``, good when value <= limit. Inputs are random token ids of a fixed seed: what is tested is
+that two ways to compute the same thing agree, whatever the tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.config.jobs import Device
+from npd_ascend.models.spec import ModelSpec
+
+_LENGTHS = (7, 23, 2, 41, 12, 30)
+_LOSS_ROWS = 8
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
+"""Of logits, nats. Eight bits of mantissa at logits of 20 to 40 leave differences of 0.1."""
+
+
+def sequences(vocab: int, seed: int = 0) -> list[np.ndarray]:
+    """Token ids of the test, int32."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab, n).astype(np.int32) for n in _LENGTHS]
+
+
+class Selftest:
+    """The tests of one pair of models.
+
+    Args:
+        teacher, student: Hugging Face folders.
+        device: what they run on.
+        row_length: positions a row, at least the sum of ``_LENGTHS``.
+    """
+
+    def __init__(self, teacher: Path, student: Path, device: Device, row_length: int):
+        from npd_ascend.models.network import build
+        from npd_ascend.models.weights import load_hf
+
+        self.teacher, self.student, self.device, self.row = teacher, student, device, row_length
+        self.spec, self.teacher_spec = ModelSpec.from_folder(student), ModelSpec.from_folder(teacher)
+        self.net = build(self.spec, device, row_length)
+        load_hf(self.net, student)
+        self.texts = sequences(min(self.spec.vocab_size, self.teacher_spec.vocab_size))
+        self.tolerance = TOLERANCE[device.dtype]
+        self.packed = self._hidden(self.net, [self.texts])
+
+    def run(self, reference: Path | None) -> None:
+        """Prints a result for each test."""
+        self._packing()
+        self._loss()
+        self._scores()
+        self._round_trip()
+        if reference is not None:
+            self._reference(reference)
+
+    # ---- tests
+
+    def _packing(self) -> None:
+        """Packed = unpacked; neighbours in a row never matter."""
+        alone = [self._hidden(self.net, [[t]])[0] for t in self.texts]
+        gap = max(self._logit_gap(a, b) for a, b in zip(self.packed, alone, strict=True))
+        _say("packed rows give the logits of single sequences", gap, self.tolerance)
+        others = [t if i == 3 else t[::-1].copy() for i, t in enumerate(self.texts)]
+        _say("neighbours in a row do not matter", self._logit_gap(self._hidden(self.net, [others])[3], self.packed[3]),
+             self.tolerance)
+
+    def _loss(self) -> None:
+        """k = V: the loss over the stored support is the full KL; chunked = plain, values and gradients."""
+        hidden = np.concatenate(self.packed)[:_LOSS_ROWS].astype(np.float32)
+        head = self.net.head_weight.float().asnumpy()
+        theirs = self._teacher_logits()
+        vocab = min(head.shape[0], theirs.shape[1])
+        ids = np.tile(np.arange(vocab, dtype=np.int32), (_LOSS_ROWS, 1))
+        labels = ids[:, :1] + np.arange(_LOSS_ROWS, dtype=np.int32)[:, None] % vocab
+        own = _log_softmax(hidden.astype(np.float64) @ head.T.astype(np.float64))
+        plain = _log_softmax(theirs[:, :vocab].astype(np.float64))
+        full_kl = float((np.exp(plain) * (plain - own[:, :vocab])).sum())
+        targets = np.concatenate([labels, ids], 1)
+        whole = self._chunked(hidden, head, targets, plain, chunk=_LOSS_ROWS)
+        scale = max(1.0, abs(full_kl))
+        _say("top-k loss with k = V is the full KL", abs(whole[2] - full_kl) / scale, 1e-4)
+        _say("student = teacher: KL is 0", abs(self._chunked(hidden, head, targets, own[:, :vocab], _LOSS_ROWS)[2]
+                                              if vocab == head.shape[0] else 0.0), 1e-3)
+        parts = self._chunked(hidden, head, targets, plain, chunk=3)
+        expected = self._plain_gradients(own, head, hidden, labels, plain, vocab)
+        _say("chunked loss is the plain loss", abs(parts[0] - whole[0]) / scale, 1e-5)
+        _say("chunked gradients are the plain gradients",
+             max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
+                 for a, b in ((parts[3], expected[0]), (parts[4], expected[1]))), 1e-3)
+
+    def _scores(self) -> None:
+        """Student as its own teacher: Δ-IFD 0; scores do not depend on what else is scored."""
+        from npd_ascend.annotate.prefill import Scorer
+        from npd_ascend.config.schema import AnnotateConfig
+
+        settings = AnnotateConfig(row_length=self.row, vocab_chunk_rows=64)
+        heads, bodies = [t[:2] for t in self.texts], [np.append(t[2:], t[:1]) for t in self.texts]
+        unconditioned = [t[:1] for t in self.texts]
+        scorers = (Scorer(self.student, self.spec, settings, self.device) for _ in range(2))
+        ifd = []
+        for scorer in scorers:
+            with_prompt, without = scorer.score(heads, bodies, 0), scorer.score(unconditioned, bodies, 0)
+            ifd.append([a.sampled.mean() / b.sampled.mean() for a, b in zip(with_prompt, without, strict=True)])
+            single = [scorer.score([h], [b], 0)[0] for h, b in zip(heads, bodies, strict=True)]
+        _say("student = teacher: delta IFD is 0", float(np.abs(np.subtract(ifd[0], ifd[1])).max()), 0.0)
+        _say("scores do not depend on the packing", max(float(np.abs(a.sampled - b.sampled).max())
+                                                        for a, b in zip(with_prompt, single, strict=True)),
+             self.tolerance)
+
+    def _round_trip(self) -> None:
+        """Hugging Face -> MindFormers -> Hugging Face bit for bit; and what a sync does: the lag after it is 0."""
+        from npd_ascend.models import tensorfile
+        from npd_ascend.models.weights import load_hf, save_hf
+
+        with tempfile.TemporaryDirectory(prefix="npd-selftest-") as folder:
+            out = Path(folder) / "export"
+            save_hf(self.net, out, self.student)
+            before, after = tensorfile.entries(self.student), tensorfile.entries(out)
+            different = sum(not np.array_equal(before[n].read(), after[n].read(), equal_nan=True) for n in after)
+            _say("Hugging Face -> MindFormers -> Hugging Face: tensors that differ",
+                 different + len(set(before) ^ set(after)), 0)
+            load_hf(self.net, out)
+        again = self._hidden(self.net, [self.texts])
+        lag = max(self._logit_gap(a, b) for a, b in zip(again, self.packed, strict=True))
+        _say("the lag right after a sync is 0", lag, 0.0)
+
+    def _reference(self, path: Path) -> None:
+        """Logits of transformers."""
+        with np.load(path) as found:
+            gap = max(float(np.abs(self._logits(h) - found[f"s{i}"]).max()) for i, h in enumerate(self.packed))
+        _say("logits of MindFormers are those of transformers", gap, self.tolerance)
+
+    # ---- parts
+
+    def _hidden(self, net: Any, rows: list[list[np.ndarray]]) -> list[np.ndarray]:
+        """Hidden states of each sequence, [length, H] float32."""
+        import mindspore as ms
+
+        from npd_ascend.rows.collate import collate
+
+        batch = collate(rows, self.row, net.spec.pad_token_id, len(rows))
+        arrays = (batch.input_ids, batch.position_ids, batch.segment_ids)
+        hidden = net(*(ms.Tensor(a) for a in arrays)).astype(ms.float32).asnumpy()
+        return [hidden[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
+
+    def _logits(self, hidden: np.ndarray) -> np.ndarray:
+        return hidden @ self.net.head_weight.float().asnumpy().T
+
+    def _logit_gap(self, a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.abs(self._logits(a - b)).max())
+
+    def _teacher_logits(self) -> np.ndarray:
+        from npd_ascend.models.network import build
+        from npd_ascend.models.weights import load_hf
+
+        net = build(self.teacher_spec, self.device, self.row, params_dtype=self.device.dtype)
+        load_hf(net, self.teacher)
+        hidden = np.concatenate(self._hidden(net, [self.texts]))[:_LOSS_ROWS]
+        return hidden @ net.head_weight.float().asnumpy().T
+
+    def _chunked(self, hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, teacher: np.ndarray,
+                 chunk: int) -> tuple[float, float, float, np.ndarray, np.ndarray]:
+        import mindspore as ms
+
+        from npd_ascend.config.schema import LossConfig
+        from npd_ascend.objectives.chunked import ChunkedLoss
+
+        out = ChunkedLoss(LossConfig(), chunk)(
+            ms.Tensor(hidden), ms.Tensor(head), ms.Tensor(targets), ms.Tensor(teacher.astype(np.float32)),
+            ms.Tensor(np.ones(len(hidden), np.float32)))
+        loss, ce, kd = (float(x.asnumpy()) for x in out[:3])
+        return loss, ce, kd, out[3].asnumpy(), out[4].asnumpy()
+
+    def _plain_gradients(self, own: np.ndarray, head: np.ndarray, hidden: np.ndarray, labels: np.ndarray,
+                         teacher: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+        """dLoss/dHidden and dLoss/dHead in float64: (1 − λ)(softmax − label) + λ(softmax − teacher)."""
+        from npd_ascend.config.schema import LossConfig
+
+        kd = LossConfig().kd_weight
+        d = np.exp(own)
+        d[np.arange(len(d)), labels[:, 0]] -= 1 - kd
+        d[:, :vocab] -= kd * np.exp(teacher)
+        return d @ head.astype(np.float64), d.T @ hidden.astype(np.float64)
+
+
+def _log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def _say(name: str, value: float, limit: float) -> None:
+    print(json.dumps({"name": name, "value": float(value), "limit": limit}), flush=True)
+
+
+def main() -> None:
+    """Runs the job in the file given as the only argument."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    test = Selftest(Path(job["teacher"]), Path(job["student"]), Device.model_validate(job["device"]), job["row_length"])
+    test.run(Path(job["reference"]) if job["reference"] else None)
+
+
+if __name__ == "__main__":
+    main()
