@@ -126,9 +126,10 @@ def _say(what: object, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.flush()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    if "MS_ROLE" in os.environ:
+        sys.exit(code)  # the scheduler of msrun wants to be told that a rank leaves
     # Engines leave threads behind whose clean-up may hang or crash; everything of ours is on disk by now.
     os._exit(code)

@@ -144,7 +144,9 @@ class Conductor:
                 self._start_training(train)
             if self.steps.span(generation).last:
                 break
-            self._await_snapshot(generation)
+            self._await_snapshot(train)
+            if self._training is None and self._done(generation)["reason"] == "epochs":
+                break  # the run was over before the lag asked for a refresh
             generation += 1
         self._join_training()
         self._export(generation)
@@ -195,15 +197,16 @@ class Conductor:
         self.runner.monitor.reset("train")
         self._training = (step, self.runner.launch(step), time.monotonic())
 
-    def _await_snapshot(self, generation: int) -> None:
+    def _await_snapshot(self, train: Step) -> None:
         """Until the next generation's snapshot stands, or training has ended (without ``lead`` both are one)."""
         if self.config.sync.lead == 0:
             return self._join_training()
-        ready = self.run_dir.generation(generation).next_snapshot
-        while self._training and not ready.is_dir() and self._training[1].poll() is None:
+        mark = self.run_dir.generation(train.generation).snapshot_mark
+        while self._training and self._training[1].poll() is None:
+            if (read_sealed(mark) or {}).get("fingerprint") == train.job.fingerprint:  # type: ignore[attr-defined]
+                return
             time.sleep(_POLL_S)
-        if self._training and self._training[1].poll() is not None:
-            self._join_training()
+        self._join_training()
 
     def _join_training(self) -> None:
         if self._training is None:

@@ -14,6 +14,7 @@ from npd_ascend.config.jobs import RolloutJob, TrainJob
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
 from npd_ascend.ops.environments import Environments
+from npd_ascend.pipeline import child as child_module
 from npd_ascend.pipeline.child import write_job
 from npd_ascend.pipeline.processes import Child, child_environment, free_port
 from npd_ascend.pipeline.steps import Step
@@ -164,7 +165,7 @@ class Runner:
         path = self.run.jobs / f"{step.name}.json"
         write_job(path, step.room, job)
         python = self.environments.mindspore
-        command = [str(python), "-m", "npd_ascend.pipeline.child", str(path)]
+        command = [str(python), child_module.__file__, str(path)]
         if isinstance(job, TrainJob) and job.settings.data_parallel > 1:
             n = str(job.settings.data_parallel)
             command = [

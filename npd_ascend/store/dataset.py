@@ -125,7 +125,11 @@ class Dataset:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         data = sink.getvalue()
-        self.write(index, table.num_rows, lambda f: f.write(data), **meta)
+
+        def fill(f: IO[bytes]) -> None:
+            f.write(data)
+
+        self.write(index, table.num_rows, fill, **meta)
 
     def write(self, index: int, rows: int, fill: Callable[[IO[bytes]], None], **meta: Any) -> None:
         """Commits one shard of any format: ``fill(file)`` writes its bytes; ``meta`` goes into the record."""

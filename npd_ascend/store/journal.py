@@ -44,14 +44,22 @@ class Journal:
         self.append_many([record])
 
     def append_many(self, records: list[dict[str, Any]]) -> None:
-        """Writes several records with one system call."""
+        """Writes several records with one system call; when the disk is full, none of them.
+
+        Raises:
+            OSError: they could not be written; what was in the journal is still there and more may be appended.
+        """
         frames = bytearray()
         for record in records:
             payload = json.dumps(record, separators=(",", ":")).encode()
             frames += _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
-        view = memoryview(frames)
-        while view:  # a raw write may be short when the disk fills up
-            view = view[self._file.write(view) :]
+        view, end = memoryview(frames), os.fstat(self._file.fileno()).st_size
+        try:
+            while view:  # a raw write may be short when the disk fills up
+                view = view[self._file.write(view) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)
+            raise
 
     def sync(self) -> None:
         """Makes all appended records survive a power cut as well."""

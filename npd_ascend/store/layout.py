@@ -98,4 +98,5 @@ class GenerationDir:
         self.packs = root / "packs"
         self.train = root / "train"
         self.next_snapshot = self.train / "next"
+        self.snapshot_mark = self.train / "next.json"
         self.done = self.train / "done.json"

@@ -70,6 +70,13 @@ class TopKCodec:
         self.record_bytes = (sum(widths) + 7) // 8
         self._max_entropy = max(float(np.log(vocab_size)), 1e-9)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopKCodec) and (self.k, self.vocab_size, self.value_bits) == (
+            other.k,
+            other.vocab_size,
+            other.value_bits,
+        )
+
     def encode(self, topk: TopK) -> np.ndarray:
         """Records, uint8 [T, record_bytes].
 

@@ -11,6 +11,7 @@ import json
 import mmap
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
@@ -85,6 +86,25 @@ class TopKReader:
         Raises:
             CorruptShard: its bytes are not those that were written.
         """
+        return self.read_many([ordinal])[0]
+
+    def read_many(self, ordinals: Sequence[int]) -> list[TopK]:
+        """Annotations of several samples, decoded at once: for short samples that is many times faster.
+
+        Raises:
+            CorruptShard: bytes are not those that were written.
+        """
+        if not len(ordinals):
+            return []
+        assert self._codec is not None
+        blocks = [self._block(int(o)) for o in ordinals]
+        size = self._codec.record_bytes
+        whole = self._codec.decode(np.frombuffer(b"".join(blocks), np.uint8).reshape(-1, size))
+        ends = np.cumsum([len(b) // size for b in blocks])
+        return [whole[int(end) - len(b) // size : int(end)] for b, end in zip(blocks, ends, strict=True)]
+
+    def _block(self, ordinal: int) -> bytes:
+        """Records of a sample, verified."""
         index = int(np.searchsorted(self._first, ordinal, side="right")) - 1
         data, table, base, codec = self._shard(index)
         entry = table[ordinal - self._first[index]]
@@ -92,7 +112,9 @@ class TopKReader:
         block = data[start : start + int(entry["tokens"]) * codec.record_bytes]
         if zlib.crc32(block) != entry["crc"]:
             raise CorruptShard(str(self.dataset.folder), index, f"checksum of sample {ordinal} differs")
-        return codec.decode(np.frombuffer(block, np.uint8).reshape(-1, codec.record_bytes))
+        if codec != self._codec:
+            raise CorruptShard(str(self.dataset.folder), index, "stored with another k, vocabulary or precision")
+        return block
 
     def _shard(self, index: int) -> tuple[mmap.mmap, np.ndarray, int, TopKCodec]:
         if index not in self._open:

@@ -132,7 +132,7 @@ class Reader:
         if count:
             targets[:count, 0] = np.concatenate([c.label(o)[:r] for o, r in zip(samples, response_n, strict=True)])
             weights[:count] = np.repeat(c.weights[samples], response_n)
-        notes = [self._annotation(int(o), int(r)) for o, r in zip(samples, response_n, strict=True)] if k else []
+        notes = self._annotations(samples, response_n) if k else []
         if notes and count:
             targets[:count, 1:] = np.concatenate([x.ids for x in notes])
             teacher[:count] = np.concatenate([x.logprobs for x in notes])
@@ -161,13 +161,14 @@ class Reader:
                        self.settings.micro_batch)
         return rows, response_positions(rows.starts, prompt_n, response_n)
 
-    def _annotation(self, ordinal: int, tokens: int) -> TopK:
+    def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> list[TopK]:
         assert self.topk is not None
-        found = self.topk.read(ordinal)
-        if len(found) < tokens:
-            raise UserError(f"{self.topk.dataset.folder}: sample {ordinal} has {len(found)} annotated tokens, its "
-                            f"response {tokens}; run annotate again")
-        return found[:tokens]
+        found = self.topk.read_many(samples.tolist())
+        for ordinal, note, n in zip(samples, found, tokens, strict=True):
+            if len(note) < n:
+                raise UserError(f"{self.topk.dataset.folder}: sample {ordinal} has {len(note)} annotated tokens, its "
+                                f"response {n}; run annotate again")
+        return [note[: int(n)] for note, n in zip(found, tokens, strict=True)]
 
     def _logprobs(self, ordinal: int, tokens: int) -> np.ndarray | None:
         found = self.corpus.logprobs[ordinal][:tokens] if self.corpus.logprobs is not None else None

@@ -128,3 +128,14 @@ def test_truncated_shard_is_found(stored):
     dataset.path(0).write_bytes(data[:-1])
     with pytest.raises(CorruptShard):
         TopKReader(Dataset.open(dataset.folder, "topk"))
+
+
+def test_many_at_once_equal_one_by_one(stored):
+    dataset, _ = stored
+    reader = TopKReader(Dataset.open(dataset.folder, "topk"))
+    order = [4, 1, 0, 4]
+    for many, ordinal in zip(reader.read_many(order), order, strict=True):
+        one = reader.read(ordinal)
+        for name in ("ids", "logprobs", "logz", "sampled", "entropy"):
+            assert (getattr(many, name) == getattr(one, name)).all()
+    assert reader.read_many([]) == []
