@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Stands in for the rollout environment's interpreter where vLLM lives in a container of its own:
+#
+#   export NPD_ROLLOUT_PYTHON=/opt/npd/scripts/rollout_in_container.sh
+#
+# Runs python with the given arguments inside the container NPD_ROLLOUT_CONTAINER (default npd-rollout), in the same
+# working directory, with stdin and stdout passed through. Both containers must see the run directory, models and
+# data under the same paths. A worker ends when its stdin does, so it does not outlive the run.
+set -euo pipefail
+container=${NPD_ROLLOUT_CONTAINER:-npd-rollout}
+
+if ! command -v docker >/dev/null 2>&1; then
+  echo "error: no docker client here; mount /var/run/docker.sock and use docker/Dockerfile.mindspore" >&2
+  exit 2
+fi
+pass=(-e "PYTHONUNBUFFERED=1")
+while IFS='=' read -r name _; do
+  case $name in
+  NPD_PROGRESS | VLLM_* | HF_* | ASCEND_RT_VISIBLE_DEVICES | TOKENIZERS_PARALLELISM | OMP_* | HCCL_*)
+    pass+=(-e "$name=${!name}")
+    ;;
+  esac
+done < <(env)
+exec docker exec -i -w "$PWD" "${pass[@]}" "$container" python3 "$@"
