@@ -73,10 +73,12 @@ def test_student_nll_from_the_rollout_halves_its_pass(config):
 def test_more_paths_and_devices(config, paper):
     one, three = estimate(config()), estimate(config(rollout={"max_new_tokens": 100, "samples": 2}))
     assert three.stage("rollout").tokens == pytest.approx(3 * one.stage("rollout").tokens)
-    eight, sixteen = (estimate(paper(), devices=n, workload=PAPER_WORK) for n in (8, 16))
-    assert sixteen.stage("rollout").hours(PAPER) == pytest.approx(eight.stage("rollout").hours(PAPER) / 2)
-    # Training is as wide as data_parallel says, whatever there is.
+    four, eight, sixteen = (estimate(paper(), devices=n, workload=PAPER_WORK) for n in (4, 8, 16))
+    for stage in ("rollout", "annotate_teacher", "train"):
+        assert four.stage(stage).hours(PAPER) == pytest.approx(eight.stage(stage).hours(PAPER) * 2)
+    # Rollouts and training are as wide as the configuration says, whatever there is.
     assert sixteen.stage("train").hours(PAPER) == pytest.approx(eight.stage("train").hours(PAPER))
+    assert sixteen.stage("rollout").hours(PAPER) == pytest.approx(eight.stage("rollout").hours(PAPER))
 
 
 def test_the_papers_table_19(paper):

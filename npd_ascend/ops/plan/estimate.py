@@ -173,7 +173,7 @@ class _Planner:
         context = self.work.prompt_tokens + self.work.answer_tokens / 2
         room = memory.rollout_memory(c, spec, npu, self.length)
         tp = c.rollout.tensor_parallel
-        engines = max(1, self.devices // tp)
+        engines = max(1, min(c.rollout.workers, self.devices // tp))
         batch = max(1.0, min(c.rollout.max_num_seqs, room.largest, self.samples / engines))
         moved = (weight_bytes(spec) + batch * context * kv_bytes(spec)) / npu.bandwidth
         computed = batch * decode_flops(spec, context) / npu.flops
