@@ -53,13 +53,10 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What ``write_sealed`` wrote, without the seal; None when it is absent or damaged.
-
-    A file without a seal, of an earlier version, is taken as it stands.
-    """
+    """What ``write_sealed`` wrote, without the seal; None when it is absent or damaged."""
     try:
         value = json.loads(path.read_bytes())
-        return value if isinstance(value, dict) and value.pop(_SEAL, None) in (None, _seal(value)) else None
+        return value if isinstance(value, dict) and value.pop(_SEAL, None) == _seal(value) else None
     except (OSError, ValueError, RecursionError):
         return None
 
