@@ -56,6 +56,17 @@ def test_without_the_progress_file_training_is_still_told_apart():
     assert c.seconds("rollout", 20_000) == pytest.approx(10 + 20_000 / 8000)
 
 
+def test_engines_that_stay_up_start_once():
+    """As recorded of two generations of the mini run: 19,000 tokens, the engine up in the second."""
+    rows = [{"kind": "stage", "stage": "rollout", "generation": g, "seconds": s, "busy": s, "tokens": 19000}
+            for g, s in ((0, 35.9), (1, 3.2))]
+    events = [{"event": "progress", "stage": "rollout", "tokens": t, "seconds": s}
+              for t, s in ((100, 33.0), (9500, 34.4), (19000, 35.9))]
+    c = Calibration.from_rows(rows, events)
+    assert c.seconds("rollout", 2 * 19000, passes=2) == pytest.approx(35.9 + 3.2, rel=0.1)
+    assert c.seconds("rollout", 5 * 19000, passes=5) == pytest.approx(35.9 + 4 * 3.2, rel=0.1)
+
+
 def test_failed_and_empty_passes_do_not_count():
     rows, events = record(1000)
     failed = {"kind": "stage", "stage": "train", "generation": 0, "seconds": 900.0, "busy": 0.0, "tokens": 0}
@@ -66,7 +77,7 @@ def test_too_few_steps_fall_back_to_busy():
     rows = [{"kind": "stage", "stage": "train", "seconds": 20.0, "busy": 10.0, "tokens": 1000, "generation": 0},
             {"kind": "train", "generation": 0, "step": 1, "tokens": 800, "seconds": 9.0}]
     rate = Calibration.from_rows(rows).rates["train"]
-    assert (rate.start, rate.per_token) == (10.0, 0.01)
+    assert (rate.start, rate.again, rate.per_token) == (10.0, 10.0, 0.01)
 
 
 def test_unknown_stage_and_empty_run(tmp_path):

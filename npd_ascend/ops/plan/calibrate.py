@@ -15,14 +15,16 @@ from npd_ascend.store.metrics import read_metrics
 
 @dataclass(frozen=True)
 class Rate:
-    """How a stage went: ``seconds = start + tokens * per_token``.
+    """How a stage went: a pass takes its start, and a time for every token.
 
     Attributes:
-        start: seconds of a pass that do not grow with the work: interpreters, weights, compilation, clean-up.
+        start: seconds of the first pass that do not grow with the work: interpreters, weights, compilation, clean-up.
+        again: the same of later passes; rollout engines stay up.
         per_token: seconds a token of its meter.
     """
 
     start: float
+    again: float
     per_token: float
 
 
@@ -39,7 +41,7 @@ class Calibration:
     def seconds(self, stage: str, tokens: float, passes: int = 1) -> float | None:
         """Wall seconds of ``passes`` passes that process ``tokens`` tokens together; None: never measured."""
         rate = self.rates.get(stage)
-        return None if rate is None else passes * rate.start + tokens * rate.per_token
+        return None if rate is None else rate.start + (passes - 1) * rate.again + tokens * rate.per_token
 
     @classmethod
     def from_run(cls, folder: Path) -> Calibration:
@@ -76,9 +78,10 @@ class Calibration:
         rates = {}
         for stage, passes in stages.items():
             tokens, wall = sum(r["tokens"] for r in passes), sum(r["seconds"] for r in passes)
-            per_token = slopes.get(stage) or sum(r["busy"] for r in passes) / tokens
-            start = max(0.0, (wall - tokens * per_token) / len(passes))
-            rates[stage] = Rate(start, per_token if start else wall / tokens)
+            # A slope that explains more than all of the time was taken at a slow moment.
+            per_token = min(slopes.get(stage) or sum(r["busy"] for r in passes) / tokens, wall / tokens)
+            first, *later = (max(0.0, r["seconds"] - r["tokens"] * per_token) for r in passes)
+            rates[stage] = Rate(first, sum(later) / len(later) if later else first, per_token)
         return cls(rates)
 
 
