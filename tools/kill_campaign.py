@@ -7,8 +7,8 @@ one run is left alone. The others lose a random process (the conductor, a stage'
 SIGKILL at random instants, and the same command is given again until they are finished. Then the exported student
 must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed between snapshots.
 
-``kills.jsonl`` grows while the campaign runs; ``result.json`` and ``result.md`` are written after each run. Exit
-code 1 when anything was lost.
+``kills.jsonl`` grows while the campaign runs; ``result.json`` and ``result.md`` are written after each run, and added
+to when the campaign is given again. Exit code 1 when anything was lost.
 """
 
 from __future__ import annotations
@@ -168,9 +168,8 @@ def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str,
         elif "npd_ascend.rollout" in line:
             victims[pid] = "rollout worker"
             worker = True
-    if worker and (journals := sorted(run.root.glob("**/*.journal"))):
-        parent = journals[-1].parent.parent
-        stages.append(f"g{parent.name}-rollout" if parent.parent.name == "generations" else "evaluate")
+    if worker and (journals := sorted(run.root.glob("generations/*/rollouts/*.journal"))):
+        stages.append(f"g{journals[-1].parent.parent.name}-rollout")
     stages = stages or ["rollout engine" if worker else "start"]
     pid = rng.choice(sorted(victims))
     if victims[pid] == "conductor" and len(victims) > 1 and rng.random() < 0.5:
@@ -185,18 +184,31 @@ def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, per
     """One run to its end, hit at most ``kills`` times, and at most ``per_stage`` times in each stage.
 
     A stage that has had its share is left alone, so that the run comes on to the next one. Waits are uniform over
-    ranges of several lengths: some kills come while processes start, others when they have long been at work.
+    ranges of several lengths: some kills come while processes start, others when they have long been at work. Tiny
+    rollouts last a second, so a wait ends early, and at random, when one has begun.
     """
     done: list[Kill] = []
+
+    def spared(stage: str, generation: int) -> bool:
+        return sum((k.stage, k.generation) == (stage, generation) for k in done + hit) >= per_stage
+
+    def wait(command: Command) -> int | None:
+        until = time.monotonic() + rng.uniform(0.05, rng.choice(_WAITS_S))
+        while (code := command.wait(0.02)) is None and time.monotonic() < until:
+            begun = {int(p.parent.parent.name) for p in run.root.glob("generations/*/rollouts/*.journal")}
+            if any(not spared("rollout", g) for g in begun):
+                return command.wait(rng.uniform(0.0, 0.6))
+        return code
+
     while True:
         command = Command(config)
         hit: list[Kill] = []
         while len(done) + len(hit) < kills:
-            code = command.wait(rng.uniform(0.05, rng.choice(_WAITS_S)))
+            code = wait(command)
             if code is not None:
                 break
             pid, process, stage, generation = choose(command, run, rng)
-            if sum((k.stage, k.generation) == (stage, generation) for k in done + hit) >= per_stage:
+            if spared(stage, generation):
                 continue
             kill = Kill(policy, number, process, stage, generation, round(time.monotonic() - command.started, 2))
             os.kill(pid, signal.SIGKILL)
@@ -300,24 +312,26 @@ def main() -> None:
     out, rng, started = args.out.resolve(), random.Random(args.seed), time.monotonic()
     make_inputs(out / "inputs")
     plain: dict[str, RunDir] = {}
-    runs: list[dict[str, Any]] = []
-    kills: list[dict[str, Any]] = []
-    while len(kills) < args.kills and time.monotonic() - started < 60 * args.minutes:
+    result = out / "result.json"
+    before = json.loads(result.read_text()) if result.is_file() else {"runs": [], "kills": []}
+    runs, kills = before["runs"], before["kills"]
+    enough = len(kills) + args.kills
+    while len(kills) < enough and time.monotonic() - started < 60 * args.minutes:
         policy = args.policies[len(runs) % len(args.policies)]
         if policy not in plain:
             plain[policy] = RunDir(out / f"{policy}-plain")
             disturb(write_config(out / "inputs", plain[policy].root, policy), plain[policy], policy, -1, 0, 0, rng,
                     out / "kills.jsonl")
-        number = len(runs)
+        number = next(n for n in range(10**6) if not (out / f"{policy}-{n:03d}").exists())
         run = RunDir(out / f"{policy}-{number:03d}")
         hit = disturb(write_config(out / "inputs", run.root, policy), run, policy, number,
-                      args.kills - len(kills), args.per_stage, rng, out / "kills.jsonl")
+                      enough - len(kills), args.per_stage, rng, out / "kills.jsonl")
         lost = losses(run, plain[policy])
         kills += [asdict(k) for k in hit]
         runs.append({"policy": policy, "run": number, "kills": len(hit), "lost": lost})
         print(f"run {number} ({policy}): {len(hit)} kills, lost: {lost or 'nothing'}; {len(kills)} kills, "
               f"{(time.monotonic() - started) / 60:.1f} min so far", flush=True)
-        (out / "result.json").write_text(json.dumps({"runs": runs, "kills": kills}, indent=1) + "\n")
+        result.write_text(json.dumps({"runs": runs, "kills": kills}, indent=1) + "\n")
         (out / "result.md").write_text(table(kills, runs))
     print(table(kills, runs))
     sys.exit(any(r["lost"] for r in runs))
