@@ -208,7 +208,8 @@ class Runner:
             how += " (out of memory? lower the stage's micro_batch or row_length)"
         if code == 0:
             how = "ended without finishing its output"
-        raise UserError(f"{step.name} {how}; its log is {child.log}, last line: {child.last_words()}")
+        last = child.last_words()
+        raise UserError(f"{step.name} {how}; its log is {child.log}" + (f", last line: {last}" if last else ""))
 
     def book(self, step: Step, seconds: float, stage: str | None = None) -> None:
         """Writes the ``stage`` row of metrics.jsonl: wall seconds (start-up included), busy seconds, units, tokens."""
