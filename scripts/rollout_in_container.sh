@@ -14,11 +14,11 @@ if ! command -v docker >/dev/null 2>&1; then
   exit 2
 fi
 pass=(-e "PYTHONUNBUFFERED=1")
-while IFS='=' read -r name _; do
+while read -r name; do
   case $name in
   NPD_PROGRESS | VLLM_* | HF_* | ASCEND_RT_VISIBLE_DEVICES | TOKENIZERS_PARALLELISM | OMP_* | HCCL_*)
     pass+=(-e "$name=${!name}")
     ;;
   esac
-done < <(env)
+done < <(compgen -e)
 exec docker exec -i -w "$PWD" "${pass[@]}" "$container" python3 "$@"

@@ -105,6 +105,7 @@ def test_weights_that_are_not_those_of_the_reference_fail(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @needs_engines
 def test_smoke_without_an_npu(tmp_path):
     found = smoke(load_config(ROOT / "configs" / "mini.yaml", [f"models.{n}={ROOT}/assets/mini/{n}" for n in (

@@ -71,7 +71,8 @@ def enough_devices(p: Patient) -> list[Finding]:
     except UserError:
         return []  # devices_present has told it
     c, out = p.config, []
-    nodes = int(p.machine.env.get("NODES", "1") or 1)
+    told = p.machine.env.get("NODES", "1")
+    nodes = int(told) if told.isdigit() else 1  # several_nodes tells what is wrong with it
     engines = c.rollout.workers * c.rollout.tensor_parallel
     if engines > have:
         out.append(error(f"rollout.workers x tensor_parallel = {engines} devices, {have} are visible",
