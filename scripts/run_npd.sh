@@ -18,7 +18,7 @@ if [ $# -eq 0 ] || [[ $1 == -* ]]; then
   set -- "$CONFIG" "$@"
 fi
 
-for script in "$ascend/ascend-toolkit/set_env.sh" "$ascend/nnal/atb/set_env.sh"; do
+for script in "$ascend/cann/set_env.sh" "$ascend/ascend-toolkit/set_env.sh" "$ascend/nnal/atb/set_env.sh"; do
   if [ -f "$script" ]; then
     set +u
     # shellcheck disable=SC1090

@@ -263,12 +263,13 @@ class StepBuilder:
         c, g = self.config, self.run.generation(generation)
         where = self.span(generation)
         kd = c.train.loss.kd_weight > 0
+        packs = Dataset.open(g.packs, "packs")  # first: without it there is no need to hash a large checkpoint
         before = self._done(generation - 1).get("fingerprint") if generation else self.model(c.models.student)
         fp = fingerprint(
             "train",
             {
                 "before": before,
-                "packs": Dataset.open(g.packs, "packs").fingerprint,
+                "packs": packs.fingerprint,
                 "topk": Dataset.open(g.topk, "topk").fingerprint if kd else None,
                 "settings": c.train.model_dump(mode="json", exclude=_TRAIN_SPEED),
                 "seed": c.run.seed,

@@ -70,14 +70,19 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, state: State, optimizer: AdamW) -> None:
-        """Writes a checkpoint and removes the oldest ones."""
+        """Writes a checkpoint and removes the oldest ones.
+
+        Until the generation has ended, the end of the one before stays as well: whatever becomes of the newer ones,
+        the generation can then be trained again.
+        """
         with atomic_folder(self._path(state.step)) as tmp:
             for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
                 _write(tmp / f"{part}.safetensors", optimizer, parameters)
             hashes = {f"{part}.safetensors": file_sha256(tmp / f"{part}.safetensors") for part in _PARTS}
             write_sealed(tmp / "state.json", {**asdict(state), "files": hashes})
         for step in self._steps()[self.keep :]:
-            shutil.rmtree(self._path(step), ignore_errors=True)
+            if state.ended or not self._ends(step, state.generation - 1):
+                shutil.rmtree(self._path(step), ignore_errors=True)
 
     def valid(self) -> Iterator[State]:
         """States of undamaged checkpoints, newest first; a damaged one is named and passed over."""
@@ -107,6 +112,11 @@ class Checkpoints:
             return []
         found = (_NAME.fullmatch(p.name) for p in self.folder.iterdir() if p.is_dir())
         return sorted((int(m[1]) for m in found if m), reverse=True)
+
+    def _ends(self, step: int, generation: int) -> bool:
+        """Whether a checkpoint marks the end of ``generation``."""
+        given = read_sealed(self._path(step) / "state.json") or {}
+        return given.get("generation") == generation and given.get("ended") is True
 
     def _state(self, step: int) -> State | None:
         path = self._path(step)
