@@ -210,6 +210,8 @@ class TrainConfig(Section):
     loss: LossConfig = LossConfig()
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
+    recompute: bool = False
+    """Computes the activations of each layer again in the backward pass: a third more work, memory of one layer."""
     checkpoint_every: Natural = 0
     """Optimiser steps between checkpoints, beside those at the end of each epoch; 0: only there."""
     keep_checkpoints: Count = 2

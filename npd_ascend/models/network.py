@@ -106,6 +106,11 @@ class CausalLM(nn.Cell):
         """Output projection [V, H]; the embedding table itself when tied."""
         return self.model.embedding.word_embeddings.weight if self.spec.tie_embeddings else self.lm_head
 
+    def recompute_layers(self) -> None:
+        """Keeps the inputs of the layers only; their activations are computed again in the backward pass."""
+        for layer in self.model.decoder.layers:
+            layer.recompute()
+
     def construct(self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor) -> ms.Tensor:
         """Hidden states after the final norm.
 

@@ -27,7 +27,7 @@ from npd_ascend.models.spec import ModelSpec
 from npd_ascend.pipeline.sync import Span, span
 from npd_ascend.store.atomic import read_sealed
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.identity import digest, file_sha256, fingerprint, model_fingerprint
+from npd_ascend.store.identity import digest, file_sha256, fingerprint, model_fingerprint, seals_hold
 from npd_ascend.store.layout import RunDir
 
 # Settings that change how fast or where a stage works, not what it makes.
@@ -56,6 +56,7 @@ class Step:
         job: its job.
         outputs: datasets that it finishes.
         done_file: or the JSON file that it writes last, holding its fingerprint.
+        snapshot: mark and folder of the checkpoint that it exports.
         generation: which one; -1 for preparation.
     """
 
@@ -65,6 +66,7 @@ class Step:
     generation: int
     outputs: list[Dataset] = field(default_factory=list)
     done_file: Path | None = None
+    snapshot: tuple[Path, Path] | None = None
 
     @property
     def name(self) -> str:
@@ -78,8 +80,14 @@ class Step:
         """Whether all that it makes stands, made from these very inputs."""
         if self.done_file is not None:
             done = read_sealed(self.done_file) or {}
-            return done.get("fingerprint") == self.job.fingerprint  # type: ignore[attr-defined]
+            mine = done.get("fingerprint") == self.job.fingerprint  # type: ignore[attr-defined]
+            return mine and (self.snapshot is None or snapshot_intact(*self.snapshot))
         return all(d.complete for d in self.outputs)
+
+
+def snapshot_intact(mark: Path, folder: Path) -> bool:
+    """Whether a snapshot is, byte for byte, what training exported; ``mark`` holds the hashes of its files."""
+    return seals_hold(folder, (read_sealed(mark) or {}).get("files"))
 
 
 class StepBuilder:
@@ -302,7 +310,7 @@ class StepBuilder:
             sync=c.sync,
             device=self.device,
         )
-        return Step("train", "train", job, generation, done_file=g.done)
+        return Step("train", "train", job, generation, done_file=g.done, snapshot=(g.snapshot_mark, g.next_snapshot))
 
     def eval_rollout(self, name: str, model: Path, generation: int) -> Step:
         """Answers to the held-out prompts: a rollout like any other."""

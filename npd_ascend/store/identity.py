@@ -93,6 +93,21 @@ def model_fingerprint(folder: Path, cache: Path | None = None) -> str:
     return digest(hashes)
 
 
+def file_seals(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder by name."""
+    return {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def seals_hold(folder: Path, seals: Any) -> bool:
+    """Whether the files of a folder are still those that ``file_seals`` saw; more files do not matter."""
+    if not isinstance(seals, dict) or not seals:
+        return False
+    try:
+        return all(file_sha256(inside(folder, name)) == seal for name, seal in seals.items())
+    except OSError:
+        return False
+
+
 def inside(folder: Path, name: str) -> Path:
     """``folder / name``, refusing names that lead out of the folder (manifests are input too)."""
     path = folder / name

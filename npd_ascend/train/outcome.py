@@ -12,6 +12,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.weights import save_hf
 from npd_ascend.store.atomic import read_sealed, write_json, write_sealed
+from npd_ascend.store.identity import file_seals, seals_hold
 from npd_ascend.train.checkpoint import State
 
 
@@ -29,8 +30,8 @@ class Outcome:
 
     @property
     def exported(self) -> bool:
-        """Whether ``next`` is the snapshot of this job."""
-        return self._ours(self._mark) and (self.next / "config.json").is_file()
+        """Whether ``next`` is the snapshot of this job, undamaged."""
+        return self._ours(self._mark) and seals_hold(self.next, (read_sealed(self._mark) or {}).get("files"))
 
     def clear(self) -> None:
         """Takes away what another configuration left here."""
@@ -45,7 +46,7 @@ class Outcome:
         if not self.exported:
             save_hf(net, self.next, self.job.student, self.job.device.dtype)
             write_sealed(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
-                                    "progress": state.progress})
+                                      "progress": state.progress, "files": file_seals(self.next)})
 
     def finish(self, state: State) -> None:
         """Declares the generation trained."""

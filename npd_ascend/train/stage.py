@@ -48,6 +48,8 @@ def run(job: TrainJob) -> None:
         _drop_rows(MetricsWriter(job.metrics), job.generation, state.step, fresh)
 
     net = build(spec, job.device, job.row_length)
+    if job.settings.recompute:
+        net.recompute_layers()
     load_hf(net, job.snapshot)
     probe = LagProbe(net, reader, job.sync.probe_samples, group)
     trainer = Trainer(net, job.settings, reader.chunk, group.parallel)

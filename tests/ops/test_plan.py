@@ -126,5 +126,5 @@ def test_given_statistics_need_no_file(paper):
 
 def test_text_says_what_bounds_and_what_does_not_fit(paper):
     text = render(estimate(paper(), workload=PAPER_WORK))
-    assert "rollout bounds the run" in text and "train does not fit" in text and "with recomputation" in text
+    assert "rollout bounds the run" in text and "train does not fit" in text and "with train.recompute: true" in text
     assert "Table 19" in text and "910B2" in text

@@ -177,7 +177,7 @@ def test_a_second_run_in_the_same_directory_is_refused(tiny, tmp_path):
 
 
 def test_damage_is_found_and_mended(finished, tiny, tmp_path):
-    """A flipped bit in the teacher's top-k, then a need for it: regenerated, and the same student comes out."""
+    """Flipped bits in the teacher's top-k and in a snapshot: made again, and the same student comes out."""
     plain, _, _ = finished
     run = RunDir(tmp_path / "damaged")
     config = tiny.config(run.root)
@@ -189,9 +189,10 @@ def test_damage_is_found_and_mended(finished, tiny, tmp_path):
         if json.loads((checkpoint / "state.json").read_text())["generation"] == 1:
             shutil.rmtree(checkpoint)
     path = run.generation(1).topk / "shard-00001.topk"
-    data = np.fromfile(path, np.uint8)
-    data[-5] ^= 4
-    data.tofile(path)
+    for damaged in (path, run.generation(0).next_snapshot / "model.safetensors"):
+        data = np.fromfile(damaged, np.uint8)
+        data[-5] ^= 4
+        data.tofile(damaged)
     code, out = tiny.run(config)
     assert code == 0, out
     assert path.read_bytes() == (plain.generation(1).topk / "shard-00001.topk").read_bytes()

@@ -79,6 +79,8 @@ def gradient(world, packs="packs", **settings):
     folder = world.student()
     net = build(ModelSpec.from_folder(folder), Device(), ROW)
     load_hf(net, folder)
+    if s.recompute:
+        net.recompute_layers()
     trainer = Trainer(net, s, reader.chunk)
     tokens = reader.tokens(0, 0)
     total = sum(trainer.accumulate(m, tokens) for m in reader.micro_batches(0, 0))
@@ -106,3 +108,7 @@ def test_packing_does_not_matter(world):
     n = alone.rows + -alone.rows % 4
     packed = gradient(world, global_batch=n, micro_batch=4)
     compare(gradient(world, packs="alone", global_batch=n, micro_batch=4), packed, 2e-4)
+
+
+def test_recomputation_does_not_matter(world):
+    compare(gradient(world, recompute=True), gradient(world), 1e-5)

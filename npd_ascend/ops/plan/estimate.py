@@ -203,7 +203,7 @@ class _Planner:
         disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
         return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
                          flops / self.npu.flops, min(self.devices, c.train.data_parallel), "train", disk,
-                         memory.train_memory(c, spec, self.npu, recompute=False))
+                         memory.train_memory(c, spec, self.npu, recompute=c.train.recompute))
 
 
 def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
@@ -235,9 +235,9 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
             again = memory.train_memory(config, plan.student, plan.npu, recompute=True)
             sharded = memory.train_memory(config, plan.student, plan.npu, recompute=True, shards=plan.npu.node)
             if again.fits:
-                line += f"; with recomputation {again.needed / 1e9:.0f} GB, which fits"
+                line += f"; with train.recompute: true {again.needed / 1e9:.0f} GB, which fits"
             elif sharded.fits:
-                line += f"; with recomputation, cut over {plan.npu.node} devices, {sharded.needed / 1e9:.0f} GB fit"
+                line += f"; with train.recompute: true, cut over {plan.npu.node} devices, {sharded.needed / 1e9:.0f} GB fit"
             else:
                 line += "; a shorter pack.row_length would"
         else:
