@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def run(job: AnnotateJob) -> None:
-    """Makes what is missing of ``job.out`` and ``job.topk_out``.
+    """Makes what is missing of this worker's shards of ``job.out`` and ``job.topk_out``.
 
-    A shard of rollouts makes a shard of scores (and of top-k), packed from its own samples only, so a shard that is
-    made again is identical.
+    Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of scores (and of
+    top-k), packed from its own samples only, so a shard that is made again is identical.
 
     Raises:
         UserError: an input does not fit the model or the settings.
@@ -35,11 +35,12 @@ def run(job: AnnotateJob) -> None:
         return
     rollouts, prompts = Dataset.open(job.rollouts, "rollouts"), Dataset.open(job.prompts, "prompts")
     shards = rollouts.shards
-    todo = sorted({*scores.missing(shards), *(topk.missing(shards) if topk else [])})
+    todo = [i for i in _missing(scores, topk, shards) if i % job.settings.workers == job.worker]
     sizes = [r["rows"] for r in rollouts.manifest["shards"]]
     annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32))
-    skipped = rollouts.rows - sum(sizes[i] for i in todo)
-    with Meter(f"annotate {job.role}", rollouts.rows, "samples", skipped) as meter:
+    mine = sum(sizes[job.worker :: job.settings.workers])
+    name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
+    with Meter(name, mine, "samples", mine - sum(sizes[i] for i in todo)) as meter:
         for index in todo:
             table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs"])
             questions = prompts.read(index, ["prompt_index", "prompt_ids"])
@@ -47,10 +48,16 @@ def run(job: AnnotateJob) -> None:
             if topk is not None:
                 write_topk(topk, index, annotator.codec, annotations)
             scores.write_table(index, columns, tokens=int(np.sum(columns["tokens"])))
+    if _missing(scores, topk, shards):
+        return  # another worker is still at it
     if topk is not None:
         topk.finish(shards, k=job.settings.k, vocab_size=annotator.spec.vocab_size,
                     value_bits=job.settings.value_bits, record_bytes=annotator.codec.record_bytes)
     scores.finish(shards, role=job.role, model=str(job.model))
+
+
+def _missing(scores: Dataset, topk: Dataset | None, shards: int) -> list[int]:
+    return sorted({*scores.missing(shards), *(topk.missing(shards) if topk else [])})
 
 
 class _Annotator:

@@ -75,6 +75,8 @@ class AnnotateJob(Section):
     rollouts: Path
     model: Path
     role: Literal["teacher", "student"]
+    worker: int = 0
+    """Which of ``settings.workers`` processes this is: shard s belongs to process s mod workers."""
     settings: AnnotateConfig
     device: Device = Device()
     unconditioned: bool = True

@@ -126,6 +126,8 @@ class AnnotateConfig(Section):
     """Rows a forward pass."""
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
+    workers: Count = 1
+    """Processes that share the shards, on Ascend one a device; each holds the whole model."""
     value_bits: Annotated[int, Field(ge=6, le=16)] = 12
     """Bits a stored log-prob; see store/topk_codec.py for the error of each width."""
     student_nll: Literal["prefill", "rollout"] = "prefill"

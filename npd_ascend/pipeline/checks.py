@@ -30,6 +30,7 @@ _FREE = (
     "rollout.enforce_eager",
     "rollout.max_failures",
     "rollout.hang_seconds",
+    "annotate.workers",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "select.warn_keep_below",

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.config.jobs import RolloutJob, TrainJob
+from npd_ascend.config.jobs import AnnotateJob, RolloutJob, TrainJob
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
-from npd_ascend.ops.environments import Environments
+from npd_ascend.ops.environments import Environments, visible_npus
 from npd_ascend.pipeline import child as child_module
 from npd_ascend.pipeline.child import write_job
 from npd_ascend.pipeline.processes import Child, child_environment, free_port
@@ -25,6 +25,9 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
 
 _FULL = 1 << 16
+
+
+_POLL_S = 0.1
 
 
 class ShardLost(Exception):
@@ -102,6 +105,17 @@ class Monitor:
         self.drain()
 
 
+def _share_of_machine(job: AnnotateJob) -> dict[str, str]:
+    """Environment that keeps workers apart: a device each, or their part of the cores."""
+    n = job.settings.workers
+    if job.device.target == "cpu":
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
+    npus = visible_npus()
+    if n > len(npus):
+        raise UserError(f"annotate.workers is {n} but {len(npus)} NPUs are visible")
+    return {"ASCEND_RT_VISIBLE_DEVICES": str(npus[job.worker])}
+
+
 class Runner:
     """Runs the steps of one run.
 
@@ -157,7 +171,7 @@ class Runner:
         if isinstance(step.job, RolloutJob) and step.job.settings.source != "reference":
             self._timed(step, lambda: self._run_on_pool(step), stage)
         else:
-            self._timed(step, lambda: self.finish(step, self.launch(step)), stage)
+            self._timed(step, lambda: self._run_children(step), stage)
 
     def launch(self, step: Step) -> Child:
         """Starts a step's process and returns at once."""
@@ -177,7 +191,10 @@ class Runner:
                 f"--log_dir={self.run.logs / (step.name + '-ranks')}",
                 *command[1:],
             ]
-        child = Child(step.name, command, child_environment(python, self.progress), self.run.logs / f"{step.name}.log")
+        env = child_environment(python, self.progress)
+        if isinstance(job, AnnotateJob) and job.settings.workers > 1:
+            env |= _share_of_machine(job)
+        child = Child(step.name, command, env, self.run.logs / f"{step.name}.log")
         self._children.append(child)
         return child
 
@@ -224,6 +241,21 @@ class Runner:
             tokens=tokens,
         )
         self.run.write_state(last_step=step.name)
+
+    def _run_children(self, step: Step) -> None:
+        """Runs a step's processes side by side; when one fails the others are stopped."""
+        shares = step.shares()
+        children = [self.launch(share) for share in shares]
+        try:
+            while any(c.poll() is None for c in children) and not any(c.poll() for c in children):
+                time.sleep(_POLL_S)
+            failed_first = sorted(zip(shares, children, strict=True), key=lambda pair: not pair[1].poll())
+            for share, child in failed_first:
+                self.finish(share, child)
+        finally:
+            for child in children:
+                child.stop()
+            self._children = [c for c in self._children if c not in children]
 
     def _timed(self, step: Step, work: Callable[[], None], stage: str | None) -> None:
         self.monitor.reset(step.stage.split("_")[0])

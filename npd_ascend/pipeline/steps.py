@@ -6,7 +6,7 @@ This is the one place that knows both the run directory and the stages' contract
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ _ROLLOUT_SPEED = {
     "max_failures",
     "hang_seconds",
 }
+_ANNOTATE_SPEED = {"workers"}
 _TRAIN_SPEED = {"checkpoint_every", "keep_checkpoints"}
 STAGES = ("prepare", "rollout", "annotate_teacher", "annotate_student", "select", "pack", "train", "evaluate")
 
@@ -72,8 +73,17 @@ class Step:
     def name(self) -> str:
         """For people and file names, e.g. ``g001-annotate_teacher``."""
         tail = getattr(self.job, "name", "").replace(" ", "-")
+        if isinstance(self.job, AnnotateJob) and self.job.settings.workers > 1:
+            tail = str(self.job.worker)
         prefix = f"g{self.generation:03d}-" if self.generation >= 0 else ""
         return f"{prefix}{self.stage}{'-' + tail if tail else ''}"
+
+    def shares(self) -> list[Step]:
+        """The processes that this step takes: itself, or one step for each annotation worker."""
+        job = self.job
+        if not isinstance(job, AnnotateJob) or job.settings.workers == 1:
+            return [self]
+        return [replace(self, job=job.model_copy(update={"worker": i})) for i in range(job.settings.workers)]
 
     @property
     def complete(self) -> bool:
@@ -192,7 +202,7 @@ class StepBuilder:
             "rollouts": rollouts.fingerprint,
             "model": self.model(model),
             "dtype": self.device.dtype,
-            "settings": c.annotate.model_dump(mode="json"),
+            "settings": c.annotate.model_dump(mode="json", exclude=_ANNOTATE_SPEED),
             "role": role,
             "unconditioned": c.needs_scores,
         }

@@ -212,14 +212,15 @@ def test_lag_policy_with_lead(tiny, tmp_path):
     assert weights(run)
 
 
-def test_two_data_parallel_processes_make_the_same_student(tiny, tmp_path):
+def test_two_processes_make_the_same_student(tiny, tmp_path):
     """Under msrun, started by the conductor; gradients are summed in another order, so close instead of equal."""
     short = {"epochs": 1, "global_batch": 4, "micro_batch": 1}
     runs = []
     for n in (1, 2):
         run = RunDir(tmp_path / f"dp{n}")
         config = tiny.config(run.root, train={**short, "data_parallel": n}, sync={"refreshes": 0, "lag_every": 0},
-                             evaluate={"prompts": []}, rollout={"samples": 0})  # fmt: skip
+                             evaluate={"prompts": []}, annotate={"workers": n},
+                             rollout={"samples": 0, "shard_size": 6})  # fmt: skip
         code, out = tiny.run(config)
         assert code == 0, out
         runs.append(run)

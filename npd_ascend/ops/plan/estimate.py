@@ -237,7 +237,8 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
             if again.fits:
                 line += f"; with train.recompute: true {again.needed / 1e9:.0f} GB, which fits"
             elif sharded.fits:
-                line += f"; with train.recompute: true, cut over {plan.npu.node} devices, {sharded.needed / 1e9:.0f} GB fit"
+                line += f"; with train.recompute: true, cut over {plan.npu.node} devices, "
+                line += f"{sharded.needed / 1e9:.0f} GB fit"
             else:
                 line += "; a shorter pack.row_length would"
         else:
