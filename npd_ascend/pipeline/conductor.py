@@ -78,7 +78,7 @@ class Conductor:
             self.runner = Runner(self.config, self.run_dir, Environments.find(), self._view)
             previous = {n: signal.signal(n, _stop) for n in (signal.SIGTERM, signal.SIGINT)}
             started = self.run_dir.read_state().get("started", time.time())
-            self.run_dir.write_state(status="running", started=started, error=None, environment=self._facts())
+            self.run_dir.write_state(status="running", started=started, error="", environment=self._facts())
             status: dict[str, Any] = {"status": "stopped"}
             try:
                 self.runner.start()

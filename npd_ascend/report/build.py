@@ -146,6 +146,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
              ("Machine", f"{platform.machine()}, {platform.system()} {platform.release()}, "
                          f"Python {platform.python_version()}")]
     for key, value in run.state.items():
+        if value in (None, ""):  # no error, say
+            continue
         if key in ("started", "ended") and isinstance(value, int | float):
             value = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(value))
         if isinstance(value, dict):
