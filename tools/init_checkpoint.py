@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from npd_ascend.errors import UserError
+from npd_ascend.models import tensorfile
 from npd_ascend.store.atomic import atomic_folder, write_json
 
 STD = 0.02
+_TYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,7 @@ def tensors(shape: Shape, seed: int) -> Iterator[tuple[str, np.ndarray]]:
 
 def to_bytes(value: np.ndarray, dtype: str) -> bytes:
     """Little-endian bytes of a float32 array as float32 or, rounded to nearest even, bfloat16."""
-    if dtype == "float32":
-        return value.astype("<f4").tobytes()
-    bits = value.view(np.uint32)
-    return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(
-        "<u2").tobytes()
+    return tensorfile.from_float32(value, _TYPES[dtype]).tobytes()
 
 
 def write_safetensors(path: Path, weights: dict[str, tuple[tuple[int, ...], bytes]], dtype: str) -> None:
@@ -93,7 +91,7 @@ def write_safetensors(path: Path, weights: dict[str, tuple[tuple[int, ...], byte
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (shape, data) in weights.items():
-        header[name] = {"dtype": {"float32": "F32", "bfloat16": "BF16"}[dtype], "shape": shape,
+        header[name] = {"dtype": _TYPES[dtype], "shape": shape,
                         "data_offsets": [offset, offset + len(data)]}
         offset += len(data)
     text = json.dumps(header).encode()

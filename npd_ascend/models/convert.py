@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from npd_ascend.errors import UserError
-from npd_ascend.models import tensorfile
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.models.weights import COMPANIONS, DTYPES, checked, declare_dtype, finite
-from npd_ascend.store.atomic import atomic_folder
+from npd_ascend.models.weights import DTYPES, checked, finite, rewrite
 
 
 def convert(source: Path, target: Path, dtype: str | None = None) -> str:
@@ -33,15 +30,6 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> str:
         raise UserError(f"{target}: source and target are the same folder")
     spec = ModelSpec.from_folder(source)
     found = checked(spec, source)
-    with atomic_folder(target) as folder:
-        for pattern in COMPANIONS:
-            for path in source.glob(pattern):
-                shutil.copyfile(path, folder / path.name)
-        for file in sorted({e.path for e in found.values()}):
-            here = sorted((e for e in found.values() if e.path == file), key=lambda e: e.start)
-            layout = [(e.name, DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here]
-            tensorfile.write(folder / file.name, layout, lambda name: finite(found[name]))
-        if dtype:
-            declare_dtype(folder, dtype)
+    rewrite(target, source, found, dtype, lambda name: finite(found[name]))
     return f"{target}: {spec.model_type}, {spec.parameters:,} parameters, {dtype or 'types as they were'}"
 

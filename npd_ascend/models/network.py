@@ -32,12 +32,11 @@ _FLASH_ROW = 2048
 _context_made = False
 
 
-def setup_context(device: Device, *, parallel: bool = False) -> None:
+def setup_context(device: Device) -> None:
     """Prepares MindSpore: graph mode, deterministic kernels. Later calls in the same process do nothing.
 
     Args:
         device: target and memory limit.
-        parallel: join the data-parallel group that msrun started.
     """
     global _context_made
     if _context_made:
@@ -46,8 +45,7 @@ def setup_context(device: Device, *, parallel: bool = False) -> None:
     if device.target == "ascend":
         context |= {"max_device_memory": device.max_device_memory,
                     "device_id": int(os.environ.get("DEVICE_ID", "0"))}
-    group = {"parallel_mode": 0, "gradients_mean": False} if parallel else {}
-    build_context({"use_legacy": False, "use_parallel": parallel, "context": context, "parallel": group,
+    build_context({"use_legacy": False, "use_parallel": False, "context": context, "parallel": {},
                    "parallel_config": {}})
     ms.set_deterministic(True)
     get_logger().setLevel(logging.WARNING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,19 +76,33 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None) -> N
     out, like = Path(out), Path(like)
     found = checked(net.spec, like)
     source = _Splitter(net)
+    rewrite(out, like, found, dtype, lambda name: source(name) if name in source else found[name].read())
+
+
+def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
+            values: Callable[[str], np.ndarray]) -> None:
+    """Writes a folder with the files, shards and tensor order of ``like`` and other values or another dtype.
+
+    Args:
+        out: folder to make or replace; it appears whole or not at all.
+        like: checkpoint folder whose config and tokenizer files are copied.
+        found: its tensors.
+        dtype: a key of ``DTYPES``; None: each tensor keeps its own.
+        values: gives the float32 values of a name.
+    """
     with atomic_folder(out) as folder:
         for pattern in COMPANIONS:
             for path in like.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
         for file in sorted({e.path for e in found.values()}):
             here = sorted((e for e in found.values() if e.path == file), key=lambda e: e.start)
-            tensorfile.write(folder / file.name, [(e.name, DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here],
-                             lambda name: source(name) if name in source else found[name].read())
+            layout = [(e.name, DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here]
+            tensorfile.write(folder / file.name, layout, values)
         if dtype:
-            declare_dtype(folder, dtype)
+            _declare_dtype(folder, dtype)
 
 
-def declare_dtype(folder: Path, dtype: str) -> None:
+def _declare_dtype(folder: Path, dtype: str) -> None:
     """Makes config.json, and the index if there is one, say that the folder's tensors are of ``dtype``."""
     config = json.loads((folder / "config.json").read_text())
     for key in {"dtype", "torch_dtype"} & set(config) or {"torch_dtype"}:
