@@ -15,8 +15,7 @@ from npd_ascend.ops.selftest import sequences
 from npd_ascend.ops.smoke import small, smoke
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENTS = all((ROOT / ".envs" / n / "bin" / "python").exists() for n in ("mindspore", "rollout"))
-needs_engines = pytest.mark.skipif(not ENVIRONMENTS, reason="needs both environments (scripts/setup_env.sh)")
+needs_engines = pytest.mark.usefixtures("engines")
 
 
 def tiny(tmp_path, **student):

@@ -8,14 +8,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENTS = all((ROOT / ".envs" / n / "bin" / "python").exists() for n in ("mindspore", "rollout"))
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory, engines):
     """Folder with maze task, teacher and student of random weights, and ``config(**)`` to make configurations."""
-    if not ENVIRONMENTS:
-        pytest.skip("needs both environments (scripts/setup_env.sh)")
     folder = tmp_path_factory.mktemp("tiny")
 
     def tool(name, *args):
