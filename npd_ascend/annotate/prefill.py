@@ -16,8 +16,7 @@ from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
-from npd_ascend.rows.bfd import best_fit_decreasing
-from npd_ascend.rows.collate import collate, response_positions
+from npd_ascend.rows.prefill import prefill_batches
 from npd_ascend.store.topk_codec import TopK
 
 
@@ -58,30 +57,20 @@ class Scorer:
         Raises:
             UserError: a sample is longer than a row, or the model computes NaN.
         """
-        row_length, batch = self._settings.row_length, self._settings.micro_batch
-        head = np.fromiter(map(len, contexts), np.int64, len(contexts))
-        body = np.fromiter(map(len, responses), np.int64, len(responses))
-        out = [concatenate([], k)] * len(head)
-        scored = np.flatnonzero(body)
-        # The last token predicts nothing that is asked for, so it takes no place in a row.
-        bins = best_fit_decreasing(head[scored] + body[scored] - 1, row_length)
-        for first in range(0, len(bins), batch):
-            rows = [scored[bins[b]] for b in range(first, min(first + batch, len(bins)))]
-            samples = np.concatenate(rows)
-            if self._max_segments and len(samples) + batch > self._max_segments:
-                raise UserError(f"a batch holds {len(samples)} samples, flash attention tells {self._max_segments} "
-                                f"apart: lower annotate.row_length or annotate.micro_batch")
-            packed = collate([[np.concatenate([contexts[i], responses[i][:-1]]) for i in row] for row in rows],
-                             row_length, self._spec.pad_token_id, batch)
-            hidden = self._net(ms.Tensor(packed.input_ids), ms.Tensor(packed.position_ids),
-                               ms.Tensor(packed.segment_ids))
-            at = response_positions(packed.starts, head[samples], body[samples])
-            result = self._head(hidden, at, np.concatenate([responses[i] for i in samples]), k)
+        settings = self._settings
+        out = [concatenate([], k)] * len(contexts)
+        for part in prefill_batches(contexts, responses, settings.row_length, settings.micro_batch,
+                                    self._spec.pad_token_id):
+            if self._max_segments and len(part.samples) + settings.micro_batch > self._max_segments:
+                raise UserError(f"a batch holds {len(part.samples)} samples, flash attention tells "
+                                f"{self._max_segments} apart: lower annotate.row_length or annotate.micro_batch")
+            rows = part.rows
+            hidden = self._net(ms.Tensor(rows.input_ids), ms.Tensor(rows.position_ids), ms.Tensor(rows.segment_ids))
+            result = self._head(hidden, part.at, part.targets, k)
             if not np.isfinite(result.logz).all():
                 raise UserError(f"{self._model}: the model computes NaN or infinite logits; check the checkpoint, or "
                                 f"use device.dtype: float32")
-            ends = np.cumsum(body[samples])
-            for i, start, stop in zip(samples, ends - body[samples], ends, strict=True):
-                out[i] = result[int(start):int(stop)]
-            done(packed.tokens)
+            for i, span in part.spans():
+                out[i] = result[span]
+            done(rows.tokens)
         return out
