@@ -62,6 +62,9 @@ class DataConfig(Section):
     """``chat``: the tokenizer's chat template; ``raw``: the prompt as it stands; ``auto``: chat when there is one."""
     system: str | None = None
     """System turn; openPangu's template emits an empty one when none is given."""
+    suffix: str | None = None
+    """Put behind the last user's turn; openPangu-Embedded reads ``" /no_think"`` (answer at once) and
+    ``" /auto_think"`` (the model decides) there. Checkers and reports see the prompt without it."""
     max_prompt_tokens: Count = 2048
     too_long: Literal["drop", "refuse"] = "drop"
     """Prompts over ``max_prompt_tokens``: left out and counted, or an error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from npd_ascend.data.pangu import is_pangu
 from npd_ascend.data.tokenizer import TOKENIZER_FILES, has_tokenizer, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
@@ -58,7 +59,7 @@ def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None,
 
 
 def _same_files(teacher: Path, student: Path) -> int | None:
-    """Number of ids when both folders hold byte for byte the same fast tokenizer, else None.
+    """Number of ids when both folders hold byte for byte the same tokenizer of a kind that is quick to read.
 
     This is the usual case, and it spares the seconds that importing transformers takes.
     """
@@ -67,7 +68,7 @@ def _same_files(teacher: Path, student: Path) -> int | None:
         if a.is_file() != b.is_file() or (a.is_file() and a.read_bytes() != b.read_bytes()):
             return None
     path = student / "tokenizer.json"
-    if not path.is_file():
+    if not path.is_file() or is_pangu(student):
         return None
     from tokenizers import Tokenizer
 
@@ -104,6 +105,7 @@ def _compare(teacher: Path, theirs: Any, student: Path, ours: Any) -> None:
 
 def _render(tokenizer: Any, conversation: list[dict[str, str]]) -> str:
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        return text.removeprefix(tokenizer.bos_token or "")  # BOS comes from the template or from the tokenizer
     except Exception as e:  # a template may refuse a role; both must then refuse it
         return f"refused: {type(e).__name__}"

@@ -222,8 +222,10 @@ def _messages(where: str, value: Any, settings: DataConfig) -> tuple[list[dict[s
         raise UserError(f"{where}: the prompt is empty")
     if settings.system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": settings.system})
-    users = [m["content"] for m in messages if m["role"] == "user"]
-    return messages, users[-1] if users else last["content"]
+    asked = next((m for m in reversed(messages) if m["role"] == "user"), last)
+    text = asked["content"]
+    asked["content"] += settings.suffix or ""
+    return messages, text
 
 
 def _string(where: str, what: str, value: Any) -> str:

@@ -26,6 +26,9 @@ class Template:
         mode: ``chat``, ``raw``, or ``auto`` (chat when the tokenizer has a template).
         eos: ids that end an answer; the first is used where the template has no end of its own.
 
+    A prompt begins with BOS where the tokenizer puts one before every text of its own accord (openPangu-Embedded's
+    template has none: the tokenizer adds it) and the template has not done so already.
+
     Attributes:
         chat: whether the chat template is used.
         header_ids: context of an answer without its question: BOS, where prompts begin with it, and the header
@@ -46,6 +49,9 @@ class Template:
                             "its tokenizer_config.json")
         self.tokenizer, self.eos = tokenizer, list(eos)
         self.chat = mode == "chat" or (mode == "auto" and bool(tokenizer.chat_template))
+        bos = tokenizer.bos_token_id
+        own = encode(tokenizer, [_PROBE], special=True)[0][:1] if bos is not None else []
+        self._bos = own if own == [bos] else []
         self._tail = self._derive_tail() if self.chat else ""
         self._tail_ids = encode(tokenizer, [self._tail])[0] if self._tail else []
         self.end_ids = self._derive_end()
@@ -62,7 +68,8 @@ class Template:
     def prompts(self, heads: list[str]) -> list[list[int]]:
         """Token ids of rendered conversations."""
         if self.chat:
-            return encode(self.tokenizer, heads)
+            rows = encode(self.tokenizer, heads)
+            return [row if row[:1] == self._bos else self._bos + row for row in rows]
         rows = encode(self.tokenizer, heads, special=True)
         return [row[:-1] if len(row) > 1 and row[-1] in self.eos else row for row in rows]
 
@@ -80,7 +87,7 @@ class Template:
                   for c, t in zip(conversations, texts, strict=True)]
         rests = [whole[len(head):] if whole.startswith(head) else text + self._tail
                  for head, whole, text in zip(heads, wholes, texts, strict=True)]
-        full = encode(self.tokenizer, [head + rest for head, rest in zip(heads, rests, strict=True)])
+        full = self.prompts([head + rest for head, rest in zip(heads, rests, strict=True)])
         cut = [row[len(prompt):] if row[: len(prompt)] == prompt else None
                for row, prompt in zip(full, prompt_ids, strict=True)]
         alone = iter(encode(self.tokenizer, [rest for rest, row in zip(rests, cut, strict=True) if row is None]))
@@ -130,7 +137,7 @@ class Template:
         if self.chat:
             with_header, without = self._render(messages, True), self._render(messages, False)
             if with_header.startswith(without) and with_header != without:
-                before = encode(self.tokenizer, [without])[0]
+                before = self.prompts([without])[0]
                 header += (prompt[len(before):] if prompt[: len(before)] == before
                            else encode(self.tokenizer, [with_header[len(without):]])[0])
         if header:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.data.pangu import PANGU_TEMPLATE, TURN_END, TURN_START
+from npd_ascend.data.pangu import MODEL_FILE, PANGU_TEMPLATE, TURN_END, TURN_START, is_pangu
 from npd_ascend.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -20,6 +20,9 @@ def has_tokenizer(folder: Path) -> bool:
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer as transformers loads it; openPangu's template is put in where one is missing.
+
+    openPangu-Embedded's own class is replaced by one of the same behaviour, so that its checkpoints' code need not
+    be trusted (and is not run where it is).
 
     Args:
         folder: Hugging Face folder with tokenizer files.
@@ -37,6 +40,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     if not has_tokenizer(folder):
         raise UserError(f"tokenizer {folder}: none of {', '.join(TOKENIZER_FILES)} is there; set models.tokenizer "
                         "to a folder that has them")
+    if is_pangu(folder) and not any((folder / name).is_file() for name in (MODEL_FILE, "tokenizer.json")):
+        raise UserError(f"tokenizer {folder}: {MODEL_FILE} is missing; copy it from the checkpoint as it was released")
     tokenizer = _load(folder, trust_remote_code)
     if not tokenizer.chat_template and all(mark in tokenizer.get_vocab() for mark in (TURN_START, TURN_END)):
         tokenizer.chat_template = PANGU_TEMPLATE
@@ -64,6 +69,8 @@ def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list
     """Token ids of many texts at once; ``special`` adds what the tokenizer adds by itself (BOS)."""
     if not texts:
         return []
+    if many := getattr(tokenizer, "encode_many", None):
+        return many(texts, special)
     return tokenizer(texts, add_special_tokens=special, return_attention_mask=False,
                      return_token_type_ids=False, verbose=False)["input_ids"]
 
@@ -75,6 +82,10 @@ def _load(folder: Path, trust_remote_code: bool) -> Any:
     import transformers
 
     try:
+        if is_pangu(folder) and (folder / MODEL_FILE).is_file():
+            from npd_ascend.data.pangu_tokenizer import PanguTokenizer
+
+            return PanguTokenizer.from_pretrained(folder, local_files_only=True)
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, use_fast=True)
     except Exception as e:  # the loaders raise whatever their parsers do

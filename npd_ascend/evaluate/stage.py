@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ def run(job: EvaluateJob) -> None:
     With a greedy path, ``accuracy`` is its share of right answers, with a Wilson 95 % interval; ``pass_at`` then
     describes the sampled paths. Without one, ``accuracy`` is the mean over prompts of each prompt's share of right
     samples, with a bootstrap interval over prompts. ``pass_at`` maps k (1, 2, 4, ... and n) to the estimate,
-    ``pass_at_interval`` to its bootstrap interval.
+    ``pass_at_interval`` to its bootstrap interval. ``thinking`` is the share of answers that think,
+    ``unfinished_thinking`` of those that came to no answer by it; what is thought is not checked.
 
     Raises:
         UserError: unknown checker, unusable checker data, rollouts of other prompts, or nothing to check.
@@ -41,23 +41,27 @@ def run(job: EvaluateJob) -> None:
     prompts, rollouts = Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts")
     results: dict[int, list[tuple[int, bool]]] = {}
     samples: list[dict[str, Any]] = []
-    truncated = tokens = count = 0
+    truncated = tokens = count = thoughtful = unfinished = 0
     with Meter(f"evaluate {job.name}", rollouts.rows, "answers") as meter:
         for row in _rows(prompts, rollouts):
-            attempt = Attempt(row["text"], decode(row["response_ids"]), row["answer"])
+            thinking, answer = decode.parts(row["response_ids"])
+            attempt = Attempt(row["text"], answer, row["answer"])
             correct = bool(checker(attempt, data))
             results.setdefault(row["prompt_index"], []).append((row["path"], correct))
             truncated += row["finish_reason"] == "length"
+            thoughtful += bool(thinking)
+            unfinished += bool(thinking) and not answer
             tokens, count = tokens + len(row["response_ids"]), count + 1
             if row["path"] == 0 and len(samples) < SAMPLES:
                 samples.append({"prompt": attempt.prompt, "answer": attempt.answer, "response": attempt.response,
-                                "correct": correct})
+                                "correct": correct, **({"thinking": thinking} if thinking else {})})
             meter.advance(tokens=len(row["response_ids"]))
     if not count:
         raise UserError(f"{job.rollouts}: there are no answers to check")
     write_sealed(job.out, {
         "name": job.name, "fingerprint": job.fingerprint, **summarise(results, job.settings.samples),
-        "truncated": truncated / count, "mean_tokens": tokens / count, "samples": samples})
+        "truncated": truncated / count, "mean_tokens": tokens / count,
+        "thinking": thoughtful / count, "unfinished_thinking": unfinished / count, "samples": samples})
 
 
 def summarise(results: dict[int, list[tuple[int, bool]]], samples: int) -> dict[str, Any]:
@@ -108,22 +112,41 @@ class Decoder:
         self.marks = [(vocab[a], vocab[b]) for a, b in _THINK if a in vocab and b in vocab]
 
     def __call__(self, ids: list[int]) -> str:
+        return self.parts(ids)[1]
+
+    def parts(self, ids: list[int]) -> tuple[str, str]:
+        """Thinking and answer of one response; the answer is empty where the tokens ran out while thinking."""
         while ids and ids[-1] in self.eos:
             ids = ids[:-1]
+        thought: list[int] = []
         for start, end in self.marks:
             if end in ids:
-                ids = ids[len(ids) - ids[::-1].index(end):]
-            elif start in ids:  # the answer ran out of tokens while thinking
-                ids = ids[: ids.index(start)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return strip_thinking(text).strip()
+                cut = len(ids) - ids[::-1].index(end)
+                thought, ids = ids[:cut], ids[cut:]
+            elif start in ids:
+                cut = ids.index(start)
+                thought, ids = ids[cut:], ids[:cut]
+        thinking, answer = split_thinking(self._text(ids))
+        return (_plain(self._text(thought)) + thinking).strip(), answer.strip()
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def strip_thinking(text: str) -> str:
-    """What follows the last thinking part; an unfinished one is cut off."""
+def split_thinking(text: str) -> tuple[str, str]:
+    """Thinking and what follows its last part; an unfinished one leaves what stands before it."""
+    thinking = ""
     for start, end in _THINK:
-        text = text.rpartition(end)[2]
-        text = re.split(re.escape(start), text, maxsplit=1)[0]
+        before, mark, text = text.rpartition(end)
+        text, opened, unfinished = text.partition(start)
+        thinking += before * bool(mark) + unfinished
+    return _plain(thinking), text
+
+
+def _plain(text: str) -> str:
+    for pair in _THINK:
+        for mark in pair:
+            text = text.replace(mark, "")
     return text
 
 

@@ -116,7 +116,7 @@ def _answers(run: Run) -> dict[str, Any] | None:
         return None
     by_prompt = [{a["prompt"]: a for a in e.answers} for e in shown]
     rows = [{"prompt": _cut(a["prompt"]), "answer": _cut(a["answer"]), "responses": [
-        {"response": _cut(x["response"]), "correct": x["correct"]} if x else None
+        {"response": _cut(x["response"]), "correct": x["correct"], "thinking": _cut(x.get("thinking"))} if x else None
         for x in (answers.get(a["prompt"]) for answers in by_prompt)]} for a in shown[0].answers[:_ANSWERS]]
     return {"names": [e.name for e in shown], "rows": rows}
 

@@ -31,7 +31,7 @@ class Evaluation:
         pass_at: k -> estimated share of prompts with a right answer among k.
         truncated: share of answers cut at the length limit.
         progress, step: epochs and optimiser steps behind it; None when its name tells no point of the run.
-        answers: a few of them, {"prompt", "answer" (expected), "response", "correct"}.
+        answers: a few of them, {"prompt", "answer" (expected), "response", "correct", "thinking"}.
     """
 
     name: str
@@ -191,7 +191,7 @@ def _evaluations(folder: Path, rows: dict[str, list[dict[str, Any]]], problems: 
             raw = json.loads(path.read_text())
             low, high = raw["interval"]
             name = str(raw["name"])
-            answers = [{k: a.get(k) for k in ("prompt", "answer", "response", "correct")}
+            answers = [{k: a.get(k) for k in ("prompt", "answer", "response", "correct", "thinking")}
                        for a in raw.get("samples") or []]
             found.append(Evaluation(
                 name, int(raw["n"]), int(raw["correct"]), float(raw["accuracy"]), (float(low), float(high)),

@@ -13,7 +13,7 @@ from npd_ascend.config.schema import EvaluateConfig
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.interval import wilson
-from npd_ascend.evaluate.stage import Decoder, run, strip_thinking, summarise
+from npd_ascend.evaluate.stage import Decoder, run, split_thinking, summarise
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.schemas import PROMPTS, ROLLOUTS
 
@@ -116,4 +116,15 @@ def test_thinking_is_left_out(tokenizer):
     assert answer("b3 [unused16] a1 a2") == "b3"
     assert answer("[unused10]") == answer("") == ""
     assert decode([13, 90, 14]) == decode([13, 14])  # an id from the padding of the logits
-    assert strip_thinking("<think>x</think>y") == "y" and strip_thinking("<think>unfinished") == ""
+    assert split_thinking("<think>x</think>y") == ("x", "y")
+    assert split_thinking("<think>unfinished") == ("unfinished", "")
+
+
+def test_thinking_is_shown_and_counted(evaluate):
+    answers = [[("[unused16] a1 a2 [unused17] b1 [unused10]", 0, "stop")], [("[unused16] a1 a2", 0, "length")],
+               [("b3[unused10]", 0, "stop")]]
+    out = evaluate([("q", "b1"), ("q", "b1"), ("q", "b3")], answers)
+    assert out["correct"] == 2
+    assert (out["thinking"], out["unfinished_thinking"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert [s.get("thinking") for s in out["samples"]] == ["a1 a2", "a1 a2", None]
+    assert [s["response"] for s in out["samples"]] == ["b1", "", "b3"]
