@@ -39,6 +39,11 @@ class Scorer:
         self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
                                  on_host=device.target == "cpu")
 
+    def load(self, model: Path) -> None:
+        """Takes over the weights of another checkpoint of the same architecture."""
+        load_hf(self._net, model)
+        self._model = model
+
     def score(self, contexts: Sequence[np.ndarray], responses: Sequence[np.ndarray], k: int,
               done: Callable[[int], None] = lambda tokens: None) -> list[TopK]:
         """Annotation of every response token given its context and the response before it.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from npd_ascend.config.jobs import AnnotateJob
+from npd_ascend.config.jobs import AnnotateJob, Device
+from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import Meter
@@ -19,11 +22,15 @@ if TYPE_CHECKING:
     from npd_ascend.annotate.prefill import Scorer
 
 
-def run(job: AnnotateJob) -> None:
+def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Device], Scorer] | None = None) -> None:
     """Makes what is missing of this worker's shards of ``job.out`` and ``job.topk_out``.
 
     Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of scores (and of
     top-k), packed from its own samples only, so a shard that is made again is identical.
+
+    Args:
+        job: what to score.
+        load: makes the loaded model; None: a new ``Scorer``.
 
     Raises:
         UserError: an input does not fit the model or the settings.
@@ -37,7 +44,7 @@ def run(job: AnnotateJob) -> None:
     shards = rollouts.shards
     todo = [i for i in _missing(scores, topk, shards) if i % job.settings.workers == job.worker]
     sizes = [r["rows"] for r in rollouts.manifest["shards"]]
-    annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32))
+    annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load)
     mine = sum(sizes[job.worker :: job.settings.workers])
     name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
     with Meter(name, mine, "samples", mine - sum(sizes[i] for i in todo)) as meter:
@@ -63,8 +70,8 @@ def _missing(scores: Dataset, topk: Dataset | None, shards: int) -> list[int]:
 class _Annotator:
     """One model with what it needs to annotate shard after shard; the engine starts when first needed."""
 
-    def __init__(self, job: AnnotateJob, header: np.ndarray):
-        self.job, self.header = job, header
+    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Callable[..., Scorer] | None):
+        self.job, self.header, self._load = job, header, load
         self.spec = ModelSpec.from_folder(job.model)
         self.k = job.settings.k if job.topk_out else 0
         if self.k > self.spec.vocab_size:
@@ -110,9 +117,10 @@ class _Annotator:
     def scorer(self) -> Scorer:
         """The loaded model."""
         if self._scorer is None:
-            from npd_ascend.annotate.prefill import Scorer
-
-            self._scorer = Scorer(self.job.model, self.spec, self.job.settings, self.job.device)
+            load = self._load
+            if load is None:
+                from npd_ascend.annotate.prefill import Scorer as load
+            self._scorer = load(self.job.model, self.spec, self.job.settings, self.job.device)
         return self._scorer
 
     def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[np.ndarray]:

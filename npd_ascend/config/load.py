@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
 
+_Section = TypeVar("_Section", bound=BaseModel)
 _SHOWN = 6  # mistakes named in one message
 _WORDS = {
     "model_type": "expected a section of settings",
@@ -36,6 +38,15 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: unreadable file, bad YAML, unknown key (with the nearest valid one), bad value, contradiction.
     """
+    return parse_config(read_tree(path, overrides), str(path))
+
+
+def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The plain values of a YAML file after ``a.b=c`` overrides, not validated.
+
+    Raises:
+        UserError: unreadable file, bad YAML, or an override that is none.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -53,15 +64,37 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"config {path}: expected sections such as 'run:' and 'models:', found {type(tree).__name__}")
     for item in overrides or []:
         _override(tree, item)
-    return parse_config(tree, str(path))
+    return tree
+
+
+def apply(tree: dict[str, Any], *settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``tree`` with ``section.key: value`` pairs put in, later ones over earlier ones.
+
+    Raises:
+        UserError: a key leads through a value.
+    """
+    out = copy.deepcopy(tree)
+    for pairs in settings:
+        for key, value in pairs.items():
+            _put(out, key.split("."), value, key)
+    return out
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
     """Validates a tree of plain values; ``where`` names its source in errors."""
+    return validated(Config, tree, where)
+
+
+def validated(kind: type[_Section], tree: dict[str, Any], where: str) -> _Section:
+    """A section of settings from plain values; ``where`` names their source in errors.
+
+    Raises:
+        UserError: the first mistakes, in one line.
+    """
     try:
-        config = Config.model_validate(tree)
+        config = kind.model_validate(tree)
     except ValidationError as e:
-        lines = [" ".join(_explain(err).split()) for err in e.errors()]
+        lines = [" ".join(_explain(err, kind).split()) for err in e.errors()]
         more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:_SHOWN])})" if len(lines) > 1 else ""
         raise UserError(f"config {where}: {lines[0]}{more}") from None
     for key, text in _texts(config.model_dump()):
@@ -84,28 +117,32 @@ def _override(tree: dict[str, Any], item: str) -> None:
         value = yaml.safe_load(raw)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {item}: the value is not valid YAML") from None
-    node = tree
-    for part in parts[:-1]:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
-        if not isinstance(child, dict):
-            raise UserError(f"--set {item}: {part} is a value, not a section")
-        node = child
     # YAML 1.1 reads 2e-5 as text; numbers are meant as numbers.
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             pass
+    _put(tree, parts, value, f"--set {item}")
+
+
+def _put(tree: dict[str, Any], parts: list[str], value: Any, where: str) -> None:
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"{where}: {part} is a value, not a section")
+        node = child
     node[parts[-1]] = value
 
 
-def _explain(err: Any) -> str:
+def _explain(err: Any, kind: type[BaseModel]) -> str:
     loc = [_cut(str(x)) for x in err["loc"]]
     key = ".".join(loc)
     if err["type"] == "extra_forbidden":
-        section = _section(loc[:-1])
+        section = _section(loc[:-1], kind)
         near = difflib.get_close_matches(loc[-1], list(section.model_fields), n=1, cutoff=0.5) if section else []
         hint = (
             f"; did you mean {'.'.join([*loc[:-1], near[0]])}?"
@@ -137,8 +174,8 @@ def _cut(text: str, at_most: int = 80) -> str:
     return text if len(text) <= at_most else text[:at_most] + "..."
 
 
-def _section(loc: list[str]) -> type[BaseModel] | None:
-    model: Any = Config
+def _section(loc: list[str], kind: type[BaseModel]) -> type[BaseModel] | None:
+    model: Any = kind
     for part in loc:
         field = model.model_fields.get(part)
         model = field.annotation if field else None

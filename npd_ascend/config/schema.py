@@ -182,7 +182,7 @@ class LossConfig(Section):
     kd_weight: Fraction01 = 0.9
     """λ [P]."""
     divergence: str = "forward_kl"
-    """A registered divergence over the stored support; forward_kl is eq. (2)."""
+    """A registered divergence over the stored support; forward_kl is eq. (2). ``a + b`` sums two."""
     topk_norm: Literal["teacher", "raw", "both", "tail"] = "teacher"
     """How the truncated distributions are normalised; the paper leaves it open [D: teacher]."""
     ce_labels: Literal["rollout", "reference", "none"] = "rollout"

@@ -25,14 +25,16 @@ _QUERY_BLOCK = 256
 
 
 class DenseMask(nn.Cell):
-    """segment_ids [B, S] -> additive mask [B, 1, S, S] float32: 0 where a position may look, else -1e9."""
+    """segment_ids [B, S], S <= row_length -> additive mask [B, 1, S, S] float32: 0 where a position may look, else
+    -1e9."""
 
     def __init__(self, row_length: int):
         super().__init__()
         self.position = ops.arange(row_length)
 
     def construct(self, segment_ids: ms.Tensor) -> tuple[ms.Tensor, None]:
-        causal = self.position.reshape(1, -1, 1) >= self.position.reshape(1, 1, -1)
+        position = self.position[: segment_ids.shape[1]]
+        causal = position.reshape(1, -1, 1) >= position.reshape(1, 1, -1)
         same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
         seen = ops.logical_and(causal, same).astype(ms.float32)
         return ((1.0 - seen) * _MASKED).expand_dims(1), None

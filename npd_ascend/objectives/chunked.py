@@ -6,18 +6,21 @@ both of the size of their inputs. Backward only scales them.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
 from mindspore import nn, ops
 
 from npd_ascend.config.schema import LossConfig
-from npd_ascend.objectives.registry import find_divergence
+from npd_ascend.objectives.registry import DIVERGENCE, Norm, find_divergences
 from npd_ascend.objectives.support import on_support
 
 
 class ChunkedLoss(nn.Cell):
-    """Σ_n w_n [ (1 − λ) CE_n + λ D_n ], paper eq. (1), from hidden states.
+    """Σ_n (1 − λ) w_n0 CE_n + λ Σ_j w_nj D_j,n(a_nj), from hidden states; with one divergence D and equal columns of w
+    paper eq. (1). A signed w_n0 makes the CE term a policy gradient.
 
     CE and every divergence see the student only through a few log-probs a row: those of the label and of the k
     stored tokens. So the gradient g with respect to these, by automatic differentiation on [rows, k], gives that
@@ -37,23 +40,15 @@ class ChunkedLoss(nn.Cell):
         self.kd = loss.kd_weight
         self.ce = 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight
         if self.kd:
-            found, parameter = find_divergence(loss)
-            function, norm = found.function, loss.topk_norm
-
-            def per_token(logq: ms.Tensor, logp: ms.Tensor) -> ms.Tensor:
-                p, q = on_support(norm, logp, logq)
-                return function(p, q, parameter)
-
-            def total(logq: ms.Tensor, logp: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-                return (per_token(logq, logp) * weight).sum()
-
-            self.per_token, self.gradient = per_token, ms.grad(total, 0)
+            terms = [_term(found.function, loss.topk_norm, j) for j, (found, _) in enumerate(find_divergences(loss))]
+            self.value = functools.reduce(_sum, terms)
+            self.gradient = ms.grad(self.value, 0)
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
         self.to_head = ops.MatMul(transpose_a=True)
 
     def construct(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
-                  weights: ms.Tensor) -> tuple[ms.Tensor, ...]:
+                  weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """Loss sums and, for backward, gradients.
 
         Args:
@@ -61,7 +56,8 @@ class ChunkedLoss(nn.Cell):
             head: [V, H].
             targets: [N, 1 + k] int32, CE label first, then the stored ids; [N, 1] when λ = 0.
             teacher: [N, k] float32 log-probs of the stored ids; not looked at when λ = 0.
-            weights: [N] float32, 0 for rows that do not count.
+            weights: [N, 1 + M] float32, of CE and of each of M divergences; 0 in rows that do not count.
+            parameters: [N, M] float32, of the divergences, inside (0, 1); not looked at when λ = 0.
 
         Returns:
             (loss, CE, D) sums over rows, weighted, float32 scalars; then dHidden [N, H], dHead [V, H] of the first.
@@ -74,13 +70,14 @@ class ChunkedLoss(nn.Cell):
         h = _filled(hidden, rest).reshape(parts, chunk, hidden.shape[1])
         t = _filled(targets, rest).reshape(parts, chunk, targets.shape[1])
         p = _filled(teacher, rest).reshape(parts, chunk, teacher.shape[1])
-        w = _filled(weights, rest).reshape(parts, chunk)
+        w = _filled(weights, rest).reshape(parts, chunk, weights.shape[1])
+        a = _filled(parameters, rest).reshape(parts, chunk, parameters.shape[1])
         # A condition on a tensor keeps this a loop: unrolled, every chunk would have [chunk, V] buffers of its own.
         i = ms.Tensor(0, ms.int32)
         ce_sum, kd_sum = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
         d_hidden, d_head = h * 0, head * 0.0
         while i < parts:
-            ce, kd, dh, dw = self._one(h[i], head_c, t[i], p[i], w[i])
+            ce, kd, dh, dw = self._one(h[i], head_c, t[i], p[i], w[i], a[i])
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             d_hidden = ops.tensor_scatter_update(d_hidden, i.reshape(1, 1), dh.expand_dims(0))
             d_head = d_head + dw
@@ -89,26 +86,44 @@ class ChunkedLoss(nn.Cell):
         return self.ce * ce_sum + self.kd * kd_sum, ce_sum, kd_sum, merged, d_head
 
     def bprop(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor, weights: ms.Tensor,
-              out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
+              parameters: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
         """Only the loss has a gradient, and only towards ``hidden`` and ``head``."""
         scale = dout[0]
-        return (out[3] * scale.astype(out[3].dtype), out[4] * scale, targets * 0, teacher * 0.0, weights * 0.0)
+        return (out[3] * scale.astype(out[3].dtype), out[4] * scale, targets * 0, teacher * 0.0, weights * 0.0,
+                parameters * 0.0)
 
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
-             weights: ms.Tensor) -> tuple[ms.Tensor, ...]:
+             weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
         z = self.logits(hidden, head).astype(ms.float32)
         seen = ops.gather_elements(ops.log_softmax(z, -1), 1, targets)
-        column = weights.expand_dims(1)
+        column = weights[:, :1]
         ce = -(seen[:, :1] * column).sum()
         g = -self.ce * column
         kd = 0.0 * ce
         if self.kd:
-            kd = (self.per_token(seen[:, 1:], teacher) * weights).sum()
-            g = ops.concat((g, self.kd * self.gradient(seen[:, 1:], teacher, weights)), 1)
+            kd = self.value(seen[:, 1:], teacher, weights, parameters)
+            g = ops.concat((g, self.kd * self.gradient(seen[:, 1:], teacher, weights, parameters)), 1)
         # Softmax again is cheaper than exp of the log-softmax, and leaves one less array alive.
         dz = ops.softmax(z, -1) * -g.sum(-1, keepdims=True)
         dz = ops.tensor_scatter_elements(dz, targets, g, 1, "add").astype(hidden.dtype)
         return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+
+
+def _term(function: DIVERGENCE, norm: Norm, j: int) -> Callable[..., Any]:
+    """Weighted sum over rows of divergence number ``j``."""
+
+    def term(logq: ms.Tensor, logp: ms.Tensor, weights: ms.Tensor, parameters: ms.Tensor) -> ms.Tensor:
+        p, q = on_support(norm, logp, logq)
+        return (function(p, q, parameters[:, j : j + 1]) * weights[:, j + 1]).sum()
+
+    return term
+
+
+def _sum(one: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    def both(logq: ms.Tensor, logp: ms.Tensor, weights: ms.Tensor, parameters: ms.Tensor) -> ms.Tensor:
+        return one(logq, logp, weights, parameters) + other(logq, logp, weights, parameters)
+
+    return both
 
 
 def _filled(x: ms.Tensor, rows: int) -> ms.Tensor:

@@ -1,7 +1,8 @@
 """Divergences and token weights by name, one registered function a file.
 
 A divergence is written with tensor methods alone, so its file needs no engine and MindSpore can compile it. A
-parameter may follow the name: ``jsd:0.1``.
+parameter may follow the name: ``jsd:0.1``. Several names with ``+`` between them are summed, each under weights of
+its own (a method may weigh the teacher's answers by the first and the student's by the second).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from npd_ascend.store.topk_codec import TopK
 
 Norm = Literal["teacher", "raw", "both", "tail"]
-DIVERGENCE = Callable[[Any, Any, float], Any]
-"""(teacher log-probs [R, K], student log-probs [R, K], parameter) -> [R], nats a token."""
+DIVERGENCE = Callable[[Any, Any, Any], Any]
+"""(teacher log-probs [R, K], student log-probs [R, K], parameter [R, 1]) -> [R], nats a token."""
 TOKEN_WEIGHT = Callable[["Tokens"], np.ndarray]
 """Tokens of one sample -> [T] float32, mean 1."""
 
@@ -103,13 +104,17 @@ def token_weights() -> dict[str, TOKEN_WEIGHT]:
     return dict(sorted(_WEIGHTS.items()))
 
 
-def find_divergence(loss: LossConfig) -> tuple[Divergence, float]:
-    """The configured divergence and its parameter.
+def find_divergences(loss: LossConfig) -> list[tuple[Divergence, float]]:
+    """The configured divergences, each with its parameter.
 
     Raises:
-        UserError: unknown name, a bad parameter, or a normalisation under which its gradient would be biased.
+        UserError: unknown name, a bad parameter, or a normalisation under which a gradient would be biased.
     """
-    name, _, value = loss.divergence.partition(":")
+    return [_divergence(part.strip(), loss) for part in loss.divergence.split("+")]
+
+
+def _divergence(text: str, loss: LossConfig) -> tuple[Divergence, float]:
+    name, _, value = text.partition(":")
     found = _find(divergences(), name, "train.loss.divergence", "divergence")
     parameter = found.parameter
     if value:
@@ -118,7 +123,7 @@ def find_divergence(loss: LossConfig) -> tuple[Divergence, float]:
         except ValueError:
             parameter = float("nan")
         if not 0.0 < parameter < 1.0:
-            raise UserError(f"train.loss.divergence {loss.divergence!r}: its parameter must lie between 0 and 1")
+            raise UserError(f"train.loss.divergence {text!r}: its parameter must lie between 0 and 1")
     if found.student_weighted and loss.topk_norm not in ("both", "tail"):
         raise UserError(
             f"train.loss.divergence {name} weights by the student, which is biased on a truncated support "

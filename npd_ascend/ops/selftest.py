@@ -174,7 +174,7 @@ class Selftest:
 
         out = ChunkedLoss(LossConfig(), chunk)(
             ms.Tensor(hidden), ms.Tensor(head), ms.Tensor(targets), ms.Tensor(teacher.astype(np.float32)),
-            ms.Tensor(np.ones(len(hidden), np.float32)))
+            ms.Tensor(np.ones((len(hidden), 2), np.float32)), ms.Tensor(np.zeros((len(hidden), 1), np.float32)))
         loss, ce, kd = (float(x.asnumpy()) for x in out[:3])
         return loss, ce, kd, out[3].asnumpy(), out[4].asnumpy()
 

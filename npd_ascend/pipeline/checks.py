@@ -13,7 +13,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import get_checker, load_checker_data
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import checked
-from npd_ascend.objectives.registry import find_divergence, find_token_weight
+from npd_ascend.objectives.registry import find_divergences, find_token_weight
 from npd_ascend.select.registry import find as find_filter
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.layout import RunDir
@@ -47,7 +47,7 @@ def check_config(config: Config) -> None:
             says, or models that do not fit together.
     """
     find_filter(config.select.metric)
-    find_divergence(config.train.loss)
+    find_divergences(config.train.loss)
     find_token_weight(config.train.loss)
     if config.evaluate.prompts:
         get_checker(config.evaluate.checker)

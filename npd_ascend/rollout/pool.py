@@ -13,13 +13,17 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.progress import Meter, message
+from npd_ascend.rollout import live
+from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.shards import Board
 from npd_ascend.rollout.stage import Tally
 
@@ -88,6 +92,46 @@ class RolloutPool:
         with Board(job) as board:
             if not board.finish():
                 raise UserError(f"{job.out}: the workers ended with shards still missing; run the same command again")
+
+    def answer(self, job: RolloutJob, prompts: Sequence[np.ndarray], seeds: Sequence[int | None]) -> LiveBatch:
+        """Answers one batch of prompts in memory, on the first worker; nothing is stored.
+
+        Args:
+            job: model, settings and lengths; its datasets are not looked at.
+            prompts: token ids of each prompt.
+            seeds: of each answer; None: greedy.
+
+        Raises:
+            UserError: the worker failed or hangs, or a prompt does not fit.
+            PoolClosed: see there.
+        """
+        command = live.ask(job, prompts, seeds)
+        load, started = 0.0, False
+        try:
+            self._assign(0, command)
+            while True:
+                self._kill_hanging(job.settings.hang_seconds)
+                try:
+                    worker, event = self._events.get(timeout=_TICK_S)
+                except queue.Empty:
+                    continue
+                if self._workers.get(worker.index) is not worker:
+                    continue
+                worker.heard = time.monotonic()
+                if event["event"] == "loaded":
+                    load, started = load + event["seconds"], started or event["how"] == "start"
+                elif event["event"] == "answers":
+                    worker.busy = False
+                    return live.read(event, load, started)
+                elif event["event"] == "restart":
+                    self._assign(0, command, anew=True)
+                elif event["event"] == "error":
+                    raise UserError(event["text"])
+                elif event["event"] == "died":
+                    raise UserError(f"rollout worker failed ({worker.why or worker.epitaph()}); see {worker.log}")
+        except BaseException:
+            self._kill()
+            raise
 
     def close(self) -> None:
         """Stops all workers, those at work too; may be called twice and from any thread."""

@@ -71,6 +71,19 @@ def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
         return engine
     from npd_ascend.rollout.generate import generate
 
+    engine = hold(job, engine, loaded)
+    generate(job, engine, report)
+    return engine
+
+
+def hold(job: RolloutJob, engine: Engine | None, loaded: Callable[[str], None]) -> Engine:
+    """An engine with a job's weights: a new one where there is none, else a living one, reloaded where needed.
+
+    Args:
+        job: the job.
+        engine: one that ``suits`` it, or None.
+        loaded: told ``start`` or ``reload`` when it has taken the weights.
+    """
     if engine is None:
         from npd_ascend.rollout.engine import Engine
 
@@ -79,7 +92,6 @@ def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
     elif not engine.holds(job.model):
         engine.reload(job.model)
         loaded("reload")
-    generate(job, engine, report)
     return engine
 
 

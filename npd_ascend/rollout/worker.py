@@ -4,6 +4,7 @@ Commands are JSON lines on stdin::
 
     {"cmd": "run", "job": {...}}        a RolloutJob
     {"cmd": "reload", "model": path}    new weights now rather than at the next job
+    {"cmd": "answer", "job": {...}, "prompts": [[ids]], "seeds": [...]}   one batch, answered in memory (``live.py``)
     {"cmd": "exit"}
 
 Answers are JSON lines on what was stdout at the start; what libraries print goes to stderr::
@@ -12,6 +13,7 @@ Answers are JSON lines on what was stdout at the start; what libraries print goe
     {"event": "loaded", "how": "start"|"reload", "seconds"}  the engine holds the job's weights
     {"event": "progress", "samples", "tokens", "have"}       counts as ``generate`` reports them; also the heartbeat
     {"event": "done", "complete"}                            its share of the job is done
+    {"event": "answers", "answers", "seconds"}               of ``answer``
     {"event": "restart"}                                     the job needs another engine: start a new process
     {"event": "error", "kind": "user"|"corrupt"|"internal", "text", ...}   and the process ends
 
@@ -34,7 +36,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, UserError
-from npd_ascend.rollout.stage import work
+from npd_ascend.rollout import live
+from npd_ascend.rollout.stage import hold, work
 from npd_ascend.store.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -84,6 +87,10 @@ class Worker:
         job = RolloutJob.model_validate(command["job"])
         if self._engine is not None and job.settings.source != "reference" and not self._engine.suits(job):
             return False
+        if command["cmd"] == "answer":
+            self._engine = hold(job, self._engine, self._loaded)
+            self._say("answers", **live.answer(job, self._engine, command))
+            return True
         self._engine = work(job, self._engine, lambda **counts: self._say("progress", **counts), self._loaded)
         self._say("done", complete=Dataset(job.out, "rollouts", job.fingerprint).complete)
         return True

@@ -10,6 +10,7 @@ import numpy as np
 from npd_ascend import progress
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.store.metrics import MetricsWriter
+from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, State
 from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
@@ -26,12 +27,15 @@ class Generation:
         job: what to do.
         state: where it stands; changed in place.
         group, reader, trainer, probe, checkpoints, outcome: the parts, loaded for that state.
+        bench: told after every optimiser step, and when lag is measured.
     """
 
     def __init__(self, job: TrainJob, state: State, group: Group, reader: Reader, trainer: Trainer, probe: LagProbe,
-                 checkpoints: Checkpoints, outcome: Outcome):
+                 checkpoints: Checkpoints, outcome: Outcome,
+                 bench: Bench):
         self.job, self.state, self.group, self.reader, self.trainer = job, state, group, reader, trainer
         self.probe, self.checkpoints, self.outcome = probe, checkpoints, outcome
+        self.bench = bench
         self.metrics = MetricsWriter(job.metrics)
         self.timeline = Timeline(job.start_progress, reader.steps)
 
@@ -60,6 +64,7 @@ class Generation:
             if meter:
                 meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(float(loss[0]), 4))
             self._after(place)
+            self.bench.stepped(s, self.trainer)
         if meter:
             meter.close()
         self._measure()
@@ -131,7 +136,8 @@ class Generation:
         """Measures and logs lag, once a step; under policy ``kl`` this may decide the end."""
         s, sync = self.state, self.job.sync
         if s.lag is None or s.lag["step"] != s.step or s.index == 0:
-            lag = self.probe.measure()
+            with self.bench.measuring():
+                lag = self.probe.measure()
             s.lag = {"step": s.step, **asdict(lag)}
             if self.group.leads:
                 self.metrics.log("lag", **s.lag, progress=s.progress, generation=s.generation)

@@ -33,7 +33,9 @@ class Lag:
     reverse: float
 
 
-class _Divergence(nn.Cell):
+class Divergence(nn.Cell):
+    """Sums of KL both ways over the rows of a chunk: [2]."""
+
     def __init__(self) -> None:
         super().__init__()
         self.logits = ops.MatMul(transpose_b=True)
@@ -55,9 +57,10 @@ class LagProbe:
         reader: of the generation.
         samples: at most so many, the first of those that are trained on.
         group: probe batches are shared among the ranks.
+        divergence: what computes a chunk; it may be kept from an earlier probe.
     """
 
-    def __init__(self, net: CausalLM, reader: Reader, samples: int, group: Group):
+    def __init__(self, net: CausalLM, reader: Reader, samples: int, group: Group, divergence: nn.Cell | None = None):
         self.net, self.reader, self.group = net, reader, group
         plan = probe_plan(reader.plans[0], samples, reader.row_length)
         micro = reader.settings.micro_batch
@@ -66,9 +69,9 @@ class LagProbe:
         self.tokens = int(plan.response_tokens.sum())
         counts = [len(where) for _, where in self._inputs]
         limit = reader.settings.vocab_chunk_rows
-        rows = head_rows(counts, limit)
+        rows = head_rows(counts, limit, reader.align)
         self._chunk = rows // -(-rows // max(8, limit))
-        self._divergence = _Divergence()
+        self._divergence = divergence or Divergence()
         self._old_hidden = [self._hidden(i) for i in range(len(self._inputs))]
         self._old_head = net.head_weight.asnumpy().copy()
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npd_ascend.config.schema import TrainConfig
+from npd_ascend.config.schema import LossConfig, TrainConfig
 from npd_ascend.errors import UserError
-from npd_ascend.objectives.registry import Tokens, find_token_weight
+from npd_ascend.objectives.registry import Tokens, find_divergences, find_token_weight
 from npd_ascend.rows.collate import RowBatch, collate, response_positions
 from npd_ascend.store.topk_codec import TopK
 from npd_ascend.store.topk_shard import TopKReader
@@ -28,7 +28,9 @@ class MicroBatch:
         positions: [N] int32, flat positions whose hidden states predict response tokens; 0 beyond ``tokens``.
         targets: [N, 1 + k] int32, CE label, then the teacher's ids; [N, 1] without a teacher.
         teacher: [N, k] float32, the teacher's log-probs; [N, 1] of zeros without one.
-        weights: [N] float32, sample weight times token weight; 0 beyond ``tokens``.
+        weights: [N, 1 + M] float32 of CE and M divergences (``ChunkedLoss``): sample weight times token weight, equal
+            columns; 0 beyond ``tokens``. M = 0 without a teacher.
+        parameters: [N, M] float32 of the divergences; [N, 1] of zeros without any.
         tokens: response tokens in it.
         samples: ordinals.
     """
@@ -38,6 +40,7 @@ class MicroBatch:
     targets: np.ndarray
     teacher: np.ndarray
     weights: np.ndarray
+    parameters: np.ndarray
     tokens: int
     samples: np.ndarray
 
@@ -45,7 +48,8 @@ class MicroBatch:
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order in which the network and the loss take them."""
         r = self.rows
-        return (r.input_ids, r.position_ids, r.segment_ids, self.positions, self.targets, self.teacher, self.weights)
+        return (r.input_ids, r.position_ids, r.segment_ids, self.positions, self.targets, self.teacher, self.weights,
+                self.parameters)
 
 
 class Reader:
@@ -62,17 +66,20 @@ class Reader:
         row_length, pad_token_id: of the rows.
         vocab_size: of the student; ids must lie below.
         rank, world: data-parallel place.
+        align: ``head_rows`` is a multiple of this.
     """
 
     def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
-                 row_length: int, pad_token_id: int, vocab_size: int, rank: int = 0, world: int = 1):
+                 row_length: int, pad_token_id: int, vocab_size: int, rank: int = 0, world: int = 1,
+                 align: int = _ALIGN):
         self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
         self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.align = rank, world, align
         self.weight = find_token_weight(settings.loss)
+        self.parameters = divergence_parameters(settings.loss if topk is not None else None)
         self._plain_weight = settings.loss.token_weight == "none"
         self.head_rows = head_rows([_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans],
-                                   settings.vocab_chunk_rows)
+                                   settings.vocab_chunk_rows, align)
         if topk is not None and len(topk) != len(corpus):
             raise UserError(f"{topk.dataset.folder}: annotates {len(topk)} samples, the rollouts have {len(corpus)}; "
                             f"run annotate again")
@@ -143,7 +150,8 @@ class Reader:
             weights[:count] *= np.concatenate([
                 self.weight(Tokens(int(r), notes[i] if notes else None, self._logprobs(int(o), int(r))))
                 for i, (o, r) in enumerate(zip(samples, response_n, strict=True))])
-        return MicroBatch(rows, positions, targets, teacher, weights, count, samples)
+        columns = np.repeat(weights[:, None], 1 + (len(self.parameters) if k else 0), 1)
+        return MicroBatch(rows, positions, targets, teacher, columns, np.tile(self.parameters, (n, 1)), count, samples)
 
     def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, np.ndarray]:
         """Rows [begin, end) of a plan, filled up to a micro-batch with empty ones.
@@ -175,9 +183,14 @@ class Reader:
         return found if found is not None and len(found) == tokens else None
 
 
-def head_rows(counts: Sequence[int], chunk: int) -> int:
-    """Static number of head rows: the largest count, rounded up to equal aligned chunks."""
-    most = max(max(counts, default=1), 1)
+def divergence_parameters(loss: LossConfig | None) -> np.ndarray:
+    """[M] float32, the configured parameters of the M divergences; [1] zero for plain CE (None)."""
+    return np.array([p for _, p in find_divergences(loss)] if loss else [0.0], np.float32)
+
+
+def head_rows(counts: Sequence[int], chunk: int, align: int = _ALIGN) -> int:
+    """Static number of head rows: the largest count as a multiple of ``align``, rounded up to equal aligned chunks."""
+    most = -(-max(max(counts, default=1), 1) // align) * align
     parts = -(-most // max(_ALIGN, chunk))
     return parts * (-(-most // (parts * _ALIGN)) * _ALIGN)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from npd_ascend import progress
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
-from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, State
 from npd_ascend.train.corpus import Corpus, EpochPlan
 from npd_ascend.train.generation import Generation
@@ -18,14 +18,17 @@ from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
 from npd_ascend.train.parallel import Group
 from npd_ascend.train.reader import Reader
-from npd_ascend.train.step import Trainer
 
 
-def run(job: TrainJob) -> None:
+def run(job: TrainJob, bench: Bench | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
     ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
 
     Under msrun each process is one data-parallel rank.
+
+    Args:
+        job: what to train.
+        bench: what to train with; None: made for this job.
 
     Raises:
         UserError: inputs that do not fit together, no checkpoint to go on from, or a loss that is not finite.
@@ -37,9 +40,10 @@ def run(job: TrainJob) -> None:
     group = Group(job.device)
     if group.schedules:
         return
+    bench = bench or Bench()
     spec = ModelSpec.from_folder(job.student)
-    reader = _reader(job, spec, group)
-    checkpoints = Checkpoints(job.checkpoints, job.settings.keep_checkpoints)
+    reader = _reader(job, spec, group, bench.align)
+    checkpoints = bench.checkpoints(job)
     state, fresh = _start(job, outcome, checkpoints)
     group.wait()  # nobody tidies up before all have read
     if group.leads:
@@ -47,12 +51,11 @@ def run(job: TrainJob) -> None:
         checkpoints.drop_after(state.step)
         _drop_rows(MetricsWriter(job.metrics), job.generation, state.step, fresh)
 
-    net = build(spec, job.device, job.row_length)
-    if job.settings.recompute:
-        net.recompute_layers()
+    trainer = bench.trainer(job, spec, reader, group.parallel)
+    net = trainer.net
     load_hf(net, job.snapshot)
-    probe = LagProbe(net, reader, job.sync.probe_samples, group)
-    trainer = Trainer(net, job.settings, reader.chunk, group.parallel)
+    with bench.measuring():
+        probe = LagProbe(net, reader, job.sync.probe_samples, group, bench.divergence())
     if state.step:
         checkpoints.load(state, trainer.optimizer)
     elif job.student != job.snapshot:
@@ -61,10 +64,10 @@ def run(job: TrainJob) -> None:
         state = _begin(job, state)
     elif group.leads:
         progress.message(f"train: resumes generation {job.generation} at step {state.step}")
-    Generation(job, state, group, reader, trainer, probe, checkpoints, outcome).run()
+    Generation(job, state, group, reader, trainer, probe, checkpoints, outcome, bench).run()
 
 
-def _reader(job: TrainJob, spec: ModelSpec, group: Group) -> Reader:
+def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
     packs = Dataset.open(job.packs, "packs")
     corpus = Corpus(Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts"),
                     Dataset.open(job.selection, "selection"), job.settings.loss.token_weight == "surprisal_gate")
@@ -80,7 +83,7 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group) -> Reader:
         raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
     return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size, group.rank,
-                  group.size)
+                  group.size, align)
 
 
 def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:

@@ -23,10 +23,11 @@ class PackedLoss(nn.Cell):
         self.head = net.head_weight
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor,
-                  targets: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+                  targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
+                  scale: Tensor) -> tuple[Tensor, ...]:
         """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens."""
         hidden = ops.gather(self.net(input_ids, position_ids, segment_ids), positions, 0)
-        out = self.loss(hidden, self.head, targets, teacher, weights)
+        out = self.loss(hidden, self.head, targets, teacher, weights, parameters)
         return out[0] * scale, out[0], out[1], out[2]
 
 
@@ -39,10 +40,10 @@ class Accumulate(nn.Cell):
         self.differentiate = ms.value_and_grad(forward, None, params, has_aux=True)
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor,
-                  targets: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
+                  targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
         """The micro-batch's loss sum."""
         values, gradients = self.differentiate(input_ids, position_ids, segment_ids, positions, targets, teacher,
-                                               weights, scale)
+                                               weights, parameters, scale)
         for i in range(len(self.gradients)):
             ops.assign_add(self.gradients[i], gradients[i])
         ops.assign_add(self.sums, ops.stack((values[1], values[2], values[3])))
@@ -133,10 +134,16 @@ class Trainer:
     def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, parallel: bool = False):
         self.net = net
         self.optimizer = AdamW(net.trainable_params(), settings)
-        sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
+        sums = self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
         forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk))
         self._accumulate = Accumulate(forward, self.optimizer.params, self.optimizer.gradients, sums)
         self._update = Update(self.optimizer, sums, settings.clip, parallel)
+
+    def reset(self) -> None:
+        """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""
+        o = self.optimizer
+        for parameter in (*o.gradients, *o.m, *o.v, self._sums):
+            parameter.set_data(ops.zeros(parameter.shape, parameter.dtype))
 
     def accumulate(self, batch: MicroBatch, tokens: int) -> float:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""

@@ -49,6 +49,8 @@ class Case:
         self.labels = rng.integers(0, v, n).astype(np.int32)
         self.weights = (rng.random(n) * 2).astype(np.float32)
         self.weights[3] = 0
+        self.columns = self.parameters = None
+        self.divergence, self.support = divergence, support
 
     @property
     def targets(self):

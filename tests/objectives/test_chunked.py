@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 ms = pytest.importorskip("mindspore")
 
@@ -12,6 +13,7 @@ from mindspore import nn  # noqa: E402
 from npd_ascend.config.schema import LossConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.objectives.chunked import ChunkedLoss  # noqa: E402
+from npd_ascend.objectives.registry import find_divergences  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 NORMS = ("teacher", "raw", "both", "tail")
@@ -27,12 +29,12 @@ class Step(nn.Cell):
         self.scale = scale
         self.both = ms.value_and_grad(self.forward, (0, 1), has_aux=True)
 
-    def forward(self, hidden, head, targets, teacher, weights):
-        out = self.loss(hidden, head, targets, teacher, weights)
+    def forward(self, hidden, head, targets, teacher, weights, parameters):
+        out = self.loss(hidden, head, targets, teacher, weights, parameters)
         return out[0] * self.scale, out[1], out[2]
 
-    def construct(self, hidden, head, targets, teacher, weights):
-        return self.both(hidden, head, targets, teacher, weights)
+    def construct(self, hidden, head, targets, teacher, weights, parameters):
+        return self.both(hidden, head, targets, teacher, weights, parameters)
 
 
 @functools.cache
@@ -43,8 +45,13 @@ def compiled(loss, chunk, scale):
 
 def run(case, loss, chunk=100, scale=1.0):
     teacher, targets = (case.teacher, case.targets) if loss.kd_weight else (case.teacher[:, :1], case.targets[:, :1])
+    terms = len(find_divergences(loss)) if loss.kd_weight else 0
+    columns = case.columns if case.columns is not None else np.tile(case.weights[:, None], (1, 1 + terms))
+    parameters = case.parameters
+    if parameters is None:
+        parameters = np.tile(np.array([p for _, p in find_divergences(loss)], np.float32), (len(case.weights), 1))
     args = [ms.Tensor(np.ascontiguousarray(a)) for a in
-            (case.hidden.astype(np.float32), case.head.astype(np.float32), targets, teacher, case.weights)]
+            (case.hidden.astype(np.float32), case.head.astype(np.float32), targets, teacher, columns, parameters)]
     values, grads = compiled(loss, chunk, scale)(*args)
     return [float(v.asnumpy()) for v in values], [g.asnumpy() for g in grads]
 
@@ -69,6 +76,40 @@ def test_other_divergences(case, name, norm):
 
 def test_parameter(case):
     check(case, LossConfig(topk_norm="tail", divergence="jsd:0.1"), "jsd", 0.1)
+
+
+def test_weights_and_parameters_of_their_own(case):
+    """Two divergences, each with its weights and a parameter for every token, beside a signed weight of CE: what
+    DistiLLM-2 and a policy gradient need."""
+    rng = np.random.default_rng(4)
+    n = len(case.weights)
+    case.columns = np.stack([rng.standard_normal(n), rng.random(n), rng.random(n)], 1).astype(np.float32)
+    case.columns[3] = 0
+    case.parameters = rng.uniform(0.02, 0.9, (n, 2)).astype(np.float32)
+    loss = LossConfig(kd_weight=0.4, divergence="skew_kl+skew_reverse_kl", topk_norm="tail")
+    values, grads = run(case, loss, chunk=4)
+
+    def naive():
+        logq = log_softmax(case.hidden @ case.head.T, -1)
+        ce = -np.take_along_axis(logq, case.labels[:, None].astype(np.int64), -1)[:, 0]
+        p = np.exp(case.teacher.astype(np.float64))
+        q = np.exp(np.take_along_axis(logq, case.ids.astype(np.int64), -1))
+        p, q = case.support("tail", p, q)
+        a, w = case.parameters.astype(np.float64), case.columns.astype(np.float64)
+        skew = case.divergence("skew_kl", p, q, a[:, :1])
+        reverse = case.divergence("skew_reverse_kl", p, q, a[:, 1:])
+        return 0.6 * (ce * w[:, 0]).sum() + 0.4 * (skew * w[:, 1] + reverse * w[:, 2]).sum()
+
+    assert values[0] == pytest.approx(naive(), rel=1e-5)
+    for mine, array in zip(grads, (case.hidden, case.head), strict=True):
+        for at in [(0, 0), (2, 3), (7, 5)]:
+            keep = array[at]
+            array[at] = keep + 1e-6
+            high = naive()
+            array[at] = keep - 1e-6
+            low = naive()
+            array[at] = keep
+            assert mine[at] == pytest.approx((high - low) / 2e-6, rel=2e-4, abs=3e-5)
 
 
 def test_only_ce(case):

@@ -55,7 +55,7 @@ def test_every_token_once_an_epoch(world):
                     assert m.targets[n, 0] == world.responses[s][t]
                     np.testing.assert_array_equal(m.targets[n, 1:], world.topk[s].ids[t])
                     np.testing.assert_allclose(m.teacher[n], world.topk[s].logprobs[t], atol=1e-3)
-                    assert m.weights[n] == world.weights[s]
+                    assert (m.weights[n] == world.weights[s]).all()
                 assert not m.weights[m.tokens :].any() and not m.positions[m.tokens :].any()
                 seen += [(s, t) for s, t, _ in rows]
         kept = [(s, t) for s in np.flatnonzero(world.keep) for t in range(len(world.responses[s]))]
@@ -66,7 +66,7 @@ def test_shapes_never_change(world):
     r = reader(world)
     shapes = {tuple(a.shape for a in m.arrays) for m in all_batches(r)}
     n = r.head_rows
-    assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n, 5), (n, 4), (n,))}
+    assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n, 5), (n, 4), (n, 2), (n, 1))}
     assert n >= max(m.tokens for m in all_batches(r)) and n % r.chunk == 0 and r.chunk <= 32
 
 
@@ -102,7 +102,7 @@ def test_token_weights(world, name):
     for s in m.samples:
         given = Tokens(len(world.responses[s]), world.topk[s], world.logprobs[s])
         want.append(world.weights[s] * token_weights()[name](given))
-    np.testing.assert_allclose(m.weights[: m.tokens], np.concatenate(want), rtol=5e-3)
+    np.testing.assert_allclose(m.weights[: m.tokens], np.concatenate(want)[:, None].repeat(2, 1), rtol=5e-3)
 
 
 def test_ids_beyond_the_vocabulary(world):

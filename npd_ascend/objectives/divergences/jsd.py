@@ -1,6 +1,5 @@
 """Generalised Jensen-Shannon divergence of GKD."""
 
-import math
 from typing import Any
 
 from npd_ascend.objectives.mixture import log_mixture
@@ -8,9 +7,10 @@ from npd_ascend.objectives.registry import divergence
 
 
 @divergence("jsd", student_weighted=True, parameter=0.5)
-def jsd(logp: Any, logq: Any, parameter: float) -> Any:
+def jsd(logp: Any, logq: Any, parameter: Any) -> Any:
     """β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q; GKD (arXiv:2306.13649) eq. (1)."""
-    logm = log_mixture(logp + math.log(parameter), logq + math.log(1 - parameter))
+    logm = log_mixture(logp + parameter.log(), logq + (1 - parameter).log())
     forward = (logp.exp() * (logp - logm)).sum(-1)
     backward = (logq.exp() * (logq - logm)).sum(-1)
-    return parameter * forward + (1 - parameter) * backward
+    beta = parameter[:, 0]
+    return beta * forward + (1 - beta) * backward

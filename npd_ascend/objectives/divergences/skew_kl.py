@@ -1,6 +1,5 @@
 """Skew KL of DistiLLM."""
 
-import math
 from typing import Any
 
 from npd_ascend.objectives.mixture import log_mixture
@@ -8,7 +7,7 @@ from npd_ascend.objectives.registry import divergence
 
 
 @divergence("skew_kl", student_weighted=False, parameter=0.1)
-def skew_kl(logp: Any, logq: Any, parameter: float) -> Any:
+def skew_kl(logp: Any, logq: Any, parameter: Any) -> Any:
     """KL(p ‖ α p + (1 − α) q), DistiLLM (arXiv:2402.03898) eq. (3)."""
-    logm = log_mixture(logp + math.log(parameter), logq + math.log(1 - parameter))
+    logm = log_mixture(logp + parameter.log(), logq + (1 - parameter).log())
     return (logp.exp() * (logp - logm)).sum(-1)

@@ -1,6 +1,5 @@
 """Skew reverse KL of DistiLLM."""
 
-import math
 from typing import Any
 
 from npd_ascend.objectives.mixture import log_mixture
@@ -8,7 +7,7 @@ from npd_ascend.objectives.registry import divergence
 
 
 @divergence("skew_reverse_kl", student_weighted=True, parameter=0.1)
-def skew_reverse_kl(logp: Any, logq: Any, parameter: float) -> Any:
+def skew_reverse_kl(logp: Any, logq: Any, parameter: Any) -> Any:
     """KL(q ‖ (1 − α) p + α q), DistiLLM (arXiv:2402.03898) section 3.1."""
-    logm = log_mixture(logp + math.log(1 - parameter), logq + math.log(parameter))
+    logm = log_mixture(logp + (1 - parameter).log(), logq + parameter.log())
     return (logq.exp() * (logq - logm)).sum(-1)

@@ -1,0 +1,90 @@
+"""Answers asked for one batch at a time, handed back in memory: what a loop needs that trains on them at once.
+
+Nothing is stored and nothing resumed. The messages between pool and worker are made and read here.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npd_ascend.config.jobs import RolloutJob
+from npd_ascend.errors import UserError
+from npd_ascend.rollout.requests import Answer, Request
+
+if TYPE_CHECKING:
+    from npd_ascend.rollout.engine import Engine
+
+
+@dataclass(frozen=True)
+class LiveBatch:
+    """Answers to one batch of prompts, in their order.
+
+    Attributes:
+        answers: one a prompt.
+        load_seconds: time that the engine took to hold the weights; 0 when it already did.
+        started: whether it was started for this batch (its start is then in ``load_seconds``).
+        seconds: time of generation.
+    """
+
+    answers: list[Answer]
+    load_seconds: float
+    started: bool
+    seconds: float
+
+
+def ask(job: RolloutJob, prompts: Sequence[np.ndarray], seeds: Sequence[int | None]) -> dict[str, Any]:
+    """The command for a worker.
+
+    Args:
+        job: model, settings and lengths; its datasets are not looked at.
+        prompts: token ids of each prompt.
+        seeds: of each answer; None: greedy.
+    """
+    return {"cmd": "answer", "job": job.model_dump(mode="json"), "prompts": [p.tolist() for p in prompts],
+            "seeds": list(seeds)}
+
+
+def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
+    """Does what ``ask`` asked; the engine must hold the job's model. Returns the fields that ``read`` reads.
+
+    Raises:
+        UserError: a prompt is empty, too long or of another vocabulary.
+    """
+    start = time.monotonic()
+    out: list[dict[str, Any]] = [{}] * len(command["prompts"])
+    for row, (ids, seed) in enumerate(zip(command["prompts"], command["seeds"], strict=True)):
+        room = min(job.settings.max_new_tokens, job.max_model_len - len(ids))
+        if not ids or room < 1 or max(ids) >= engine.vocab_size:
+            raise UserError(f"prompt {row} of a live batch has {len(ids)} tokens up to id {max(ids, default=-1)}: it "
+                            f"must leave room within {job.max_model_len} tokens and have ids below {engine.vocab_size}")
+        request = Request(0, row, ids, seed, room)
+        engine.submit(str(row), request, engine.params(job, request))
+    left = len(out)
+    while left:
+        for name, found in engine.step():
+            assert found.logprobs is not None
+            out[int(name)] = {"ids": _text(found.ids, "<i4"), "logprobs": _text(found.logprobs, "<f4"),
+                              "finish": found.finish}
+            left -= 1
+    return {"answers": out, "seconds": time.monotonic() - start}
+
+
+def read(event: dict[str, Any], load_seconds: float, started: bool) -> LiveBatch:
+    """What a worker answered."""
+    answers = [Answer(_array(a["ids"], "<i4").astype(np.int32), _array(a["logprobs"], "<f4").astype(np.float32),
+                      a["finish"]) for a in event["answers"]]
+    return LiveBatch(answers, load_seconds, started, float(event["seconds"]))
+
+
+def _text(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _array(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype)

@@ -1,0 +1,1 @@
+"""The methods that can be compared; each file registers one, or one family."""

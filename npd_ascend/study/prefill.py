@@ -1,0 +1,38 @@
+"""Log-probs of one network over the whole vocabulary, at chosen positions of a micro-batch."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from npd_ascend.models.network import CausalLM
+from npd_ascend.study.batches import Part
+
+
+class _LogProbs(nn.Cell):
+    def __init__(self, net: CausalLM):
+        super().__init__(auto_prefix=False)
+        self.net, self.head = net, net.head_weight
+        self.logits = ops.MatMul(transpose_b=True)
+
+    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor) -> Tensor:
+        hidden = ops.gather(self.net(input_ids, position_ids, segment_ids), positions, 0)
+        return ops.log_softmax(self.logits(hidden, self.head.astype(hidden.dtype)).astype(ms.float32), -1)
+
+
+class Prefill:
+    """A live network that is asked for the next-token distributions of a micro-batch.
+
+    Args:
+        net: the network; its weights may change between calls.
+    """
+
+    def __init__(self, net: CausalLM):
+        self.net = net
+        self._cell = _LogProbs(net)
+
+    def __call__(self, part: Part) -> np.ndarray:
+        """[N, V] float32 log-probs; rows beyond ``part.tokens`` mean nothing."""
+        r = part.rows
+        return self._cell(*(Tensor(a) for a in (r.input_ids, r.position_ids, r.segment_ids, part.positions))).asnumpy()

@@ -1,0 +1,88 @@
+"""results.jsonl: one flat JSON object a fact, written once an arm is finished.
+
+While an arm runs its rows stand in a file of its own, so a kill costs that arm and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from npd_ascend.config.study import Arm
+from npd_ascend.store.identity import digest
+from npd_ascend.store.metrics import MetricsWriter, read_metrics
+
+TOTAL = "total"
+"""``stage`` of the time row that ends an arm."""
+
+
+def identity(arm: Arm) -> str:
+    """What an arm's results depend on, as far as settings say; places of files do not matter."""
+    config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
+    return digest([arm.key, arm.method, config, arm.live.model_dump(mode="json"), arm.evaluations, arm.exposure,
+                   arm.timed, arm.subset, arm.exposure_prompts])
+
+
+class Recorder:
+    """Writes the rows of one arm.
+
+    Args:
+        path: file of its own; an earlier try's is removed.
+        arm: the arm.
+    """
+
+    def __init__(self, path: Path, arm: Arm):
+        path.unlink(missing_ok=True)
+        self._writer = MetricsWriter(path)
+        self._arm = arm
+
+    def log(self, kind: str, step: int, progress: float, seconds: float, prompts: int, **values: Any) -> None:
+        """Appends a row; ``values`` may overwrite nothing of what every row has."""
+        a = self._arm
+        self._writer.log(kind, task=a.task, group=a.group, arm=a.name, seed=a.seed, step=step,
+                         progress=round(progress, 6), seconds=round(seconds, 3), prompts=prompts,
+                         **{k if k != "seconds" else "spent": v for k, v in values.items()})
+
+
+class Results:
+    """The results of a study.
+
+    Args:
+        root: study directory.
+    """
+
+    def __init__(self, root: Path):
+        self.path, self.arms = root / "results.jsonl", root / "arms"
+
+    def own(self, arm: Arm) -> Path:
+        """File of an arm at work."""
+        return self.arms / arm.task / arm.group / arm.name / f"{arm.seed}.jsonl"
+
+    def finished(self) -> dict[str, str]:
+        """Identity of each finished arm by key."""
+        return {key_of(r): r["identity"] for r in self._ends(read_metrics(self.path))}
+
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds that finished arms took, everything included, by key."""
+        return {key_of(r): float(r["wall"]) for r in self._ends(read_metrics(self.path))}
+
+    def take(self, arm: Arm) -> None:
+        """Moves the rows of an arm that has just finished into the results."""
+        writer = MetricsWriter(self.path)
+        for row in read_metrics(self.own(arm)):
+            writer.log(row.pop("kind"), **row)
+        self.own(arm).unlink()
+
+    def drop(self, keep: dict[str, str]) -> None:
+        """Removes rows of arms that stand here half-taken, or made with other settings than ``keep`` says."""
+        good = {k for k, v in self.finished().items() if keep.get(k, v) == v}
+        MetricsWriter(self.path).drop(lambda r: key_of(r) not in good)
+
+    @staticmethod
+    def _ends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [r for r in rows if r["kind"] == "time" and r.get("stage") == TOTAL and "identity" in r]
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """Key of the arm that a row belongs to."""
+    return f"{row.get('task')}/{row.get('group')}/{row.get('arm')}/{row.get('seed')}"

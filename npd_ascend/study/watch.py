@@ -1,0 +1,118 @@
+"""What is measured while an arm runs: accuracy at set points, and the gap to the teacher at the end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.config.jobs import RolloutJob
+from npd_ascend.config.study import Arm
+from npd_ascend.exposure.divergence import PairScorer
+from npd_ascend.exposure.measures import measure
+from npd_ascend.models.network import CausalLM
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import save_hf
+from npd_ascend.store.identity import model_fingerprint
+from npd_ascend.study.prompts import Judge, Prompts
+from npd_ascend.study.results import Recorder
+from npd_ascend.study.shelf import Shelf
+from npd_ascend.study.workbench import Workbench
+
+_NEAR = 1e-6
+_DIGITS = 6
+
+
+class Watch:
+    """Measures one arm; all its time is booked aside.
+
+    Args:
+        arm: the arm.
+        bench: engines.
+        job: how held-out prompts are answered; its model is put in here.
+        held_out: the held-out prompts.
+        record: where rows go.
+        shelf: holds the teacher's answers.
+        scratch: folder for weights on their way to the engine.
+    """
+
+    def __init__(self, arm: Arm, bench: Workbench, job: RolloutJob, held_out: Prompts, record: Recorder, shelf: Shelf,
+                 scratch: Path):
+        self.arm, self.bench, self.held_out, self.record, self.shelf = arm, bench, held_out, record, shelf
+        tokens = arm.config.evaluate.max_new_tokens or arm.config.rollout.max_new_tokens
+        self.job = job.model_copy(update={"settings": job.settings.model_copy(
+            update={"greedy": True, "samples": 0, "max_new_tokens": tokens})})
+        self.weights = scratch / "watched"
+        self.judge = Judge(arm.config, job.eos_token_ids)
+        epochs, n = arm.config.train.epochs, arm.evaluations
+        self._points = [epochs * i / n for i in range(1, n + 1)]
+        self._responses: list[np.ndarray] = []
+
+    def start(self) -> None:
+        """Accuracy of the student that all begin with."""
+        with self.bench.clock.on("evaluation"):
+            self._evaluate(self.arm.config.models.student, 0, 0.0, 0)
+
+    def stepped(self, net: CausalLM, step: int, progress: float, prompts: int, row: dict[str, Any]) -> None:
+        """Logs a step, and measures where a point has been reached."""
+        seconds = self.bench.clock.seconds
+        values = {k: round(float(v), _DIGITS) for k, v in row.items() if k not in ("step", "progress", "generation")}
+        self.record.log("train", step, progress, seconds, prompts, **values)
+        if self._points and progress >= self._points[0] - _NEAR:
+            with self.bench.clock.on("evaluation"):
+                while self._points and progress >= self._points[0] - _NEAR:
+                    self._points.pop(0)
+                save_hf(net, self.weights, self.arm.config.models.student, self.job.device.dtype)
+                self._evaluate(self.weights, step, progress, prompts)
+                if not self._points and self.arm.exposure:
+                    self._expose(step, progress, prompts)
+
+    def loss(self, net: CausalLM, prompts: Prompts) -> float:
+        """Mean NLL of reference answers under ``net``, nats a token."""
+        save_hf(net, self.weights, self.arm.config.models.student, self.job.device.dtype)
+        tokens = self._pair(self.weights)(prompts.ids, prompts.references)
+        return -float(np.concatenate([t.student for t in tokens]).mean(dtype=np.float64))
+
+    def teacher_answers(self, prompts: Prompts) -> tuple[list[np.ndarray], float]:
+        """The teacher's greedy answers, and the seconds that they took."""
+        teacher = self.arm.config.models.teacher
+        job = self.job.model_copy(update={"model": teacher})
+
+        def make() -> tuple[list[np.ndarray], float]:
+            batch = self.bench.answer(job, prompts.ids, [None] * len(prompts))
+            return [a.ids for a in batch.answers], batch.seconds
+
+        key = ("teacher", model_fingerprint(teacher), [p.tolist() for p in prompts.ids], job.settings.max_new_tokens)
+        return self.shelf.answers(key, make)
+
+    def close(self) -> None:
+        """Takes the weights away."""
+        shutil.rmtree(self.weights, ignore_errors=True)
+
+    def _evaluate(self, model: Path, step: int, progress: float, prompts: int) -> None:
+        seconds = self.bench.clock.seconds
+        job = self.job.model_copy(update={"model": model})
+        batch = self.bench.answer(job, self.held_out.ids, [None] * len(self.held_out))
+        self._responses = [a.ids for a in batch.answers]
+        right = self.judge(self.held_out, self._responses)
+        self.record.log("eval", step, progress, seconds, prompts, accuracy=float(right.mean()), n=len(right),
+                        hits="".join("01"[r] for r in right.astype(int)),
+                        truncated=float(np.mean([a.finish == "length" for a in batch.answers])),
+                        mean_tokens=float(np.mean([len(a.ids) for a in batch.answers])))
+
+    def _expose(self, step: int, progress: float, prompts: int) -> None:
+        seconds = self.bench.clock.seconds
+        n = min(self.arm.exposure_prompts, len(self.held_out))
+        some = self.held_out.first(n)
+        expert, _ = self.teacher_answers(some)
+        values = measure(self._pair(self.weights), some.ids, self._responses[:n], expert)
+        self.record.log("exposure", step, progress, seconds, prompts, **values)
+
+    def _pair(self, student: Path) -> PairScorer:
+        c, device = self.arm.config, self.job.device
+        row, micro = c.annotate.row_length, c.annotate.micro_batch
+        nets = [self.bench.network(path, ModelSpec.from_folder(path), device, row, role)
+                for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))]
+        return self.bench.pair(nets[0], nets[1], micro)

@@ -1,0 +1,197 @@
+"""What one process keeps between arms: compiled networks, rollout engines, loaded scorers, earlier answers.
+
+A compiled graph belongs to its network and shapes, not to its weights, so arms that differ in data, filter or seed
+only train in the same one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from npd_ascend.annotate.prefill import Scorer
+from npd_ascend.config.jobs import Device, RolloutJob, TrainJob
+from npd_ascend.config.schema import AnnotateConfig, TrainConfig
+from npd_ascend.exposure.divergence import PairScorer
+from npd_ascend.models.network import CausalLM, build
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import load_hf
+from npd_ascend.rollout.live import LiveBatch
+from npd_ascend.rollout.pool import RolloutPool
+from npd_ascend.study.clock import Clock
+from npd_ascend.study.prefill import Prefill
+from npd_ascend.train.bench import Bench
+from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.lag import Divergence
+from npd_ascend.train.reader import Reader
+from npd_ascend.train.step import AdamW, Trainer
+
+_ALIGN = 512
+
+
+class Workbench(Bench):
+    """Engines of one process.
+
+    Args:
+        rollout_python: interpreter of the rollout environment.
+        logs: folder for the engines' logs.
+        env: environment of the engines.
+
+    Attributes:
+        clock: of the arm at work; compilation and start-up are booked aside there.
+        watch: told after every optimiser step.
+    """
+
+    align = _ALIGN
+
+    def __init__(self, rollout_python: Path, logs: Path, env: dict[str, str]):
+        self._python, self._logs, self._env = rollout_python, logs, env
+        self.clock = Clock()
+        self.watch: Callable[[State, Trainer], None] | None = None
+        self._trainers: dict[Any, Trainer] = {}
+        self._scorers: dict[Any, Scorer] = {}
+        self._nets: dict[Any, CausalLM] = {}
+        self._prefills: dict[int, Prefill] = {}
+        self._pairs: dict[Any, PairScorer] = {}
+        self._compiled: set[Any] = set()
+        self._pools: dict[str, RolloutPool] = {}
+        self._divergence: nn.Cell | None = None
+        self._names = itertools.count()
+
+    def close(self) -> None:
+        """Ends the engines."""
+        for pool in self._pools.values():
+            pool.close()
+
+    # ---- answers
+
+    def pool(self, model: Path) -> RolloutPool:
+        """The engine for checkpoints of this one's architecture, started when first asked for."""
+        key = repr(ModelSpec.from_folder(model))
+        if key not in self._pools:
+            name = f"engine-{next(self._names)}"
+            self._pools[key] = RolloutPool(self._python, 1, self._logs / name, env=self._env)
+        return self._pools[key]
+
+    def answer(self, job: RolloutJob, prompts: Sequence[np.ndarray], seeds: Sequence[int | None]) -> LiveBatch:
+        """Answers of ``job.model``."""
+        return self.pool(job.model).answer(job, prompts, seeds)
+
+    def ready(self, job: RolloutJob, prompt: np.ndarray) -> None:
+        """Starts the engine of ``job.model`` and lets it answer once in each mode, booked aside."""
+        with self.clock.on("start"):
+            for seed in (None, 1):
+                self.answer(job, [prompt], [seed])
+
+    # ---- networks
+
+    def network(self, model: Path, spec: ModelSpec, device: Device, row_length: int, role: str) -> CausalLM:
+        """A network for inference with the weights of a checkpoint.
+
+        Args:
+            model: checkpoint.
+            spec: its architecture.
+            device: where it runs.
+            row_length: longest rows.
+            role: networks of different roles are never the same one.
+        """
+        key = (repr(spec), device, row_length, role)
+        if key not in self._nets:
+            with self.clock.on("compile"):
+                self._nets[key] = build(spec, device, row_length)
+        load_hf(self._nets[key], model)
+        return self._nets[key]
+
+    def pair(self, student: CausalLM, teacher: CausalLM, micro_batch: int) -> PairScorer:
+        """Compares two networks."""
+        key = (id(student), id(teacher), micro_batch)
+        if key not in self._pairs:
+            self._pairs[key] = PairScorer(student, teacher, micro_batch)
+        return self._pairs[key]
+
+    def prefill(self, net: CausalLM) -> Prefill:
+        """Asks ``net`` for distributions."""
+        return self._prefills.setdefault(id(net), Prefill(net))
+
+    def once(self, key: Any, work: Callable[[], Any]) -> None:
+        """Does what compiles a graph, the first time, booked aside."""
+        if key not in self._compiled:
+            with self.clock.on("compile"):
+                work()
+            self._compiled.add(key)
+
+    def live_trainer(self, spec: ModelSpec, device: Device, row_length: int, settings: TrainConfig,
+                     chunk: int) -> Trainer:
+        """A trainer with zero moments; the weights are loaded by the caller."""
+        loss = ("loss", "beta1", "beta2", "eps", "weight_decay", "clip", "recompute")
+        key = (repr(spec), device, row_length, chunk, repr([getattr(settings, k) for k in loss]))
+        if key not in self._trainers:
+            with self.clock.on("compile"):
+                net = build(spec, device, row_length)
+                if settings.recompute:
+                    net.recompute_layers()
+                self._trainers[key] = Trainer(net, settings, chunk)
+        trainer = self._trainers[key]
+        trainer.reset()
+        return trainer
+
+    # ---- what training asks of its bench
+
+    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, parallel: bool) -> Trainer:
+        trainer = self.live_trainer(spec, job.device, job.row_length, job.settings, reader.chunk)
+
+        def compile_() -> None:
+            plan = reader.plans[0]
+            trainer.accumulate(reader.make(plan, len(plan), len(plan)), 1)
+            trainer.update(0.0, 1)
+            trainer.reset()
+
+        self.once((id(trainer), job.settings.micro_batch, reader.head_rows,
+                   reader.topk.k if reader.topk is not None else 0), compile_)
+        return trainer
+
+    def divergence(self) -> nn.Cell:
+        self._divergence = self._divergence or Divergence()
+        return self._divergence
+
+    def measuring(self) -> AbstractContextManager[Any]:
+        return self.clock.on("lag")
+
+    def checkpoints(self, job: TrainJob) -> Checkpoints:
+        return _Ends(job.checkpoints, 1)
+
+    def stepped(self, state: State, trainer: Trainer) -> None:
+        if self.watch is not None:
+            self.watch(state, trainer)
+
+    # ---- what annotation asks for
+
+    def scorer(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device) -> Scorer:
+        """A scorer with the weights of ``model``, for ``annotate.stage.run``."""
+        key = (repr(spec), device, settings.row_length, settings.micro_batch, settings.vocab_chunk_rows)
+        if key in self._scorers:
+            self._scorers[key].load(model)
+        else:
+            with self.clock.on("compile"):
+                self._scorers[key] = Scorer(model, spec, settings, device)
+                # Enough tokens for a whole chunk and what is left of one, the two shapes of the head.
+                chunk = min(settings.vocab_chunk_rows, settings.row_length * settings.micro_batch)
+                for tokens in (chunk, 1):
+                    count = -(-tokens // (settings.row_length - 1))
+                    ids = [np.zeros(min(tokens, settings.row_length - 1), np.int32)] * count
+                    self._scorers[key].score([np.zeros(1, np.int32)] * count, ids, 0)
+        return self._scorers[key]
+
+
+class _Ends(Checkpoints):
+    """Keeps the ends of generations only: an arm that was interrupted is run again as a whole."""
+
+    def save(self, state: State, optimizer: AdamW) -> None:
+        if state.ended:
+            super().save(state, optimizer)

@@ -1,0 +1,55 @@
+"""What a generation of training works with. Made anew for every generation, unless a caller keeps it between many."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from mindspore import nn
+
+from npd_ascend.config.jobs import TrainJob
+from npd_ascend.models.network import build
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.lag import Divergence
+from npd_ascend.train.reader import Reader
+from npd_ascend.train.step import Trainer
+
+
+class Bench:
+    """Trainer, lag measure and checkpoints of one process, and who looks on.
+
+    Attributes:
+        align: head rows are a multiple of this; a large one lets many generations share compiled graphs.
+    """
+
+    align = 8
+
+    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, parallel: bool) -> Trainer:
+        """Network and optimiser with zero moments; the weights are loaded afterwards.
+
+        Args:
+            job: what will be trained.
+            spec: its architecture.
+            reader: of the generation; shapes of its batches.
+            parallel: gradients are summed over ranks.
+        """
+        net = build(spec, job.device, job.row_length)
+        if job.settings.recompute:
+            net.recompute_layers()
+        return Trainer(net, job.settings, reader.chunk, parallel)
+
+    def divergence(self) -> nn.Cell:
+        """What computes the lag of a chunk of rows."""
+        return Divergence()
+
+    def measuring(self) -> AbstractContextManager[Any]:
+        """Held open while lag is measured."""
+        return nullcontext()
+
+    def checkpoints(self, job: TrainJob) -> Checkpoints:
+        """Where checkpoints go."""
+        return Checkpoints(job.checkpoints, job.settings.keep_checkpoints)
+
+    def stepped(self, state: State, trainer: Trainer) -> None:
+        """Told after every optimiser step."""
