@@ -132,6 +132,24 @@ def doctor(
 
 
 @app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="study, e.g. configs/study_quick.yaml", show_default=False)],
+    set_: Set = None,
+    only: Annotated[list[str] | None, typer.Option(help="group or group/arm; may be given several times")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the arms and what they may take")] = False,
+) -> None:
+    """Compares methods over tasks and seeds, or goes on where it stopped; writes a report."""
+    from npd_ascend.config.study import load_study
+    from npd_ascend.study.conduct import conduct, describe
+
+    loaded = load_study(config, set_)
+    if dry_run:
+        typer.echo(describe(loaded, only or []))
+    elif failed := conduct(loaded, only or [], typer.echo):
+        raise UserError(f"{failed} arms failed, see above; the same command runs them again")
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="checkpoint folder (safetensors, sharded or not)")],
     target: Annotated[Path, typer.Argument(help="folder to write")],

@@ -117,10 +117,9 @@ class _Annotator:
     def scorer(self) -> Scorer:
         """The loaded model."""
         if self._scorer is None:
-            load = self._load
-            if load is None:
-                from npd_ascend.annotate.prefill import Scorer as load
-            self._scorer = load(self.job.model, self.spec, self.job.settings, self.job.device)
+            from npd_ascend.annotate.prefill import Scorer
+
+            self._scorer = (self._load or Scorer)(self.job.model, self.spec, self.job.settings, self.job.device)
         return self._scorer
 
     def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[np.ndarray]:

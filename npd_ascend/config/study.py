@@ -117,7 +117,7 @@ class StudyConfig(Section):
                     raise ValueError(f"groups.{name}.tasks names {task!r}; there are: {', '.join(self.tasks)}")
         for name in [*self.tasks, *self.groups, *(a for g in self.groups.values() for a in g.arms)]:
             if not name or not all(c.isalnum() or c in "-_.+" for c in name):
-                raise ValueError(f"name {name!r}: only letters, digits and - _ . + may stand in names, which become paths")
+                raise ValueError(f"name {name!r}: letters, digits and - _ . + only, since it becomes a path")
         return self
 
 
@@ -184,9 +184,10 @@ def arms_of(study: StudyConfig, changes: dict[str, Settings]) -> Iterator[Arm]:
                     if arm.method not in changes:
                         raise UserError(f"config {where}: there is no method {arm.method!r}; known: "
                                         f"{', '.join(sorted(changes))}")
-                    tree = apply(trees[task], study.tasks[task].set, changes[arm.method], group.set, arm.set,
+                    given = study.tasks[task]
+                    tree = apply(trees[task], given.set, changes[arm.method], group.set, arm.set,
                                  {"run.seed": seed, "run.dir": str(study.study.dir / "arms" / task / group_name
                                                                    / name / str(seed))})
                     yield Arm(task, group_name, name, seed, arm.method, parse_config(tree, where),
                               validated(LiveConfig, {**group.live, **arm.live}, f"{where}, live"), group.evaluations,
-                              group.exposure, group.timed, study.tasks[task].prompts, study.tasks[task].exposure_prompts)
+                              group.exposure, group.timed, given.prompts, given.exposure_prompts)

@@ -41,7 +41,7 @@ class Recorder:
         a = self._arm
         self._writer.log(kind, task=a.task, group=a.group, arm=a.name, seed=a.seed, step=step,
                          progress=round(progress, 6), seconds=round(seconds, 3), prompts=prompts,
-                         **{k if k != "seconds" else "spent": v for k, v in values.items()})
+                         **values)
 
 
 class Results:

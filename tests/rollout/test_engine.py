@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from npd_ascend.errors import UserError  # noqa: E402
-from npd_ascend.rollout import stage  # noqa: E402
+from npd_ascend.rollout import live, stage  # noqa: E402
 from npd_ascend.rollout.pool import RolloutPool  # noqa: E402
 from npd_ascend.rollout.requests import Answer, Request, requests_of  # noqa: E402
 from npd_ascend.rollout.shards import Board, Shard  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
+from npd_ascend.store.identity import sample_seed  # noqa: E402
 
 PROMPTS, SHARD = 40, 16
 
@@ -95,6 +96,38 @@ def test_greedy_equals_generate(plain, prompts, reference):
         out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False,
                                  eos_token_id=4, pad_token_id=0)
         assert row["response_ids"] == out[0, ids.shape[1]:].tolist()
+
+
+def test_live_answers_are_the_stored_ones(plain, prompts, engine):
+    """Asked one batch at a time, in memory and over the worker's messages: the same tokens and log-probs."""
+    job, table = plain
+    texts = Dataset.open(prompts, "prompts").read_all(["prompt_ids"])["prompt_ids"].to_pylist()
+    rows = table.to_pylist()[:24]
+    seeds = [None if r["path"] == 0 else sample_seed(job.seed, r["sample_id"]) for r in rows]
+    command = json.loads(json.dumps(live.ask(job, [np.array(texts[r["prompt_index"]]) for r in rows], seeds)))
+    batch = live.read(json.loads(json.dumps(live.answer(job, engine, command))), 0.5, False)
+    assert batch.load_seconds == 0.5 and batch.seconds > 0
+    for row, answer in zip(rows, batch.answers, strict=True):
+        assert answer.ids.tolist() == row["response_ids"] and answer.finish == row["finish_reason"]
+        np.testing.assert_allclose(answer.logprobs, row["logprobs"], atol=2e-5)
+    with pytest.raises(UserError, match="prompt 0 of a live batch"):
+        live.answer(job, engine, live.ask(job, [np.array([500])], [None]))
+
+
+def test_a_pool_answers_live(prompts, make_job, checkpoints, plain, tmp_path):
+    """The process of a pool, weights reloaded between two batches, and an error that is the user's."""
+    texts = Dataset.open(prompts, "prompts").read(0, ["prompt_ids"])["prompt_ids"].to_pylist()[:6]
+    first = [r["response_ids"] for r in plain[1].to_pylist() if r["path"] == 0][:6]
+    with RolloutPool(Path(sys.executable), 1, tmp_path) as pool:
+        def ask(model):
+            return pool.answer(make_job(tmp_path / "x", prompts, model), [np.array(t) for t in texts], [None] * 6)
+
+        a, b, c = ask(checkpoints[0]), ask(checkpoints[1]), ask(checkpoints[0])
+        assert a.started and a.load_seconds > 0 and not b.started and b.load_seconds > 0
+        assert [x.ids.tolist() for x in a.answers] == [x.ids.tolist() for x in c.answers] == first
+        assert [x.ids.tolist() for x in b.answers] != first
+        with pytest.raises(UserError, match="live batch"):
+            pool.answer(make_job(tmp_path / "x", prompts, checkpoints[0]), [np.array([], int)], [None])
 
 
 def test_logprobs_equal_transformers(plain, prompts, reference):

@@ -1,0 +1,269 @@
+"""A whole study: which arms are left, processes that run them, results, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from npd_ascend.config.study import Arm, StudyConfig, arms_of
+from npd_ascend.errors import UserError
+from npd_ascend.ops.environments import Environments
+from npd_ascend.pipeline.checks import check_config
+from npd_ascend.pipeline.processes import child_environment
+from npd_ascend.store.atomic import write_bytes
+from npd_ascend.study.method import changes, live_method
+from npd_ascend.study.results import Results, identity
+
+_GUESS = {"stored": 45.0, "live": 120.0}
+"""Seconds of an arm before any was measured."""
+_TICK_S = 0.5
+
+
+def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
+    """The arms of a study, or those that ``only`` names.
+
+    Args:
+        study: the study.
+        only: ``group`` or ``group/arm`` each; empty: all.
+
+    Raises:
+        UserError: a name that no arm has, or an arm whose configuration does not hold.
+    """
+    arms = list(arms_of(study, changes()))
+    for name in only:
+        if not any(name in (a.group, f"{a.group}/{a.name}") for a in arms):
+            raise UserError(f"--only {name}: there is no such group or arm; groups: {', '.join(study.groups)}")
+    return [a for a in arms if not only or any(n in (a.group, f"{a.group}/{a.name}") for n in only)]
+
+
+def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
+    """What would run, and how long it may take; writes nothing."""
+    results = Results(study.study.dir)
+    arms = chosen(study, only)
+    left = _left(results, arms)
+    lines = [f"{len(arms)} arms, {len(left)} to run, in {study.study.dir}"]
+    estimate = Estimate(results)
+    for arm in arms:
+        what = f"about {estimate(arm):.0f} s" if arm in left else "done"
+        lines.append(f"  {arm.key:44s} {arm.method:10s} {what}{', alone' if arm.timed else ''}")
+    lines.append(f"about {estimate.all(left, study.study.workers) / 60:.0f} min in all, a guess before any has run")
+    return "\n".join(lines)
+
+
+class Estimate:
+    """Seconds that an arm takes: as measured for its like, else a guess."""
+
+    def __init__(self, results: Results):
+        self._known: dict[str, list[float]] = {}
+        for key, seconds in results.seconds().items():
+            self.add(key, seconds)
+
+    def add(self, key: str, seconds: float) -> None:
+        """Takes in a finished arm."""
+        task, group, name, _ = key.split("/")
+        for k in (f"{task}/{group}/{name}", f"{task}/{group}", task):
+            self._known.setdefault(k, []).append(seconds)
+
+    def __call__(self, arm: Arm) -> float:
+        for k in (f"{arm.task}/{arm.group}/{arm.name}", f"{arm.task}/{arm.group}", arm.task):
+            if k in self._known:
+                return sum(self._known[k]) / len(self._known[k])
+        return _GUESS["live" if live_method(arm.method) else "stored"]
+
+    def all(self, arms: Sequence[Arm], workers: int) -> float:
+        """Seconds for all of them."""
+        return sum(self(a) / (1 if a.timed else workers) for a in arms)
+
+
+def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], None] = print) -> int:
+    """Runs what is left of a study and writes its report.
+
+    Args:
+        study: the study.
+        only: see ``chosen``.
+        say: told one line an arm.
+
+    Returns:
+        Number of arms that failed; each says why.
+
+    Raises:
+        UserError: another study is at work there, or the configuration does not hold.
+    """
+    root, results = study.study.dir, Results(study.study.dir)
+    arms = chosen(study, only)
+    for config in {repr(a.config.models): a.config for a in arms}.values():
+        check_config(config)
+    lock = _lock(root)
+    try:
+        resolved = root / "study.yaml"
+        write_bytes(resolved, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False,
+                                             allow_unicode=True).encode())
+        everything = list(arms_of(study, changes()))
+        results.drop({a.key: identity(a) for a in everything})
+        left = _left(results, arms)
+        say(f"study {root}: {len(arms)} arms, {len(left)} to run")
+        phases = [([a for a in left if not a.timed], study.study.workers), ([a for a in left if a.timed], 1)]
+        failed = 0
+        progress = _Progress(results, left, study.study.workers, say)
+        for part, workers in phases:
+            if part:
+                failed += _phase(part, min(workers, len(part)), resolved, results, progress)
+        _report(root, say)
+        return failed
+    finally:
+        lock.release()
+
+
+def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, progress: _Progress) -> int:
+    """Runs arms on so many processes; returns how many failed."""
+    waiting, failed = list(arms), 0
+    by_key = {a.key: a for a in arms}
+    events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
+    team = [_Worker(i, workers, resolved, events) for i in range(workers)]
+    try:
+        for worker in team:
+            worker.give(waiting.pop(0))
+        while any(w.arm is not None for w in team):
+            try:
+                worker, event = events.get(timeout=_TICK_S)
+            except queue.Empty:
+                continue
+            arm = worker.arm
+            if event["event"] == "ended":
+                if arm is None:
+                    continue
+                event = {"event": "failed", "key": arm.key, "text": f"its process ended; see {worker.log}"}
+                worker.restart(events)
+            done = by_key[event["key"]]
+            if event["event"] == "done":
+                results.take(done)
+                progress.done(done)
+            else:
+                failed += 1
+                progress.failed(done, event["text"])
+            worker.arm = None
+            if waiting:
+                worker.give(waiting.pop(0))
+    finally:
+        for worker in team:
+            worker.stop()
+    return failed
+
+
+class _Worker:
+    """One process that runs arms."""
+
+    def __init__(self, index: int, of: int, resolved: Path, events: queue.Queue[tuple[_Worker, dict[str, Any]]]):
+        self.index, self._of, self._resolved = index, of, resolved
+        self.arm: Arm | None = None
+        self.log = resolved.parent / "logs" / f"worker-{index}.log"
+        self._start(events)
+
+    def restart(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
+        """Another process in the place of one that has died."""
+        self.stop()
+        self._start(events)
+
+    def give(self, arm: Arm) -> None:
+        """Has an arm run."""
+        self.arm = arm
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{arm.key}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the listener says so
+
+    def stop(self) -> None:
+        """Ends the process and its engines."""
+        try:
+            os.killpg(self._process.pid, signal.SIGTERM if self.arm is None else signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _start(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        python = Environments.find().mindspore
+        cores = str(max(1, len(os.sched_getaffinity(0)) // self._of))
+        env = child_environment(python, self.log.with_suffix(".jsonl"), OMP_NUM_THREADS=cores, PYTHONUNBUFFERED="1")
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                [str(python), "-m", "npd_ascend.study.worker", str(self._resolved)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True)
+        threading.Thread(target=self._listen, args=(self._process, events), daemon=True).start()
+
+    def _listen(self, process: subprocess.Popen[bytes], events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                events.put((self, json.loads(line)))
+            except ValueError:
+                continue
+        if process is self._process:
+            events.put((self, {"event": "ended"}))
+
+
+class _Progress:
+    """Says what has been done and how long the rest may take."""
+
+    def __init__(self, results: Results, left: Sequence[Arm], workers: int, say: Callable[[str], None]):
+        self._results, self._left, self._workers, self._say = results, list(left), workers, say
+        self._total, self._estimate, self._start = len(left), Estimate(results), time.monotonic()
+
+    def done(self, arm: Arm) -> None:
+        """An arm has finished."""
+        seconds = self._results.seconds().get(arm.key, 0.0)
+        self._estimate.add(arm.key, seconds)
+        self._tell(arm, f"{seconds:.0f} s")
+
+    def failed(self, arm: Arm, text: str) -> None:
+        """An arm has failed."""
+        self._tell(arm, f"FAILED: {text}")
+
+    def _tell(self, arm: Arm, text: str) -> None:
+        self._left.remove(arm)
+        n = self._total - len(self._left)
+        minutes = (time.monotonic() - self._start) / 60
+        rest = self._estimate.all(self._left, self._workers) / 60
+        self._say(f"[{n}/{self._total}, {minutes:.0f} min, about {rest:.0f} to go] {arm.key}: {text}")
+
+
+def _left(results: Results, arms: Sequence[Arm]) -> list[Arm]:
+    finished = results.finished()
+    return [a for a in arms if finished.get(a.key) != identity(a)]
+
+
+def _lock(root: Path) -> FileLock:
+    lock = FileLock(str(root / ".lock"))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{root}: another study is at work there; wait for it, or use another study.dir") from None
+    except OSError as e:
+        raise UserError(f"{root}: cannot write there ({e.strerror}); choose another study.dir") from None
+    return lock
+
+
+def _report(root: Path, say: Callable[[str], None]) -> None:
+    try:
+        from npd_ascend.study.report import build  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return
+    say(f"report: {build(root)}")

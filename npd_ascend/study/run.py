@@ -1,0 +1,249 @@
+"""Runs one arm: the stages of an ordinary run called one after the other in this process, or the synchronous loop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.annotate import stage as annotate
+from npd_ascend.config.jobs import AnnotateJob, PackJob, PrepareJob, RolloutJob, SelectJob, TrainJob
+from npd_ascend.config.study import Arm
+from npd_ascend.data import stage as prepare
+from npd_ascend.errors import UserError
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import load_hf
+from npd_ascend.ops.environments import resolve_device
+from npd_ascend.pack import stage as pack
+from npd_ascend.pipeline.checks import check_config
+from npd_ascend.pipeline.steps import Step, StepBuilder
+from npd_ascend.rollout import stage as rollout
+from npd_ascend.select import stage as select
+from npd_ascend.store.atomic import read_sealed, write_bytes
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.layout import RunDir
+from npd_ascend.store.metrics import read_metrics
+from npd_ascend.study.batches import Layout
+from npd_ascend.study.clock import ASIDE, Clock
+from npd_ascend.study.live import LiveLoop, LiveSource
+from npd_ascend.study.method import live_method
+from npd_ascend.study.prompts import Prompts, live_job
+from npd_ascend.study.results import TOTAL, Recorder, Results, identity
+from npd_ascend.study.shelf import Shelf
+from npd_ascend.study.watch import Watch
+from npd_ascend.study.workbench import Workbench
+from npd_ascend.train import stage as train
+from npd_ascend.train.checkpoint import State
+from npd_ascend.train.step import Trainer
+
+
+def run_arm(arm: Arm, root: Path, bench: Workbench, scratch: Path) -> None:
+    """Runs an arm from the start; its rows then stand in ``Results(root).own(arm)``.
+
+    Args:
+        arm: the arm.
+        root: study directory.
+        bench: what this process keeps.
+        scratch: folder for weights on their way to the engine; in memory, best.
+
+    Raises:
+        UserError: something in the configuration or the data has to be mended.
+    """
+    shutil.rmtree(arm.config.run.dir, ignore_errors=True)
+    clock = bench.clock = Clock()
+    try:
+        _Run(arm, root, bench, scratch, clock).run()
+    finally:
+        bench.watch = None
+        shutil.rmtree(arm.config.run.dir, ignore_errors=True)
+
+
+class _Run:
+    def __init__(self, arm: Arm, root: Path, bench: Workbench, scratch: Path, clock: Clock):
+        self.arm, self.bench, self.clock, self.scratch = arm, bench, clock, scratch
+        check_config(arm.config)
+        self.config = _with_subset(arm, root)
+        self.dir = RunDir(self.config.run.dir)
+        self.device = resolve_device(self.config.device)
+        self.steps = StepBuilder(self.config, self.dir, self.device)
+        self.record = Recorder(Results(root).own(arm), arm)
+        self.shelf = Shelf(root / "shelf")
+        self.spec = ModelSpec.from_folder(self.config.models.student)
+        self.counts: dict[str, int] = {}
+
+    def run(self) -> None:
+        with self.clock.on("prepare"):
+            self._step(self.steps.prepare())
+            self._step(self.steps.prepare(evaluation=True))
+            self.prompts = Prompts.read(Dataset.open(self.dir.prompts, "prompts"))
+            self.held_out = Prompts.read(Dataset.open(self.dir.eval_prompts, "prompts"))
+        self.job = live_job(self.config, self.device, self.spec, [self.prompts, self.held_out])
+        self.bench.ready(self.job, self.prompts.ids[0])
+        self.watch = Watch(self.arm, self.bench, self.job, self.held_out, self.record, self.shelf, self.scratch)
+        try:
+            self.watch.start()
+            method = live_method(self.arm.method)
+            if method is None:
+                self._stored()
+            else:
+                self._live(method)
+            self._end()
+        finally:
+            self.watch.close()
+
+    # ---- data made beforehand
+
+    def _stored(self) -> None:
+        c, generation = self.config, 0
+        self.bench.watch = self._stepped
+        while True:
+            rolled = self.steps.rollout(generation)
+            assert isinstance(rolled.job, RolloutJob)
+            if c.rollout.source == "teacher":
+                self.bench.ready(rolled.job, self.prompts.ids[0])
+            self._step(rolled)
+            if c.needs_teacher:
+                self._step(self.steps.annotate(generation, "teacher"))
+            if c.needs_scores:
+                self._step(self.steps.annotate(generation, "student"))
+            self._step(self.steps.select(generation))
+            self._log_selection(generation)
+            self._step(self.steps.pack(generation))
+            self._step(self.steps.train(generation))
+            done = read_sealed(self.dir.generation(generation).done) or {}
+            if self.steps.span(generation).last or done.get("reason") == "epochs":
+                break
+            generation += 1
+        n = len(self.prompts)
+        for row in read_metrics(self.dir.metrics):
+            if row["kind"] == "lag":
+                self.record.log("lag", row["step"], row["progress"], 0.0, round(row["progress"] * n),
+                                forward=row["forward"], reverse=row["reverse"], generation=row["generation"])
+
+    def _step(self, step: Step) -> None:
+        """Runs a stage, or takes what it would make from the shelf and charges what that took."""
+        heading = step.stage
+        seconds = None if self.arm.timed and heading != "prepare" else self.shelf.take(step)
+        if seconds is not None and step.complete:
+            return self.clock.charge(heading, seconds)
+        before = self.clock.totals[heading]
+        with self.clock.on(heading):
+            self._do(step)
+        if not step.complete:
+            raise UserError(f"{self.arm.key}: {step.name} ended without finishing its output")
+        self.shelf.put(step, self.clock.totals[heading] - before)
+
+    def _do(self, step: Step) -> None:
+        job, bench = step.job, self.bench
+        if isinstance(job, PrepareJob):
+            prepare.run(job)
+        elif isinstance(job, RolloutJob) and job.settings.source == "reference":
+            rollout.run(job)
+        elif isinstance(job, RolloutJob):
+            bench.pool(job.model).run(job)
+        elif isinstance(job, AnnotateJob):
+            annotate.run(job, bench.scorer)
+        elif isinstance(job, SelectJob):
+            select.run(job)
+        elif isinstance(job, PackJob):
+            pack.run(job)
+        elif isinstance(job, TrainJob):
+            train.run(job, bench)
+
+    def _stepped(self, state: State, trainer: Trainer) -> None:
+        row = state.train or {}
+        done = round(state.progress * len(self.prompts))
+        self.watch.stepped(trainer.net, state.step, state.progress, done, row)
+        self._count("train", len(self.prompts), int(row.get("tokens", 0)))
+
+    def _log_selection(self, generation: int) -> None:
+        found = Dataset.open(self.dir.generation(generation).selection, "selection").extra
+        start = self.steps.span(generation).start
+        where: dict[str, Any] = {"step": 0, "progress": start, "seconds": self.clock.seconds,
+                                 "prompts": round(start * len(self.prompts))}
+        zones = {z: v["share"] for z, v in found["zones"].items()}
+        self.record.log("zones", **where, generation=generation, below=zones["degenerate"], inside=zones["proximal"],
+                        above=zones["disconnect"], undefined=zones["undefined"], kept=found["keep_rate"],
+                        samples=found["samples"], metric=found["metric"])
+        if found["delta_ifd"]:
+            self.record.log("scores", **where, generation=generation, delta_ifd=found["delta_ifd"],
+                            bounds=found["bounds"])
+
+    # ---- data made at each step
+
+    def _live(self, kind: Callable[..., Any]) -> None:
+        c, bench, arm = self.config, self.bench, self.arm
+        method = kind(arm.live, c.train)
+        layout = Layout.of(arm.live, arm.live.prompts_per_step * method.samples_per_prompt, c.pack.row_length,
+                           c.train.micro_batch, self.prompts.ids, self._longest(), self.spec.pad_token_id)
+        row = max(*layout.lengths, c.pack.row_length)
+        chunk = min(c.train.vocab_chunk_rows, layout.head_rows(layout.lengths[-1]))
+        trainer = bench.live_trainer(self.spec, self.device, row, c.train, chunk)
+        teacher = bench.network(c.models.teacher, ModelSpec.from_folder(c.models.teacher), self.device, row, "live")
+        dev = self.held_out.first(arm.live.dev_samples)
+        source = LiveSource(bench, self.job, trainer, self.prompts, self._teacher_answers, self.scratch / "live",
+                            c.models.student, lambda: self.watch.loss(trainer.net, dev))
+        loop = LiveLoop(c, method, source, layout, bench.prefill(teacher), bench.prefill(trainer.net), self.clock,
+                        lambda step, progress, prompts, row: self.watch.stepped(trainer.net, step, progress, prompts,
+                                                                                row))
+        loop.compile(bench)
+        load_hf(trainer.net, c.models.student)
+        loop.run()
+        self._count("train", loop.steps * arm.live.prompts_per_step, loop.tokens)
+        self._count("rollout", source.answered, 0)
+        shutil.rmtree(source.weights, ignore_errors=True)
+        self.record.log("note", loop.steps, c.train.epochs, self.clock.seconds, loop.steps * arm.live.prompts_per_step,
+                        text=f"{loop.tokens} response tokens in {loop.positions} computed positions",
+                        density=loop.tokens / max(1, loop.positions))
+
+    def _longest(self) -> int:
+        """Tokens that a prompt and its answer may have, references included."""
+        reference = max((len(p) + len(r) for p, r in zip(self.prompts.ids, self.prompts.references, strict=True)),
+                        default=0)
+        return max(self.job.max_model_len, reference)
+
+    def _teacher_answers(self) -> list[np.ndarray]:
+        self.bench.ready(self.job.model_copy(update={"model": self.config.models.teacher}), self.prompts.ids[0])
+        with self.clock.on("start"):
+            answers, seconds = self.watch.teacher_answers(self.prompts)
+        self.clock.charge("rollout", seconds)
+        return answers
+
+    # ---- ends
+
+    def _count(self, heading: str, samples: int, tokens: int) -> None:
+        self.counts[f"{heading} samples"] = samples
+        self.counts[f"{heading} tokens"] = self.counts.get(f"{heading} tokens", 0) + tokens
+
+    def _end(self) -> None:
+        total, totals = self.clock.seconds, dict(self.clock.totals)
+        c, n = self.config, len(self.prompts)
+        at: dict[str, Any] = {"step": 0, "progress": c.train.epochs, "prompts": round(c.train.epochs * n)}
+        for heading, seconds in totals.items():
+            self.record.log("time", **at, seconds=seconds, stage=heading, aside=heading in ASIDE,
+                            tokens=self.counts.get(f"{heading} tokens"), samples=self.counts.get(f"{heading} samples"))
+        self.record.log("time", **at, seconds=total, stage=TOTAL, aside=False, identity=identity(self.arm),
+                        wall=round(sum(totals.values()), 3), method=self.arm.method, epochs=c.train.epochs)
+
+
+def _with_subset(arm: Arm, root: Path) -> Any:
+    """The arm's configuration, with its seed's own draw of the task's prompts in place of their files."""
+    config = arm.config
+    if arm.subset is None:
+        return config
+    rows: list[str] = []
+    for file in config.data.prompts:
+        try:
+            rows += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"tasks.{arm.task}: {file} cannot be read as JSON lines ({e})") from None
+    if arm.subset > len(rows):
+        raise UserError(f"tasks.{arm.task}.prompts is {arm.subset} but its files have {len(rows)} rows; lower it")
+    chosen = np.sort(np.random.default_rng([arm.seed, 1]).choice(len(rows), arm.subset, replace=False))
+    path = root / "prompts" / f"{arm.task}-{arm.subset}-{arm.seed}.jsonl"
+    write_bytes(path, "".join(f"{json.dumps(json.loads(rows[i]))}\n" for i in chosen).encode())
+    return config.model_copy(update={"data": config.data.model_copy(update={"prompts": [path], "limit": None})})

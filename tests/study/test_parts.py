@@ -1,0 +1,123 @@
+"""Layouts, clock, results and plan of a study: no engine."""
+
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from npd_ascend.config.study import LiveConfig, arms_of, load_study
+from npd_ascend.errors import UserError
+from npd_ascend.study.batches import Layout
+from npd_ascend.study.clock import Clock
+from npd_ascend.study.conduct import chosen, describe
+from npd_ascend.study.method import Sample, changes
+from npd_ascend.study.results import TOTAL, Recorder, Results, identity
+
+
+def samples(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Sample(i, rng.integers(1, 9, rng.integers(3, 6)).astype(np.int32),
+                   rng.integers(1, 9, rng.integers(1, 12)).astype(np.int32), "student") for i in range(n)]
+
+
+@pytest.mark.parametrize("live", [LiveConfig(), LiveConfig(buckets=[8, 12]), LiveConfig(rows=4),
+                                  LiveConfig(layout="packed", rows=2)])
+def test_every_token_is_predicted_once(live):
+    some = samples(11)
+    layout = Layout.of(live, 11, 32, 2, [s.prompt for s in some], 18, pad=0)
+    seen = []
+    shapes = set()
+    for part in layout.parts(some):
+        flat = part.rows.input_ids.reshape(-1)
+        shapes.add((part.rows.input_ids.shape, part.positions.shape))
+        at = 0
+        for i in part.samples:
+            n = len(some[i].response)
+            here = part.positions[at : at + n]
+            np.testing.assert_array_equal(flat[here + 1], some[i].response)
+            assert flat[here[0]] == some[i].prompt[-1]
+            at += n
+            seen.append(int(i))
+        assert at == part.tokens and not part.positions[at:].any()
+    assert sorted(seen) == list(range(11)) and len(shapes) == 1
+    assert (layout.empty(layout.lengths[0]).rows.input_ids.shape[0] == layout.rows)
+
+
+def test_buckets():
+    short = [Sample(0, np.ones(3, np.int32), np.ones(4, np.int32), "student")]
+    layout = Layout.of(LiveConfig(buckets=[8, 40]), 1, 32, 2, [short[0].prompt], 18, pad=0)
+    assert layout.lengths == (8, 24) and next(layout.parts(short)).rows.input_ids.shape == (1, 8)
+    with pytest.raises(UserError, match="row_length"):
+        Layout.of(LiveConfig(layout="packed"), 1, 16, 2, [short[0].prompt], 18, pad=0)
+
+
+def test_clock_books_the_innermost():
+    clock = Clock()
+    with clock.on("train"):
+        time.sleep(0.02)
+        with clock.on("evaluation"):
+            time.sleep(0.05)
+    clock.charge("rollout", 3.0)
+    with clock.on("rollout"):
+        clock.move("rollout", "reload", 1.0)
+    t = clock.totals
+    assert 0.02 <= t["train"] < 0.05 <= t["evaluation"] and t["reload"] == 1 and 2 <= t["rollout"] < 2.1
+    assert clock.seconds == pytest.approx(sum(t.values()) - t["evaluation"], abs=0.01)
+
+
+def study(tmp_path, **groups):
+    base = {"run": {"dir": "x"}, "models": {"teacher": "t", "student": "s"},
+            "data": {"prompts": ["p.jsonl"], "response_field": "answer", "answer_field": "answer"},
+            "evaluate": {"prompts": ["e.jsonl"]}, "select": {"upper_quantile": 0.97, "lower": None}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
+    tree = {"study": {"dir": str(tmp_path / "out"), "seeds": [0, 1]},
+            "tasks": {"maze": {"config": str(tmp_path / "base.yaml"), "set": {"train.epochs": 4}}},
+            "groups": groups or {"a": {"tasks": ["maze"], "set": {"train.lr": 2e-3},
+                                       "arms": {"npd": {}, "sft": {"method": "sft"},
+                                                "gkd": {"method": "gkd", "live": {"student_fraction": 0.7}}}}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return tmp_path / "study.yaml"
+
+
+def test_arms(tmp_path):
+    arms = list(arms_of(load_study(study(tmp_path)), changes()))
+    assert [a.key for a in arms[:4]] == ["maze/a/npd/0", "maze/a/sft/0", "maze/a/gkd/0", "maze/a/npd/1"]
+    npd, sft, gkd = arms[:3]
+    assert npd.config.train.epochs == 4 and npd.config.train.lr == 2e-3 and npd.config.select.upper_quantile == 0.97
+    assert sft.config.rollout.source == "reference" and sft.config.select.metric == "none"
+    assert gkd.live.student_fraction == 0.7 and gkd.config.train.loss.divergence == "jsd:0.5"
+    assert len({identity(a) for a in arms}) == len(arms)
+    assert len({a.config.run.dir for a in arms}) == len(arms)
+
+
+@pytest.mark.parametrize("group,text", [
+    ({"tasks": ["sort"], "arms": {"npd": {}}}, "there are: maze"),
+    ({"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}}, "no method 'nqd'"),
+    ({"tasks": ["maze"], "arms": {"npd": {"set": {"train.lrr": 1}}}}, "did you mean train.lr"),
+    ({"tasks": ["maze"], "arms": {"gkd": {"method": "gkd", "live": {"fraction": 1}}}}, "student_fraction"),
+    ({"tasks": ["maze"], "arms": {"a/b": {}}}, "becomes a path"),
+    ({"tasks": ["maze"], "arm": {"npd": {}}}, "unknown key groups.a.arm"),
+])
+def test_mistakes_are_one_line(tmp_path, group, text):
+    with pytest.raises(UserError) as e:
+        list(arms_of(load_study(study(tmp_path, a=group)), changes()))
+    assert text in str(e.value) and "\n" not in str(e.value)
+
+
+def test_results_and_what_is_left(tmp_path):
+    plan = load_study(study(tmp_path))
+    results, arms = Results(plan.study.dir), chosen(plan, [])
+    assert "6 arms, 6 to run" in describe(plan) and "2 arms" in describe(plan, ["a/sft"])
+    with pytest.raises(UserError, match="groups: a"):
+        chosen(plan, ["b"])
+    for arm in arms[:2]:
+        record = Recorder(results.own(arm), arm)
+        record.log("eval", 3, 1.5, 2.0, 600, accuracy=0.5)
+        if arm is arms[0]:
+            record.log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm), wall=11.0)
+            results.take(arm)
+    assert results.finished() == {arms[0].key: identity(arms[0])} and results.seconds() == {arms[0].key: 11.0}
+    assert "6 arms, 5 to run" in describe(plan)
+    results.drop({arms[0].key: "other settings"})
+    assert not results.finished() and "6 arms, 6 to run" in describe(plan)
