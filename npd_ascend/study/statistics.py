@@ -96,7 +96,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
         a, b: positive, a value a seed, in the same order.
     """
     logs = over_seeds(np.log(np.divide(a, b)).tolist())
-    return Estimate(*(math.exp(x) if math.isfinite(x) else math.nan for x in (logs.mean, logs.low, logs.high)), logs.n)
+    return Estimate(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.n)
 
 
 def bootstrap_paired(hits_a: Sequence[np.ndarray], hits_b: Sequence[np.ndarray], draws: int = 4000,

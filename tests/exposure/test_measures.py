@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from npd_ascend.exposure.measure import clustered_mean, excess_accumulated_error, measure, summarise
+from npd_ascend.exposure.measures import clustered_mean, excess_accumulated_error, measure, summarise
 
 
 class Along:

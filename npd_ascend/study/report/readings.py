@@ -1,0 +1,105 @@
+"""``results.jsonl`` of a study, looked at by task, group, arm and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npd_ascend.errors import UserError
+from npd_ascend.store.metrics import read_metrics
+
+Row = dict[str, Any]
+FILE = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measured quantity of one arm and seed along training; rows in the order of training.
+
+    Attributes:
+        rows: rows of one kind.
+    """
+
+    rows: tuple[Row, ...]
+
+    def column(self, key: str) -> np.ndarray:
+        """float64, NaN where a row lacks the key or holds null."""
+        return np.array([np.nan if r.get(key) is None else float(r[key]) for r in self.rows])
+
+
+class Readings:
+    """All rows of a study.
+
+    Args:
+        rows: as ``read`` finds them; a later row of the same arm, seed, kind, step and stage replaces an earlier one.
+    """
+
+    def __init__(self, rows: Iterable[Row]):
+        latest: dict[tuple, Row] = {}
+        for i, row in enumerate(rows):
+            if not all(isinstance(row.get(k), str) for k in ("task", "group", "arm", "kind")):
+                continue
+            unique = (row["kind"] == "note", i) if row["kind"] == "note" else ()
+            latest[(row["task"], row["group"], row["arm"], row.get("seed"), row["kind"], row.get("step"),
+                    row.get("stage"), row.get("generation"), *unique)] = row
+        self.rows = list(latest.values())
+
+    @classmethod
+    def read(cls, folder: Path) -> Readings:
+        """Of a study directory.
+
+        Raises:
+            UserError: there is no results file, or nothing in it.
+        """
+        path = Path(folder) / FILE
+        if not path.exists():
+            raise UserError(f"{path}: not there; is {folder} the directory of a study that has begun?")
+        found = cls(read_metrics(path))
+        if not found.rows:
+            raise UserError(f"{path}: holds no results yet")
+        return found
+
+    def tasks(self, group: str | None = None) -> list[str]:
+        """Tasks in order of appearance, of one group or of all."""
+        return _order(r["task"] for r in self.rows if group in (None, r["group"]))
+
+    def groups(self) -> list[str]:
+        """Groups in order of appearance."""
+        return _order(r["group"] for r in self.rows)
+
+    def arms(self, task: str, group: str) -> list[str]:
+        """Arms in order of appearance."""
+        return _order(r["arm"] for r in self.rows if (r["task"], r["group"]) == (task, group))
+
+    def series(self, task: str, group: str, arm: str, kind: str) -> dict[int, Series]:
+        """Seed -> rows of a kind."""
+        found: dict[int, list[Row]] = {}
+        for r in self.rows:
+            if (r["task"], r["group"], r["arm"], r["kind"]) == (task, group, arm, kind):
+                found.setdefault(int(r.get("seed") or 0), []).append(r)
+        return {seed: Series(tuple(sorted(rows, key=lambda r: r.get("step") or 0)))
+                for seed, rows in sorted(found.items())}
+
+    def last(self, task: str, group: str, arm: str, kind: str) -> dict[int, Row]:
+        """Seed -> last row of a kind."""
+        return {seed: s.rows[-1] for seed, s in self.series(task, group, arm, kind).items()}
+
+    def notes(self, group: str) -> list[Row]:
+        """Remarks left by the study itself."""
+        return [r for r in self.rows if r["kind"] == "note" and r["group"] == group]
+
+
+def hits(row: Row) -> np.ndarray | None:
+    """0/1 [P] of an ``eval`` row, from a list or a string of bits; None when it has none."""
+    value = row.get("hits")
+    if isinstance(value, str) and value:
+        return np.frombuffer(value.encode(), np.uint8) - ord("0")
+    return np.asarray(value, np.uint8) if isinstance(value, Sequence) and len(value) else None
+
+
+def _order(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

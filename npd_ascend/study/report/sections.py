@@ -1,0 +1,237 @@
+"""What a study's report says, as sections of tables, figures and verdicts; HTML and Markdown are made from these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from markupsafe import Markup
+
+from npd_ascend.report.numbers import number, percent
+from npd_ascend.study.report import figures
+from npd_ascend.study.report.compare import Verdict, difference, estimate, judge, race, spikes, values
+from npd_ascend.study.report.paper import GROUPS, TARGET_SPEEDUP, Group
+from npd_ascend.study.report.readings import Readings
+from npd_ascend.study.statistics import Estimate, ratio
+
+_ACCURATE = 0.03
+"""Below this best accuracy a task says nothing by accuracy; its measures are divergences."""
+_COLUMNS = (("kl_ts", "KL(T‖S)"), ("kl_st", "KL(S‖T)"), ("exaccerr", "ExAccErr, %"),
+            ("nll", "NLL of teacher's answers"),
+            ("teacher_nll", "teacher's NLL of its answers"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column is left-aligned."""
+
+    head: list[str]
+    rows: list[list[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words; ``name`` is the file's."""
+
+    name: str
+    title: str
+    svg: Markup
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass
+class Section:
+    """One question."""
+
+    id: str
+    title: str
+    source: str
+    note: str = ""
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def sections(readings: Readings) -> list[Section]:
+    """One section a group, those of the paper first and in its order."""
+    names = [g for g in GROUPS if g in readings.groups()] + [g for g in readings.groups() if g not in GROUPS]
+    return [_section(readings, g) for g in names]
+
+
+def reference_arm(group: Group, arms: list[str]) -> str:
+    """The arm that the others are compared with."""
+    return group.reference if group.reference in arms else arms[0]
+
+
+def accurate(readings: Readings, task: str, group: str) -> bool:
+    """Whether accuracy says anything on this task."""
+    means = [estimate(readings, task, group, a, "accuracy") for a in readings.arms(task, group)]
+    return any(e is not None and e.mean > _ACCURATE for e in means)
+
+
+def _section(readings: Readings, name: str) -> Section:
+    group = GROUPS.get(name, Group(name.capitalize()))
+    out = Section(name, group.title, group.tables, group.note)
+    for task in readings.tasks(name):
+        arms = readings.arms(task, name)
+        reference = reference_arm(group, arms)
+        out.tables.append(_table(readings, task, name, group, arms, reference))
+        if name == "speed":
+            out.tables += _speed(readings, task, name, arms, reference)
+        out.tables += _training(readings, task, name, arms)
+        out.pictures += _pictures(readings, task, name)
+        usable = accurate(readings, task, name)
+        out.verdicts += [judge(readings, task, name, c) for c in group.claims if c.better in arms and c.worse in arms
+                         and (usable or c.measure != "accuracy")]
+        if not usable and any(estimate(readings, task, name, a, "accuracy") for a in arms):
+            out.remarks.append(f"{task}: no arm gets {percent(_ACCURATE, 0)} of the answers right; accuracy says "
+                               f"nothing here, the divergences do.")
+    out.remarks += [f"{r['task']}, {r['arm']}: {r['text']}" for r in readings.notes(name)
+                    if r.get("text") and "density" not in r]
+    return out
+
+
+def with_interval(e: Estimate | None, write: Callable[[float], str], sign: bool = False) -> str:
+    """``61.2 ± 1.3``, or with the ends where they are not even; the bare mean of one seed."""
+    if e is None:
+        return "–"
+    mean = ("+" if sign and e.mean > 0 else "") + write(e.mean)
+    return f"{mean} ± {write(e.half)}" if e.known else mean
+
+
+def _points(x: float) -> str:
+    return f"{100 * x:.1f}"
+
+
+def _table(readings: Readings, task: str, name: str, group: Group, arms: list[str], reference: str) -> Table:
+    columns: list[tuple[str, Callable[[str], str]]] = []
+    if group.paper:
+        columns.append((f"paper: {group.unit}", lambda a: group.paper.get(a, "–")))
+
+    def seeds(a: str) -> str:
+        found = estimate(readings, task, name, a, "accuracy") or estimate(readings, task, name, a, "kl_ts")
+        return str(found.n) if found else "–"
+
+    columns.append(("seeds", seeds))
+    if accurate(readings, task, name):
+        columns.append(("accuracy, %", lambda a: with_interval(estimate(readings, task, name, a, "accuracy"), _points)))
+        columns.append((f"against {reference}, points", lambda a: "" if a == reference else with_interval(
+            difference(readings, task, name, a, reference, "accuracy"), _points, sign=True)))
+    for key, title in _COLUMNS:
+        if any(estimate(readings, task, name, a, key) for a in arms):
+            columns.append((title, lambda a, key=key: with_interval(  # type: ignore[misc]
+                estimate(readings, task, name, a, key), lambda x: number(x, 2 if key == "exaccerr" else 3))))
+    if any(_kept(readings, task, name, a) for a in arms):
+        columns.append(("kept", lambda a: ", ".join(percent(x, 0) for x in _kept(readings, task, name, a)) or "–"))
+    if any(estimate(readings, task, name, a, "seconds") for a in arms):
+        columns.append(("seconds", lambda a: with_interval(estimate(readings, task, name, a, "seconds"),
+                                                           lambda x: f"{x:.0f}")))
+    return Table([f"{task}: arm", *(c[0] for c in columns)], [[a, *(f(a) for _, f in columns)] for a in arms])
+
+
+def _kept(readings: Readings, task: str, name: str, arm: str) -> list[float]:
+    """Keep rate of each generation, means over seeds."""
+    found: dict[int, list[float]] = {}
+    for s in readings.series(task, name, arm, "zones").values():
+        for r in s.rows:
+            if r.get("kept") is not None:
+                found.setdefault(int(r.get("generation") or 0), []).append(float(r["kept"]))
+    return [float(np.mean(v)) for _, v in sorted(found.items())]
+
+
+def _speed(readings: Readings, task: str, name: str, arms: list[str], reference: str) -> list[Table]:
+    """Same prompts, and same accuracy."""
+    base = values(readings, task, name, reference, "seconds")
+    rows = []
+    for arm in arms:
+        mine = values(readings, task, name, arm, "seconds")
+        seeds = sorted(set(base) & set(mine))
+        factor = ratio([mine[s] for s in seeds], [base[s] for s in seeds]) if seeds and arm != reference else None
+        raced = race(readings, task, name, arm, reference) if arm != reference else None
+        if not mine:
+            continue
+        rows.append([
+            arm, f"{np.mean(list(mine.values())):.0f}",
+            "1" if arm == reference else _factor(factor),
+            "" if raced is None else f"{100 * raced.target:.1f} %",
+            "" if raced is None else number(raced.own), "" if raced is None else number(raced.reference),
+            "" if raced is None else _factor(raced.factor),
+            "" if raced is None else f"{raced.arrived[0]} of {raced.arrived[1]}"])
+    if not rows:
+        return []
+    return [Table(
+        [f"{task}: arm", "seconds for the same prompts", f"x {reference}", "its accuracy at the end", "seconds to it",
+         f"{reference}'s seconds to it", "factor", f"seeds where {reference} gets there"], rows,
+        f"The paper's factor is {TARGET_SPEEDUP} (Table 1). Factors are geometric means over seeds, 95 % intervals; "
+        f"above 1, {reference} is faster. Starting engines, compiling and evaluating are left out for all arms alike.")]
+
+
+def _factor(e: Estimate | None) -> str:
+    if e is None:
+        return "–"
+    return f"{e.mean:.2f}x" + (f" ({e.low:.2f}–{e.high:.2f})" if e.known else "")
+
+
+def _training(readings: Readings, task: str, name: str, arms: list[str]) -> list[Table]:
+    """Lag and loss spikes, where they were measured."""
+    rows = []
+    for arm in arms:
+        lag = [s.column("forward") for s in readings.series(task, name, arm, "lag").values()]
+        loss = [s.column("loss") for s in readings.series(task, name, arm, "train").values()]
+        loss = [x for x in loss if len(x) > 20]
+        if lag:
+            rows.append([arm, number(float(np.mean([x[-1] for x in lag])), 2),
+                         number(float(np.mean([np.nanmax(x) for x in lag])), 2),
+                         number(float(np.mean([spikes(x) for x in loss])), 2) if loss else "–"])
+    if len(rows) < 2 or name not in ("sync", "lag", "filter", "baselines"):
+        return []
+    return [Table([f"{task}: arm", "lag at the end", "largest lag", "loss spikes"], rows,
+                  "Lag: KL(current‖generator), nats a token, exact over the vocabulary. Spike: a step whose loss is "
+                  "over 1.5 times the median of the ten before it.")]
+
+
+def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
+    measure = "accuracy" if accurate(readings, task, name) else "kl_ts"
+    made = [
+        ("accuracy", "Accuracy" if measure == "accuracy" else "KL(teacher‖student) along own answers",
+         figures.accuracy(readings, task, name, measure), "Mean and 95 % interval over seeds; small dots are seeds.",
+         False),
+        ("epochs", "At the same number of steps", figures.curves(readings, task, name, "progress"), "", False),
+        ("seconds", "At the same time", figures.curves(readings, task, name, "seconds"), "", False),
+        ("positions", "KL(teacher‖student) along the answer", figures.positions(readings, task, name),
+         "Rising curves are errors that build on errors.", False),
+        ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False)]
+    if name in ("lag", "sync"):
+        made.append(("lag", "Lag", figures.lags(readings, task, name), "Dashed: the paper's near-policy bound.", False))
+    if name in ("lag", "filter"):
+        made.append(("loss", "Loss", figures.losses(readings, task, name), "First seed.", False))
+    if name == "speed":
+        made.append(("stages", "Where the time goes", figures.stages(readings, task, name), "", True))
+    return [Picture(f"{name}-{task}-{key}", f"{title}, {task}", svg, caption, wide)
+            for key, title, svg, caption, wide in made if svg is not None]
+
+
+def headline(found: list[Section]) -> dict[str, int]:
+    """Verdicts by outcome, over all sections."""
+    out: dict[str, int] = {}
+    for s in found:
+        for v in s.verdicts:
+            out[v.outcome] = out.get(v.outcome, 0) + 1
+    return out
+
+
+def gain_text(v: Verdict) -> str:
+    """The gain of a verdict with its unit."""
+    if v.gain is None:
+        return "–"
+    measure = v.claim.measure
+    if measure == "seconds":
+        return f"{_factor(v.gain)} faster"
+    if measure == "accuracy":
+        return f"{with_interval(v.gain, _points, sign=True)} points"
+    return f"{with_interval(v.gain, lambda x: number(x, 3), sign=True)} {'%' if measure == 'exaccerr' else 'nats'} less"
+

@@ -1,0 +1,108 @@
+"""Verdicts that are known beforehand, and pages that hold together."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from npd_ascend.errors import UserError
+from npd_ascend.study.report import build
+from npd_ascend.study.report.compare import difference, judge, race, spikes
+from npd_ascend.study.report.paper import Claim
+from npd_ascend.study.report.readings import Readings, hits
+from npd_ascend.study.report.sections import headline, sections
+from npd_ascend.study.statistics import paired
+
+
+@pytest.fixture(scope="module")
+def readings(study):
+    return Readings.read(study)
+
+
+def test_rows_are_found(readings):
+    assert readings.tasks() == ["maze", "text"] and readings.groups() == ["baselines", "speed", "sync"]
+    assert readings.arms("maze", "sync") == ["f0", "f1"]
+    series = readings.series("maze", "baselines", "npd", "eval")
+    assert sorted(series) == [0, 1, 2] and series[0].column("step").tolist() == [0, 60, 120, 180]
+
+
+def test_a_resumed_arm_counts_once():
+    row = {"task": "t", "group": "g", "arm": "a", "seed": 0, "kind": "eval", "step": 5}
+    found = Readings([{**row, "accuracy": 0.1}, {"kind": "eval"}, {**row, "accuracy": 0.2}])
+    assert found.series("t", "g", "a", "eval")[0].column("accuracy").tolist() == [0.2]
+
+
+def test_hits_as_list_or_bits():
+    assert hits({"hits": "0110"}).tolist() == hits({"hits": [0, 1, 1, 0]}).tolist() == [0, 1, 1, 0]
+    assert hits({}) is None and hits({"hits": ""}) is None
+
+
+@pytest.mark.parametrize("claim, outcome", [
+    (Claim("npd", "sft", ""), "shown"), (Claim("sft", "npd", ""), "against"), (Claim("npd", "gkd", ""), "open"),
+    (Claim("npd", "sft", "", "kl_ts"), "shown"), (Claim("sft", "npd", "", "exaccerr"), "against"),
+    (Claim("npd", "gkd", "", "seconds"), "shown"), (Claim("gkd", "npd", "", "seconds"), "against"),
+    (Claim("npd", "absent", ""), "missing")])
+def test_verdicts(readings, claim, outcome):
+    assert judge(readings, "maze", "baselines", claim).outcome == outcome
+
+
+def test_differences_use_seeds_and_prompts_in_pairs(readings):
+    rows = [readings.last("maze", "baselines", arm, "eval") for arm in ("npd", "sft")]
+    expected = paired(*([r[s]["accuracy"] for s in (0, 1, 2)] for r in rows),
+                      *([hits(r[s]) for s in (0, 1, 2)] for r in rows))
+    assert difference(readings, "maze", "baselines", "npd", "sft", "accuracy") == expected
+
+
+def test_one_seed_alone_gives_no_verdict_on_divergences(make_study, tmp_path):
+    make_study(tmp_path, seeds=(4,))
+    found = Readings.read(tmp_path)
+    assert judge(found, "maze", "baselines", Claim("npd", "sft", "", "kl_ts")).outcome == "few"
+
+
+def test_race_to_the_same_accuracy(readings):
+    found = race(readings, "maze", "speed", "gkd", "npd")
+    assert 0.6 < found.target < 0.8 and found.own == pytest.approx(240, rel=0.2)
+    if found.factor:
+        assert found.factor.mean > 5
+    never = race(readings, "maze", "speed", "npd", "sft")
+    assert never.arrived == (0, 3) and never.factor is None and never.reference is None
+
+
+def test_spikes():
+    loss = np.full(50, 1.0)
+    assert spikes(loss) == 0
+    loss[30] = 1.6
+    assert spikes(loss) == 1
+
+
+def test_accuracy_claims_are_left_out_where_nobody_is_right(readings):
+    baselines = next(s for s in sections(readings) if s.id == "baselines")
+    assert {v.claim.measure for v in baselines.verdicts if v.task == "text"} == {"kl_ts", "exaccerr"}
+    assert any("accuracy says nothing" in r for r in baselines.remarks)
+    assert headline([baselines])["shown"] > 3
+
+
+def test_pages(study, tmp_path):
+    page = build(study, tmp_path / "report")
+    html, md = page.read_text(), (page.parent / "summary.md").read_text()
+    assert html.count("<svg") >= 10 and "a remark &lt;b&gt;" in html and "<script" not in html
+    assert not re.search(r"(src|href)=\"(?!#)", html)
+    for name in re.findall(r"\]\(([^)]+)\)", md):
+        ET.fromstring((page.parent / name).read_text())
+    assert "NaN" not in md and "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", md)
+    for line in md.splitlines():
+        if line.startswith("|"):
+            width = line.count("|")
+        if line.startswith("|---"):
+            head = width
+        if line.startswith("| "):
+            assert width > 2
+    assert head
+
+
+def test_a_directory_without_results_is_refused(tmp_path):
+    with pytest.raises(UserError, match="results.jsonl"):
+        build(tmp_path)
