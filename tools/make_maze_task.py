@@ -25,6 +25,7 @@ from typing import Any
 
 import mini_tokenizer
 
+from npd_ascend.data.pangu import ROLES, TURN_END, TURN_START
 from npd_ascend.store.atomic import write_bytes, write_json
 
 MAX_DETOUR_HOPS = 32
@@ -122,6 +123,60 @@ def detour_walk(neighbours: list[list[int]], hops: list[list[int]], start: int, 
     return walk, labels
 
 
+def imperfect(out: Path, seed: int, side: int = 8, student_pairs: int = 400, most_detours: float = 0.3,
+              alone: float = 0.25) -> dict[str, int]:
+    """Writes training data for a pair whose teacher has seen imperfect text, for the maze that ``build`` makes.
+
+    The teacher learns walks as they are, wrong turns included, and so gives them some probability; a place that is
+    no neighbour alone is replaced by the right one. Both models also see walks without their prompts (``alone`` of
+    the rows), so that the likelihood of an answer by itself, which IFD divides by, means something. Prompts are whole
+    contexts: train with ``data.template: raw``.
+
+    Args:
+        most_detours: each walk's chance of a wrong turn is drawn between 0 and this.
+
+    Returns:
+        Rows of each file: ``sft_teacher.jsonl``, ``sft_student.jsonl``.
+    """
+    rng = random.Random(seed)
+    neighbours = make_maze(side, rng)
+    hops = distances(neighbours)
+    names = [place_name(c, side) for c in range(side * side)]
+    pairs = [(a, b) for a in range(len(names)) for b in range(len(names)) if a != b]
+    rng.shuffle(pairs)
+    rng = random.Random(seed + 1)
+
+    def text(walk: Iterable[int]) -> str:
+        return " ".join(names[c] for c in walk)
+
+    def context(pair: tuple[int, int]) -> str:
+        return ("<s>" + "".join(f"{TURN_START}{ROLES[role]}{mini_tokenizer.COLON}{said}{TURN_END}"
+                                for role, said in (("system", ""), ("user", text(pair)))) + header)
+
+    def walked(pair: tuple[int, int], jump: float) -> dict[str, str]:
+        walk, right = detour_walk(neighbours, hops, *pair, detour=rng.uniform(0.0, most_detours), jump=jump, rng=rng)
+        labels = [there if there in neighbours[here] else best
+                  for here, there, best in zip([pair[0], *walk[:-1]], walk, right, strict=True)]
+        return {"response": text(walk), "labels": text(labels)}
+
+    header = f"{TURN_START}{ROLES['assistant']}{mini_tokenizer.COLON}"
+    teacher: list[dict[str, str]] = []
+    student: list[dict[str, str]] = []
+    for pair in pairs:
+        teacher.append({"prompt": context(pair), **walked(pair, 0.03)})
+        if rng.random() < alone:
+            teacher.append({"prompt": f"<s>{header}", **walked(pair, 0.0)})
+    for pair in pairs[:student_pairs]:
+        walk = text(shortest_walk(neighbours, hops, *pair))
+        student.append({"prompt": context(pair), "response": walk})
+        if rng.random() < alone:
+            student.append({"prompt": f"<s>{header}", "response": walk})
+    for name, rows in (("sft_teacher", teacher), ("sft_student", student)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_bytes(out / f"{name}.jsonl", lines.encode())
+    return {"sft_teacher.jsonl": len(teacher), "sft_student.jsonl": len(student)}
+
+
 def build(out: Path, seed: int, side: int = 8, student_pairs: int = 400, eval_pairs: int = 600,
           teacher_walks: int = 1) -> dict[str, int]:
     """Writes the task's files to ``out``.
@@ -171,8 +226,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("assets/mini"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", type=int, default=8, help="cells along one side of the maze")
+    parser.add_argument("--imperfect", action="store_true", help="training data of the imperfect pair alone")
     args = parser.parse_args()
-    for name, rows in build(args.out, args.seed, args.side).items():
+    made = imperfect if args.imperfect else build
+    for name, rows in made(args.out, args.seed, args.side).items():
         print(f"{args.out / name}: {rows} rows")
 
 

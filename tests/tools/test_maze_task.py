@@ -89,3 +89,42 @@ def test_token_ids_carry_no_geometry(built):
     data = json.loads((built / "maze.json").read_text())["neighbours"]
     near = [abs(vocab[a] - vocab[b]) for a, row in data.items() for b in row]
     assert 15 < sum(near) / len(near) < 28  # 21.7 for random ids; a few when they follow the grid
+
+
+def test_imperfect_walks(tmp_path):
+    task.imperfect(tmp_path, seed=0)
+    data = json.loads((MINI / "maze.json").read_text())["neighbours"]
+    rows = read(tmp_path / "sft_teacher.jsonl")
+    alone = [r for r in rows if "用户" not in r["prompt"]]
+    assert len(rows) - len(alone) == 64 * 63 and 0.2 < len(alone) / 4032 < 0.3
+    wrong = total = 0
+    for row in rows:
+        start = row["prompt"].split("：")[2].split()[0] if "用户" in row["prompt"] else None
+        walk, labels = row["response"].split(), row["labels"].split()
+        assert len(walk) == len(labels)
+        for i, (here, label) in enumerate(zip([start, *walk], labels, strict=False)):
+            if here is not None:
+                assert label in data[here]
+                total, wrong = total + 1, wrong + (label != walk[i])
+    assert 0.01 < wrong / total < 0.05  # only places that are no neighbours are put right
+    student = read(tmp_path / "sft_student.jsonl")
+    prompts = {r["prompt"] for r in read(MINI / "sft_student.jsonl")}
+    assert len({r["prompt"] for r in student}) == len(prompts) + 1
+    assert all(any(f"：{p}[" in r["prompt"] for p in prompts) for r in student[:3] if "用户" in r["prompt"])
+
+
+def test_contexts_are_what_the_template_makes(tmp_path):
+    from npd_ascend.data.template import Template
+    from npd_ascend.data.tokenizer import load_tokenizer
+
+    task.imperfect(tmp_path, seed=0)
+    tokenizer = load_tokenizer(MINI / "tokenizer", False)
+    chat, raw = Template(tokenizer, "chat", [4]), Template(tokenizer, "raw", [4])
+    rows = read(tmp_path / "sft_student.jsonl")[:20]
+    for row in rows:
+        ids = raw.prompts([row["prompt"]])[0]
+        if "用户" in row["prompt"]:
+            text = row["prompt"].split("用户：")[1].split("[")[0]
+            assert ids == chat.prompts(chat.render([[{"role": "user", "content": text}]]))[0]
+        else:
+            assert ids == chat.header_ids

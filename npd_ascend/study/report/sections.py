@@ -103,6 +103,14 @@ def with_interval(e: Estimate | None, write: Callable[[float], str], sign: bool 
     return f"{mean} ± {write(e.half)}" if e.known else mean
 
 
+def _nats(x: float) -> str:
+    return f"{x:.3f}"
+
+
+def _whole(x: float) -> str:
+    return f"{x:.0f}"
+
+
 def _points(x: float) -> str:
     return f"{100 * x:.1f}"
 
@@ -124,12 +132,11 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
             columns.append((title, lambda a, key=key: with_interval(  # type: ignore[misc]
-                estimate(readings, task, name, a, key), lambda x: number(x, 2 if key == "exaccerr" else 3))))
+                estimate(readings, task, name, a, key), _whole if key == "exaccerr" else _nats)))
     if any(_kept(readings, task, name, a) for a in arms):
         columns.append(("kept", lambda a: ", ".join(percent(x, 0) for x in _kept(readings, task, name, a)) or "–"))
     if any(estimate(readings, task, name, a, "seconds") for a in arms):
-        columns.append(("seconds", lambda a: with_interval(estimate(readings, task, name, a, "seconds"),
-                                                           lambda x: f"{x:.0f}")))
+        columns.append(("seconds", lambda a: with_interval(estimate(readings, task, name, a, "seconds"), _whole)))
     return Table([f"{task}: arm", *(c[0] for c in columns)], [[a, *(f(a) for _, f in columns)] for a in arms])
 
 
@@ -187,7 +194,7 @@ def _training(readings: Readings, task: str, name: str, arms: list[str]) -> list
             rows.append([arm, number(float(np.mean([x[-1] for x in lag])), 2),
                          number(float(np.mean([np.nanmax(x) for x in lag])), 2),
                          number(float(np.mean([spikes(x) for x in loss])), 2) if loss else "–"])
-    if len(rows) < 2 or name not in ("sync", "lag", "filter", "baselines"):
+    if len(rows) < 2 or name not in ("sync", "filter", "baselines", "imperfect"):
         return []
     return [Table([f"{task}: arm", "lag at the end", "largest lag", "loss spikes"], rows,
                   "Lag: KL(current‖generator), nats a token, exact over the vocabulary. Spike: a step whose loss is "
@@ -205,9 +212,9 @@ def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
         ("positions", "KL(teacher‖student) along the answer", figures.positions(readings, task, name),
          "Rising curves are errors that build on errors.", False),
         ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False)]
-    if name in ("lag", "sync"):
+    if name in ("baselines", "sync"):
         made.append(("lag", "Lag", figures.lags(readings, task, name), "Dashed: the paper's near-policy bound.", False))
-    if name in ("lag", "filter"):
+    if name in ("filter", "sync"):
         made.append(("loss", "Loss", figures.losses(readings, task, name), "First seed.", False))
     if name == "speed":
         made.append(("stages", "Where the time goes", figures.stages(readings, task, name), "", True))
@@ -233,5 +240,7 @@ def gain_text(v: Verdict) -> str:
         return f"{_factor(v.gain)} faster"
     if measure == "accuracy":
         return f"{with_interval(v.gain, _points, sign=True)} points"
-    return f"{with_interval(v.gain, lambda x: number(x, 3), sign=True)} {'%' if measure == 'exaccerr' else 'nats'} less"
+    if measure == "exaccerr":
+        return f"{with_interval(v.gain, _whole, sign=True)} % less"
+    return f"{with_interval(v.gain, _nats, sign=True)} nats less"
 

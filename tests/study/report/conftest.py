@@ -16,7 +16,7 @@ def write_study(root, seeds=(0, 1, 2), points=3):
     writer = MetricsWriter(root / "results.jsonl")
     for task in ("maze", "text"):
         for group in ("baselines", "speed", "sync"):
-            arms = ["f0", "f1"] if group == "sync" else list(LEVEL)
+            arms = ["npd_f0", "npd_f1"] if group == "sync" else list(LEVEL)
             for i, arm in enumerate(arms):
                 for seed in seeds:
                     _arm(writer, task, group, arm, i, seed, points)

@@ -24,7 +24,7 @@ def readings(study):
 
 def test_rows_are_found(readings):
     assert readings.tasks() == ["maze", "text"] and readings.groups() == ["baselines", "speed", "sync"]
-    assert readings.arms("maze", "sync") == ["f0", "f1"]
+    assert readings.arms("maze", "sync") == ["npd_f0", "npd_f1"]
     series = readings.series("maze", "baselines", "npd", "eval")
     assert sorted(series) == [0, 1, 2] and series[0].column("step").tolist() == [0, 60, 120, 180]
 
