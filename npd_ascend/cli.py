@@ -162,6 +162,19 @@ def convert(
 
 
 @app.command()
+def join(config: ConfigPath, set_: Set = None) -> None:
+    """Takes this node's part (NODE_RANK of NODES) in a run that node 0 conducts; scripts/start_node.sh calls it."""
+    from npd_ascend.config import load_config
+    from npd_ascend.ops.nodes import Nodes
+    from npd_ascend.pipeline.follower import Follower
+
+    nodes = Nodes.from_environment()
+    if not 0 < nodes.rank < nodes.count:
+        raise UserError("npd join is for nodes 1, 2, ...: set NODES, NODE_RANK and MASTER_ADDR (scripts/start_node.sh)")
+    Follower(load_config(config, set_), nodes).run()
+
+
+@app.command()
 def version() -> None:
     """Prints the version."""
     typer.echo(__version__)

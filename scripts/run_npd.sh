@@ -5,7 +5,7 @@
 #   bash scripts/run_npd.sh CONFIG --dry-run | --stage annotate | --set train.lr=2e-5 | --redo
 #
 # Environment: CONFIG (when no argument is given), ASCEND_HOME (default /usr/local/Ascend),
-# NPD_MINDSPORE_PYTHON and NPD_ROLLOUT_PYTHON (interpreters of ready-made images).
+# NPD_MINDSPORE_PYTHON and NPD_ROLLOUT_PYTHON (interpreters of ready-made images), NPD_COMMAND (run; start_node.sh: join).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ascend=${ASCEND_HOME:-/usr/local/Ascend}
@@ -28,4 +28,4 @@ for script in "$ascend/cann/set_env.sh" "$ascend/ascend-toolkit/set_env.sh" "$as
 done
 
 bash "$root/scripts/setup_env.sh"
-exec "${NPD_MINDSPORE_PYTHON:-$root/.envs/mindspore/bin/python}" -m npd_ascend.cli run "$@"
+exec "${NPD_MINDSPORE_PYTHON:-$root/.envs/mindspore/bin/python}" -m npd_ascend.cli "${NPD_COMMAND:-run}" "$@"

@@ -15,6 +15,7 @@ from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
 
 _Section = TypeVar("_Section", bound=BaseModel)
+_TAGS = ("shared", "split")  # of device.placement: which of its two forms was tried
 _SHOWN = 6  # mistakes named in one message
 _WORDS = {
     "model_type": "expected a section of settings",
@@ -139,7 +140,7 @@ def _put(tree: dict[str, Any], parts: list[str], value: Any, where: str) -> None
 
 
 def _explain(err: Any, kind: type[BaseModel]) -> str:
-    loc = [_cut(str(x)) for x in err["loc"]]
+    loc = [_cut(str(x)) for x in err["loc"] if x not in _TAGS]
     key = ".".join(loc)
     if err["type"] == "extra_forbidden":
         section = _section(loc[:-1], kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -270,6 +270,14 @@ class EvaluateConfig(Section):
     """Evaluates the snapshot at each sync beside the start and the end."""
 
 
+class Split(Section):
+    """Devices of a node that serve one side each, so that both work at the same time."""
+
+    rollout: Count
+    """For rollouts, evaluation and annotation."""
+    train: Count
+
+
 class DeviceConfig(Section):
     """What the stages run on."""
 
@@ -278,7 +286,12 @@ class DeviceConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto: float32 on CPU, bfloat16 on Ascend."""
     count: Count | None = None
-    """Devices of this node; None: all that are visible."""
+    """Devices of a node; None: all that are visible. On CPU cores stand in for devices."""
+    placement: Annotated[
+        Annotated[Literal["shared"], Tag("shared")] | Annotated[Split, Tag("split")],
+        Discriminator(lambda v: "split" if isinstance(v, dict | Split) else "shared")] = "shared"
+    """``shared``: each stage has all devices in turn; or ``{rollout: 6, train: 2}``, devices of a node: with
+    ``sync.lead`` the next rollouts and their annotation then run beside training."""
     max_device_memory: str = "58GB"
 
 

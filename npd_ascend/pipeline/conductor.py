@@ -19,8 +19,10 @@ from npd_ascend import __version__
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.nodes import Nodes
+from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.checks import check_config, check_run_dir
-from npd_ascend.pipeline.processes import Child
+from npd_ascend.pipeline.orders import Running
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.report.build import build as build_report
@@ -57,9 +59,10 @@ class Conductor:
         self.config, self.redo = config, redo
         self.run_dir = RunDir(config.run.dir)
         self.device = resolve_device(config.device)
+        self.placement, self.nodes = Placement.of(config, self.device.target), Nodes.from_environment()
         self.steps = StepBuilder(config, self.run_dir, self.device)
         self._view = view or LiveView()
-        self._training: tuple[Step, Child, float] | None = None
+        self._training: tuple[Step, Running, float] | None = None
 
     def run(self, stage: str | None = None) -> None:
         """Runs everything that is not there yet, or one stage of the first generation that lacks it.
@@ -71,18 +74,23 @@ class Conductor:
         if stage and stage not in _STAGES:
             raise UserError(f"--stage {stage}: there is no such stage; known: {', '.join(_STAGES)}")
         check_config(self.config)
+        self.placement.check(self.config, self.nodes.count)
         self.run_dir.lock()
         try:
             check_run_dir(self.config, self.run_dir, self.redo)
             sweep(self.run_dir.root)
-            self.runner = Runner(self.config, self.run_dir, Environments.find(), self._view)
+            self.runner = Runner(
+                self.config, self.run_dir, Environments.find(), self._view, self.placement, self.nodes
+            )
             previous = {n: signal.signal(n, _stop) for n in (signal.SIGTERM, signal.SIGINT)}
             started = self.run_dir.read_state().get("started", time.time())
             self.run_dir.write_state(status="running", started=started, error="", environment=self._facts())
             status: dict[str, Any] = {"status": "stopped"}
+            done = False
             try:
                 self.runner.start()
                 self._mending(lambda: self._one_stage(stage) if stage else self._generations())
+                done = True
                 if not stage:
                     status = {"status": "finished"}
             except (UserError, OSError) as e:
@@ -91,7 +99,7 @@ class Conductor:
             finally:
                 for n in previous:  # a second signal must not interrupt the clean-up
                     signal.signal(n, signal.SIG_IGN)
-                self.runner.close()
+                self.runner.close("" if done else str(status.get("error", "stopped")))
                 self._conclude(status)
                 for n, handler in previous.items():
                     signal.signal(n, handler)
@@ -114,6 +122,7 @@ class Conductor:
         return {
             "npd_ascend": __version__,
             "device": f"{self.device.target}, {self.device.dtype}",
+            "placement": self.placement.describe() + (f"; {self.nodes.count} nodes" if self.nodes.count > 1 else ""),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
             "python": platform.python_version(),
         }
@@ -192,8 +201,6 @@ class Conductor:
     # ---- training in the background
 
     def _start_training(self, step: Step) -> None:
-        if self.device.target == "ascend":
-            self.runner.close_pool()  # the devices are training's now
         self.runner.monitor.reset("train")
         self._training = (step, self.runner.launch(step), time.monotonic())
 

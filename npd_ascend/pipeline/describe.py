@@ -8,6 +8,8 @@ from functools import partial
 from npd_ascend.config import Config, dump_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.nodes import Nodes
+from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate, render
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import Step, StepBuilder
@@ -22,7 +24,9 @@ def describe(config: Config) -> str:
     """
     check_config(config)
     device = resolve_device(config.device)
-    environments = Environments.find()
+    environments, nodes = Environments.find(), Nodes.from_environment()
+    placement = Placement.of(config, device.target)
+    placement.check(config, nodes.count)
     run = RunDir(config.run.dir)
     steps = StepBuilder(config, run, device, remember_hashes=False)
     lines = [
@@ -31,6 +35,7 @@ def describe(config: Config) -> str:
         "",
         "# device",
         f"{device.target}, {device.dtype}; MindSpore: {environments.mindspore}; rollout: {environments.rollout}",
+        f"{placement.describe()}; nodes: {nodes.count}",
         "",
         f"# stages ({run.root})",
     ]

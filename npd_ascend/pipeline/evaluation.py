@@ -9,6 +9,7 @@ from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import get_checker, load_checker_data
 from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.checks import check_checkpoint
 from npd_ascend.pipeline.runner import Runner
 from npd_ascend.pipeline.steps import StepBuilder
@@ -37,10 +38,11 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     load_checker_data(config.evaluate.checker_data)
     run = RunDir(out)
     run.lock()
-    runner = Runner(config, run, Environments.find(), LiveView())
+    device = resolve_device(config.device)
+    runner = Runner(config, run, Environments.find(), LiveView(), Placement.of(config, device.target))
     try:
         runner.start()
-        steps = StepBuilder(config, run, resolve_device(config.device))
+        steps = StepBuilder(config, run, device)
         runner.run_step(steps.prepare(evaluation=True))
         runner.run_step(steps.eval_rollout("checkpoint", checkpoint, 0), stage="evaluate")
         step = steps.evaluate("checkpoint", 0)

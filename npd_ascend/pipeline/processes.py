@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from npd_ascend.progress import ENV as PROGRESS_ENV
@@ -21,6 +22,14 @@ def die_with_parent() -> None:
     """For ``preexec_fn``: the kernel kills this process when its parent dies, however that happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def tie(pid: int, cores: Sequence[int]) -> None:
+    """Ties a process that has just been started, and so all its threads and children, to some cores."""
+    try:
+        os.sched_setaffinity(pid, cores)
+    except ProcessLookupError:
+        pass  # it has ended already, and its exit code says why
 
 
 def free_port() -> int:
@@ -53,9 +62,11 @@ class Child:
         command: argv.
         env: environment.
         log: file that takes stdout and stderr; what earlier tries wrote stays above.
+        cores: CPU cores that the group is tied to; None: all.
     """
 
-    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path):
+    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path,
+                 cores: Sequence[int] | None = None):
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
@@ -69,6 +80,8 @@ class Child:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+        if cores is not None:
+            tie(self._process.pid, cores)
 
     def poll(self) -> int | None:
         """Exit code, or None while it runs."""

@@ -10,16 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.config.jobs import AnnotateJob, RolloutJob, TrainJob
+from npd_ascend.config.jobs import RolloutJob, Section
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
-from npd_ascend.ops.environments import Environments, visible_npus
-from npd_ascend.pipeline import child as child_module
+from npd_ascend.ops.environments import Environments
+from npd_ascend.ops.nodes import Nodes
+from npd_ascend.ops.placement import Placement
+from npd_ascend.pipeline import launch
 from npd_ascend.pipeline.child import write_job
-from npd_ascend.pipeline.processes import Child, child_environment, free_port
+from npd_ascend.pipeline.orders import Crew, Followers, Running
+from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.report.live import LiveView, ProgressTail
+from npd_ascend.rollout.cluster import RayNode
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
@@ -44,10 +48,10 @@ class ShardLost(Exception):
 
 
 class Monitor:
-    """Follows the progress file in a thread: feeds the view, keeps the last word of each stage."""
+    """Follows the progress files in a thread: feeds the view, keeps the last word of each stage."""
 
-    def __init__(self, path: Path, view: LiveView):
-        self._tail, self._view = ProgressTail(path), view
+    def __init__(self, paths: list[Path], view: LiveView):
+        self._tails, self._view = [ProgressTail(path) for path in paths], view
         self._last: dict[str, dict[str, Any]] = {}
         self._faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
@@ -67,7 +71,7 @@ class Monitor:
     def drain(self) -> None:
         """Takes in everything written so far."""
         with self._lock:
-            for event in self._tail.poll():
+            for event in (event for tail in self._tails for event in tail.poll()):
                 if event["event"] in ("begin", "progress", "end"):
                     self._last[event["stage"]] = event
                 elif event["event"] in ("error", "corrupt"):
@@ -105,17 +109,6 @@ class Monitor:
         self.drain()
 
 
-def _share_of_machine(job: AnnotateJob) -> dict[str, str]:
-    """Environment that keeps workers apart: a device each, or their part of the cores."""
-    n = job.settings.workers
-    if job.device.target == "cpu":
-        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
-    npus = visible_npus()
-    if n > len(npus):
-        raise UserError(f"annotate.workers is {n} but {len(npus)} NPUs are visible")
-    return {"ASCEND_RT_VISIBLE_DEVICES": str(npus[job.worker])}
-
-
 class Runner:
     """Runs the steps of one run.
 
@@ -124,31 +117,53 @@ class Runner:
         run: its directory.
         environments: interpreters.
         view: where progress is shown.
+        placement: devices of the stages on this node.
+        nodes: how many nodes there are; this is node 0.
     """
 
-    def __init__(self, config: Config, run: RunDir, environments: Environments, view: LiveView):
+    def __init__(self, config: Config, run: RunDir, environments: Environments, view: LiveView, placement: Placement,
+                 nodes: Nodes | None = None):
         self.config, self.run, self.environments = config, run, environments
+        self.placement, self.nodes = placement, nodes or Nodes()
         run.logs.mkdir(parents=True, exist_ok=True)
-        self.progress = run.logs / "progress.jsonl"
-        self.progress.unlink(missing_ok=True)
-        self.monitor = Monitor(self.progress, view)
+        files = [launch.progress_file(run.logs, rank) for rank in range(self.nodes.count)]
+        for file in files:
+            file.unlink(missing_ok=True)
+        self.progress = files[0]
+        self.monitor = Monitor(files, view)
         self.metrics = MetricsWriter(run.metrics)
+        self._followers = Followers(run.nodes, self.nodes) if self.nodes.count > 1 else None
         self._pool: RolloutPool | None = None
-        self._children: list[Child] = []
+        self._ray: RayNode | None = None
+        self._children: list[Running] = []
 
     # ---- life
 
     def start(self) -> None:
-        """Starts the view. The rollout pool meters its work in this process, so it reports here as well."""
+        """Starts the view, and waits for the other nodes.
+
+        The rollout pool meters its work in this process, so it reports here as well.
+
+        Raises:
+            UserError: a node does not come.
+        """
         os.environ[PROGRESS_ENV] = str(self.progress.resolve())
         self.monitor.start()
+        if self._followers:
+            self._ray = launch.ray_node(self.config, self.placement, self.nodes, self.environments.rollout,
+                                        self.run.logs)
+            self._followers.start()
 
-    def close(self) -> None:
-        """Ends every process that is still there, then the view."""
+    def close(self, error: str = "") -> None:
+        """Ends every process that is still there, then the view; ``error``: what the other nodes are told."""
         os.environ.pop(PROGRESS_ENV, None)
         for child in self._children:
             child.stop()
+        if self._followers:
+            self._followers.stop(error)
         self.close_pool()
+        if self._ray:
+            self._ray.close()
         self.monitor.stop()
 
     def close_pool(self) -> None:
@@ -173,32 +188,32 @@ class Runner:
         else:
             self._timed(step, lambda: self._run_children(step), stage)
 
-    def launch(self, step: Step) -> Child:
-        """Starts a step's process and returns at once."""
-        job = step.job
+    def launch(self, step: Step) -> Running:
+        """Starts a step's process, or its processes on several nodes, and returns at once."""
+        self._make_room(step.job)
         path = self.run.jobs / f"{step.name}.json"
-        write_job(path, step.room, job)
-        python = self.environments.mindspore
-        command = [str(python), child_module.__file__, str(path)]
-        if isinstance(job, TrainJob) and job.settings.data_parallel > 1:
-            n = str(job.settings.data_parallel)
-            command = [
-                str(python.parent / "msrun"),
-                f"--worker_num={n}",
-                f"--local_worker_num={n}",
-                "--join=True",
-                f"--master_port={free_port()}",
-                f"--log_dir={self.run.logs / (step.name + '-ranks')}",
-                *command[1:],
-            ]
-        env = child_environment(python, self.progress)
-        if isinstance(job, AnnotateJob) and job.settings.workers > 1:
-            env |= _share_of_machine(job)
-        child = Child(step.name, command, env, self.run.logs / f"{step.name}.log")
+        write_job(path, step.room, step.job)
+        parts = [self._launch_on(step, path, node) for node in launch.nodes_of(step.job, self.nodes)]
+        child = parts[0] if len(parts) == 1 else Crew(step.name, parts)
         self._children.append(child)
         return child
 
-    def finish(self, step: Step, child: Child) -> None:
+    def _launch_on(self, step: Step, path: Path, node: int) -> Running:
+        log = self.run.logs / f"{step.name}{f'-node{node}' if node else ''}.log"
+        if node:
+            assert self._followers is not None
+            return self._followers.launch(step.name, node, log)
+        python = self.environments.mindspore
+        command = launch.command(python, path, step.job, self.nodes, self.run.logs / f"{step.name}-ranks")
+        env = child_environment(python, self.progress) | launch.environment(step.job, self.placement, self.nodes)
+        return Child(step.name, command, env, log, launch.cores(step.job, self.placement))
+
+    def _make_room(self, job: Section) -> None:
+        """Engines leave the devices, and their memory, that a job needs."""
+        if launch.collides(job, self.placement):
+            self.close_pool()
+
+    def finish(self, step: Step, child: Running) -> None:
         """Waits for a launched step.
 
         Raises:
@@ -207,6 +222,8 @@ class Runner:
         """
         code = child.wait()
         self._children.remove(child)
+        if self._followers:
+            self._followers.close_order(step.name)
         if code == 0 and step.complete:
             return
         corrupt = self.monitor.fault("corrupt")
@@ -268,14 +285,17 @@ class Runner:
     def _run_on_pool(self, step: Step) -> None:
         assert isinstance(step.job, RolloutJob)
         if self._pool is None:
-            settings = self.config.rollout
+            settings, python = self.config.rollout, self.environments.rollout
+            env = child_environment(python, self.progress) | self.placement.environment("rollout")
             self._pool = RolloutPool(
-                self.environments.rollout,
+                python,
                 settings.workers,
                 self.run.logs,
                 target=step.job.device.target,
                 tensor_parallel=settings.tensor_parallel,
-                env=child_environment(self.environments.rollout, self.progress),
+                env=env,
+                cores=self.placement.cores("rollout"),
+                cluster=launch.ray_cluster(self.config, self.placement, self.nodes, python, self.run.logs, env),
             )
         try:
             self._pool.run(step.job)

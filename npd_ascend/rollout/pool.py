@@ -6,12 +6,8 @@ engine's processes die with it, and ends by itself when this process dies, becau
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import signal
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +19,12 @@ from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout import live
+from npd_ascend.rollout.cluster import Cluster
 from npd_ascend.rollout.live import LiveBatch
+from npd_ascend.rollout.local import LocalWorker, Worker
 from npd_ascend.rollout.shards import Board
 from npd_ascend.rollout.stage import Tally
+from npd_ascend.store.dataset import Dataset
 
 _TICK_S = 0.2
 _EXIT_S = 5.0
@@ -48,17 +47,21 @@ class RolloutPool:
         target: ``cpu`` or ``ascend``.
         tensor_parallel: devices a worker (Ascend).
         env: added to the environment of the workers.
+        cores: CPU cores that the workers are tied to; None: all.
+        cluster: where the workers run instead of this node; closed with the pool.
         meter: makes the progress meter of a job.
     """
 
     def __init__(self, python: Path, workers: int, logs: Path, *, target: str = "cpu", tensor_parallel: int = 1,
-                 env: Mapping[str, str] | None = None, meter: Callable[..., Meter] = Meter):
+                 env: Mapping[str, str] | None = None, cores: Sequence[int] | None = None,
+                 cluster: Cluster | None = None, meter: Callable[..., Meter] = Meter):
         self.python, self.logs, self._meter = Path(python), Path(logs), meter
         self._size = workers
         self._env = {**os.environ, **(env or {})}
-        self._target, self._tp = target, tensor_parallel
-        self._events: queue.Queue[tuple[_Process, dict[str, Any]]] = queue.Queue()
-        self._workers: dict[int, _Process] = {}
+        self._target, self._tp, self._cores = target, tensor_parallel, cores
+        self._cluster = cluster
+        self._events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
+        self._workers: dict[int, Worker] = {}
         self._closed = False
 
     def start(self) -> None:
@@ -143,6 +146,8 @@ class RolloutPool:
             if not worker.busy:
                 worker.wait(max(0.0, deadline - time.monotonic()))
         self._kill()
+        if self._cluster is not None:
+            self._cluster.close()
 
     def __enter__(self) -> RolloutPool:
         return self
@@ -154,45 +159,72 @@ class RolloutPool:
 
     def _run(self, job: RolloutJob, wanted: int, tally: Tally) -> None:
         command = {"cmd": "run", "job": job.model_dump(mode="json")}
+        self._orphans, self._shards = False, Dataset.open(job.prompts, "prompts").shards
         for i in range(wanted):
             self._assign(i, command)
         failures = 0
-        while any(w.busy for w in list(self._workers.values())):
-            self._kill_hanging(job.settings.hang_seconds)
-            try:
-                worker, event = self._events.get(timeout=_TICK_S)
-            except queue.Empty:
-                continue
-            if self._workers.get(worker.index) is not worker:
-                continue  # the last words of a process that was replaced
-            worker.heard = time.monotonic()
-            if event["event"] == "progress":
-                tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
-            elif event["event"] == "loaded":
-                verb = {"start": "engine started", "reload": "weights reloaded"}[event["how"]]
-                message(f"rollout worker {worker.index}: {verb} in {event['seconds']:.1f} s")
-            elif event["event"] == "done":
-                worker.busy = False
-            elif event["event"] == "restart":
-                self._assign(worker.index, command, anew=True)
-            elif event["event"] == "error":
-                if event["kind"] == "corrupt":
-                    raise CorruptShard(event["dataset"], event["index"], "found by a rollout worker")
-                if event["kind"] == "user":
-                    raise UserError(event["text"])
-                worker.why = event["text"]  # its death follows, and is counted then
-            elif event["event"] == "died" and not worker.busy:
-                del self._workers[worker.index]
-            elif event["event"] == "died":
-                failures += 1
-                why = worker.why or worker.epitaph()
-                if failures > job.settings.max_failures:
-                    raise UserError(f"rollout worker {worker.index} failed ({why}), failure {failures} of this job "
-                                    f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}")
-                message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
-                self._assign(worker.index, command, anew=True)
+        while self._busy(job, command):
+            failures = self._take_event(job, command, tally, failures)
         if self._closed:
             raise PoolClosed("the rollout pool was closed")
+
+    def _busy(self, job: RolloutJob, command: dict[str, Any]) -> bool:
+        """Whether anything is to be waited for. Shards that a worker left which had no successor go to the others."""
+        workers = list(self._workers.values())
+        if any(w.busy for w in workers):
+            return True
+        if self._orphans and workers and Dataset(job.out, "rollouts", job.fingerprint).missing(self._shards):
+            self._orphans = False
+            for worker in workers:
+                self._assign(worker.index, command)
+            return True
+        return False
+
+    def _take_event(self, job: RolloutJob, command: dict[str, Any], tally: Tally, failures: int) -> int:
+        """Waits a moment for one event and acts on it; returns the failures so far."""
+        self._kill_hanging(job.settings.hang_seconds)
+        try:
+            worker, event = self._events.get(timeout=_TICK_S)
+        except queue.Empty:
+            return failures
+        if self._workers.get(worker.index) is not worker:
+            return failures  # the last words of a process that was replaced
+        worker.heard = time.monotonic()
+        kind = event["event"]
+        if kind == "progress":
+            tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
+        elif kind == "loaded":
+            verb = {"start": "engine started", "reload": "weights reloaded"}[event["how"]]
+            message(f"rollout worker {worker.index}: {verb} in {event['seconds']:.1f} s")
+        elif kind == "placed":
+            message(f"rollout worker {worker.index} is on {event['node']}")
+        elif kind == "done":
+            worker.busy = False
+        elif kind == "restart":
+            self._assign(worker.index, command, anew=True)
+        elif kind == "error" and event["kind"] == "corrupt":
+            raise CorruptShard(event["dataset"], event["index"], "found by a rollout worker")
+        elif kind == "error" and event["kind"] == "user":
+            raise UserError(event["text"])
+        elif kind == "error":
+            worker.why = event["text"]  # its death follows, and is counted then
+        elif kind == "unplaced":
+            del self._workers[worker.index]
+            self._orphans = True
+            if not self._workers:
+                raise UserError(f"{event['text']}; nowhere to run rollouts")
+            message(f"rollout worker {worker.index}: {event['text']}; the others go on", level="warning")
+        elif kind == "died" and not worker.busy:
+            del self._workers[worker.index]
+        elif kind == "died":
+            failures += 1
+            why = worker.why or worker.epitaph()
+            if failures > job.settings.max_failures:
+                raise UserError(f"rollout worker {worker.index} failed ({why}), failure {failures} of this job "
+                                f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}")
+            message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
+            self._assign(worker.index, command, anew=True)
+        return failures
 
     def _kill_hanging(self, hang_seconds: float) -> None:
         for worker in list(self._workers.values()):
@@ -207,7 +239,7 @@ class RolloutPool:
         worker.busy, worker.heard = True, time.monotonic()
         worker.send(command)
 
-    def _worker(self, index: int) -> _Process:
+    def _worker(self, index: int) -> Worker:
         if self._closed:
             raise PoolClosed("the rollout pool was closed")
         old = self._workers.get(index)
@@ -215,8 +247,12 @@ class RolloutPool:
             if old is not None:
                 old.kill()
             self.logs.mkdir(parents=True, exist_ok=True)
-            self._workers[index] = _Process(index, self.python, self.logs / f"rollout-{index}.log",
-                                            self._environment(index), self._events)
+            log = self.logs / f"rollout-{index}.log"
+            if self._cluster is not None:
+                self._workers[index] = self._cluster.hire(index, log, self._events)
+            else:
+                self._workers[index] = LocalWorker(index, self.python, log, self._environment(index), self._cores,
+                                                   self._events)
         return self._workers[index]
 
     def _environment(self, index: int) -> dict[str, str]:
@@ -230,8 +266,9 @@ class RolloutPool:
                                 f"{self._size * self._tp} devices, {len(devices)} are visible")
             env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(mine)
         else:
-            cores = len(os.sched_getaffinity(0))
-            env.setdefault("OMP_NUM_THREADS", str(max(1, cores // self._size)))
+            cores = len(self._cores or os.sched_getaffinity(0))
+            threads = str(max(1, cores // self._size))
+            env["OMP_NUM_THREADS"] = threads if self._cores else env.get("OMP_NUM_THREADS", threads)
             env.setdefault("OMP_WAIT_POLICY", "passive")
         return env
 
@@ -239,66 +276,3 @@ class RolloutPool:
         for worker in list(self._workers.values()):
             worker.kill()
         self._workers.clear()
-
-
-class _Process:
-    """One worker process, its pipes and what is known of it."""
-
-    def __init__(self, index: int, python: Path, log: Path, env: dict[str, str],
-                 events: queue.Queue[tuple[_Process, dict[str, Any]]]):
-        self.index, self.log = index, log
-        self.busy, self.why, self.heard = False, "", time.monotonic()
-        try:
-            with open(log, "ab") as err:
-                self._popen = subprocess.Popen(
-                    [str(python), "-m", "npd_ascend.rollout.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=err, env=env, start_new_session=True)
-        except OSError as e:
-            raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
-        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
-
-    @property
-    def alive(self) -> bool:
-        return self._popen.poll() is None
-
-    def send(self, command: dict[str, Any]) -> None:
-        assert self._popen.stdin is not None
-        try:
-            self._popen.stdin.write((json.dumps(command) + "\n").encode())
-            self._popen.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # it is dead, and the listener says so
-
-    def wait(self, seconds: float) -> None:
-        try:
-            self._popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pass
-
-    def kill(self) -> None:
-        """Ends the process and all that it started. Finished samples are safe, so there is nothing to wait for."""
-        try:
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._popen.wait()
-        if self._popen.stdin is not None:
-            try:
-                self._popen.stdin.close()
-            except BrokenPipeError:
-                pass
-
-    def epitaph(self) -> str:
-        """How it ended: signal or exit code."""
-        code = self._popen.wait()
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-    def _listen(self, events: queue.Queue[tuple[_Process, dict[str, Any]]]) -> None:
-        assert self._popen.stdout is not None
-        with self._popen.stdout as stdout:
-            for line in stdout:
-                try:
-                    events.put((self, json.loads(line)))
-                except ValueError:
-                    continue  # a line torn by a kill
-        events.put((self, {"event": "died"}))

@@ -29,6 +29,7 @@ class RunDir:
         self.report = self.root / "report.html"
         self.logs = self.root / "logs"
         self.jobs = self.root / "jobs"
+        self.nodes = self.root / "nodes"
         self.prompts = self.root / "prompts" / "train"
         self.eval_prompts = self.root / "prompts" / "eval"
         self.evaluations = self.root / "evaluations"

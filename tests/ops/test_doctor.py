@@ -104,8 +104,12 @@ def test_visible_devices(node, choice, what):
 
 def test_widths_against_devices(node, config):
     many = config(rollout={"workers": 16}, train={"data_parallel": 16, "global_batch": 16})
-    assert levels(run("enough_devices", node(), many)) == ["error", "error"]
-    assert levels(run("enough_devices", node(env={"NODES": "2"}), many)) == ["error"]  # rollout is of one node
+    assert levels(run("enough_devices", node(), many)) == ["error"]
+    assert levels(run("enough_devices", node(env={"NODES": "2"}), many)) == ["ok"]
+    apart = config(rollout={"workers": 6}, train={"data_parallel": 2, "global_batch": 8},
+                   device={"placement": {"rollout": 6, "train": 2}})
+    assert levels(run("enough_devices", node(), apart)) == ["ok"]
+    assert levels(run("enough_devices", node(env={"ASCEND_RT_VISIBLE_DEVICES": "0,1,2"}), apart)) == ["error"]
     few = config(train={"data_parallel": 8, "global_batch": 8})
     assert levels(run("enough_devices", node(), few)) == ["warning"]
     right = config(rollout={"workers": 8}, train={"data_parallel": 8, "global_batch": 8})

@@ -110,6 +110,15 @@ def test_decoding_is_bound_by_bandwidth_until_the_batch_is_large(paper):
     assert slow.stage("rollout").limit / fast.stage("rollout").limit == pytest.approx(2, rel=0.1)
 
 
+def test_split_devices(config):
+    split = config(rollout={"workers": 6, "max_new_tokens": 100}, annotate={"row_length": 128},
+                   train={"data_parallel": 2, "global_batch": 8}, device={"placement": {"rollout": 6, "train": 2}})
+    e = estimate(split)
+    assert {s.stage: s.devices for s in e.stages} == {
+        "rollout": 6, "annotate_teacher": 6, "annotate_student": 6, "train": 2}
+    assert "6 devices answer and annotate, 2 train" in render(e)
+
+
 def test_devices():
     assert find_npu("Ascend910B3").name == "910B3" and find_npu("910B4-1").name == "910B4"
     assert find_npu("Ascend910").node == 16

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from npd_ascend.config import Config
+from npd_ascend.config.schema import Split
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import memory
 from npd_ascend.ops.plan.calibrate import Calibration
@@ -122,8 +123,9 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
 
 def devices_of(config: Config) -> int:
     """Devices that a configuration keeps busy in its widest stage."""
-    return config.device.count or max(config.rollout.workers * config.rollout.tensor_parallel,
-                                      config.train.data_parallel)
+    engines, ranks = config.rollout.workers * config.rollout.tensor_parallel, config.train.data_parallel
+    return config.device.count or (engines + ranks if isinstance(config.device.placement, Split)
+                                   else max(engines, ranks))
 
 
 class _Planner:
@@ -131,6 +133,11 @@ class _Planner:
                  teacher: ModelSpec):
         self.config, self.npu, self.devices, self.work = config, npu, devices, work
         self.student, self.teacher = student, teacher
+        split = config.device.placement
+        self.generating = self.training = devices
+        if isinstance(split, Split):
+            self.training = max(1, round(devices * split.train / (split.train + split.rollout)))
+            self.generating = max(1, devices - self.training)
         self.generations = (config.sync.refreshes if config.sync.policy == "kl" else len(config.sync_points())) + 1
         self.samples = work.prompts * config.rollout.paths
         self.answers = self.samples * work.answer_tokens
@@ -145,6 +152,9 @@ class _Planner:
             f"{c.train.epochs:g} epochs",
             f"{self.devices} x {self.npu.name}: {self.npu.flops / 1e12:.0f} TFLOPS bf16, "
             f"{self.npu.memory / 2**30:.0f} GB, {self.npu.bandwidth / 1e12:.1f} TB/s each",
+            *([f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside each "
+               "other for sync.lead epochs before a refresh, which the sum of the stages leaves out"]
+              if isinstance(c.device.placement, Split) else []),
             *(f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
               f"{p.train:.0%} in training ({why})"
               for p, why in ((PAPER, "backed out of the paper's Table 19"), (GOOD, "well-tuned software"))),
@@ -173,7 +183,7 @@ class _Planner:
         context = self.work.prompt_tokens + self.work.answer_tokens / 2
         room = memory.rollout_memory(c, spec, npu, self.length)
         tp = c.rollout.tensor_parallel
-        engines = max(1, min(c.rollout.workers, self.devices // tp))
+        engines = max(1, min(c.rollout.workers, self.generating // tp))
         batch = max(1.0, min(c.rollout.max_num_seqs, room.largest, self.samples / engines))
         moved = (weight_bytes(spec) + batch * context * kv_bytes(spec)) / npu.bandwidth
         computed = batch * decode_flops(spec, context) / npu.flops
@@ -193,7 +203,7 @@ class _Planner:
         if c.needs_scores:
             flops += forward_flops(spec, self.samples, self.work.answer_tokens, self.answers)
             tokens += self.answers
-        return StageCost(name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.devices, "prefill",
+        return StageCost(name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.generating, "prefill",
                          g * self.answers * disk, memory.annotate_memory(c, spec, self.npu))
 
     def _train(self) -> StageCost:
@@ -202,7 +212,7 @@ class _Planner:
         # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
         disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
         return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
-                         flops / self.npu.flops, min(self.devices, c.train.data_parallel), "train", disk,
+                         flops / self.npu.flops, min(self.training, c.train.data_parallel), "train", disk,
                          memory.train_memory(c, spec, self.npu, recompute=c.train.recompute))
 
 

@@ -6,6 +6,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.doctor.registry import Patient, check
 from npd_ascend.ops.environments import chosen_npus
+from npd_ascend.ops.placement import VISIBLE, Placement
 from npd_ascend.ops.plan.devices import find_npu
 
 _IDLE_MB = 6000
@@ -63,30 +64,29 @@ def devices_healthy(p: Patient) -> list[Finding]:
 
 @check
 def enough_devices(p: Patient) -> list[Finding]:
-    """The configuration's widths against the devices of this node."""
+    """The configuration's widths against the devices of this node and of others like it."""
     if p.config is None or p.target == "cpu" or not p.machine.npus:
         return []
+    c, out = p.config, []
     try:
-        have = len(chosen_npus(p.machine.env.get("ASCEND_RT_VISIBLE_DEVICES"), p.machine.npus))
+        here = chosen_npus(p.machine.env.get(VISIBLE), p.machine.npus)
     except UserError:
         return []  # devices_present has told it
-    c, out = p.config, []
     told = p.machine.env.get("NODES", "1")
     nodes = int(told) if told.isdigit() else 1  # several_nodes tells what is wrong with it
-    engines = c.rollout.workers * c.rollout.tensor_parallel
-    if engines > have:
-        out.append(error(f"rollout.workers x tensor_parallel = {engines} devices, {have} are visible",
-                         f"set rollout.workers: {max(1, have // c.rollout.tensor_parallel)}"))
-    if c.train.data_parallel > have * nodes:
-        out.append(error(f"train.data_parallel = {c.train.data_parallel} devices, {have * nodes} are there on "
-                         f"{nodes} node(s)", f"set train.data_parallel: {have * nodes}"))
-    if engines < have or c.train.data_parallel < have * nodes:
-        out.append(warning(f"rollout uses {engines} and training {c.train.data_parallel} of {have * nodes} devices",
-                           "raise rollout.workers and train.data_parallel"))
+    engines, ranks = c.rollout.workers * c.rollout.tensor_parallel, c.train.data_parallel
+    try:
+        placement = Placement.of(c, "ascend", here)
+        placement.check(c, nodes)
+        if engines < len(placement.rollout) * nodes or ranks < len(placement.train) * nodes:
+            out.append(warning(f"rollout uses {engines} and training {ranks} devices; {placement.describe()}; nodes: "
+                               f"{nodes}", "raise rollout.workers and train.data_parallel"))
+    except UserError as e:
+        out.append(error(str(e), "change that setting, or the devices"))
     smi = p.machine.npu_smi
     if smi and smi.chips:
         try:
             find_npu(smi.chips[0].name)
         except UserError as e:
             out.append(warning(str(e), "npd plan cannot estimate for it; the run may work all the same"))
-    return out or [ok(f"{have} devices; rollout uses {engines}, training {c.train.data_parallel}")]
+    return out or [ok(f"{placement.describe()}; nodes: {nodes}")]
