@@ -15,7 +15,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import Meter
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.topk_codec import TopK, TopKCodec
+from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Devic
             questions = prompts.read(index, ["prompt_index", "prompt_ids"])
             columns, annotations = annotator.shard(table, questions, meter)
             if topk is not None:
-                write_topk(topk, index, annotator.codec, annotations)
+                write_topk(topk, index, annotator.form, annotations)
             scores.write_table(index, columns, tokens=int(np.sum(columns["tokens"])))
     if _missing(scores, topk, shards):
         return  # another worker is still at it
     if topk is not None:
         topk.finish(shards, k=job.settings.k, vocab_size=annotator.spec.vocab_size,
-                    value_bits=job.settings.value_bits, record_bytes=annotator.codec.record_bytes)
+                    value_bits=job.settings.value_bits)
     scores.finish(shards, role=job.role, model=str(job.model))
 
 
@@ -76,7 +76,7 @@ class _Annotator:
         self.k = job.settings.k if job.topk_out else 0
         if self.k > self.spec.vocab_size:
             raise UserError(f"annotate.k is {self.k} but the vocabulary of {job.model} has {self.spec.vocab_size}")
-        self.codec = TopKCodec(max(self.k, 1), self.spec.vocab_size, job.settings.value_bits)
+        self.form = TopKFormat(max(self.k, 1), self.spec.vocab_size, job.settings.value_bits)
         self._from_rollout = job.role == "student" and job.settings.student_nll == "rollout"
         self._scorer: Scorer | None = None
 

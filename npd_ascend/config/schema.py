@@ -131,7 +131,7 @@ class AnnotateConfig(Section):
     """Positions whose logits over the whole vocabulary stand in memory at once."""
     workers: Count = 1
     """Processes that share the shards, on Ascend one a device; each holds the whole model."""
-    value_bits: Annotated[int, Field(ge=6, le=16)] = 12
+    value_bits: Annotated[int, Field(ge=6, le=16)] = 10
     """Bits a stored log-prob; see store/topk_codec.py for the error of each width."""
     student_nll: Literal["prefill", "rollout"] = "prefill"
     """Conditioned NLL of the student: by its own prefill (deterministic), or from the rollout's log-probs (free)."""

@@ -44,12 +44,31 @@ def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, 
     Raises:
         ValueError: more rows than ``batch``, or a row with more tokens than ``row_length``.
     """
-    if len(rows) > batch:
-        raise ValueError(f"{len(rows)} rows do not go into a batch of {batch}")
     samples = [np.asarray(s) for row in rows for s in row]
     lengths = np.fromiter(map(len, samples), np.int64, len(samples))
     in_row = np.fromiter(map(len, rows), np.int64, len(rows))
-    row = np.repeat(np.arange(len(rows)), in_row)
+    tokens = np.concatenate(samples) if samples else np.empty(0, np.int32)
+    return collate_flat(tokens, lengths, in_row, row_length, pad_id, batch)
+
+
+def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, row_length: int, pad_id: int,
+                 batch: int) -> RowBatch:
+    """``collate`` for samples that stand one behind the other in one array.
+
+    Args:
+        tokens: [sum of lengths] integers.
+        lengths: [n] int64, tokens of each sample.
+        in_row: [rows] int64, samples of each row.
+        row_length: S.
+        pad_id: token id that fills padding.
+        batch: B, at least ``len(in_row)``.
+
+    Raises:
+        ValueError: more rows than ``batch``, or a row with more tokens than ``row_length``.
+    """
+    if len(in_row) > batch:
+        raise ValueError(f"{len(in_row)} rows do not go into a batch of {batch}")
+    row = np.repeat(np.arange(len(in_row)), in_row)
     before = _exclusive_cumsum(lengths)
     row_first = _exclusive_cumsum(in_row)
     row_before = np.append(before, lengths.sum())[row_first]
@@ -63,12 +82,12 @@ def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, 
     position_ids = np.zeros(batch * row_length, np.int32)
     segment_ids = np.full(batch * row_length, -1, np.int32)
     starts = row * row_length + offset
-    if samples:
-        position = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+    if len(lengths):
+        position = ramps(np.zeros_like(lengths), lengths)
         flat = position + np.repeat(starts, lengths)
-        input_ids[flat] = np.concatenate(samples)
+        input_ids[flat] = tokens
         position_ids[flat] = position
-        segment_ids[flat] = np.repeat(np.arange(len(samples)) - row_first[row], lengths)
+        segment_ids[flat] = np.repeat(np.arange(len(lengths)) - row_first[row], lengths)
     shape = (batch, row_length)
     return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape), starts, lengths)
 
@@ -84,10 +103,13 @@ def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_t
     Returns:
         [sum(response_tokens)] int64, sample by sample.
     """
-    response_tokens = np.asarray(response_tokens, np.int64)
-    t = np.arange(int(response_tokens.sum())) - np.repeat(_exclusive_cumsum(response_tokens), response_tokens)
-    first = np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1
-    return t + np.repeat(first, response_tokens)
+    return ramps(np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1, response_tokens)
+
+
+def ramps(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``count`` numbers from ``start`` on for each of n pairs, one run behind the other: int64 [sum of counts]."""
+    counts = np.asarray(counts, np.int64)
+    return np.arange(int(counts.sum())) + np.repeat(np.asarray(starts, np.int64) - _exclusive_cumsum(counts), counts)
 
 
 def _exclusive_cumsum(values: np.ndarray) -> np.ndarray:

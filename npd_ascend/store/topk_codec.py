@@ -1,17 +1,19 @@
-"""Teacher top-k of one response token in as few bytes as keep the loss what it is.
+"""Teacher top-k of response tokens in as few bytes as keep the loss what it is.
 
-A record is a little-endian bit stream of fixed width, so token t of a sample is found by multiplication:
+Per response token, in this order:
 
-    k ids            id_bits = ceil(log2 V) each, best first
-    k log-probs      value_bits each, companded
-    log-prob of the response token          16 bits, companded
-    logZ             16 bits, IEEE half
-    entropy          12 bits, linear over [0, ln V]
+    k ids                 exact
+    k log-probs           companded to ``value_bits``; the first, then the steps from one to the next
+    log-prob of the response token: its place among the k, or 12 bits when it is not one of them
+    logZ                  IEEE half without its last bit, within 0.15 %
+    entropy               10 bits, linear over [0, ln V]
 
-At k = 10, V = 153,376 and 12-bit values that is 43 bytes. Companding: a log-prob -x (0 <= x <= 64 nats) is stored
-as round(sqrt(x / 64) * (2^b - 1)), so the error grows with the square root of x: at most sqrt(64 x) / (2^b - 1)
-nats (12 bits: 0.002 at p = 1/e, 0.006 at p = 1e-4), and the order of the k values is kept. Smaller probabilities
-than e^-64 are stored as e^-64.
+Here they become small integers; ``store.topk_blocks`` writes each column in a code fitted to the shard, so that a
+frequent id takes 8 bits and not 18, and the step between two improbable tokens 5 and not 10.
+
+Companding: a log-prob -x (0 <= x <= 64 nats) becomes round(sqrt(x / 64) * (2^b - 1)), so the error grows with the
+square root of x: at most sqrt(64 x) / (2^b - 1) nats (10 bits: 0.008 at p = 1/e, 0.024 at p = 1e-4), where its
+effect on the loss is multiplied by p. The order of the k values is kept. Probabilities below e^-64 become e^-64.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_NATS = 64.0
-_SAMPLED_BITS = 16
-_LOGZ_BITS = 16
-_ENTROPY_BITS = 12
+_SAMPLED_BITS = 12
+_LOGZ_BITS = 15
+_ENTROPY_BITS = 10
 
 
 @dataclass
@@ -47,83 +49,109 @@ class TopK:
     def __len__(self) -> int:
         return len(self.logz)
 
-    def __getitem__(self, rows: slice) -> TopK:
+    def __getitem__(self, rows: slice | np.ndarray) -> TopK:
         return TopK(self.ids[rows], self.logprobs[rows], self.logz[rows], self.sampled[rows], self.entropy[rows])
 
 
-class TopKCodec:
-    """Encodes and decodes records of one k, vocabulary and precision.
+@dataclass(frozen=True)
+class TopKFormat:
+    """What all shards of a dataset have in common.
 
     Args:
         k: stored tokens a position.
         vocab_size: width of the logits; ids are below it.
-        value_bits: bits a stored log-prob, 6 to 16.
+        value_bits: bits a log-prob is rounded to, 6 to 16.
+
+    Raises:
+        ValueError: k does not fit the vocabulary, or bits out of range.
     """
 
-    def __init__(self, k: int, vocab_size: int, value_bits: int = 12):
-        if not 1 <= k <= vocab_size:
-            raise ValueError(f"k = {k} with a vocabulary of {vocab_size}")
-        self.k, self.vocab_size, self.value_bits = k, vocab_size, value_bits
-        self.id_bits = max(1, int(vocab_size - 1).bit_length())
-        widths = [self.id_bits] * k + [value_bits] * k + [_SAMPLED_BITS, _LOGZ_BITS, _ENTROPY_BITS]
-        self._fields = list(zip(np.concatenate([[0], np.cumsum(widths)[:-1]]).tolist(), widths, strict=True))
-        self.record_bytes = (sum(widths) + 7) // 8
-        self._max_entropy = max(float(np.log(vocab_size)), 1e-9)
+    k: int
+    vocab_size: int
+    value_bits: int = 10
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TopKCodec) and (self.k, self.vocab_size, self.value_bits) == (
-            other.k,
-            other.vocab_size,
-            other.value_bits,
-        )
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.vocab_size or not 6 <= self.value_bits <= 16:
+            raise ValueError(f"k = {self.k} with a vocabulary of {self.vocab_size} and {self.value_bits} bits")
 
-    def encode(self, topk: TopK) -> np.ndarray:
-        """Records, uint8 [T, record_bytes].
+    @property
+    def id_bits(self) -> int:
+        """Bits of an id as it is."""
+        return max(1, int(self.vocab_size - 1).bit_length())
+
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes a token to plan with: ids that no code makes shorter, and the other columns as they are usually."""
+        return -(-(self.k * (self.id_bits + self.value_bits - 3) + 22) // 8)
+
+    def columns(self) -> list[tuple[int, slice]]:
+        """(raw bits, symbols of a token) of each alphabet, in the order of the symbols; see ``symbols``."""
+        k, b = self.k, self.value_bits
+        sampled = max(_SAMPLED_BITS, (k - 1).bit_length()) + 1
+        groups = [(self.id_bits, 1), (self.id_bits, k - 1), (b, 1), (b, min(k - 1, 1)), (b, max(k - 2, 0)),
+                  (sampled, 1), (_LOGZ_BITS, 1), (_ENTROPY_BITS, 1)]
+        out, at = [], 0
+        for bits, width in groups:
+            if width:
+                out.append((bits, slice(at, at + width)))
+                at += width
+        return out
+
+    def symbols(self, topk: TopK) -> np.ndarray:
+        """Quantised annotation, uint32 [T, 2k + 3]: what the alphabets encode.
 
         Raises:
-            ValueError: NaN, or an id outside the vocabulary (a fault of the caller).
+            ValueError: NaN, an id outside the vocabulary, or log-probs out of order (a fault of the caller).
         """
         ids = np.asarray(topk.ids)
         if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
             raise ValueError(f"token id outside 0..{self.vocab_size - 1}")
         if any(np.isnan(x).any() for x in (topk.logprobs, topk.logz, topk.sampled, topk.entropy)):
             raise ValueError("NaN in the annotation")
-        values = _compand(topk.logprobs, self.value_bits)
-        entropy = np.clip(topk.entropy / self._max_entropy, 0, 1) * ((1 << _ENTROPY_BITS) - 1)
-        half = np.clip(topk.logz, -65000, 65000).astype(np.float16).view(np.uint16)
-        columns = [*ids.astype(np.uint32).T, *values.T, _compand(topk.sampled, _SAMPLED_BITS), half, np.rint(entropy)]
-        out = np.zeros((len(topk), self.record_bytes + 4), np.uint8)
-        for (bit, width), column in zip(self._fields, columns, strict=True):
-            word = column.astype(np.uint64) << np.uint64(bit & 7)
-            for i in range(((bit & 7) + width + 7) // 8):
-                out[:, (bit >> 3) + i] |= ((word >> np.uint64(8 * i)) & np.uint64(255)).astype(np.uint8)
-        return np.ascontiguousarray(out[:, : self.record_bytes])
-
-    def decode(self, records: np.ndarray) -> TopK:
-        """Inverse of ``encode`` up to the precision named above; ids are exact."""
-        T = len(records)
-        padded = np.zeros((self.record_bytes + 8, T), np.uint8)
-        padded[: self.record_bytes] = records.T  # one contiguous row a byte position: the field loop is then fast
-        columns = [self._column(padded, bit, width) for bit, width in self._fields]
         k = self.k
-        ids = np.stack(columns[:k], 1).astype(np.int32)
-        logprobs = _expand(np.stack(columns[k : 2 * k], 1), self.value_bits)
-        sampled, half, entropy = columns[2 * k :]
+        out = np.empty((len(topk), 2 * k + 3), np.uint32)
+        out[:, :k] = ids
+        codes = _compand(topk.logprobs, self.value_bits)
+        if (codes[:, 1:] < codes[:, :-1]).any():
+            raise ValueError("log-probs are not best first")
+        out[:, k : 2 * k] = np.diff(codes, axis=1, prepend=np.uint32(0))
+        same = codes == _compand(topk.sampled, self.value_bits)[:, None]
+        beyond = _compand(topk.sampled, _SAMPLED_BITS) + np.uint32(1 << self._sampled_raw)
+        out[:, 2 * k] = np.where(same.any(1), same.argmax(1), beyond)
+        half = np.clip(topk.logz, -65000, 65000).astype(np.float16).view(np.uint16).astype(np.uint32)
+        out[:, 2 * k + 1] = (half + 1) >> 1
+        out[:, 2 * k + 2] = np.rint(np.clip(topk.entropy / self._max_entropy, 0, 1) * ((1 << _ENTROPY_BITS) - 1))
+        return out
+
+    def values(self, symbols: np.ndarray, extras: bool = True) -> TopK:
+        """Inverse of ``symbols`` up to the precision named above; without ``extras`` only ids and log-probs."""
+        k = self.k
+        codes = np.cumsum(symbols[:, k : 2 * k], axis=1, dtype=np.uint32)
+        table = _expansion(self.value_bits)
+        logprobs = table[np.minimum(codes, len(table) - 1)]
+        ids = symbols[:, :k].astype(np.int32)
+        if not extras:
+            nothing = np.zeros(len(symbols), np.float32)
+            return TopK(ids, logprobs, nothing, nothing, nothing)
+        where = symbols[:, 2 * k]
+        coded = _expansion(_SAMPLED_BITS)[where & ((1 << _SAMPLED_BITS) - 1)]
+        place = np.take_along_axis(logprobs, np.minimum(where, k - 1)[:, None].astype(np.int64), 1)[:, 0]
         return TopK(
             ids,
             logprobs,
-            half.astype(np.uint16).view(np.float16).astype(np.float32),
-            _expand(sampled, _SAMPLED_BITS),
-            (entropy * np.float32(self._max_entropy / ((1 << _ENTROPY_BITS) - 1))).astype(np.float32),
+            (symbols[:, 2 * k + 1] << 1).astype(np.uint16).view(np.float16).astype(np.float32),
+            np.where(where >> self._sampled_raw, coded, place),
+            symbols[:, 2 * k + 2].astype(np.float32) * np.float32(self._max_entropy / ((1 << _ENTROPY_BITS) - 1)),
         )
 
-    @staticmethod
-    def _column(padded: np.ndarray, bit: int, width: int) -> np.ndarray:
-        at, shift = bit >> 3, bit & 7
-        word = padded[at].astype(np.uint32)
-        for i in range(1, (shift + width + 7) // 8):
-            word |= padded[at + i].astype(np.uint32) << np.uint32(8 * i)
-        return (word >> np.uint32(shift)) & np.uint32((1 << width) - 1)
+    @property
+    def _sampled_raw(self) -> int:
+        """A symbol with this bit holds a log-prob, one without it a place among the k."""
+        return max(_SAMPLED_BITS, (self.k - 1).bit_length())
+
+    @property
+    def _max_entropy(self) -> float:
+        return max(float(np.log(self.vocab_size)), 1e-9)
 
 
 def _compand(logprob: np.ndarray, bits: int) -> np.ndarray:
@@ -131,6 +159,7 @@ def _compand(logprob: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(np.sqrt(x / MAX_NATS) * ((1 << bits) - 1)).astype(np.uint32)
 
 
-def _expand(code: np.ndarray, bits: int) -> np.ndarray:
-    root = code.astype(np.float32) * np.float32(1.0 / ((1 << bits) - 1))
-    return -(root * root) * np.float32(MAX_NATS)
+def _expansion(bits: int) -> np.ndarray:
+    """[2^bits] float32, the log-prob of each code."""
+    root = np.arange(1 << bits) / ((1 << bits) - 1)
+    return (-MAX_NATS * root * root).astype(np.float32)

@@ -1,81 +1,146 @@
-"""Shards of teacher top-k records with random access by sample.
+"""Shards of teacher top-k with random access by sample.
 
-File: magic, length and CRC-32 of the header (u32 each), header (JSON: k, vocab_size, value_bits, samples, index_crc),
-index, blocks. The index has for each sample the byte offset of its block (u64), its tokens (u32) and the CRC-32 of
-the block (u32), so training reads samples in any order from a memory map and still finds a flipped bit.
+File: magic, length and CRC-32 of the header (u32 each), header (JSON: version, k, vocab_size, value_bits, samples,
+class widths and table size of each alphabet, CRC-32 of index and tables), index, tables (u32), blocks. The index has
+for each sample the byte offset of its block (u64), its tokens (u32) and the CRC-32 of the block (u32); one more entry
+marks the end. So training reads samples in any order and still finds a flipped bit.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
+import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 
 from npd_ascend.errors import CorruptShard
+from npd_ascend.store.bits import Alphabet
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.topk_codec import TopK, TopKCodec
+from npd_ascend.store.topk_blocks import Decoder, encode, fit
+from npd_ascend.store.topk_codec import TopK, TopKFormat
 
-_MAGIC = b"NPDTOPK1"
+_MAGIC = b"NPDTOPK2"
 _HEAD = struct.Struct("<II")
 _INDEX = np.dtype([("offset", "<u8"), ("tokens", "<u4"), ("crc", "<u4")])
+_TABLE = np.dtype("<u4")
+_GROUP_TOKENS = 1 << 15
 
 
-def write_topk(dataset: Dataset, index: int, codec: TopKCodec, samples: list[TopK]) -> None:
-    """Commits one shard; sample r of it belongs to row r of the rollouts shard of the same number."""
-    table = np.zeros(len(samples), _INDEX)
-    table["tokens"] = [len(s) for s in samples]
-    table["offset"] = np.concatenate([[0], np.cumsum(table["tokens"])[:-1]]) * codec.record_bytes if samples else 0
-    blocks = [codec.encode(s).tobytes() for s in samples]
-    table["crc"] = [zlib.crc32(b) for b in blocks]
-    tokens = int(table["tokens"].sum())
+def write_topk(dataset: Dataset, index: int, form: TopKFormat, samples: list[TopK]) -> None:
+    """Commits one shard; sample r of it belongs to row r of the rollouts shard of the same number.
+
+    Raises:
+        ValueError: an annotation that no model makes (see ``TopKFormat.symbols``).
+    """
+    lengths = np.array([len(s) for s in samples], np.int64)
+    groups = _groups(lengths)
+    symbols = [_symbols(form, samples[a:b]) for a, b in groups]
+    alphabets = fit(form, symbols)
+    table = np.zeros(len(samples) + 1, _INDEX)
+    table["tokens"][:-1] = lengths
+    blocks, offset = [], 0
+    for (a, b), part in zip(groups, symbols, strict=True):
+        data, size = encode(form, alphabets, part, lengths[a:b])
+        ends = np.cumsum(size)
+        table["offset"][a:b] = offset + ends - size
+        view = memoryview(data)
+        table["crc"][a:b] = [zlib.crc32(view[e - n : e]) for e, n in zip(ends.tolist(), size.tolist(), strict=True)]
+        blocks.append(data)
+        offset += len(data)
+    table["offset"][-1] = offset
+    after = table.tobytes() + b"".join(a.table.astype(_TABLE).tobytes() for a in alphabets)
     header = json.dumps(
         {
-            "k": codec.k,
-            "vocab_size": codec.vocab_size,
-            "value_bits": codec.value_bits,
+            "version": 2,
+            "k": form.k,
+            "vocab_size": form.vocab_size,
+            "value_bits": form.value_bits,
             "samples": len(samples),
-            "index_crc": zlib.crc32(table.tobytes()),
+            "alphabets": [{"widths": a.widths, "table": len(a.table)} for a in alphabets],
+            "crc": zlib.crc32(after),
         }
     ).encode()
 
     def fill(f: IO[bytes]) -> None:
-        f.write(_MAGIC + _HEAD.pack(len(header), zlib.crc32(header)) + header + table.tobytes())
+        f.write(_MAGIC + _HEAD.pack(len(header), zlib.crc32(header)) + header + after)
         for block in blocks:
             f.write(block)
 
-    dataset.write(index, len(samples), fill, tokens=tokens)
+    dataset.write(index, len(samples), fill, tokens=int(lengths.sum()))
+
+
+def _groups(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Spans of samples with a bounded number of tokens, so that what encoding needs stays small."""
+    cuts = np.searchsorted(np.cumsum(lengths), np.arange(_GROUP_TOKENS, int(lengths.sum()) + 1, _GROUP_TOKENS)) + 1
+    edges = np.unique(np.concatenate([[0], np.minimum(cuts, len(lengths)), [len(lengths)]]))
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def _symbols(form: TopKFormat, samples: list[TopK]) -> np.ndarray:
+    names = ("ids", "logprobs", "logz", "sampled", "entropy")
+    return form.symbols(TopK(*(np.concatenate([getattr(s, n) for s in samples]) for n in names)))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Where things stand in a shard.
+
+    Attributes:
+        form: of its records.
+        alphabets: its codes.
+        offsets: [samples + 1] int64, first byte of each block in the file.
+        tokens: [samples] int64.
+        crcs: [samples] of the blocks.
+    """
+
+    form: TopKFormat
+    alphabets: list[Alphabet]
+    offsets: np.ndarray
+    tokens: np.ndarray
+    crcs: np.ndarray
 
 
 class TopKReader:
-    """Reads samples of a finished ``topk`` dataset by ordinal.
+    """Reads samples of a finished ``topk`` dataset by ordinal; 20 bytes a sample stay in memory, and the tables.
 
     Args:
         dataset: as opened by ``Dataset.open(folder, "topk")``.
+
+    Raises:
+        CorruptShard: a shard's header, index or tables are not those that were written.
     """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
         rows = [r["rows"] for r in dataset.manifest["shards"]]
         self._first = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._open: dict[int, tuple[mmap.mmap, np.ndarray, int, TopKCodec]] = {}
-        self._codec = self._shard(0)[3] if rows else None
+        self._shards = [self._load(i) for i in range(len(rows))]
+        for i, shard in enumerate(self._shards):
+            if shard.form != self._shards[0].form:
+                raise CorruptShard(str(dataset.folder), i, "stored with another k, vocabulary or precision")
+        self._decoder = Decoder(self.form, [s.alphabets for s in self._shards]) if rows else None
+
+    @property
+    def form(self) -> TopKFormat:
+        """k, vocabulary and precision."""
+        assert self._shards, "the dataset is empty"
+        return self._shards[0].form
 
     @property
     def k(self) -> int:
         """Stored tokens a position."""
-        assert self._codec is not None, "the dataset is empty"
-        return self._codec.k
+        return self.form.k
 
     @property
     def vocab_size(self) -> int:
         """Width of the teacher's logits."""
-        assert self._codec is not None, "the dataset is empty"
-        return self._codec.vocab_size
+        return self.form.vocab_size
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -88,61 +153,95 @@ class TopKReader:
         """
         return self.read_many([ordinal])[0]
 
-    def read_many(self, ordinals: Sequence[int]) -> list[TopK]:
+    def read_many(self, ordinals: Sequence[int] | np.ndarray, extras: bool = True) -> tuple[TopK, np.ndarray]:
         """Annotations of several samples, decoded at once: for short samples that is many times faster.
+
+        Args:
+            ordinals: of n samples, in any order.
+            extras: also logZ, log-prob of the response token and entropy; else these are 0.
+
+        Returns:
+            The annotation of all their tokens, sample by sample, and the tokens of each, int64 [n].
 
         Raises:
             CorruptShard: bytes are not those that were written.
         """
-        if not len(ordinals):
-            return []
-        assert self._codec is not None
-        blocks = [self._block(int(o)) for o in ordinals]
-        size = self._codec.record_bytes
-        whole = self._codec.decode(np.frombuffer(b"".join(blocks), np.uint8).reshape(-1, size))
-        ends = np.cumsum([len(b) // size for b in blocks])
-        return [whole[int(end) - len(b) // size : int(end)] for b, end in zip(blocks, ends, strict=True)]
+        assert self._decoder is not None, "the dataset is empty"
+        ordinals = np.asarray(ordinals, np.int64)
+        of = np.searchsorted(self._first, ordinals, side="right") - 1
+        rows = ordinals - self._first[of]
+        blocks: list[bytes] = [b""] * len(ordinals)
+        lengths = np.zeros(len(ordinals), np.int64)
+        by_shard = np.argsort(of, kind="stable")
+        for places in np.split(by_shard, np.flatnonzero(np.diff(of[by_shard])) + 1):
+            if len(places):
+                index = int(of[places[0]])
+                lengths[places] = self._shards[index].tokens[rows[places]]
+                self._read_blocks(index, rows[places], places, blocks)
+        return self._decoder.decode(blocks, of, lengths, extras), lengths
 
-    def _block(self, ordinal: int) -> bytes:
-        """Records of a sample, verified."""
-        index = int(np.searchsorted(self._first, ordinal, side="right")) - 1
-        data, table, base, codec = self._shard(index)
-        entry = table[ordinal - self._first[index]]
-        start = base + int(entry["offset"])
-        block = data[start : start + int(entry["tokens"]) * codec.record_bytes]
-        if zlib.crc32(block) != entry["crc"]:
-            raise CorruptShard(str(self.dataset.folder), index, f"checksum of sample {ordinal} differs")
-        if codec != self._codec:
-            raise CorruptShard(str(self.dataset.folder), index, "stored with another k, vocabulary or precision")
-        return block
+    def _read_blocks(self, index: int, rows: np.ndarray, places: np.ndarray, blocks: list[bytes]) -> None:
+        """Blocks of some samples of one shard, verified, each into its place."""
+        shard = self._shards[index]
+        begin, end, crcs = (a.tolist() for a in (shard.offsets[rows], shard.offsets[rows + 1], shard.crcs[rows]))
+        with self._file(index) as fd:
+            for row, place, a, b, crc in zip(rows.tolist(), places.tolist(), begin, end, crcs, strict=True):
+                block = os.pread(fd, b - a, a)
+                if zlib.crc32(block) != crc:
+                    sample = int(self._first[index]) + row
+                    raise CorruptShard(str(self.dataset.folder), index, f"checksum of sample {sample} differs")
+                blocks[place] = block
 
-    def _shard(self, index: int) -> tuple[mmap.mmap, np.ndarray, int, TopKCodec]:
-        if index not in self._open:
-            self._open[index] = self._load(index)
-        return self._open[index]
+    @contextmanager
+    def _file(self, index: int) -> Iterator[int]:
+        # Opened anew each time, some 10 us: thousands of shards must not need thousands of open files.
+        try:
+            fd = os.open(self.dataset.path(index), os.O_RDONLY)
+        except OSError as e:
+            raise CorruptShard(str(self.dataset.folder), index, e.strerror or "cannot be read") from None
+        try:
+            yield fd
+        except OSError as e:
+            raise CorruptShard(str(self.dataset.folder), index, e.strerror or "cannot be read") from None
+        finally:
+            os.close(fd)
 
-    def _load(self, index: int) -> tuple[mmap.mmap, np.ndarray, int, TopKCodec]:
+    def _load(self, index: int) -> _Shard:
         folder = str(self.dataset.folder)
         if self.dataset.record(index) is None:
             raise CorruptShard(folder, index, "its record is missing or its size is wrong")
         try:
             with open(self.dataset.path(index), "rb") as f:
-                data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            at = len(_MAGIC) + _HEAD.size
-            if data[: len(_MAGIC)] != _MAGIC:
-                raise ValueError("no top-k shard")
-            size, crc = _HEAD.unpack_from(data, len(_MAGIC))
-            if zlib.crc32(data[at : at + size]) != crc:
-                raise ValueError("header checksum differs")
-            header = json.loads(data[at : at + size])
-            codec = TopKCodec(header["k"], header["vocab_size"], header["value_bits"])
-            at += size
-            raw = data[at : at + header["samples"] * _INDEX.itemsize]
-            if zlib.crc32(raw) != header["index_crc"]:
-                raise ValueError("index checksum differs")
-            table = np.frombuffer(raw, _INDEX)
-            if len(table) != self.dataset.manifest["shards"][index]["rows"]:
-                raise ValueError(f"{len(table)} samples")
+                shard = _parse(f)
+                size = f.seek(0, os.SEEK_END)
+            if len(shard.tokens) != self.dataset.manifest["shards"][index]["rows"]:
+                raise ValueError(f"{len(shard.tokens)} samples")
+            if shard.offsets[-1] != size or (np.diff(shard.offsets) < 0).any():
+                raise ValueError("blocks do not end where the file does")
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as e:
             raise CorruptShard(folder, index, f"{type(e).__name__}: {e}") from None
-        return data, table, at + len(raw), codec
+        return shard
+
+
+def _parse(f: IO[bytes]) -> _Shard:
+    if f.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("no top-k shard of this format")
+    size, crc = _HEAD.unpack(f.read(_HEAD.size))
+    whole = os.fstat(f.fileno()).st_size
+    text = f.read(min(size, whole))
+    if zlib.crc32(text) != crc:
+        raise ValueError("header checksum differs")
+    header = json.loads(text)
+    form = TopKFormat(header["k"], header["vocab_size"], header["value_bits"])
+    entries, sizes = int(header["samples"]) + 1, [int(a["table"]) for a in header["alphabets"]]
+    if entries < 1 or min(sizes) < 0 or len(sizes) != len(form.columns()):
+        raise ValueError("impossible sizes")
+    after = f.read(min(entries * _INDEX.itemsize + sum(sizes) * _TABLE.itemsize, whole))
+    if zlib.crc32(after) != header["crc"]:
+        raise ValueError("index checksum differs")
+    index = np.frombuffer(after, _INDEX, entries)
+    tables = np.split(np.frombuffer(after, _TABLE, offset=index.nbytes), np.cumsum(sizes)[:-1])
+    alphabets = [Alphabet(bits, a["widths"], table) for (bits, _), a, table in
+                 zip(form.columns(), header["alphabets"], tables, strict=True)]
+    return _Shard(form, alphabets, f.tell() + index["offset"].astype(np.int64), index["tokens"][:-1].astype(np.int64),
+                  index["crc"][:-1])

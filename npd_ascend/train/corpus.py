@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from npd_ascend.errors import UserError
+from npd_ascend.rows.collate import ramps
 from npd_ascend.store.dataset import Dataset
 
 
@@ -27,10 +28,13 @@ class Ragged:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """[N] int64."""
-        return np.diff(self.offsets)
+    def take(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The first ``counts`` [n] values of each of the lists ``rows`` [n], one behind the other."""
+        return self.values[ramps(self.offsets[rows], counts)]
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """[n] int64."""
+        return self.offsets[rows + 1] - self.offsets[rows]
 
     @classmethod
     def read(cls, dataset: Dataset, column: str) -> Ragged:
@@ -57,7 +61,7 @@ class Corpus:
     """
 
     def __init__(self, prompts: Dataset, rollouts: Dataset, selection: Dataset, with_logprobs: bool = False):
-        self._prompts = Ragged.read(prompts, "prompt_ids")
+        self.prompts = Ragged.read(prompts, "prompt_ids")
         columns = ["sample_id", "prompt_index", "response_ids", "label_ids"] + ["logprobs"] * with_logprobs
         table = rollouts.read_all(columns)
         self.responses = Ragged.of(table["response_ids"])
@@ -73,14 +77,22 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def prompt(self, ordinal: int) -> np.ndarray:
-        """Prompt tokens of a sample, int32."""
-        return self._prompts[self._prompt_of[ordinal]]
+    def texts(self, ordinals: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+        """Prompt and response of each of n samples, with so many tokens of each, one behind the other; int32."""
+        total = prompt_tokens.astype(np.int64) + response_tokens
+        first = np.cumsum(total) - total
+        out = np.empty(int(total.sum()), np.int32)
+        out[ramps(first, prompt_tokens)] = self.prompts.take(self._prompt_of[ordinals], prompt_tokens)
+        out[ramps(first + prompt_tokens, response_tokens)] = self.responses.take(ordinals, response_tokens)
+        return out
 
-    def label(self, ordinal: int) -> np.ndarray:
-        """CE targets of a sample: its labels where it has some, else its own response."""
-        labels = self.labels[ordinal]
-        return labels if len(labels) else self.responses[ordinal]
+    def targets(self, ordinals: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+        """CE targets of n samples, so many of each: a sample's labels where it has some, else its own response."""
+        out = self.responses.take(ordinals, response_tokens)
+        labelled = self.labels.lengths_of(ordinals) > 0
+        if labelled.any():
+            out[np.repeat(labelled, response_tokens)] = self.labels.take(ordinals[labelled], response_tokens[labelled])
+        return out
 
 
 @dataclass(frozen=True)

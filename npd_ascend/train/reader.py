@@ -11,7 +11,7 @@ import numpy as np
 from npd_ascend.config.schema import LossConfig, TrainConfig
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.registry import Tokens, find_divergences, find_token_weight
-from npd_ascend.rows.collate import RowBatch, collate, response_positions
+from npd_ascend.rows.collate import RowBatch, collate_flat, ramps, response_positions
 from npd_ascend.store.topk_codec import TopK
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.train.corpus import Corpus, EpochPlan
@@ -137,19 +137,19 @@ class Reader:
         targets, teacher = np.zeros((n, 1 + k), np.int32), np.zeros((n, max(1, k)), np.float32)
         positions[:count] = where
         if count:
-            targets[:count, 0] = np.concatenate([c.label(o)[:r] for o, r in zip(samples, response_n, strict=True)])
+            targets[:count, 0] = c.targets(samples, response_n)
             weights[:count] = np.repeat(c.weights[samples], response_n)
-        notes = self._annotations(samples, response_n) if k else []
-        if notes and count:
-            targets[:count, 1:] = np.concatenate([x.ids for x in notes])
-            teacher[:count] = np.concatenate([x.logprobs for x in notes])
+        notes = self._annotations(samples, response_n) if k and count else None
+        if notes is not None:
+            targets[:count, 1:], teacher[:count] = notes.ids, notes.logprobs
         if targets.min() < 0 or targets.max() >= self.vocab:
             raise UserError(f"token id {int(targets.max())} lies beyond the student's vocabulary of {self.vocab}; "
                             f"teacher and student must share one tokenizer")
         if not self._plain_weight and count:
+            ends = np.cumsum(response_n)
             weights[:count] *= np.concatenate([
-                self.weight(Tokens(int(r), notes[i] if notes else None, self._logprobs(int(o), int(r))))
-                for i, (o, r) in enumerate(zip(samples, response_n, strict=True))])
+                self.weight(Tokens(r, None if notes is None else notes[end - r : end], self._logprobs(o, r)))
+                for o, r, end in zip(samples.tolist(), response_n.tolist(), ends.tolist(), strict=True)])
         columns = np.repeat(weights[:, None], 1 + (len(self.parameters) if k else 0), 1)
         return MicroBatch(rows, positions, targets, teacher, columns, np.tile(self.parameters, (n, 1)), count, samples)
 
@@ -159,24 +159,21 @@ class Reader:
         Returns:
             The arrays that the network reads, and the flat positions that predict response tokens, [tokens] int64.
         """
-        c = self.corpus
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, prompt_n, response_n = (a[lo:hi] for a in (plan.samples, plan.prompt_tokens, plan.response_tokens))
-        texts = [np.concatenate((c.prompt(o)[:p], c.responses[o][:r]))
-                 for o, p, r in zip(samples, prompt_n, response_n, strict=True)]
-        cuts = plan.first[begin : end + 1] - lo
-        rows = collate([texts[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)], self.row_length, self.pad,
-                       self.settings.micro_batch)
+        rows = collate_flat(self.corpus.texts(samples, prompt_n, response_n), prompt_n.astype(np.int64) + response_n,
+                            np.diff(plan.first[begin : end + 1]), self.row_length, self.pad, self.settings.micro_batch)
         return rows, response_positions(rows.starts, prompt_n, response_n)
 
-    def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> list[TopK]:
+    def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> TopK:
+        """Annotation of the first ``tokens`` of each sample, one behind the other."""
         assert self.topk is not None
-        found = self.topk.read_many(samples.tolist())
-        for ordinal, note, n in zip(samples, found, tokens, strict=True):
-            if len(note) < n:
-                raise UserError(f"{self.topk.dataset.folder}: sample {ordinal} has {len(note)} annotated tokens, its "
-                                f"response {n}; run annotate again")
-        return [note[: int(n)] for note, n in zip(found, tokens, strict=True)]
+        notes, found = self.topk.read_many(samples, extras=not self._plain_weight)
+        if (found < tokens).any():
+            i = int((found < tokens).argmax())
+            raise UserError(f"{self.topk.dataset.folder}: sample {samples[i]} has {found[i]} annotated tokens, its "
+                            f"response {tokens[i]}; run annotate again")
+        return notes if (found == tokens).all() else notes[ramps(np.cumsum(found) - found, tokens)]
 
     def _logprobs(self, ordinal: int, tokens: int) -> np.ndarray | None:
         found = self.corpus.logprobs[ordinal][:tokens] if self.corpus.logprobs is not None else None

@@ -18,7 +18,7 @@ from npd_ascend.config.load import load_config
 from npd_ascend.config.schema import Config, DataConfig, EvaluateConfig, PackConfig, SelectConfig
 from npd_ascend.models.initial import initial_checkpoint
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.topk_codec import TopK, TopKCodec
+from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ class Kit:
                 "sample_id": 100 + index, "keep": np.ones(PER, bool), "reason": ["kept"] * PER,
                 "zone": ["proximal"] * PER, "weight": np.ones(PER, np.float32), "metric": np.zeros(PER),
                 "ifd_teacher": np.ones(PER), "ifd_student": np.ones(PER), "delta_ifd": np.zeros(PER)}))
-            write_topk(sets["topk"], s, TopKCodec(K, 320), [TopK(
+            write_topk(sets["topk"], s, TopKFormat(K, 320), [TopK(
                 rng.integers(0, 320, (5, K)).astype(np.int32), np.sort(-rng.random((5, K)))[:, ::-1], np.ones(5),
                 -rng.random(5), np.ones(5)) for _ in index])
         for name, d in sets.items():

@@ -31,7 +31,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.journal import Journal
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
-from npd_ascend.store.topk_codec import TopK, TopKCodec
+from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
 
 PAGE = 4096
@@ -148,7 +148,7 @@ def test_writers_on_a_full_disk(disk):
     journal.append({"n": 0})
     metrics.log("train", step=0)
     run.write_state(status="running")
-    topk, codec = Dataset(root / "topk", "topk", "f"), TopKCodec(4, 1000)
+    topk, codec = Dataset(root / "topk", "topk", "f"), TopKFormat(4, 1000)
     sample = TopK(np.zeros((900, 4), np.int32), np.zeros((900, 4)), np.ones(900), np.zeros(900), np.zeros(900))
     disk.leave(0)
     long = "x" * 9000

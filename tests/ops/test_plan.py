@@ -43,8 +43,8 @@ def test_tokens_of_each_stage(config):
     assert e.stage("rollout").tokens == pytest.approx(2 * 100 * 50)
     assert e.stage("annotate_teacher").tokens == pytest.approx(2 * 100 * (prompt + 2 * 50))
     assert e.stage("train").tokens == pytest.approx(10 * 100 * (prompt + 50))
-    # k = 10 records of 10-bit ids and 12-bit values, 44 bits beside: 33 bytes a response token.
-    assert e.stage("annotate_teacher").disk == 2 * 100 * 50 * 33
+    # k = 10 ids of 10 bits and steps of 7, 22 bits beside: 24 bytes a response token.
+    assert e.stage("annotate_teacher").disk == 2 * 100 * 50 * 24
 
 
 def test_training_takes_three_forward_passes(config):

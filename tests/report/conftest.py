@@ -13,7 +13,7 @@ from npd_ascend.config.load import dump_config, parse_config
 from npd_ascend.store.atomic import write_json
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
-from npd_ascend.store.topk_codec import TopK, TopKCodec
+from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
 
 WORDS = ("north east south west so we go to the left then right 3 7 12 because wall goal reached = + answer is "
@@ -124,7 +124,7 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
     samples = {k: Dataset(f, k.split(" ")[0], f"{k}{g}") for k, f in (
         ("rollouts", folder.rollouts), ("selection", folder.selection), ("topk", folder.topk),
         ("scores t", folder.teacher_scores), ("scores s", folder.student_scores))}
-    codec = TopKCodec(K, V, 12)
+    codec = TopKFormat(K, V, 12)
     entropies = []
     for s in range(SHARDS):
         rows = slice(s * PER_SHARD, (s + 1) * PER_SHARD)

@@ -10,7 +10,7 @@ from npd_ascend.config.jobs import TrainJob
 from npd_ascend.config.schema import SyncConfig, TrainConfig
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import read_metrics
-from npd_ascend.store.topk_codec import TopK, TopKCodec
+from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
 
 VOCAB, K, ROW = 53, 4, 48
@@ -62,7 +62,7 @@ class World:
             "text": pa.nulls(n, pa.string())}))
         prompts.finish(1)
         rollouts, selection, topk = (Dataset(self.root / k, k, k) for k in ("rollouts", "selection", "topk"))
-        codec = TopKCodec(K, VOCAB, 16)
+        codec = TopKFormat(K, VOCAB, 16)
         for i, rows in enumerate(np.array_split(np.arange(n), 3)):
             m = len(rows)
             rollouts.write_table(i, pa.table({

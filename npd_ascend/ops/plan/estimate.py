@@ -16,7 +16,7 @@ from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, wei
 from npd_ascend.ops.plan.memory import Memory
 from npd_ascend.ops.plan.workload import Workload
 from npd_ascend.ops.plan.workload import workload as find_workload
-from npd_ascend.store.topk_codec import TopKCodec
+from npd_ascend.store.topk_codec import TopKFormat
 
 
 @dataclass
@@ -167,7 +167,7 @@ class _Planner:
         c = self.config
         out = [self._rollout()] if c.rollout.source != "reference" else []
         if c.needs_teacher:
-            bytes_a_token = TopKCodec(c.annotate.k, self.teacher.vocab_size, c.annotate.value_bits).record_bytes
+            bytes_a_token = TopKFormat(c.annotate.k, self.teacher.vocab_size, c.annotate.value_bits).planned_bytes
             out.append(self._annotate("annotate_teacher", self.teacher, conditioned=True,
                                       disk=bytes_a_token if c.train.loss.kd_weight else 0))
         if c.needs_scores:
