@@ -59,7 +59,7 @@ class Alphabet:
         used = int((counts > 0).sum())
         upto = np.concatenate([[0], np.cumsum(counts[order], dtype=np.int64)])
         total = int(upto[-1])
-        best, chosen = total * raw_bits, ()  # one class: symbols as they are
+        best, chosen = total * raw_bits, list[int]()  # one class: symbols as they are
         for class_bits in range(1, MAX_CLASS_BITS + 1):
             tried, sizes = _width_choices(raw_bits, (1 << class_bits) - 1)
             if not len(tried):
@@ -71,7 +71,7 @@ class Alphabet:
             cost += ends[:, -1] * table_bits
             at = int(cost.argmin())
             if cost[at] < best:
-                best, chosen = int(cost[at]), tuple(tried[at].tolist())
+                best, chosen = int(cost[at]), tried[at].tolist()
         return cls(raw_bits, chosen, order[: min(used, sum(1 << w for w in chosen))])
 
     def encode(self, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

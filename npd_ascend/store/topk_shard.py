@@ -44,14 +44,15 @@ def write_topk(dataset: Dataset, index: int, form: TopKFormat, samples: list[Top
     alphabets = fit(form, symbols)
     table = np.zeros(len(samples) + 1, _INDEX)
     table["tokens"][:-1] = lengths
-    blocks, offset = [], 0
+    blocks: list[memoryview] = []
+    offset = 0
     for (a, b), part in zip(groups, symbols, strict=True):
         data, size = encode(form, alphabets, part, lengths[a:b])
         ends = np.cumsum(size)
         table["offset"][a:b] = offset + ends - size
-        view = memoryview(data)
+        view = memoryview(data.data)
         table["crc"][a:b] = [zlib.crc32(view[e - n : e]) for e, n in zip(ends.tolist(), size.tolist(), strict=True)]
-        blocks.append(data)
+        blocks.append(view)
         offset += len(data)
     table["offset"][-1] = offset
     after = table.tobytes() + b"".join(a.table.astype(_TABLE).tobytes() for a in alphabets)
