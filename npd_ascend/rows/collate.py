@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.store.ragged import ramps
+
 
 @dataclass(frozen=True)
 class RowBatch:
@@ -104,12 +106,6 @@ def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_t
         [sum(response_tokens)] int64, sample by sample.
     """
     return ramps(np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1, response_tokens)
-
-
-def ramps(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``count`` numbers from ``start`` on for each of n pairs, one run behind the other: int64 [sum of counts]."""
-    counts = np.asarray(counts, np.int64)
-    return np.arange(int(counts.sum())) + np.repeat(np.asarray(starts, np.int64) - _exclusive_cumsum(counts), counts)
 
 
 def _exclusive_cumsum(values: np.ndarray) -> np.ndarray:

@@ -45,12 +45,12 @@ def run(job: SelectJob) -> None:
         raise UserError(f"{job.rollouts}: no samples there; check data.prompts and data.max_prompt_tokens")
     decisions = decide(scores, chosen, job.settings)
     with progress.Meter("select", total=len(ids)) as meter:
-        missing = set(out.missing(rollouts.shards))
-        for shard in range(rollouts.shards):
-            rows = slice(int(first[shard]), int(first[shard + 1]))
-            if shard in missing:
-                out.write_table(shard, _table(ids[rows], scores, decisions, rows))
-            meter.advance(rows.stop - rows.start)
+        missing = out.missing(rollouts.shards)
+        spans = [slice(int(first[shard]), int(first[shard + 1])) for shard in missing]
+        meter.advance(len(ids) - sum(rows.stop - rows.start for rows in spans))
+        tables = (_table(ids[rows], scores, decisions, rows) for rows in spans)
+        for done in out.write_tables(zip(missing, tables, strict=True)):
+            meter.advance(done)
     if advice := warning(chosen.name, decisions, job.settings):
         progress.message(advice, level="warning")
     out.finish(rollouts.shards, **summary(decisions, scores, job.settings))

@@ -16,10 +16,11 @@ _SEAL = "seal"
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
     """Opens a binary file beside ``path`` and puts it in place once it is written and on disk.
 
-    On an exception the partial file is removed and ``path`` is what it was.
+    On an exception the partial file is removed and ``path`` is what it was. Without ``sync_name`` its name is durable
+    only after the next ``sync_folder``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
@@ -29,7 +30,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-        sync_folder(path.parent)
+        if sync_name:
+            sync_folder(path.parent)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise

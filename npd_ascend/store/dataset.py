@@ -12,9 +12,11 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +24,12 @@ import pyarrow.parquet as pq
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.store.atomic import atomic_file, read_sealed, write_sealed
 from npd_ascend.store.identity import SCHEMA_VERSION
-from npd_ascend.store.schemas import SCHEMAS, with_counts
+from npd_ascend.store.schemas import SCHEMAS, encodings, with_counts
 
 MANIFEST = "manifest.json"
+_READERS, _WRITERS = 2, 8
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Dataset:
@@ -123,7 +128,7 @@ class Dataset:
         schema = SCHEMAS[self.kind]
         table = with_counts(self.kind, table).select(schema.names).cast(schema)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, sink, write_page_checksum=True, write_statistics=False, **encodings(schema))
         data = sink.getvalue()
 
         def fill(f: IO[bytes]) -> None:
@@ -131,9 +136,22 @@ class Dataset:
 
         self.write(index, table.num_rows, fill, **meta)
 
+    def write_tables(self, tables: Iterable[tuple[int, pa.Table]]) -> Iterator[int]:
+        """``write_table`` of many (number, table); several at once, because most of it is waiting for the disk.
+
+        Yields:
+            Rows of each shard that is committed, in the order given.
+        """
+        def commit(item: tuple[int, pa.Table]) -> int:
+            self.write_table(*item)
+            return item[1].num_rows
+
+        yield from _ahead(commit, tables, _WRITERS)
+
     def write(self, index: int, rows: int, fill: Callable[[IO[bytes]], None], **meta: Any) -> None:
         """Commits one shard of any format: ``fill(file)`` writes its bytes; ``meta`` goes into the record."""
-        with atomic_file(self.path(index)) as f:
+        # The record's rename makes both names durable; a record without its data does not count.
+        with atomic_file(self.path(index), sync_name=False) as f:
             hashed = _Hashing(f)
             fill(hashed)  # type: ignore[arg-type]
         write_sealed(
@@ -223,9 +241,8 @@ class Dataset:
         return data
 
     def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """All shards in order."""
-        for index in range(self.shards):
-            yield self.read(index, columns)
+        """All shards in order, some read ahead in threads."""
+        yield from _ahead(lambda index: self.read(index, columns), range(self.shards), _READERS)
 
     def read_all(self, columns: list[str] | None = None) -> pa.Table:
         """All shards as one table."""
@@ -237,6 +254,22 @@ class Dataset:
 
     def _record_path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.json"
+
+
+def _ahead(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
+    """``map`` in threads; in order, and with few results at a time that nobody has taken yet."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def footer_crc(path: Path) -> int:

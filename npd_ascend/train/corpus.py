@@ -1,52 +1,14 @@
-"""The samples of one generation as flat token arrays, and the plan of rows over them."""
+"""The samples of one generation by ordinal, and the plan of rows over them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from npd_ascend.errors import UserError
-from npd_ascend.rows.collate import ramps
 from npd_ascend.store.dataset import Dataset
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of unequal length, one behind the other.
-
-    Attributes:
-        values: [sum of lengths].
-        offsets: [N + 1] int64.
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def take(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The first ``counts`` [n] values of each of the lists ``rows`` [n], one behind the other."""
-        return self.values[ramps(self.offsets[rows], counts)]
-
-    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """[n] int64."""
-        return self.offsets[rows + 1] - self.offsets[rows]
-
-    @classmethod
-    def read(cls, dataset: Dataset, column: str) -> Ragged:
-        """A list column over all shards; null lists are empty."""
-        return cls.of(dataset.read_all([column])[column])
-
-    @classmethod
-    def of(cls, column: pa.ChunkedArray) -> Ragged:
-        """A list column."""
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-        values = pc.list_flatten(column)
-        return cls(values.to_numpy(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+from npd_ascend.store.ragged import Ragged, ramps
 
 
 class Corpus:
@@ -62,11 +24,10 @@ class Corpus:
 
     def __init__(self, prompts: Dataset, rollouts: Dataset, selection: Dataset, with_logprobs: bool = False):
         self.prompts = Ragged.read(prompts, "prompt_ids")
-        columns = ["sample_id", "prompt_index", "response_ids", "label_ids"] + ["logprobs"] * with_logprobs
-        table = rollouts.read_all(columns)
-        self.responses = Ragged.of(table["response_ids"])
-        self.labels = Ragged.of(table["label_ids"])
-        self.logprobs = Ragged.of(table["logprobs"]) if with_logprobs else None
+        self.responses = Ragged.read(rollouts, "response_ids")
+        self.labels = Ragged.read(rollouts, "label_ids")
+        self.logprobs = Ragged.read(rollouts, "logprobs") if with_logprobs else None
+        table = rollouts.read_all(["sample_id", "prompt_index"])
         self.sample_ids = table["sample_id"].to_numpy()
         self._prompt_of = table["prompt_index"].to_numpy()
         chosen = selection.read_all(["sample_id", "weight"])

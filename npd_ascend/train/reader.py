@@ -11,7 +11,8 @@ import numpy as np
 from npd_ascend.config.schema import LossConfig, TrainConfig
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.registry import Tokens, find_divergences, find_token_weight
-from npd_ascend.rows.collate import RowBatch, collate_flat, ramps, response_positions
+from npd_ascend.rows.collate import RowBatch, collate_flat, response_positions
+from npd_ascend.store.ragged import ramps
 from npd_ascend.store.topk_codec import TopK
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.train.corpus import Corpus, EpochPlan
