@@ -4,7 +4,7 @@ Per response token, in this order:
 
     k ids                 exact
     k log-probs           companded to ``value_bits``; the first, then the steps from one to the next
-    log-prob of the response token: its place among the k, or 12 bits when it is not one of them
+    log-prob of the response token: its place among the k; companded to 12 bits or more when it is not one of them
     logZ                  IEEE half without its last bit, within 0.15 %
     entropy               10 bits, linear over [0, ln V]
 
@@ -87,9 +87,8 @@ class TopKFormat:
     def columns(self) -> list[tuple[int, slice]]:
         """(raw bits, symbols of a token) of each alphabet, in the order of the symbols; see ``symbols``."""
         k, b = self.k, self.value_bits
-        sampled = max(_SAMPLED_BITS, (k - 1).bit_length()) + 1
         groups = [(self.id_bits, 1), (self.id_bits, k - 1), (b, 1), (b, min(k - 1, 1)), (b, max(k - 2, 0)),
-                  (sampled, 1), (_LOGZ_BITS, 1), (_ENTROPY_BITS, 1)]
+                  (self._sampled_raw + 1, 1), (_LOGZ_BITS, 1), (_ENTROPY_BITS, 1)]
         out, at = [], 0
         for bits, width in groups:
             if width:
@@ -116,7 +115,7 @@ class TopKFormat:
             raise ValueError("log-probs are not best first")
         out[:, k : 2 * k] = np.diff(codes, axis=1, prepend=np.uint32(0))
         same = codes == _compand(topk.sampled, self.value_bits)[:, None]
-        beyond = _compand(topk.sampled, _SAMPLED_BITS) + np.uint32(1 << self._sampled_raw)
+        beyond = _compand(topk.sampled, self._sampled_bits) + np.uint32(1 << self._sampled_raw)
         out[:, 2 * k] = np.where(same.any(1), same.argmax(1), beyond)
         half = np.clip(topk.logz, -65000, 65000).astype(np.float16).view(np.uint16).astype(np.uint32)
         out[:, 2 * k + 1] = (half + 1) >> 1
@@ -134,7 +133,7 @@ class TopKFormat:
             nothing = np.zeros(len(symbols), np.float32)
             return TopK(ids, logprobs, nothing, nothing, nothing)
         where = symbols[:, 2 * k]
-        coded = _expansion(_SAMPLED_BITS)[where & ((1 << _SAMPLED_BITS) - 1)]
+        coded = _expansion(self._sampled_bits)[where & ((1 << self._sampled_bits) - 1)]
         place = np.take_along_axis(logprobs, np.minimum(where, k - 1)[:, None].astype(np.int64), 1)[:, 0]
         return TopK(
             ids,
@@ -147,7 +146,11 @@ class TopKFormat:
     @property
     def _sampled_raw(self) -> int:
         """A symbol with this bit holds a log-prob, one without it a place among the k."""
-        return max(_SAMPLED_BITS, (self.k - 1).bit_length())
+        return max(self._sampled_bits, (self.k - 1).bit_length())
+
+    @property
+    def _sampled_bits(self) -> int:
+        return max(_SAMPLED_BITS, self.value_bits)
 
     @property
     def _max_entropy(self) -> float:
