@@ -17,7 +17,7 @@ TOTAL = "total"
 _KIND = {"accuracy": "eval", "seconds": "eval", "kl_st": "exposure", "kl_ts": "exposure", "exaccerr": "exposure",
          "nll": "exposure", "teacher_nll": "exposure"}
 VERDICTS = {"shown": "shown", "open": "not shown: the interval includes 0", "against": "against the claim",
-            "few": "not shown: one seed gives no interval", "missing": "not run"}
+            "few": "not shown: one seed alone", "missing": "not run"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def judge(results: Readings, task: str, group: str, claim: Claim) -> Verdict:
         if found is None:
             return Verdict(claim, task, None, "missing")
         gain, level = (flipped(found) if measure in LOWER_IS_BETTER else found), 0.0
-    if not gain.known:
+    if gain.n < 2 or not gain.known:
         return Verdict(claim, task, gain, "few")
     return Verdict(claim, task, gain, "shown" if gain.low > level else "against" if gain.high < level else "open")
 
