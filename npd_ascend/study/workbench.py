@@ -129,8 +129,10 @@ class Workbench(Bench):
     def live_trainer(self, spec: ModelSpec, device: Device, row_length: int, settings: TrainConfig,
                      chunk: int) -> Trainer:
         """A trainer with zero moments; the weights are loaded by the caller."""
-        loss = ("loss", "beta1", "beta2", "eps", "weight_decay", "clip", "recompute")
-        key = (repr(spec), device, row_length, chunk, repr([getattr(settings, k) for k in loss]))
+        loss = settings.loss
+        compiled = (loss.kd_weight, loss.divergence, loss.topk_norm, loss.ce_labels == "none", settings.beta1,
+                    settings.beta2, settings.eps, settings.weight_decay, settings.clip, settings.recompute)
+        key = (repr(spec), device, row_length, chunk, compiled)
         if key not in self._trainers:
             with self.clock.on("compile"):
                 net = build(spec, device, row_length)
