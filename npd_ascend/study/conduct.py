@@ -28,6 +28,7 @@ from npd_ascend.study.results import Results, identity
 _GUESS = {"stored": 45.0, "live": 120.0}
 """Seconds of an arm before any was measured."""
 _TICK_S = 0.5
+_MAX_DEATHS = 2
 
 
 def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
@@ -144,6 +145,9 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
                 if arm is None:
                     continue
                 event = {"event": "failed", "key": arm.key, "text": f"its process ended; see {worker.log}"}
+                worker.deaths += 1
+                if worker.deaths > _MAX_DEATHS:
+                    raise UserError(f"study worker {worker.index} ended {worker.deaths} times; see {worker.log}")
                 worker.restart(events)
             done = by_key[event["key"]]
             if event["event"] == "done":
@@ -167,6 +171,7 @@ class _Worker:
     def __init__(self, index: int, of: int, resolved: Path, events: queue.Queue[tuple[_Worker, dict[str, Any]]]):
         self.index, self._of, self._resolved = index, of, resolved
         self.arm: Arm | None = None
+        self.deaths = 0
         self.log = resolved.parent / "logs" / f"worker-{index}.log"
         self._start(events)
 

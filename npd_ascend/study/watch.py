@@ -11,7 +11,7 @@ import numpy as np
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.config.study import Arm
 from npd_ascend.exposure.divergence import PairScorer
-from npd_ascend.exposure.measure import measure
+from npd_ascend.exposure.measures import measure
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import save_hf

@@ -173,3 +173,9 @@ def test_best():
         np.testing.assert_array_equal(row[i], v)
     ids, found = best(values, 9)
     assert (ids == np.arange(9)).all() and found is values
+
+
+def test_everything_that_a_worker_needs_imports():
+    from npd_ascend.study.run import run_arm
+
+    assert callable(run_arm)
