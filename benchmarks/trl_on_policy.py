@@ -147,6 +147,7 @@ def main() -> None:
         folders = {n: as_llama(a.assets / n, Path(scratch) / n) for n in ("student", "teacher")}
         student, teacher = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in folders.values())
         tokenizer = AutoTokenizer.from_pretrained(folders["student"], padding_side="left")
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]  # a Llama knows no token types
         before = accuracy(student, tokenizer, held_out, a.assets / "maze.json", a.max_new)
         trainer = trainer_of(a, student, teacher, tokenizer, rows, scratch)
         clock = Clock()

@@ -115,8 +115,8 @@ GROUPS: dict[str, Group] = {
         claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",
                               "seqkd": "Table 2: 64.37 > 59.55", "off_policy": "Table 9: 64.37 > 61.63"}), *_EXPOSURE),
         note="In the groups above, supervised arms get labels for prompts that the student has not seen, and so new "
-             "knowledge. Here the prompts are those of the student's own fine-tuning, and no arm gets a new label; what "
-             "is new is the teacher's distribution, on the data's answers or on the student's own."),
+             "knowledge. Here the prompts are those of the student's own fine-tuning, and no arm gets a new label; "
+             "what is new is the teacher's distribution, on the data's answers or on the student's own."),
     "imperfect": Group(
         "With a teacher that has seen imperfect walks", "Tables 2, 3, 9 and 13", reference="npd_upper",
         claims=(*_all("npd_both", {"sft": "Table 2", "supkd": "Table 2", "off_policy": "Table 9"}),
