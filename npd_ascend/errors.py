@@ -39,6 +39,20 @@ class CorruptShard(UserError):
         self.index = index
 
 
+class CorruptSnapshot(CorruptShard):
+    """A checkpoint that a run wrote is no longer what it wrote; that run makes it again.
+
+    Attributes:
+        dataset: its folder.
+        index: -1.
+    """
+
+    def __init__(self, folder: str, detail: str):
+        UserError.__init__(self, f"{folder}: {detail}; give the command of its run again, which makes it anew from "
+                                 "the training checkpoint")
+        self.dataset, self.index = str(folder), -1
+
+
 def of_the_disk(e: OSError) -> str | None:
     """What to tell the user when the disk is full or not to be written; None for any other error."""
     where = e.filename or "the run directory"

@@ -7,6 +7,7 @@ from pathlib import Path
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import DTYPES, checked, finite, rewrite
+from npd_ascend.store.identity import check_seals
 
 
 def convert(source: Path, target: Path, dtype: str | None = None) -> str:
@@ -28,6 +29,7 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> str:
     source, target = Path(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"{target}: source and target are the same folder")
+    check_seals(source)
     spec = ModelSpec.from_folder(source)
     found = checked(spec, source)
     rewrite(target, source, found, dtype, lambda name: finite(found[name]))

@@ -128,7 +128,7 @@ def write(path: Path, layout: Iterable[tuple[str, str, tuple[int, ...]]],
         for name, dtype, shape in layout:
             array = values(name)
             assert array.shape == shape, (name, array.shape, shape)
-            from_float32(array, dtype).tofile(f)
+            f.write(from_float32(array, dtype).data)  # ``tofile`` would hide why a write fails
 
 
 def _indexed(folder: Path) -> dict[str, Entry]:

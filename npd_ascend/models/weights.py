@@ -17,6 +17,7 @@ from npd_ascend.models.mapping import Rule, rules
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import Entry
 from npd_ascend.store.atomic import atomic_folder, write_json
+from npd_ascend.store.identity import check_seals
 
 if TYPE_CHECKING:
     from npd_ascend.models.network import CausalLM
@@ -45,9 +46,11 @@ def load_hf(net: CausalLM, folder: Path) -> None:
 
     Raises:
         UserError: tensors missing, unknown, of the wrong shape, NaN or infinite.
+        CorruptSnapshot: a run wrote the folder, and it has changed since.
     """
     from mindspore import Tensor
 
+    check_seals(Path(folder))
     found = checked(net.spec, Path(folder))
     parameters = {p.name: p for p in net.get_parameters()}
     table = rules(net.spec, interleaved=net.interleaved)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from npd_ascend import out_of_memory
 from npd_ascend.config import jobs
 from npd_ascend.errors import EXIT_USER, CorruptShard, UserError, of_the_disk
 from npd_ascend.pipeline.processes import die_with_parent
@@ -28,19 +29,6 @@ _ROOMS: dict[str, type[jobs.Section]] = {
     "pack": jobs.PackJob,
     "train": jobs.TrainJob,
     "evaluate": jobs.EvaluateJob,
-}
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "memory isn't enough",
-    "cannot allocate memory",
-    "bad_alloc",
-    "alloc device memory failed",
-    "memory not enough",
-)
-_MEMORY_ADVICE = {
-    "rollout": "lower rollout.max_num_seqs, rollout.kv_cache_gib or rollout.memory_fraction",
-    "annotate": "lower annotate.micro_batch, annotate.vocab_chunk_rows or annotate.row_length",
-    "train": "lower train.micro_batch, train.vocab_chunk_rows or pack.row_length (train.global_batch may stay)",
 }
 
 
@@ -111,9 +99,8 @@ def _advice(e: Exception, room: str) -> str | None:
     """One line for faults of the surroundings that have a remedy."""
     if isinstance(e, OSError) and (told := of_the_disk(e)):
         return told
-    text = str(e).lower()
-    if isinstance(e, MemoryError) or any(x in text for x in _OUT_OF_MEMORY):
-        return f"{room}: out of memory; {_MEMORY_ADVICE.get(room, 'use a larger machine')}"
+    if out_of_memory.told_by(e):
+        return f"{room}: out of memory; {out_of_memory.remedy(room)}"
     return None
 
 

@@ -25,11 +25,13 @@ from npd_ascend.pipeline.checks import check_config, check_run_dir
 from npd_ascend.pipeline.orders import Running
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
+from npd_ascend.progress import message
 from npd_ascend.report.build import build as build_report
 from npd_ascend.report.live import LiveView
 from npd_ascend.report.tensorboard import export as export_tensorboard
-from npd_ascend.store.atomic import atomic_folder, read_sealed, sweep
+from npd_ascend.store.atomic import atomic_folder, read_sealed, sweep, write_sealed
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.identity import seals_hold
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 
@@ -252,19 +254,29 @@ class Conductor:
 
     def _export(self, generation: int) -> None:
         """The final student, as a Hugging Face folder in ``<run>/export``."""
-        source = self.run_dir.generation(generation).next_snapshot
-        target = self.run_dir.export
-        if target.is_dir() and self.steps.model(target) == self.steps.model(source):
+        last, target, mark = self.run_dir.generation(generation), self.run_dir.export, self.run_dir.export_mark
+        seals = (read_sealed(last.snapshot_mark) or {}).get("files")
+        known = (read_sealed(mark) or {}).get("files")
+        if known == seals and seals_hold(target, seals):
             return
+        if known == seals:
+            message(f"{target} is damaged: made again", level="warning")
+        mark.unlink(missing_ok=True)
         with atomic_folder(target) as tmp:
-            shutil.copytree(source, tmp, dirs_exist_ok=True)
+            shutil.copytree(last.next_snapshot, tmp, dirs_exist_ok=True)
+            if not seals_hold(tmp, seals):
+                raise ShardLost(str(last.next_snapshot), -1, f"{last.next_snapshot}: damaged")
+        write_sealed(mark, {"files": seals})
 
     def _discard(self, lost: ShardLost) -> None:
         """Takes back a damaged shard and everything of the same samples that was made from it."""
         folder = lost.dataset.resolve()
         root = self.run_dir.root.resolve()
         if root not in folder.parents:
-            raise UserError(f"{lost.dataset}: shard {lost.index} is damaged and does not belong to this run")
+            foreign = f"{lost.dataset}: shard {lost.index} is damaged and does not belong to this run"
+            raise UserError(str(lost) if lost.index < 0 else foreign)
+        if lost.index < 0:  # its step finds it incomplete
+            return message(f"{lost.dataset} is damaged: made again", level="warning")
         kind = {"scores_teacher": "scores", "scores_student": "scores", "train": "prompts", "eval": "prompts"}.get(
             folder.name, folder.name
         )

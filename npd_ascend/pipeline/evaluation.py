@@ -11,7 +11,7 @@ from npd_ascend.evaluate.checkers import get_checker, load_checker_data
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.checks import check_checkpoint
-from npd_ascend.pipeline.runner import Runner
+from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.report.live import LiveView
 from npd_ascend.store.atomic import read_sealed, write_json
@@ -47,6 +47,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
         runner.run_step(steps.eval_rollout("checkpoint", checkpoint, 0), stage="evaluate")
         step = steps.evaluate("checkpoint", 0)
         runner.run_step(step)
+    except ShardLost as e:  # of the checkpoint, which another run wrote, or of the answers, which are made again
+        raise UserError(str(e)) from None
     finally:
         runner.close()
         run.unlock()

@@ -20,6 +20,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
+from npd_ascend import out_of_memory
 from npd_ascend.errors import UserError
 from npd_ascend.ops.nodes import Nodes, seconds
 from npd_ascend.pipeline.processes import Child
@@ -114,6 +115,7 @@ class Running(Protocol):
     def wait(self) -> int: ...
     def stop(self) -> None: ...
     def last_words(self, lines: int = 1) -> str: ...
+    def ran_out_of_memory(self) -> bool: ...
 
 
 class Followers:
@@ -211,6 +213,10 @@ class Far:
         """Last line of its log, or why there is none."""
         return self._ended[1] if self._ended else ""
 
+    def ran_out_of_memory(self) -> bool:
+        """Whether its last words say so."""
+        return out_of_memory.told_by(self.last_words())
+
 
 class Crew:
     """Parts of one step on several nodes: as long as one runs it runs, when one fails all are stopped."""
@@ -245,6 +251,10 @@ class Crew:
         """Of the part that failed, or of the conductor's own."""
         return (self._failed or self.parts[0]).last_words(lines)
 
+    def ran_out_of_memory(self) -> bool:
+        """Whether the part that failed did."""
+        return (self._failed or self.parts[0]).ran_out_of_memory()
+
 
 def hello(folder: Path, rank: int, run: str) -> Beat:
     """Starts the beat of a follower."""
@@ -253,4 +263,5 @@ def hello(folder: Path, rank: int, run: str) -> Beat:
 
 def report(folder: Path, step: str, rank: int, order: str, child: Child, code: int) -> None:
     """Tells the conductor how this node's part of an order ended."""
-    write_json(folder / f"result-{step}-node-{rank}.json", {"id": order, "code": code, "words": child.last_words()})
+    words = ("out of memory: " if code and child.ran_out_of_memory() else "") + child.last_words()
+    write_json(folder / f"result-{step}-node-{rank}.json", {"id": order, "code": code, "words": words})

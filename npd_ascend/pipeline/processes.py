@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from npd_ascend import out_of_memory
 from npd_ascend.progress import ENV as PROGRESS_ENV
 
 _PR_SET_PDEATHSIG = 1
@@ -70,6 +71,7 @@ class Child:
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
+        self._kills = out_of_memory.kernel_kills()
         with open(log, "ab") as out:
             self._process = subprocess.Popen(
                 command,
@@ -116,6 +118,11 @@ class Child:
         except OSError:
             return ""
         return "\n".join(text[-lines:])
+
+    def ran_out_of_memory(self) -> bool:
+        """Of a child that died without a word of its own: whether the kernel killed for memory meanwhile, or the
+        engine said so at the end of the log."""
+        return out_of_memory.kernel_kills() > self._kills or out_of_memory.told_by(self.last_words(20))
 
     def _signal(self, number: int) -> None:
         try:

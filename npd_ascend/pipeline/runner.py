@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from npd_ascend import out_of_memory
 from npd_ascend.config.jobs import RolloutJob, Section
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
@@ -29,21 +31,19 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
 
 _FULL = 1 << 16
-
-
 _POLL_S = 0.1
 
 
 class ShardLost(Exception):
-    """A stage met a damaged shard; it must be made again.
+    """A stage met a damaged shard, or a damaged snapshot; it must be made again.
 
     Attributes:
         dataset: its folder.
-        index: its number.
+        index: its number; -1 for a snapshot.
     """
 
-    def __init__(self, dataset: str, index: int):
-        super().__init__(f"{dataset}: shard {index}")
+    def __init__(self, dataset: str, index: int, text: str):
+        super().__init__(text)
         self.dataset, self.index = Path(dataset), index
 
 
@@ -228,7 +228,7 @@ class Runner:
             return
         corrupt = self.monitor.fault("corrupt")
         if corrupt and code != 0:
-            raise ShardLost(corrupt["dataset"], corrupt["index"])
+            raise ShardLost(corrupt["dataset"], corrupt["index"], corrupt["text"])
         error = self.monitor.fault("error")
         if error and code != 0:
             raise UserError(f"{step.name}: {error['text']}")
@@ -237,9 +237,11 @@ class Runner:
                             "command again, nothing is lost")  # fmt: skip
         if code in (EXIT_USER, EXIT_CORRUPT):
             raise UserError(f"{step.name}: {child.last_words()}")
-        how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
-        if code == -9:
-            how += " (out of memory? lower the stage's micro_batch or row_length)"
+        if code != 0 and child.ran_out_of_memory():
+            raise UserError(f"{step.name}: out of memory; {out_of_memory.remedy(step.room)}; its log is {child.log}")
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        if code == -signal.SIGKILL:
+            how += f" (if nobody did that, memory ran out: {out_of_memory.remedy(step.room)})"
         if code == 0:
             how = "ended without finishing its output"
         last = child.last_words()
@@ -300,7 +302,7 @@ class Runner:
         try:
             self._pool.run(step.job)
         except CorruptShard as e:
-            raise ShardLost(e.dataset, e.index) from None
+            raise ShardLost(e.dataset, e.index, str(e)) from None
         if not step.job.settings.keep_alive:
             self.close_pool()
         if not step.complete:

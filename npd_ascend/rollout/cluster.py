@@ -132,7 +132,7 @@ class FarWorker:
     def __init__(self, cluster: Cluster, number: int, index: int, log: Path,
                  events: queue.Queue[tuple[Any, dict[str, Any]]]):
         self.number, self.index, self.log = number, index, log
-        self.busy, self.why, self.heard = False, "", time.monotonic()
+        self.busy, self.why, self.heard, self.settled = False, "", time.monotonic(), False
         self.alive = True
         self._cluster, self._events, self._last = cluster, events, "lost"
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from npd_ascend import out_of_memory
 from npd_ascend.errors import UserError
 
 
@@ -25,6 +26,7 @@ class Worker(Protocol):
         busy: whether it is at work on a job.
         why: cause of its coming death, where the pool knows it.
         heard: monotonic time of its last word.
+        settled: whether its engine has worked before; until then silence means little.
     """
 
     index: int
@@ -32,6 +34,7 @@ class Worker(Protocol):
     busy: bool
     why: str
     heard: float
+    settled: bool
 
     @property
     def alive(self) -> bool: ...
@@ -47,7 +50,8 @@ class LocalWorker:
     def __init__(self, index: int, python: Path, log: Path, env: dict[str, str], cores: Sequence[int] | None,
                  events: queue.Queue[tuple[Any, dict[str, Any]]]):
         self.index, self.log = index, log
-        self.busy, self.why, self.heard = False, "", time.monotonic()
+        self.busy, self.why, self.heard, self.settled = False, "", time.monotonic(), False
+        self._kills = out_of_memory.kernel_kills()
         try:
             with open(log, "ab") as err:
                 self._popen = subprocess.Popen(
@@ -93,6 +97,8 @@ class LocalWorker:
     def epitaph(self) -> str:
         """How it ended: signal or exit code."""
         code = self._popen.wait()
+        if code == -signal.SIGKILL and out_of_memory.kernel_kills() > self._kills:
+            return "killed by the kernel: out of memory"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def _listen(self, events: queue.Queue[tuple[Any, dict[str, Any]]]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend import out_of_memory
 from npd_ascend.config.jobs import RolloutJob
-from npd_ascend.errors import CorruptShard, UserError
+from npd_ascend.errors import CorruptShard, CorruptSnapshot, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout import live
 from npd_ascend.rollout.cluster import Cluster
@@ -28,6 +29,7 @@ from npd_ascend.store.dataset import Dataset
 
 _TICK_S = 0.2
 _EXIT_S = 5.0
+_START_S = 900.0
 
 
 class PoolClosed(Exception):
@@ -72,8 +74,8 @@ class RolloutPool:
     def run(self, job: RolloutJob) -> None:
         """Makes the rollouts of a job; returns at once when they are complete.
 
-        A worker that dies, or shows no step of its engine for ``settings.hang_seconds``, is replaced; what it had
-        finished is in the journals and the rest is generated again.
+        A worker that dies, or shows no step of its engine for ``settings.hang_seconds`` (a quarter of an hour at least
+        before its first), is replaced; what it had finished is in the journals and the rest is generated again.
 
         Raises:
             UserError: of the job itself, or more than ``settings.max_failures`` workers died.
@@ -124,14 +126,14 @@ class RolloutPool:
                 if event["event"] == "loaded":
                     load, started = load + event["seconds"], started or event["how"] == "start"
                 elif event["event"] == "answers":
-                    worker.busy = False
+                    worker.busy, worker.settled = False, True
                     return live.read(event, load, started)
                 elif event["event"] == "restart":
                     self._assign(0, command, anew=True)
                 elif event["event"] == "error":
                     raise UserError(event["text"])
                 elif event["event"] == "died":
-                    raise UserError(f"rollout worker failed ({worker.why or worker.epitaph()}); see {worker.log}")
+                    raise UserError(f"rollout worker failed ({_cause(worker)}); see {worker.log}")
         except BaseException:
             self._kill()
             raise
@@ -191,6 +193,7 @@ class RolloutPool:
             return failures  # the last words of a process that was replaced
         worker.heard = time.monotonic()
         kind = event["event"]
+        worker.settled |= kind in ("progress", "done")
         if kind == "progress":
             tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
         elif kind == "loaded":
@@ -202,6 +205,8 @@ class RolloutPool:
             worker.busy = False
         elif kind == "restart":
             self._assign(worker.index, command, anew=True)
+        elif kind == "error" and event["kind"] == "corrupt" and event["index"] < 0:
+            raise CorruptSnapshot(event["dataset"], "found damaged by a rollout worker")
         elif kind == "error" and event["kind"] == "corrupt":
             raise CorruptShard(event["dataset"], event["index"], "found by a rollout worker")
         elif kind == "error" and event["kind"] == "user":
@@ -218,7 +223,7 @@ class RolloutPool:
             del self._workers[worker.index]
         elif kind == "died":
             failures += 1
-            why = worker.why or worker.epitaph()
+            why = _cause(worker)
             if failures > job.settings.max_failures:
                 raise UserError(f"rollout worker {worker.index} failed ({why}), failure {failures} of this job "
                                 f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}")
@@ -228,8 +233,10 @@ class RolloutPool:
 
     def _kill_hanging(self, hang_seconds: float) -> None:
         for worker in list(self._workers.values()):
-            if worker.busy and not worker.why and time.monotonic() - worker.heard > hang_seconds:
-                worker.why = f"showed no progress for {hang_seconds:g} s (rollout.hang_seconds)"
+            # Loading, compiling and the first steps of an engine take their time and give no sign.
+            limit = hang_seconds if worker.settled else max(hang_seconds, _START_S)
+            if worker.busy and not worker.why and time.monotonic() - worker.heard > limit:
+                worker.why = f"showed no progress for {limit:g} s (rollout.hang_seconds)"
                 worker.kill()  # its death is the next event
 
     def _assign(self, index: int, command: dict[str, Any], anew: bool = False) -> None:
@@ -276,3 +283,9 @@ class RolloutPool:
         for worker in list(self._workers.values()):
             worker.kill()
         self._workers.clear()
+
+
+def _cause(worker: Worker) -> str:
+    """Why a worker has died, and what helps where memory ran out."""
+    why = worker.why or worker.epitaph()
+    return f"{why}; {out_of_memory.remedy('rollout')}" if out_of_memory.told_by(why) else why

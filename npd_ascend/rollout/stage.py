@@ -12,6 +12,7 @@ from npd_ascend.progress import Meter
 from npd_ascend.rollout.reference import answer_from_references
 from npd_ascend.rollout.shards import Board
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.identity import check_seals
 
 if TYPE_CHECKING:
     from npd_ascend.rollout.engine import Engine
@@ -83,7 +84,12 @@ def hold(job: RolloutJob, engine: Engine | None, loaded: Callable[[str], None]) 
         job: the job.
         engine: one that ``suits`` it, or None.
         loaded: told ``start`` or ``reload`` when it has taken the weights.
+
+    Raises:
+        CorruptSnapshot: a run wrote the checkpoint, and it has changed since.
     """
+    if engine is None or not engine.holds(job.model):
+        check_seals(job.model)
     if engine is None:
         from npd_ascend.rollout.engine import Engine
 

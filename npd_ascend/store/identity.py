@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.errors import UserError
+from npd_ascend.errors import CorruptSnapshot, UserError
 from npd_ascend.store.atomic import read_sealed, write_sealed
 
 SCHEMA_VERSION = 2
@@ -106,6 +106,24 @@ def seals_hold(folder: Path, seals: Any) -> bool:
         return all(file_sha256(inside(folder, name)) == seal for name, seal in seals.items())
     except OSError:
         return False
+
+
+def check_seals(folder: Path) -> None:
+    """Looks whether a checkpoint that a run wrote (a snapshot, the export) is what it wrote, before it is loaded.
+
+    The mark beside such a folder, ``<folder>.json``, holds the hashes of its files; other folders have none and pass.
+
+    Raises:
+        CorruptSnapshot: a file is missing or differs.
+    """
+    seals = (read_sealed(folder.with_name(folder.name + ".json")) or {}).get("files")
+    for name, seal in (seals if isinstance(seals, dict) else {}).items():
+        try:
+            found = file_sha256(inside(folder, name))
+        except OSError as e:
+            raise CorruptSnapshot(str(folder), f"{name} cannot be read ({e.strerror})") from None
+        if found != seal:
+            raise CorruptSnapshot(str(folder), f"{name} is damaged (its checksum differs)")
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -35,6 +35,7 @@ class RunDir:
         self.evaluations = self.root / "evaluations"
         self.checkpoints = self.root / "checkpoints"
         self.export = self.root / "export"
+        self.export_mark = self.root / "export.json"
         self.hashes = self.root / ".hashes.json"
         self._lock = FileLock(str(self.root / ".lock"))
 

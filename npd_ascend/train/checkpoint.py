@@ -58,6 +58,10 @@ class State:
     train: dict[str, Any] | None = None
 
 
+class NotFinite(Exception):
+    """A weight or moment, named, is NaN or infinite: nothing to go on from."""
+
+
 class Checkpoints:
     """The checkpoints of a run, over all its generations.
 
@@ -70,10 +74,13 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, state: State, optimizer: AdamW) -> None:
-        """Writes a checkpoint and removes the oldest ones.
+        """Writes a checkpoint and removes the oldest ones. One with NaN or infinite weights is not written.
 
         Until the generation has ended, the end of the one before stays as well: whatever becomes of the newer ones,
         the generation can then be trained again.
+
+        Raises:
+            NotFinite: see there.
         """
         with atomic_folder(self._path(state.step)) as tmp:
             for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
@@ -148,4 +155,11 @@ def _write(path: Path, optimizer: AdamW, parameters: Any) -> None:
     """One file of tensors, named as the weights are, one at a time."""
     by_name: dict[str, Parameter] = {w.name: p for w, p in zip(optimizer.params, parameters, strict=True)}
     layout = [(name, "F32", tuple(p.shape)) for name, p in by_name.items()]
-    tensorfile.write(path, layout, lambda name: by_name[name].asnumpy())
+
+    def value(name: str) -> np.ndarray:
+        array = by_name[name].asnumpy()
+        if not np.isfinite(array).all():
+            raise NotFinite(by_name[name].name)
+        return array
+
+    tensorfile.write(path, layout, value)

@@ -9,9 +9,10 @@ import numpy as np
 
 from npd_ascend import progress
 from npd_ascend.config.jobs import TrainJob
+from npd_ascend.errors import UserError
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.train.bench import Bench
-from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.checkpoint import Checkpoints, NotFinite, State
 from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
 from npd_ascend.train.parallel import Group
@@ -138,6 +139,8 @@ class Generation:
         if s.lag is None or s.lag["step"] != s.step or s.index == 0:
             with self.bench.measuring():
                 lag = self.probe.measure()
+            if not np.isfinite([lag.forward, lag.reverse]).all():
+                raise self._not_finite("lag")
             s.lag = {"step": s.step, **asdict(lag)}
             if self.group.leads:
                 self.metrics.log("lag", **s.lag, progress=s.progress, generation=s.generation)
@@ -151,5 +154,14 @@ class Generation:
 
     def _checkpoint(self) -> None:
         if self.group.leads:
-            self.checkpoints.save(self.state, self.trainer.optimizer)
+            try:
+                self.checkpoints.save(self.state, self.trainer.optimizer)
+            except NotFinite as e:
+                raise self._not_finite(f"weight {e}") from None
         self.group.wait()
+
+    def _not_finite(self, what: str) -> UserError:
+        """The error of weights that the last step, or none yet, has spoilt."""
+        done = next(self.timeline.from_step(self.state.index - 1)) if self.state.index else None
+        samples = self.reader.samples(done.epoch, done.batch) if done else np.zeros(0, np.int64)
+        return self.outcome.stop_at_nan(what, self.state.step, self.reader.corpus.sample_ids[samples])

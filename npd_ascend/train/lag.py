@@ -63,6 +63,7 @@ class LagProbe:
     def __init__(self, net: CausalLM, reader: Reader, samples: int, group: Group, divergence: nn.Cell | None = None):
         self.net, self.reader, self.group = net, reader, group
         plan = probe_plan(reader.plans[0], samples, reader.row_length)
+        reader.check_segments(plan)
         micro = reader.settings.micro_batch
         spans = [(b, min(b + micro, len(plan))) for b in range(0, len(plan), micro)]
         self._inputs = [reader.inputs(plan, *span) for span in spans[group.rank :: group.size]]

@@ -49,7 +49,9 @@ class Outcome:
                                       "progress": state.progress, "files": file_seals(self.next)})
 
     def finish(self, state: State) -> None:
-        """Declares the generation trained."""
+        """Declares the generation trained; batches on which an earlier try stopped are no longer of interest."""
+        for left in self.job.out.glob("not-finite-step-*.json"):
+            left.unlink(missing_ok=True)
         write_sealed(self.done, {
             "fingerprint": self.job.fingerprint, "generation": self.job.generation, "step": state.step,
             "progress": state.progress, "reason": state.reason, "snapshot_progress": state.snapshot_progress,
@@ -57,13 +59,18 @@ class Outcome:
         })
 
     def stop_at_nan(self, what: str, step: int, samples: np.ndarray) -> UserError:
-        """Keeps the ids of a batch whose loss or gradient is not finite; returns the error to raise."""
+        """Keeps the ids of the batch after which something is not finite; returns the error to raise.
+
+        The same command goes on at the last checkpoint, and so comes to the same batch again; other settings
+        (``--redo``) train the generation anew.
+        """
         path = self.job.out / f"not-finite-step-{step:08d}.json"
         ids = [int(s) for s in samples]
         write_json(path, {"what": what, "step": step, "generation": self.job.generation, "sample_ids": ids})
         shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
         return UserError(f"train: the {what} is NaN or infinite at step {step} (samples {shown}; all {len(ids)} in "
-                         f"{path}); lower train.lr, or look at these samples and at the weights in {self.job.student}")
+                         f"{path}); lower train.lr and give --redo, or look at these samples and at the weights in "
+                         f"{self.job.snapshot}")
 
     def _ours(self, path: Path) -> bool:
         return (read_sealed(path) or {}).get("fingerprint") == self.job.fingerprint

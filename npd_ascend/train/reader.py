@@ -68,14 +68,21 @@ class Reader:
         vocab_size: of the student; ids must lie below.
         rank, world: data-parallel place.
         align: ``head_rows`` is a multiple of this.
+        max_segments: samples and padding tails that attention tells apart in one micro-batch; None: any number.
+
+    Raises:
+        UserError: the annotation is of other samples, or a micro-batch holds too many.
     """
 
     def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
                  row_length: int, pad_token_id: int, vocab_size: int, rank: int = 0, world: int = 1,
-                 align: int = _ALIGN):
+                 align: int = _ALIGN, max_segments: int | None = None):
         self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
         self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
         self.rank, self.world, self.align = rank, world, align
+        self.max_segments = max_segments
+        for plan in plans:
+            self.check_segments(plan)
         self.weight = find_token_weight(settings.loss)
         self.parameters = divergence_parameters(settings.loss if topk is not None else None)
         self._plain_weight = settings.loss.token_weight == "none"
@@ -112,6 +119,20 @@ class Reader:
         """Ordinals of all samples of a global batch."""
         plan, g = self.plans[epoch], self.settings.global_batch
         return plan.samples[plan.first[batch * g] : plan.first[min((batch + 1) * g, len(plan))]]
+
+    def check_segments(self, plan: EpochPlan) -> None:
+        """Refuses a plan whose fullest micro-batch attention could not keep apart.
+
+        Raises:
+            UserError: see there.
+        """
+        micro = self.settings.micro_batch
+        ends = np.minimum(np.arange(0, len(plan) + micro, micro), len(plan))
+        most = int(np.diff(plan.first[ends]).max(initial=0))
+        if self.max_segments is not None and most + micro > self.max_segments:
+            raise UserError(f"a micro-batch holds {most} samples in {micro} rows, flash attention tells "
+                            f"{self.max_segments} apart, padding of each row included: lower pack.row_length or "
+                            f"train.micro_batch")
 
     def micro_batches(self, epoch: int, batch: int) -> Iterator[MicroBatch]:
         """This rank's part of a global batch, in order."""

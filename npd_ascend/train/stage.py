@@ -5,6 +5,7 @@ from __future__ import annotations
 from npd_ascend import progress
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
+from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.store.dataset import Dataset
@@ -83,7 +84,7 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
         raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
     return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size, group.rank,
-                  group.size, align)
+                  group.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None)
 
 
 def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:

@@ -4,12 +4,11 @@ command afterwards gives what an undisturbed one gives."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,44 +32,6 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
-
-PAGE = 4096
-
-
-class Disk:
-    """A small file system of its own."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self._ballast = root / "ballast"
-
-    def leave(self, pages: int) -> None:
-        """Fills it up but for so many pages."""
-        self.free()
-        with open(self._ballast, "wb", buffering=0) as f:
-            room = os.statvfs(self.root).f_bavail - pages
-            os.posix_fallocate(f.fileno(), 0, max(room, 1) * PAGE)
-        assert os.statvfs(self.root).f_bavail == pages
-
-    def free(self) -> None:
-        self._ballast.unlink(missing_ok=True)
-
-    def read_only(self, yes: bool) -> None:
-        subprocess.run(["mount", "-o", f"remount,{'ro' if yes else 'rw'}", str(self.root)], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    root = tmp_path / "disk"
-    root.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(root)], capture_output=True).returncode == 0
-    if not mounted:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        yield Disk(root)
-    finally:
-        subprocess.run(["umount", "-l", str(root)], check=True)
 
 
 def content(folder: Path) -> dict[str, bytes]:
