@@ -1,4 +1,4 @@
-"""What a stage tells the outside while it works: an append-only file of JSON lines.
+"""What a stage tells the outside while it works, and how that is read: an append-only file of JSON lines.
 
 The conductor names the file in ``NPD_PROGRESS`` and follows it; a stage that is run by hand writes plain lines
 to stderr. A file, unlike a pipe, survives launchers such as msrun and Ray between the two ends.
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 ENV = "NPD_PROGRESS"
@@ -100,3 +101,42 @@ class Meter:
             of = f"/{self.total}" if self.total is not None else ""
             rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens and seconds > 0 else ""
             print(f"{self.stage}: {event} {self.done}{of} {self.unit}{rate}", file=sys.stderr, flush=True)
+
+
+class ProgressTail:
+    """Reads what is new in a growing progress file.
+
+    Args:
+        path: file of JSON lines as written by ``npd_ascend.progress``; it need not exist yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._at = 0
+        self._rest = b""
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Events that were completed since the last call, in order.
+
+        A line still being written waits for the next call, a damaged line is passed over, and a file that
+        became shorter (a restarted stage) is read from its start.
+        """
+        try:
+            with open(self.path, "rb") as f:
+                if f.seek(0, 2) < self._at:
+                    self._at, self._rest = 0, b""
+                f.seek(self._at)
+                data = f.read()
+        except FileNotFoundError:
+            return []
+        self._at += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        events = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
+        return events

@@ -24,7 +24,8 @@ from npd_ascend.pipeline.orders import Crew, Followers, Running
 from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.progress import ENV as PROGRESS_ENV
-from npd_ascend.report.live import LiveView, ProgressTail
+from npd_ascend.progress import ProgressTail
+from npd_ascend.report.live import LiveView
 from npd_ascend.rollout.cluster import RayNode
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.layout import RunDir

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import IO, Any
 
 from rich.console import Console
@@ -19,63 +17,6 @@ from rich.text import Text
 _PLAIN_EVERY_S = 10.0
 # Rates look back so far: long enough to be steady, short enough to forget compilation and warm-up.
 _WINDOW_S = 30.0
-
-
-class ProgressTail:
-    """Reads what is new in a growing progress file.
-
-    Args:
-        path: file of JSON lines as written by ``npd_ascend.progress``; it need not exist yet.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self._at = 0
-        self._rest = b""
-
-    def poll(self) -> list[dict[str, Any]]:
-        """Events that were completed since the last call, in order.
-
-        A line still being written waits for the next call, a damaged line is passed over, and a file that
-        became shorter (a restarted stage) is read from its start.
-        """
-        try:
-            with open(self.path, "rb") as f:
-                if f.seek(0, 2) < self._at:
-                    self._at, self._rest = 0, b""
-                f.seek(self._at)
-                data = f.read()
-        except FileNotFoundError:
-            return []
-        self._at += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        events = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
-        return events
-
-
-def follow(path: Path, stopped: Callable[[], bool] = lambda: False,
-           every: float = 0.2) -> Iterator[dict[str, Any]]:
-    """Yields the events of a progress file as they come.
-
-    Args:
-        path: see ``ProgressTail``.
-        stopped: asked before each look; when it is true, what is left is yielded and the iterator ends.
-        every: seconds between looks.
-    """
-    tail = ProgressTail(path)
-    while True:
-        last = stopped()
-        yield from tail.poll()
-        if last:
-            return
-        time.sleep(every)
 
 
 class StageState:

@@ -1,5 +1,9 @@
 """The whole stage against full log-softmax of each sequence by itself."""
 
+import resource
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -15,6 +19,7 @@ from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
+from npd_ascend.pipeline.child import write_job  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.store.topk_shard import TopKReader  # noqa: E402
 
@@ -205,3 +210,18 @@ def test_no_more_than_a_chunk_of_logits_at_once(monkeypatch):
     weight = ms.Parameter(ms.Tensor(np.ones((30, 4), np.float32)))
     ChunkedHead(weight, 16, on_host=True)(hidden, np.arange(39), np.zeros(39, int), 2)
     assert [s[0] for s in seen] == [16, 16, 4, 3]
+
+
+def test_out_of_memory_names_the_knobs(tmp_path, model, data):
+    """The attention mask of 1,024 rows of 1,024 tokens does not fit in the address space."""
+    prompts, rollouts, _ = data()
+    j = job(tmp_path, model, prompts, rollouts, row_length=1024, micro_batch=1024)
+    write_job(tmp_path / "job.json", "annotate", j)
+    limit = 6 << 30
+    done = subprocess.run([sys.executable, "-m", "npd_ascend.pipeline.child", str(tmp_path / "job.json")],
+                          capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: annotate: out of memory"), last
+    assert "annotate.micro_batch" in last
+    assert not Dataset(j.out, "scores", "s").complete and not list(tmp_path.rglob(".tmp-*"))

@@ -15,7 +15,7 @@ from npd_ascend.config.jobs import SelectJob
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.pipeline.child import _advice, write_job
 from npd_ascend.pipeline.processes import Child, child_environment
-from npd_ascend.report.live import ProgressTail
+from npd_ascend.progress import ProgressTail
 from npd_ascend.store.dataset import Dataset
 
 

@@ -10,8 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npd_ascend.config import load_config
 from npd_ascend.models import tensorfile
-from npd_ascend.report.live import ProgressTail
+from npd_ascend.pipeline.conductor import Conductor
+from npd_ascend.pipeline.processes import Child
+from npd_ascend.pipeline.runner import Runner
+from npd_ascend.pipeline.steps import Step
+from npd_ascend.progress import ProgressTail
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
@@ -176,8 +181,18 @@ def test_a_second_run_in_the_same_directory_is_refused(tiny, tmp_path):
     assert code == 2 and "another run is at work" in out
 
 
-def test_damage_is_found_and_mended(finished, tiny, tmp_path):
-    """Flipped bits in the teacher's top-k and in a snapshot: made again, and the same student comes out."""
+def flip(path: Path) -> None:
+    """One bit, as a disk does it: the time of the file stays what it was."""
+    times = path.stat()
+    data = np.fromfile(path, np.uint8)
+    data[-5] ^= 4
+    data.tofile(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_damage_is_found_and_mended(finished, tiny, tmp_path, monkeypatch):
+    """Flipped bits in the teacher's top-k, in a snapshot that is about to be loaded, and at last in the export: made
+    again, and the same student comes out."""
     plain, _, _ = finished
     run = RunDir(tmp_path / "damaged")
     config = tiny.config(run.root)
@@ -188,15 +203,26 @@ def test_damage_is_found_and_mended(finished, tiny, tmp_path):
     for checkpoint in run.checkpoints.iterdir():
         if json.loads((checkpoint / "state.json").read_text())["generation"] == 1:
             shutil.rmtree(checkpoint)
-    path = run.generation(1).topk / "shard-00001.topk"
-    for damaged in (path, run.generation(0).next_snapshot / "model.safetensors"):
-        data = np.fromfile(damaged, np.uint8)
-        data[-5] ^= 4
-        data.tofile(damaged)
-    code, out = tiny.run(config)
-    assert code == 0, out
+    path, snapshot = run.generation(1).topk / "shard-00001.topk", run.generation(0).next_snapshot / "model.safetensors"
+    flip(path)
+    launched: list[str] = []
+    launch = Runner.launch
+
+    def flipping(self: Runner, step: Step) -> Child:
+        if step.name == "g001-train" and step.name not in launched:
+            flip(snapshot)
+        launched.append(step.name)
+        return launch(self, step)
+
+    monkeypatch.setattr(Runner, "launch", flipping)
+    Conductor(load_config(config)).run()
+    # Training of generation 1 meets the snapshot, then the top-k; generation 0 exports the snapshot again.
+    assert [n for n in launched if "train" in n] == ["g001-train", "g000-train", "g001-train", "g001-train"]
     assert path.read_bytes() == (plain.generation(1).topk / "shard-00001.topk").read_bytes()
     assert weights(run) == weights(plain)
+    flip(run.export / "model.safetensors")
+    code, out = tiny.run(config)
+    assert code == 0 and "export is damaged: made again" in out and weights(run) == weights(plain)
 
 
 def test_lag_policy_with_lead(tiny, tmp_path):

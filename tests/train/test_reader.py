@@ -134,3 +134,16 @@ def test_reading_ahead_keeps_order_and_passes_errors_on():
     assert [next(got) for _ in range(3)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         list(got)
+
+
+def test_more_segments_than_attention_tells_apart(world):
+    """Two rows a micro-batch: their samples and one tail of padding each."""
+    r = reader(world)
+    plan = r.plans[0]
+    most = max(int(plan.first[min(i + 2, len(plan))] - plan.first[i]) for i in range(0, len(plan), 2))
+    r.check_segments(plan)  # CPU: any number
+    r.max_segments = most + 2
+    r.check_segments(plan)
+    r.max_segments = most + 1
+    with pytest.raises(UserError, match=f"holds {most} samples in 2 rows, flash attention tells {most + 1} apart"):
+        r.check_segments(plan)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.errors import UserError
+from npd_ascend.progress import ProgressTail
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 
@@ -51,7 +51,7 @@ class Calibration:
             UserError: no stage of that run has ended.
         """
         run = RunDir(folder)
-        found = cls.from_rows(read_metrics(run.metrics), _events(run.logs / "progress.jsonl"))
+        found = cls.from_rows(read_metrics(run.metrics), ProgressTail(run.logs / "progress.jsonl").poll())
         if not found.rates:
             raise UserError(f"--calibrate {folder}: no finished stage in its metrics.jsonl; give the directory of a "
                             "run that has ended")
@@ -107,31 +107,15 @@ def _slopes(events: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds a token between the first and the last sign of progress, by stage; the longest series of each."""
     series: dict[str, list[list[dict[str, Any]]]] = {}
     for event in events:
+        name = str(event.get("stage")).replace(" ", "_")
         if event.get("event") == "begin":
-            series.setdefault(event["stage"].replace(" ", "_"), []).append([])
+            series.setdefault(name, []).append([])
         elif event.get("event") in ("progress", "end") and event.get("tokens"):
-            of = series.setdefault(event["stage"].replace(" ", "_"), [[]])
-            of[-1].append(event)
+            series.setdefault(name, [[]])[-1].append(event)
     out = {}
     for stage, runs in series.items():
         best = max(runs, key=len)
         if len(best) >= 3 and best[-1]["tokens"] > best[0]["tokens"]:
             first, last = best[0], best[-1]
             out[stage] = (last["seconds"] - first["seconds"]) / (last["tokens"] - first["tokens"])
-    return out
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    out = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("stage"), str):
-            out.append(event)
     return out
