@@ -17,7 +17,8 @@ __all__ = ["Estimate", "StageCost", "estimate", "estimate_run", "render"]
 def estimate_run(config: Config, device: str = DEFAULT_NPU, devices: int | None = None, prompts: int | None = None,
                  prompt_tokens: float | None = None, answer_tokens: float | None = None,
                  calibrate: Path | None = None) -> Estimate:
-    """``estimate`` with what the command line gives; see there and ``workload``."""
+    """``estimate`` with what the command line gives; see there and ``workload``. Lengths that neither the command line
+    nor the run itself knows are taken from the run of ``calibrate``."""
     return estimate(config, device=device, devices=devices,
-                    workload=workload(config, prompts, prompt_tokens, answer_tokens),
+                    workload=workload(config, prompts, prompt_tokens, answer_tokens, calibrate),
                     calibration=Calibration.from_run(calibrate) if calibrate else None)

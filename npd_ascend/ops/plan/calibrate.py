@@ -33,15 +33,25 @@ class Calibration:
 
     Args:
         rates: by stage name as in metrics.jsonl.
+        host: seconds of the stages that run on the host alone: once (prepare), and in each generation (select, pack).
     """
 
-    def __init__(self, rates: dict[str, Rate]):
-        self.rates = rates
+    def __init__(self, rates: dict[str, Rate], host: tuple[float, float] = (0.0, 0.0)):
+        self.rates, self._host = rates, host
+
+    def host(self, generations: int) -> float:
+        """Seconds of prepare, select and pack, which hardly grow with the work."""
+        return self._host[0] + generations * self._host[1]
+
+    def start(self, stage: str, passes: int) -> float:
+        """Seconds of ``passes`` passes that do not grow with the work."""
+        rate = self.rates.get(stage)
+        return rate.start + (passes - 1) * rate.again if rate else 0.0
 
     def seconds(self, stage: str, tokens: float, passes: int = 1) -> float | None:
         """Wall seconds of ``passes`` passes that process ``tokens`` tokens together; None: never measured."""
         rate = self.rates.get(stage)
-        return None if rate is None else rate.start + (passes - 1) * rate.again + tokens * rate.per_token
+        return None if rate is None else self.start(stage, passes) + tokens * rate.per_token
 
     @classmethod
     def from_run(cls, folder: Path) -> Calibration:
@@ -71,8 +81,9 @@ class Calibration:
         """
         slopes = _slopes(list(events))
         slopes |= {"train": steady} if (steady := _training(rows)) else {}
+        slopes |= {"evaluate": slopes["rollout"]} if "rollout" in slopes else {}  # answers, from the same engine
         stages: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
+        for row in _evaluations_merged(rows):
             if row["kind"] == "stage" and row.get("tokens") and row.get("seconds"):
                 stages.setdefault(row["stage"], []).append(row)
         rates = {}
@@ -82,7 +93,22 @@ class Calibration:
             per_token = min(slopes.get(stage) or sum(r["busy"] for r in passes) / tokens, wall / tokens)
             first, *later = (max(0.0, r["seconds"] - r["tokens"] * per_token) for r in passes)
             rates[stage] = Rate(first, sum(later) / len(later) if later else first, per_token)
-        return cls(rates)
+        host = {s: [r["seconds"] for r in rows if r["kind"] == "stage" and r.get("stage") == s and r.get("seconds")]
+                for s in ("prepare", "select", "pack")}
+        return cls({s: r for s, r in rates.items() if s not in host},
+                   (sum(host["prepare"]), sum(sum(v) / len(v) for s, v in host.items() if s != "prepare" and v)))
+
+
+def _evaluations_merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An evaluation books its answers and its check as two passes over the same tokens: here they are one."""
+    out: list[dict[str, Any]] = []
+    for row in rows:
+        last = out[-1] if out else {}
+        if row.get("stage") == last.get("stage") == "evaluate" and row.get("generation") == last.get("generation"):
+            out[-1] = {**last, "seconds": last.get("seconds", 0) + row.get("seconds", 0)}
+        else:
+            out.append(row)
+    return out
 
 
 def _training(rows: list[dict[str, Any]]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from npd_ascend.config import Config
@@ -14,7 +14,7 @@ from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, GOOD, PAPER, Npu, Pace, find_npu
 from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, weight_bytes
 from npd_ascend.ops.plan.memory import Memory
-from npd_ascend.ops.plan.workload import Workload
+from npd_ascend.ops.plan.workload import Workload, count_prompts
 from npd_ascend.ops.plan.workload import workload as find_workload
 from npd_ascend.store.topk_codec import TopKFormat
 
@@ -35,6 +35,7 @@ class StageCost:
         memory: device memory.
         bound: what binds it.
         measured: seconds as calibrated on a finished run.
+        start: those of them that do not grow with the work: start of processes, weights, compilation.
     """
 
     stage: str
@@ -48,6 +49,7 @@ class StageCost:
     memory: Memory | None = None
     bound: str = "compute"
     measured: float | None = None
+    start: float = 0.0
 
     def hours(self, pace: Pace) -> float:
         """Wall hours at a pace."""
@@ -65,6 +67,7 @@ class Estimate:
         assumptions: for people.
         advice: what bounds the run and what would help, and what does not fit.
         free_disk: bytes free where the run will live.
+        host: calibrated seconds of prepare, select and pack.
     """
 
     stages: list[StageCost]
@@ -73,6 +76,19 @@ class Estimate:
     assumptions: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     free_disk: float = 0.0
+    host: float = 0.0
+
+    @property
+    def measured(self) -> float | None:
+        """Seconds of the whole run as calibrated; None when a stage is missing in the calibration."""
+        known = [s.measured for s in self.stages if s.measured is not None]
+        return sum(known) + self.host if len(known) == len(self.stages) else None
+
+    def share(self, stage: StageCost) -> float:
+        """Share of a stage in the run's time: calibrated where all stages are, else at the paper's pace."""
+        if self.measured is None or stage.measured is None:
+            return stage.hours(PAPER) / self.hours(PAPER)
+        return stage.measured / self.measured
 
     @property
     def disk(self) -> float:
@@ -90,7 +106,7 @@ class Estimate:
     @property
     def longest(self) -> StageCost:
         """The stage that bounds the run."""
-        return max(self.stages, key=lambda s: s.measured if s.measured is not None else s.hours(PAPER))
+        return max(self.stages, key=self.share)
 
 
 def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None = None,
@@ -116,7 +132,9 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
     if calibration is not None:
         for s in stages:
             s.measured = calibration.seconds(s.stage, s.tokens, s.passes)
+            s.start = calibration.start(s.stage, s.passes)
     out = Estimate(stages, npu, work, [*work.notes, *plan.notes()], free_disk=_free(config.run.dir))
+    out.host = calibration.host(plan.generations) if calibration else 0.0
     out.advice = _advice(config, out, plan)
     return out
 
@@ -173,9 +191,19 @@ class _Planner:
         if c.needs_scores:
             out.append(self._annotate("annotate_student", self.student,
                                       conditioned=c.annotate.student_nll == "prefill", disk=0))
-        return [*out, self._train()]
+        out.append(self._train())
+        return out + ([self._evaluate()] if c.evaluate.prompts else [])
 
     # ---- stages
+
+    def _evaluate(self) -> StageCost:
+        """At the start, at each sync and at the end: held-out prompts of the same lengths."""
+        c = self.config.evaluate
+        times = 2 + (self.generations - 1 if c.at_sync else 0)
+        answers = count_prompts(c.prompts, c.limit) * (1 + c.samples) * times
+        cost, share = self._rollout(), answers / max(1.0, self.samples)
+        return replace(cost, stage="evaluate", passes=times, tokens=answers * self.work.answer_tokens,
+                       flops=cost.flops / cost.passes * share, limit=cost.limit / cost.passes * share, disk=0.0, memory=None)
 
     def _rollout(self) -> StageCost:
         c, npu = self.config, self.npu
@@ -218,17 +246,21 @@ class _Planner:
 
 def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
     out = []
-    total = sum(s.measured if s.measured is not None else s.hours(PAPER) for s in e.stages)
     s = e.longest
-    cost = s.measured if s.measured is not None else s.hours(PAPER)
     helps = {
         "rollout": "more rollout.workers, fewer sync.refreshes, a shorter rollout.max_new_tokens; a larger "
                    "rollout.max_num_seqs while the KV cache has room; sync.lead hides it behind training",
         "annotate_teacher": "more devices; select.metric: none saves the pass without the prompt",
         "annotate_student": "annotate.student_nll: rollout takes half of it from the rollout's log-probs",
         "train": "more train.data_parallel, fewer train.epochs",
+        "evaluate": "a smaller evaluate.limit, evaluate.at_sync: false",
     }
-    out.append(f"{s.stage} bounds the run ({cost / total:.0%} of the time, by {s.bound}); what helps: {helps[s.stage]}")
+    why = f", by {s.bound}" if e.measured is None else ", as calibrated"
+    out.append(f"{s.stage} bounds the run ({e.share(s):.0%} of the time{why}); what helps: {helps[s.stage]}")
+    start = sum(stage.start for stage in e.stages)
+    if e.measured and start > e.measured / 4:
+        out.append(f"{start:.0f} of {e.measured:.0f} s start processes, load weights and compile: fewer sync.refreshes "
+                   "save a start of each stage, more work a generation makes it a smaller share")
     if s.stage == "rollout" and s.memory is not None and config.rollout.memory_fraction < 0.8 and s.bound != "compute":
         out.append(f"rollout.memory_fraction is {config.rollout.memory_fraction:g}; with the device to itself 0.9 "
                    "holds more sequences")

@@ -19,7 +19,8 @@ def render(e: Estimate) -> str:
         widths.insert(4, 12)
     lines = [_line(head, widths), *(_line(_cells(s, measured), widths) for s in e.stages)]
     lines.append(f"  in all: {e.hours(PAPER):.3g} h at the paper's pace, {e.hours(GOOD):.3g} h at a good one"
-                 + (f", {_time(sum(s.measured or 0 for s in e.stages))} as calibrated" if measured else "")
+                 + (f", {_time(e.measured)} as calibrated ({_time(e.host)} of it prepare, select, pack)"
+                    if e.measured else "")
                  + f"; disk {si(e.disk)}B, free {si(e.free_disk)}B"
                  + ("  WARNING: not enough room" if e.disk > e.free_disk else ""))
     lines += ["  hours are estimates for NPUs of the table, not measurements; the stages run one after the other"]

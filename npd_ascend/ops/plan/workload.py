@@ -32,40 +32,51 @@ class Workload:
 
 
 def workload(config: Config, prompts: float | None = None, prompt_tokens: float | None = None,
-             answer_tokens: float | None = None) -> Workload:
+             answer_tokens: float | None = None, like: Path | None = None) -> Workload:
     """Statistics from what is given, else from the run's own datasets, else from the prompt files.
 
     Args:
         config: the run.
         prompts, prompt_tokens, answer_tokens: taken as they are where given.
+        like: directory of a run with prompts and answers of the same lengths, used before guessing.
 
     Raises:
         UserError: a prompt file cannot be read, or holds nothing.
     """
     notes = []
     if prompts is None or prompt_tokens is None:
-        found, mean, note = _prompts(config)
+        found, mean, note = _prompts(config, like)
         prompts, prompt_tokens = prompts or found, prompt_tokens or mean
         notes.append(note)
     else:
         notes.append(f"{prompts:,.0f} prompts of {prompt_tokens:,.0f} tokens, as given")
     if answer_tokens is None:
-        answer_tokens, note = _answer_tokens(config)
+        answer_tokens, note = _answer_tokens(config, like)
         notes.append(note)
     else:
         notes.append(f"answers of {answer_tokens:,.0f} tokens, as given")
     return Workload(prompts, prompt_tokens, answer_tokens, notes)
 
 
-def _prompts(config: Config) -> tuple[float, float, str]:
+def count_prompts(files: list[Path], limit: int | None) -> float:
+    """Rows of prompt files, as far as they are used."""
+    return min(sum(_rows(path)[0] for path in files), limit or float("inf"))
+
+
+def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
     """(prompts, mean prompt tokens, note) from the tokenised prompts, or from the size of the files."""
     try:
-        done = Dataset.open(RunDir(config.run.dir).prompts, "prompts")
-        lengths = done.read(0, ["prompt_ids"]).column("prompt_ids").combine_chunks()
-        mean = len(lengths.values) / max(1, len(lengths))
-        return done.rows, mean, f"{done.rows:,} prompts of {mean:.0f} tokens, as tokenised"
+        count, mean = _tokenised(config.run.dir)
+        return count, mean, f"{count:,} prompts of {mean:.0f} tokens, as tokenised"
     except UserError:
         pass
+    if like is not None:
+        try:
+            mean = _tokenised(like)[1]
+            rows = count_prompts(config.data.prompts, config.data.limit)
+            return rows, mean, f"{rows:,.0f} prompts of {mean:.0f} tokens, as those in {like}"
+        except UserError:
+            pass
     rows = text = 0.0
     for path in config.data.prompts:
         n, size = _rows(path)
@@ -76,6 +87,17 @@ def _prompts(config: Config) -> tuple[float, float, str]:
     count = min(rows, config.data.limit or rows)
     return count, mean, (f"{count:,.0f} prompts of {mean:.0f} tokens (bytes of a row / {_BYTES_PER_TEXT_TOKEN}); "
                          "--prompt-tokens corrects that")
+
+
+def _tokenised(run: Path) -> tuple[int, float]:
+    """(prompts, mean tokens) of a run directory.
+
+    Raises:
+        UserError: it holds no finished prompts.
+    """
+    done = Dataset.open(RunDir(run).prompts, "prompts")
+    lengths = done.read(0, ["prompt_ids"]).column("prompt_ids").combine_chunks()
+    return done.rows, len(lengths.values) / max(1, len(lengths))
 
 
 def _rows(path: Path) -> tuple[int, int]:
@@ -94,12 +116,23 @@ def _rows(path: Path) -> tuple[int, int]:
                         ) from None
 
 
-def _answer_tokens(config: Config) -> tuple[float, str]:
-    run = RunDir(config.run.dir)
-    try:
-        done = Dataset.open(run.generation(0).rollouts, "rollouts")
-        mean = done.extra["tokens"] / max(1, done.rows)
-        return mean, f"answers of {mean:.0f} tokens, as the first generation's"
-    except (UserError, KeyError):
-        mean = config.rollout.max_new_tokens / 2
-        return mean, (f"answers of {mean:.0f} tokens (rollout.max_new_tokens / 2); --answer-tokens corrects that")
+def _answer_tokens(config: Config, like: Path | None) -> tuple[float, str]:
+    for run, whose in ((config.run.dir, "this run's"), (like, f"those in {like}")):
+        found = [] if run is None else _answered(RunDir(run))
+        if found:
+            mean = sum(t for t, _ in found) / max(1, sum(n for _, n in found))
+            return mean, f"answers of {mean:.0f} tokens, as {whose}"
+    mean = config.rollout.max_new_tokens / 2
+    return mean, f"answers of {mean:.0f} tokens (rollout.max_new_tokens / 2); --answer-tokens corrects that"
+
+
+def _answered(run: RunDir) -> list[tuple[int, int]]:
+    """(tokens, samples) of each generation that has its rollouts."""
+    found = []
+    for generation in run.generations():
+        try:
+            done = Dataset.open(run.generation(generation).rollouts, "rollouts")
+            found.append((int(done.extra["tokens"]), done.rows))
+        except (UserError, KeyError):
+            continue
+    return found
