@@ -96,3 +96,49 @@ def test_from_a_run_directory_into_the_plan(tmp_path, config):
     train = e.stage("train")
     assert train.measured == pytest.approx(2 * 12 + train.tokens / 1000, rel=0.01)
     assert "calibrated" in render(e)
+
+
+def test_evaluations_and_host_stages_count_too():
+    """As a run of two generations books them: answers and check of an evaluation are two rows over the same tokens."""
+    def row(stage, generation, seconds, tokens):
+        return {"kind": "stage", "stage": stage, "generation": generation, "seconds": seconds, "busy": seconds / 2,
+                "tokens": tokens}
+
+    rows, events = record(20_000)
+    for g in range(3):
+        rows += [row("evaluate", g, 1.0, 4000), row("evaluate", g, 2.0, 4000)]
+    rows += [row("prepare", -1, 3.0, 500), row("prepare", -1, 2.0, 100)]
+    rows += [row(s, g, 1.0, 0) for s in ("select", "pack") for g in (0, 1)]
+    c = Calibration.from_rows(rows, events)
+    assert c.host(2) == pytest.approx(5 + 2 * 2) and c.host(4) == pytest.approx(5 + 4 * 2)
+    assert c.seconds("evaluate", 3 * 4000, passes=3) == pytest.approx(9.0)
+    assert c.rates["evaluate"].per_token == pytest.approx(1 / 8000) and "prepare" not in c.rates
+
+
+def test_lengths_of_the_calibrating_run_are_used_before_guessing(tmp_path, config):
+    import numpy as np
+    import pyarrow as pa
+
+    from npd_ascend.ops.plan.workload import workload
+    from npd_ascend.store.dataset import Dataset
+    from npd_ascend.store.layout import RunDir
+
+    before = RunDir(tmp_path / "before")
+    prompts = Dataset(before.prompts, "prompts", "p")
+    prompts.write_table(0, pa.table({
+        "prompt_index": [0, 1], "prompt_id": [0, 1], "prompt_ids": pa.array([[1] * 4, [1] * 6], pa.list_(pa.int32())),
+        "reference_ids": pa.nulls(2, pa.list_(pa.int32())), "label_ids": pa.nulls(2, pa.list_(pa.int32())),
+        "answer": pa.nulls(2, pa.string()), "text": pa.nulls(2, pa.string())}))
+    prompts.finish(1)
+    for g, tokens in enumerate((10, 50)):
+        rollouts = Dataset(before.generation(g).rollouts, "rollouts", "r")
+        rollouts.write_table(0, pa.table({
+            "sample_id": [2 * g, 2 * g + 1], "prompt_index": [0, 1], "path": np.zeros(2, np.int8),
+            "response_ids": pa.array([[1], [2]], pa.list_(pa.int32())),
+            "logprobs": pa.nulls(2, pa.list_(pa.float32())), "label_ids": pa.nulls(2, pa.list_(pa.int32())),
+            "finish_reason": ["stop"] * 2}))
+        rollouts.finish(1, tokens=tokens)
+    w = workload(config(), like=before.root)
+    assert (w.prompts, w.prompt_tokens, w.answer_tokens) == (100, 5, 15)
+    assert workload(config(), answer_tokens=7, like=before.root).answer_tokens == 7
+    assert workload(config(), like=tmp_path / "none").answer_tokens == 50

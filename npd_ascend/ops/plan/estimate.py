@@ -203,7 +203,8 @@ class _Planner:
         answers = count_prompts(c.prompts, c.limit) * (1 + c.samples) * times
         cost, share = self._rollout(), answers / max(1.0, self.samples)
         return replace(cost, stage="evaluate", passes=times, tokens=answers * self.work.answer_tokens,
-                       flops=cost.flops / cost.passes * share, limit=cost.limit / cost.passes * share, disk=0.0, memory=None)
+                       flops=cost.flops / cost.passes * share, limit=cost.limit / cost.passes * share, disk=0.0,
+                       memory=None)
 
     def _rollout(self) -> StageCost:
         c, npu = self.config, self.npu

@@ -66,8 +66,8 @@ def count_prompts(files: list[Path], limit: int | None) -> float:
 def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
     """(prompts, mean prompt tokens, note) from the tokenised prompts, or from the size of the files."""
     try:
-        count, mean = _tokenised(config.run.dir)
-        return count, mean, f"{count:,} prompts of {mean:.0f} tokens, as tokenised"
+        known, mean = _tokenised(config.run.dir)
+        return known, mean, f"{known:,} prompts of {mean:.0f} tokens, as tokenised"
     except UserError:
         pass
     if like is not None:
