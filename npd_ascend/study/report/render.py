@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import npd_ascend.report
 from npd_ascend import __version__
 from npd_ascend.store.atomic import write_bytes
+from npd_ascend.study.report import peers
 from npd_ascend.study.report.compare import VERDICTS
 from npd_ascend.study.report.figures import standalone
 from npd_ascend.study.report.paper import LOWER_IS_BETTER
@@ -45,6 +46,7 @@ def build(root: Path, out: Path | None = None) -> Path:
     root = Path(root)
     out = Path(out) if out else root / "report"
     found = sections(Readings.read(root))
+    found += [s for s in (peers.section(root),) if s]
     facts = _facts(root)
     for section in found:
         for picture in section.pictures:
