@@ -107,8 +107,8 @@ def test_pages(study, tmp_path):
 def test_peers_are_shown_beside(make_study, tmp_path):
     make_study(tmp_path, seeds=(0,))
     row = ('{"trainer": "gkd", "lmbda": 1.0, "beta": 0.0, "temperature": 0.05, "seed": %d, "prompts": 2400,'
-           ' "seconds": %f, "seconds_per_prompt": 0.02, "accuracy_before": 0.3, "accuracy": 0.5, "trl": "1", "torch": "2",'
-           ' "transformers": "4"}')
+           ' "seconds": %f, "seconds_per_prompt": 0.02, "accuracy_before": 0.3, "accuracy": 0.5, "trl": "1",'
+           ' "torch": "2", "transformers": "4"}')
     (tmp_path / "peers.jsonl").write_text("\n".join([row % (0, 40.0), "torn {", row % (1, 44.0)]))
     text = (build(tmp_path).parent / "summary.md").read_text()
     assert "TRL gkd | 1 | 0 | 0.05 | 2 | 2,400 | 42.0 ± 25.4" in text
