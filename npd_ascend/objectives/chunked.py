@@ -72,11 +72,13 @@ class ChunkedLoss(nn.Cell):
         p = _filled(teacher, rest).reshape(parts, chunk, teacher.shape[1])
         w = _filled(weights, rest).reshape(parts, chunk, weights.shape[1])
         a = _filled(parameters, rest).reshape(parts, chunk, parameters.shape[1])
+        # Trailing chunks that do not count are not computed, so rows may be as many as a batch could ever need.
+        used = ((w != 0).astype(ms.int32).reshape(parts, -1).max(1) * ops.arange(1, parts + 1).astype(ms.int32)).max()
         # A condition on a tensor keeps this a loop: unrolled, every chunk would have [chunk, V] buffers of its own.
         i = ms.Tensor(0, ms.int32)
         ce_sum, kd_sum = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
         d_hidden, d_head = h * 0, head * 0.0
-        while i < parts:
+        while i < used:
             ce, kd, dh, dw = self._one(h[i], head_c, t[i], p[i], w[i], a[i])
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             d_hidden = ops.tensor_scatter_update(d_hidden, i.reshape(1, 1), dh.expand_dims(0))
@@ -95,7 +97,9 @@ class ChunkedLoss(nn.Cell):
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
              weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
         z = self.logits(hidden, head).astype(ms.float32)
-        seen = ops.gather_elements(ops.log_softmax(z, -1), 1, targets)
+        q = ops.softmax(z, -1)
+        # ln Z = max z - ln max q: max q is at least 1/V, and no [rows, V] array of logarithms is needed.
+        seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - q.max(-1, keepdims=True).log())
         column = weights[:, :1]
         ce = -(seen[:, :1] * column).sum()
         g = -self.ce * column
@@ -103,8 +107,7 @@ class ChunkedLoss(nn.Cell):
         if self.kd:
             kd = self.value(seen[:, 1:], teacher, weights, parameters)
             g = ops.concat((g, self.kd * self.gradient(seen[:, 1:], teacher, weights, parameters)), 1)
-        # Softmax again is cheaper than exp of the log-softmax, and leaves one less array alive.
-        dz = ops.softmax(z, -1) * -g.sum(-1, keepdims=True)
+        dz = q * -g.sum(-1, keepdims=True)
         dz = ops.tensor_scatter_elements(dz, targets, g, 1, "add").astype(hidden.dtype)
         return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
 

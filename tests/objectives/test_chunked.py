@@ -1,5 +1,6 @@
 """Values and gradients of the chunked loss against float64 numpy and finite differences."""
 
+import copy
 import functools
 
 import numpy as np
@@ -200,3 +201,16 @@ def test_a_confident_wrong_student_is_safe(make_case, norm):
 def test_student_weighted_needs_a_normalised_student(case):
     with pytest.raises(UserError, match="topk_norm to tail or both"):
         ChunkedLoss(LossConfig(divergence="reverse_kl"), 4)
+
+
+def test_trailing_rows_that_do_not_count(case):
+    """Chunks with no weight at the end are left out: the same loss, and zeros there."""
+    few = copy.copy(case)
+    few.weights = np.where(np.arange(len(case.weights)) < 5, case.weights, 0).astype(np.float32)
+    loss = LossConfig()
+    values, grads = run(few, loss, chunk=3)
+    all_at_once, want = run(few, loss)
+    np.testing.assert_allclose(values, all_at_once, rtol=1e-5)
+    for mine, other in zip(grads, want, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+    assert not grads[0][6:].any()

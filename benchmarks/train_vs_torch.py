@@ -1,0 +1,193 @@
+"""Training tokens/s of the compiled step against a plain torch trainer: same weights, rows, loss, threads, fp32.
+
+    python benchmarks/train_vs_torch.py [MODEL] [--rounds 7] [--steps 8]
+
+Run it with the interpreter of the MindSpore environment. The torch side is eager: packed rows with a block-diagonal
+mask made once a micro-batch, scaled_dot_product_attention with grouped queries, logits at response positions only, CE
+and the top-k forward KL in closed form, gradients by autograd, clipping, fused AdamW. Each side is a process; rounds
+alternate. ``difference`` is the largest of their losses over the first steps, relative.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rounds import ROOT, Side, interpreter, serve
+
+ROW, ROWS, BATCHES, LR = 512, 4, 8, 1e-3
+KD, CLIP, BETAS, DECAY = 0.9, 1.0, (0.9, 0.95), 0.1
+
+
+def write_batches(model: Path, out: Path) -> None:
+    """Micro-batches as both sides read them."""
+    from mini_lengths import PROMPT, Samples
+
+    from npd_ascend.config.schema import TrainConfig
+    from npd_ascend.rows.bfd import best_fit_decreasing
+    from npd_ascend.train.reader import Reader
+
+    config = json.loads((model / "config.json").read_text())
+    samples = Samples(800, min(config["vocab_size"], 4096))
+    bins = best_fit_decreasing(samples.sizes + PROMPT, ROW)
+    plan = samples.plan([bins[i] for i in range(len(bins))][: BATCHES * ROWS])
+    settings = TrainConfig(global_batch=ROWS, micro_batch=ROWS, vocab_chunk_rows=2048)
+    reader = Reader(samples, [plan], samples, settings, ROW, 0, config["vocab_size"])  # type: ignore[arg-type]
+    made = [next(reader.micro_batches(0, b)) for b in range(len(plan) // ROWS)]
+    np.savez(out, tokens=[m.tokens for m in made],
+             **{f"b{i}_{j}": a for i, m in enumerate(made) for j, a in enumerate(m.arrays)})
+
+
+def read_batches(path: Path) -> tuple[list[int], list[tuple[np.ndarray, ...]]]:
+    file = np.load(path)
+    tokens = file["tokens"].tolist()
+    return tokens, [tuple(file[f"b{i}_{j}"] for j in range(8)) for i in range(len(tokens))]
+
+
+def mindspore_side(model: Path, data: Path, steps: int) -> None:
+    from types import SimpleNamespace
+
+    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.schema import TrainConfig
+    from npd_ascend.models.network import build
+    from npd_ascend.models.spec import ModelSpec
+    from npd_ascend.models.weights import load_hf
+    from npd_ascend.train.step import Trainer
+
+    tokens, batches = read_batches(data)
+    settings = TrainConfig(global_batch=ROWS, micro_batch=ROWS, clip=CLIP, weight_decay=DECAY)
+    net = build(ModelSpec.from_folder(model), Device(), ROW)
+    load_hf(net, model)
+    trainer = Trainer(net, settings, len(batches[0][3]))
+    count = iter(range(1, 10**9))
+
+    def step() -> float:
+        n = next(count)
+        i = (n - 1) % len(batches)
+        loss = trainer.accumulate(SimpleNamespace(arrays=batches[i]), tokens[i])  # type: ignore[arg-type]
+        trainer.update(LR, n)
+        return loss / tokens[i]
+
+    loop(step, tokens, steps)
+
+
+def loop(step: Any, tokens: list[int], steps: int) -> None:
+    def timed() -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return time.perf_counter() - start
+
+    serve({"losses": lambda: [step() for _ in range(len(tokens))], "round": timed})
+
+
+def torch_side(model: Path, data: Path, steps: int) -> None:
+    import torch
+    import torch.nn.functional as F
+    from safetensors.torch import load_file
+
+    c = json.loads((model / "config.json").read_text())
+    w = {k: torch.nn.Parameter(v.float()) for k, v in load_file(model / "model.safetensors").items()}
+    heads, groups = c["num_attention_heads"], c["num_key_value_heads"]
+    dim, eps = c["hidden_size"] // heads, c["rms_norm_eps"]
+    # One product for q, k, v and one for gate and up, as the other side has them.
+    for i in range(c["num_hidden_layers"]):
+        a, m = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+        for kind in ("weight", "bias"):
+            w[f"{a}qkv.{kind}"] = torch.nn.Parameter(torch.cat([w.pop(f"{a}{x}_proj.{kind}").data for x in "qkv"]))
+        w[f"{m}gate_up"] = torch.nn.Parameter(torch.cat([w.pop(f"{m}{x}_proj.weight").data for x in ("gate", "up")]))
+    decays = [p for p in w.values() if p.ndim > 1]
+    plain = [p for p in w.values() if p.ndim == 1]
+    optimizer = torch.optim.AdamW([{"params": decays, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}],
+                                  lr=LR, betas=BETAS, eps=1e-8, fused=True)
+    frequencies = c["rope_theta"] ** (-torch.arange(0, dim, 2).float() / dim)
+    causal = torch.ones(ROW, ROW).tril().bool()
+
+    def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat((-b, a), -1) * sin
+
+    def hidden(ids: torch.Tensor, position: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
+        angle = (position[..., None] * frequencies).repeat(1, 1, 2)[:, None]
+        cos, sin = angle.cos(), angle.sin()
+        seen = (segment[:, :, None] == segment[:, None]) & causal
+        mask = torch.where(seen, 0.0, -1e9)[:, None]
+        x = F.embedding(ids, w["model.embed_tokens.weight"])
+        for i in range(c["num_hidden_layers"]):
+            at = f"model.layers.{i}."
+            h = F.rms_norm(x, x.shape[-1:], w[f"{at}input_layernorm.weight"], eps)
+            h = F.linear(h, w[f"{at}self_attn.qkv.weight"], w[f"{at}self_attn.qkv.bias"])
+            h = h.unflatten(-1, (heads + 2 * groups, dim)).transpose(1, 2)
+            q, k, v = h.split((heads, groups, groups), 1)
+            o = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, enable_gqa=True)
+            x = x + F.linear(o.transpose(1, 2).flatten(2), w[f"{at}self_attn.o_proj.weight"],
+                             w[f"{at}self_attn.o_proj.bias"])
+            h = F.rms_norm(x, x.shape[-1:], w[f"{at}post_attention_layernorm.weight"], eps)
+            gate, up = F.linear(h, w[f"{at}mlp.gate_up"]).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, w[f"{at}mlp.down_proj.weight"])
+        return F.rms_norm(x, x.shape[-1:], w["model.norm.weight"], eps).flatten(0, 1)
+
+    tokens, arrays = read_batches(data)
+    batches = [[torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for a in b] for b in arrays]
+    count = iter(range(10**9))
+    head = w["lm_head.weight"] if "lm_head.weight" in w else w["model.embed_tokens.weight"]
+
+    def step() -> float:
+        i = next(count) % len(batches)
+        ids, position, segment, where, targets, teacher, weights, _ = batches[i]
+        logq = F.log_softmax(F.linear(hidden(ids, position, segment)[where], head), -1).gather(1, targets)
+        logp = teacher - teacher.logsumexp(-1, keepdim=True)
+        kd = (logp.exp() * (logp - logq[:, 1:])).sum(-1)
+        loss = ((1 - KD) * -logq[:, 0] * weights[:, 0] + KD * kd * weights[:, 1]).sum() / tokens[i]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(w.values(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    loop(step, tokens, steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", default=ROOT / "assets/mini/student")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--side", choices=("mindspore", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        return {"mindspore": mindspore_side, "torch": torch_side}[args.side](args.model, args.data, args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "batches.npz"
+        write_batches(args.model, data)
+        common = (args.model, "--data", data, "--steps", args.steps, "--side")
+        sides = {"mindspore": Side(interpreter("mindspore"), __file__, *common, "mindspore"),
+                 "torch": Side(interpreter("rollout"), __file__, *common, "torch")}
+        losses = {name: np.array(side.ask("losses")) for name, side in sides.items()}
+        seconds = {name: [] for name in sides}
+        for _ in range(args.rounds):
+            for name, side in sides.items():
+                seconds[name].append(side.ask("round"))
+        per_round = np.load(data)["tokens"].mean() * args.steps
+        for side in sides.values():
+            side.close()
+    ours, theirs = (np.array(seconds[n]) for n in sides)
+    print(json.dumps({
+        "benchmark": "train_vs_torch", "model": args.model.name, "rows": f"{ROWS} x {ROW}",
+        "mindspore_tokens_per_s": round(per_round / np.median(ours)), "torch_tokens_per_s":
+        round(per_round / np.median(theirs)), "tokens": "response tokens",
+        "ratio": round(float(np.median(theirs / ours)), 3), "best_ratio": round(float(theirs.min() / ours.min()), 3),
+        "difference": float(np.abs(losses["mindspore"] / losses["torch"] - 1).max()),
+        "losses": [round(float(x), 5) for x in losses["torch"][[0, -1]]], "rounds": args.rounds, "machine":
+        platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+
+
+if __name__ == "__main__":
+    main()
