@@ -10,6 +10,7 @@ import numpy as np
 from npd_ascend.store.topk_codec import TopK
 from npd_ascend.train.corpus import EpochPlan
 
+_NOTHING = np.empty(0, np.int32)
 PROMPT = 14  # tokens of the chat template included
 _WALKS = Path(__file__).parents[1] / "assets/mini/sft_student.jsonl"
 
@@ -36,14 +37,16 @@ class Samples:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def prompt(self, i: int) -> np.ndarray:
-        return self.prompts[i]
+    def texts(self, samples: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.concatenate((self.prompts[i], self.responses[i])) for i in samples] or [_NOTHING])
 
-    def label(self, i: int) -> np.ndarray:
-        return self.responses[i]
+    def targets(self, samples: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.responses[i] for i in samples] or [_NOTHING])
 
-    def read_many(self, samples: list[int]) -> list[TopK]:
-        return [self.notes[i] for i in samples]
+    def read_many(self, samples: np.ndarray, extras: bool = True) -> tuple[TopK, np.ndarray]:
+        notes = [self.notes[i] for i in samples]
+        names = ("ids", "logprobs", "logz", "sampled", "entropy")
+        return TopK(*(np.concatenate([getattr(n, name) for n in notes]) for name in names)), self.sizes[samples]
 
     def plan(self, rows: list[np.ndarray]) -> EpochPlan:
         """Rows given as lists of samples."""

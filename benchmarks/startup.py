@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py RUN_DIR
 
-Reads ``metrics.jsonl`` and ``run.json``. ``start`` and ``compile`` are what imports and graphs took, where a stage tells;
-``busy`` is work on data. ``conductor`` is wall time in
+Reads ``metrics.jsonl`` and ``run.json``. ``busy`` is work on data; ``start`` and
+``compile`` are what imports and graphs took, where a stage tells. ``conductor`` is wall time in
 which no stage had a process or an engine at work: less than 5 % of a run is the bar. The run must have gone through
 in one go.
 """
