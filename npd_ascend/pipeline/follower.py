@@ -24,6 +24,7 @@ from npd_ascend.progress import message
 from npd_ascend.store.layout import RunDir
 
 _POLL_S = 0.2
+_TRIES = 50
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Follower:
     nodes: Nodes
     _parts: list[_Part] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
+    _tries: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
         """Follows until the run ends.
@@ -107,11 +109,19 @@ class Follower:
                 for part in (p for p in self._parts if p.order == order["id"]):
                     part.child.stop()
             elif order.get("open") and order["id"] not in self._seen:
+                try:
+                    self._join(step, str(order["id"]))
+                except UserError as e:  # on shared storage the job may be seen later than the order
+                    self._tries[order["id"]] = self._tries.get(order["id"], 0) + 1
+                    if self._tries[order["id"]] < _TRIES:
+                        continue
+                    report(self._dir.nodes, step, self.nodes.rank, str(order["id"]), 2, str(e))
                 self._seen.add(order["id"])
-                self._join(step, str(order["id"]))
         for part in [p for p in self._parts if p.child.poll() is not None]:
             self._parts.remove(part)
-            report(self._dir.nodes, part.step, self.nodes.rank, part.order, part.child, part.child.wait())
+            code = part.child.wait()
+            words = ("out of memory: " if code and part.child.ran_out_of_memory() else "") + part.child.last_words()
+            report(self._dir.nodes, part.step, self.nodes.rank, part.order, code, words)
 
     def _join(self, step: str, order: str) -> None:
         path = self._dir.jobs / f"{step}.json"

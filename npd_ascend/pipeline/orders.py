@@ -23,7 +23,6 @@ from typing import Any, Protocol
 from npd_ascend import out_of_memory
 from npd_ascend.errors import UserError
 from npd_ascend.ops.nodes import Nodes, seconds
-from npd_ascend.pipeline.processes import Child
 from npd_ascend.store.atomic import write_json
 
 BEAT_S = 1.0
@@ -261,7 +260,6 @@ def hello(folder: Path, rank: int, run: str) -> Beat:
     return Beat(folder / f"node-{rank}.json", run=run, host=socket.gethostname())
 
 
-def report(folder: Path, step: str, rank: int, order: str, child: Child, code: int) -> None:
+def report(folder: Path, step: str, rank: int, order: str, code: int, words: str) -> None:
     """Tells the conductor how this node's part of an order ended."""
-    words = ("out of memory: " if code and child.ran_out_of_memory() else "") + child.last_words()
     write_json(folder / f"result-{step}-node-{rank}.json", {"id": order, "code": code, "words": words})
