@@ -15,9 +15,10 @@ _SIGNS = re.compile(
 )
 _REMEDIES = {
     "rollout": "lower rollout.max_num_seqs, rollout.kv_cache_gib, rollout.memory_fraction or rollout.workers",
-    "annotate": "lower annotate.micro_batch, annotate.vocab_chunk_rows, annotate.row_length or annotate.workers",
+    "annotate": "lower annotate.micro_batch, annotate.vocab_chunk_rows, annotate.row_length or annotate.workers, or "
+    "cut the teacher over devices with annotate.tensor_parallel",
     "train": "lower train.micro_batch, train.vocab_chunk_rows or pack.row_length (train.global_batch may stay), or set "
-    "train.recompute: true",
+    "train.recompute: true; train.optimizer_sharding and train.tensor_parallel cut the model over devices",
 }
 
 

@@ -50,9 +50,11 @@ class Meter:
         total: units to be done in all, or None if unknown.
         unit: what a unit is, e.g. ``samples``.
         done: units already finished by an earlier run (they do not count for the rate).
+        silent: nothing is reported; for processes that do the same work as the one that reports.
     """
 
-    def __init__(self, stage: str, total: int | None, unit: str = "samples", done: int = 0):
+    def __init__(self, stage: str, total: int | None, unit: str = "samples", done: int = 0, silent: bool = False):
+        self._silent = silent
         self.stage, self.total, self.unit = stage, total, unit
         self.done = self.skipped = done
         self.tokens = 0
@@ -83,6 +85,8 @@ class Meter:
             self.close()
 
     def _emit(self, event: str) -> None:
+        if self._silent:
+            return
         seconds = time.monotonic() - self._start
         fields = dict(
             stage=self.stage,

@@ -9,6 +9,8 @@ import numpy as np
 from mindspore import nn, ops
 
 from npd_ascend.annotate.distribution import summarise
+from npd_ascend.models.peers import ALONE, Peers
+from npd_ascend.models.vocabulary import Summary
 from npd_ascend.store.topk_codec import TopK
 
 
@@ -26,11 +28,14 @@ class ChunkLogits(nn.Cell):
 
 
 class ChunkSummary(nn.Cell):
-    """``distribution.summarise`` inside the graph, for devices whose logits should not travel to the host."""
+    """``distribution.summarise`` inside the graph, for devices whose logits should not travel to the host, and for
+    heads that are cut over processes."""
 
-    def __init__(self, k: int):
+    def __init__(self, k: int, peers: Peers = ALONE):
         super().__init__()
         self.k = k
+        self.cut = peers.size > 1
+        self.summary = Summary(peers, k)
         self.logits = ChunkLogits()
         self.top = ops.TopK(sorted=True)
 
@@ -38,6 +43,8 @@ class ChunkSummary(nn.Cell):
                   targets: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """As ``ChunkLogits`` with targets [R] int32 -> logz, sampled, entropy [R] (and log-probs, ids [R, k])."""
         logits = self.logits(hidden, positions, weight)
+        if self.cut:
+            return self.summary(logits, targets)
         peak = logits.max(-1, keepdims=True)
         shifted = logits - peak
         exp = ops.exp(shifted)
@@ -56,14 +63,15 @@ class ChunkedHead:
     """Annotates chosen positions of a forward pass.
 
     Args:
-        weight: output projection [V, H].
+        weight: output projection [V, H], or this rank's rows of it.
         chunk_rows: positions whose logits stand in memory at once.
-        on_host: summarise in numpy (CPU) rather than inside the graph (Ascend).
+        on_host: summarise in numpy (CPU) rather than inside the graph (Ascend); not for a head that is cut.
+        peers: ranks over which the head is cut; all must call together.
     """
 
-    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool):
+    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool, peers: Peers = ALONE):
         self._weight, self._rows = weight, chunk_rows
-        self._on_host = on_host
+        self._on_host, self._peers = on_host and peers.size == 1, peers
         self._cells: dict[int, Any] = {}
 
     def __call__(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, k: int) -> TopK:
@@ -85,7 +93,7 @@ class ChunkedHead:
             cell = self._cells.setdefault(0, ChunkLogits())
             logits = cell(hidden, ms.Tensor(padded[0]), self._weight).asnumpy()
             return summarise(logits[:n], targets, k)
-        cell = self._cells.get(k) or self._cells.setdefault(k, ChunkSummary(k))
+        cell = self._cells.get(k) or self._cells.setdefault(k, ChunkSummary(k, self._peers))
         logz, sampled, entropy, *top = (x.asnumpy()[:n] for x in cell(
             hidden, ms.Tensor(padded[0]), self._weight, ms.Tensor(padded[1])))
         logprobs, ids = top if k else (np.empty((n, 0), np.float32), np.empty((n, 0), np.int32))

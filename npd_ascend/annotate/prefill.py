@@ -14,6 +14,7 @@ from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.network import build
+from npd_ascend.models.peers import ALONE, Peers
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.rows.prefill import prefill_batches
@@ -28,16 +29,17 @@ class Scorer:
         spec: its architecture.
         settings: row length, micro batch, chunk size.
         device: where it runs.
+        peers: the processes that hold the model together; all must call ``score`` with the same samples.
     """
 
-    def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device):
+    def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, peers: Peers = ALONE):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
-        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype)
+        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, peers=peers)
         load_hf(self._net, model)
         positions = settings.row_length * settings.micro_batch
         self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
-                                 on_host=device.target == "cpu")
+                                 on_host=device.target == "cpu", peers=peers)
 
     def load(self, model: Path) -> None:
         """Takes over the weights of another checkpoint of the same architecture."""

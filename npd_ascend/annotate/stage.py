@@ -20,13 +20,15 @@ from npd_ascend.store.topk_shard import write_topk
 
 if TYPE_CHECKING:
     from npd_ascend.annotate.prefill import Scorer
+    from npd_ascend.models.group import Group
 
 
 def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Device], Scorer] | None = None) -> None:
     """Makes what is missing of this worker's shards of ``job.out`` and ``job.topk_out``.
 
     Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of scores (and of
-    top-k), packed from its own samples only, so a shard that is made again is identical.
+    top-k), packed from its own samples only, so a shard that is made again is identical. With ``tensor_parallel`` a
+    worker is so many processes under msrun: all compute, the first writes.
 
     Args:
         job: what to score.
@@ -38,29 +40,49 @@ def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Devic
     """
     scores = Dataset(job.out, "scores", job.fingerprint)
     topk = Dataset(job.topk_out, "topk", job.topk_fingerprint or job.fingerprint) if job.topk_out else None
-    if scores.complete and (topk is None or topk.complete):
+    if job.settings.tensor_parallel == 1 and scores.complete and (topk is None or topk.complete):
         return
+    group = _group(job)
+    if group is not None and group.schedules:
+        return
+    leads = group is None or group.leads
     rollouts, prompts = Dataset.open(job.rollouts, "rollouts"), Dataset.open(job.prompts, "prompts")
     shards = rollouts.shards
     todo = [i for i in _missing(scores, topk, shards) if i % job.settings.workers == job.worker]
+    if group is not None:
+        # What is missing is looked up by one for all: others may see a file that has appeared in the meantime.
+        todo = np.flatnonzero(group.agree(np.isin(np.arange(shards), todo))).tolist()
     sizes = [r["rows"] for r in rollouts.manifest["shards"]]
-    annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load)
+    annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load, group)
     mine = sum(sizes[job.worker :: job.settings.workers])
     name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
-    with Meter(name, mine, "samples", mine - sum(sizes[i] for i in todo)) as meter:
+    with Meter(name, mine, "samples", mine - sum(sizes[i] for i in todo), silent=not leads) as meter:
         for index in todo:
             table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs"])
             questions = prompts.read(index, ["prompt_index", "prompt_ids"])
             columns, annotations = annotator.shard(table, questions, meter)
+            if not leads:
+                continue
             if topk is not None:
                 write_topk(topk, index, annotator.form, annotations)
             scores.write_table(index, columns, tokens=int(np.sum(columns["tokens"])))
-    if _missing(scores, topk, shards):
+    if group is not None:
+        group.wait()  # nobody leaves before the last shard is written
+    if not leads or _missing(scores, topk, shards):
         return  # another worker is still at it
     if topk is not None:
         topk.finish(shards, k=job.settings.k, vocab_size=annotator.spec.vocab_size,
                     value_bits=job.settings.value_bits)
     scores.finish(shards, role=job.role, model=str(job.model))
+
+
+def _group(job: AnnotateJob) -> Group | None:
+    """The processes that hold the model together; None: this one alone. Starts the engine."""
+    if job.settings.tensor_parallel == 1:
+        return None
+    from npd_ascend.models.group import Group
+
+    return Group(job.device, job.settings.tensor_parallel)
 
 
 def _missing(scores: Dataset, topk: Dataset | None, shards: int) -> list[int]:
@@ -70,8 +92,9 @@ def _missing(scores: Dataset, topk: Dataset | None, shards: int) -> list[int]:
 class _Annotator:
     """One model with what it needs to annotate shard after shard; the engine starts when first needed."""
 
-    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Callable[..., Scorer] | None):
+    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Callable[..., Scorer] | None, group: Group | None):
         self.job, self.header, self._load = job, header, load
+        self._shared = {} if group is None else {"peers": group.model}
         self.spec = ModelSpec.from_folder(job.model)
         self.k = job.settings.k if job.topk_out else 0
         if self.k > self.spec.vocab_size:
@@ -119,7 +142,8 @@ class _Annotator:
         if self._scorer is None:
             from npd_ascend.annotate.prefill import Scorer
 
-            self._scorer = (self._load or Scorer)(self.job.model, self.spec, self.job.settings, self.job.device)
+            self._scorer = (self._load or Scorer)(self.job.model, self.spec, self.job.settings, self.job.device,
+                                                  **self._shared)
         return self._scorer
 
     def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[np.ndarray]:

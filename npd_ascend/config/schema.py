@@ -130,7 +130,10 @@ class AnnotateConfig(Section):
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
     workers: Count = 1
-    """Processes that share the shards, on Ascend one a device; each holds the whole model."""
+    """Groups of processes that share the shards; each group holds the whole model."""
+    tensor_parallel: Count = 1
+    """Devices over which the teacher is cut; ``workers`` groups of so many. The student is cut over no more than in
+    training, and takes more groups instead."""
     value_bits: Annotated[int, Field(ge=6, le=16)] = 10
     """Bits a stored log-prob; see store/topk_codec.py for the error of each width."""
     student_nll: Literal["prefill", "rollout"] = "prefill"
@@ -212,6 +215,10 @@ class TrainConfig(Section):
     micro_batch: Count = 1
     """Rows a device and forward pass; the rest of the global batch is accumulated."""
     data_parallel: Count = 1
+    tensor_parallel: Count = 1
+    """Devices over which each copy of the model is cut; ``data_parallel`` copies of so many."""
+    optimizer_sharding: bool = False
+    """Cuts gradients, moments and float32 weights over the data-parallel copies."""
     loss: LossConfig = LossConfig()
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
@@ -228,6 +235,8 @@ class TrainConfig(Section):
                 f"global_batch {self.global_batch} is not a multiple of micro_batch x data_parallel "
                 f"= {self.micro_batch} x {self.data_parallel}"
             )
+        if self.optimizer_sharding and self.data_parallel == 1:
+            raise ValueError("optimizer_sharding cuts over data_parallel, which is 1; use tensor_parallel instead")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         return self
@@ -350,6 +359,13 @@ class Config(Section):
         if s.at_epochs is not None:
             return sorted(s.at_epochs)
         return [self.train.epochs * i / (s.refreshes + 1) for i in range(1, s.refreshes + 1)]
+
+    @property
+    def annotate_student(self) -> AnnotateConfig:
+        """``annotate`` as it goes for the student: on the same devices, in the largest number of groups."""
+        a = self.annotate
+        each = min(a.tensor_parallel, self.train.tensor_parallel)
+        return a.model_copy(update={"tensor_parallel": each, "workers": a.workers * a.tensor_parallel // each})
 
     @property
     def needs_scores(self) -> bool:

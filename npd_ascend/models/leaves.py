@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
-from mindformers.parallel_core.training_graph.tensor_parallel.layers import RowParallelLinear
+from mindformers.parallel_core.training_graph.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from mindformers.parallel_core.training_graph.transformer.attention import SelfAttention
 from mindformers.parallel_core.training_graph.transformer.flash_attention import FlashAttention
 from mindformers.parallel_core.training_graph.transformer.mlp import MLP, MLPInterleaved
 from mindformers.parallel_core.training_graph.transformer.norm import FusedRMSNorm, RMSNorm
 from mindspore import nn, ops
 
-MAX_SEGMENTS = 2048
-"""Segments that one Ascend forward pass tells the flash kernel apart, padding tails included."""
+from npd_ascend.models.peers import Enter, Leave, Peers
+from npd_ascend.models.vocabulary import OwnIds
+
+MAX_SEGMENTS = 1024
+"""Segments that one Ascend forward pass tells the flash kernel apart, padding tails included. CANN's kernel takes 2,048
+cumulative ends, empty segments among them (aclnnFlashAttentionVarLenScore); MindSpore 2.9.0 documents 1,024."""
 _MASKED = -1e9
 _QUERY_BLOCK = 256
 
@@ -107,6 +111,47 @@ class BiasedProjection(RowParallelLinear):
         super().__init__(*args, **{**kwargs, "bias": True, "skip_bias_add": False})
 
 
+class ColumnShare(ColumnParallelLinear):
+    """This rank's output columns of a projection; its input is whole."""
+
+    def __init__(self, *args: Any, peers: Peers, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "skip_bias_add": False})
+        self.enter = Enter(peers)
+
+    def construct(self, input_: ms.Tensor) -> tuple[ms.Tensor, None]:
+        """input_ [S, B, in] -> [S, B, out / size]."""
+        x, weight = self.enter(input_), self.cast(self.weight, self.compute_dtype)
+        if self.has_bias:
+            return self.morphed_forward_with_bias(x, weight, self.cast(self.bias, self.compute_dtype)), None
+        return self.morphed_forward(x, weight), None
+
+
+class RowShare(RowParallelLinear):
+    """This rank's input columns of a projection, summed over the ranks; the bias, if any, is added once."""
+
+    def __init__(self, *args: Any, peers: Peers, biased: bool, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "bias": biased, "skip_bias_add": True})
+        self.leave = Leave(peers)
+
+    def construct(self, input_: ms.Tensor) -> tuple[ms.Tensor, None]:
+        """input_ [S, B, in / size] -> [S, B, out]."""
+        out = self.leave(self.morphed_forward(input_, self.cast(self.weight, self.compute_dtype)))
+        return (out + self.cast(self.bias, out.dtype) if self.has_bias else out), None
+
+
+class EmbeddingShare(nn.Cell):
+    """Lookup in a table whose rows are cut over the ranks."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.own, self.leave = OwnIds(peers), Leave(peers)
+
+    def construct(self, ids: ms.Tensor, table: ms.Tensor) -> ms.Tensor:
+        """ids [B, S], table [V / size, H] -> [B, S, H]."""
+        row, mine = self.own(ids, table.shape[0])
+        return self.leave(ops.gather(table, row, 0) * mine.expand_dims(-1).astype(table.dtype))
+
+
 class GatherEmbedding(nn.Cell):
     """Rows of the embedding table; MindFormers' own lookup has no CPU kernel."""
 
@@ -142,10 +187,14 @@ class Leaves:
     flash: bool
     config: dict[str, Any]
 
-    def patch(self, model: Any) -> None:
+    def patch(self, model: Any, peers: Peers) -> None:
         """Replaces inside a built GPTModel what its specification cannot name."""
+        words = model.embedding.word_embeddings
+        if peers.size > 1:
+            words.embedding_morph = EmbeddingShare(peers)
+        elif not self.flash:
+            words.embedding_morph = GatherEmbedding()
         if not self.flash:
-            model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
             model.rotary_pos_emb.outer = model.rotary_pos_emb.outer_for_eod = OuterProduct()
 
     def mask(self, row_length: int) -> nn.Cell:

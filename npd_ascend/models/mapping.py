@@ -7,10 +7,11 @@ numpy, one parameter at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 
 Arrays = list[np.ndarray]
@@ -18,13 +19,17 @@ Arrays = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors ``hf`` (with ``shapes``) merge into parameter ``param``; ``split`` undoes ``merge``."""
+    """Tensors ``hf`` (with ``shapes``) merge into parameter ``param``; ``split`` undoes ``merge``.
+
+    Tensor parallelism cuts each of the tensors along axis ``cut`` into equal parts; None: every rank has it whole.
+    """
 
     param: str
     hf: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     merge: Callable[[Arrays], np.ndarray]
     split: Callable[[np.ndarray], Arrays]
+    cut: int | None = None
 
 
 def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
@@ -38,33 +43,48 @@ def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
     q, kv, ffn = spec.num_heads * d, spec.num_kv_heads * d, spec.intermediate_size
     merge_qkv, split_qkv = _qkv(spec)
     merge_gate_up, split_gate_up = (_interleave, _deinterleave) if interleaved else (np.concatenate, _halves)
-    table = [_same("model.embedding.word_embeddings.weight", "model.embed_tokens.weight", v, h),
+    table = [_same("model.embedding.word_embeddings.weight", "model.embed_tokens.weight", v, h, cut=0),
              _same("model.decoder.final_layernorm.weight", "model.norm.weight", h)]
     if not spec.tie_embeddings:
-        table.append(_same("lm_head", "lm_head.weight", v, h))
+        table.append(_same("lm_head", "lm_head.weight", v, h, cut=0))
     for i in range(spec.num_layers):
         hf, mf = f"model.layers.{i}.", f"model.decoder.layers.{i}."
         names = tuple(f"{hf}self_attn.{x}_proj." for x in "qkv")
         table += [
             _same(mf + "input_layernorm.weight", hf + "input_layernorm.weight", h),
             Rule(mf + "self_attention.linear_qkv.weight", tuple(n + "weight" for n in names),
-                 ((q, h), (kv, h), (kv, h)), merge_qkv, split_qkv),
-            _same(mf + "self_attention.linear_proj.weight", hf + "self_attn.o_proj.weight", h, q),
+                 ((q, h), (kv, h), (kv, h)), merge_qkv, split_qkv, cut=0),
+            _same(mf + "self_attention.linear_proj.weight", hf + "self_attn.o_proj.weight", h, q, cut=1),
             _same(mf + "pre_mlp_layernorm.weight", hf + "post_attention_layernorm.weight", h),
             Rule(mf + "mlp.linear_fc1.weight", (hf + "mlp.gate_proj.weight", hf + "mlp.up_proj.weight"),
-                 ((ffn, h), (ffn, h)), merge_gate_up, split_gate_up),
-            _same(mf + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", h, ffn),
+                 ((ffn, h), (ffn, h)), merge_gate_up, split_gate_up, cut=0),
+            _same(mf + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", h, ffn, cut=1),
         ]
         if spec.qkv_bias:
             table.append(Rule(mf + "self_attention.linear_qkv.bias", tuple(n + "bias" for n in names),
-                              ((q,), (kv,), (kv,)), merge_qkv, split_qkv))
+                              ((q,), (kv,), (kv,)), merge_qkv, split_qkv, cut=0))
         if spec.o_bias:
             table.append(_same(mf + "self_attention.linear_proj.bias", hf + "self_attn.o_proj.bias", h))
     return table
 
 
-def _same(param: str, hf: str, *shape: int) -> Rule:
-    return Rule(param, (hf,), (shape,), lambda arrays: arrays[0], lambda array: [array])
+def share_of(spec: ModelSpec, size: int) -> ModelSpec:
+    """What one of ``size`` tensor-parallel ranks holds: whole attention groups, its part of the MLP and vocabulary.
+
+    Raises:
+        UserError: the architecture cannot be cut into so many equal parts.
+    """
+    for what, count in (("attention heads", spec.num_heads), ("key-value heads", spec.num_kv_heads),
+                        ("MLP columns", spec.intermediate_size), ("vocabulary entries", spec.vocab_size)):
+        if count % size:
+            raise UserError(f"tensor_parallel {size} does not divide the model's {count} {what}; choose a divisor of "
+                            f"{count}")
+    return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size,
+                   intermediate_size=spec.intermediate_size // size, vocab_size=spec.vocab_size // size)
+
+
+def _same(param: str, hf: str, *shape: int, cut: int | None = None) -> Rule:
+    return Rule(param, (hf,), (shape,), lambda arrays: arrays[0], lambda array: [array], cut)
 
 
 def _qkv(spec: ModelSpec) -> tuple[Callable[[Arrays], np.ndarray], Callable[[np.ndarray], Arrays]]:

@@ -25,7 +25,10 @@ from mindspore import Parameter, nn
 
 from npd_ascend.config.jobs import Device
 from npd_ascend.errors import UserError
-from npd_ascend.models.leaves import LEAVES, BiasedProjection, Leaves
+from npd_ascend.models.leaves import LEAVES, BiasedProjection, ColumnShare, Leaves, RowShare
+from npd_ascend.models.mapping import share_of
+from npd_ascend.models.peers import ALONE, Gather, Peers
+from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
 
 _FLASH_ROW = 2048
@@ -52,7 +55,8 @@ def setup_context(device: Device) -> None:
     _context_made = True
 
 
-def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32") -> CausalLM:
+def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32",
+          peers: Peers = ALONE) -> CausalLM:
     """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
 
     Args:
@@ -60,9 +64,10 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         device: target, and compute type of the linear layers.
         row_length: positions a row; static.
         params_dtype: type in which weights are held: float32 to train, the compute type to annotate.
+        peers: the processes that hold the model together (tensor parallel); all of them must call the network together.
 
     Raises:
-        UserError: a row length or type the device cannot do.
+        UserError: a row length or type the device cannot do, or a model that cannot be cut over so many devices.
     """
     if device.target == "cpu" and (device.dtype, params_dtype) != ("float32", "float32"):
         raise UserError("device.dtype bfloat16 needs an NPU; on cpu set device.dtype: float32")
@@ -70,7 +75,7 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         raise UserError(f"row_length {row_length}: the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
                         f"a row and a multiple of 16")
     setup_context(device)
-    return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype).set_train(False)
+    return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype, peers).set_train(False)
 
 
 class CausalLM(nn.Cell):
@@ -81,28 +86,47 @@ class CausalLM(nn.Cell):
         leaves: device-specific modules.
         row_length: positions a row.
         compute_dtype, params_dtype: ``float32`` or ``bfloat16``.
+        peers: the tensor-parallel group. Each rank is a GPTModel with its share of the heads, MLP columns and
+            vocabulary (Megatron-LM, arXiv:1909.08053); activations between the layers are whole on every rank.
     """
 
-    def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str):
+    def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str,
+                 peers: Peers = ALONE):
         super().__init__(auto_prefix=True)
-        self.spec = spec
+        self.spec, self.peers = spec, peers
+        self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
+        own = share_of(spec, peers.size)
         self.row_length = row_length
         self.interleaved = leaves.interleaved
         self.mask = leaves.mask(row_length)
-        config = _config(spec, leaves, row_length, compute_dtype, params_dtype)
+        config = _config(own, leaves, row_length, compute_dtype, params_dtype)
         self.model = GPTModel(
-            config=config, transformer_layer_spec=_block(spec, leaves), vocab_size=spec.vocab_size,
+            config=config, transformer_layer_spec=_block(own, leaves, peers), vocab_size=own.vocab_size,
             max_sequence_length=spec.max_positions, position_embedding_type="rope", rotary_base=spec.rope_theta,
             post_process=False)
-        leaves.patch(self.model)
+        leaves.patch(self.model, peers)
         if not spec.tie_embeddings:
-            zeros = init_method_zero(config.params_dtype)((spec.vocab_size, spec.hidden_size))
+            zeros = init_method_zero(config.params_dtype)((own.vocab_size, own.hidden_size))
             self.lm_head = Parameter(zeros, name="lm_head")
 
     @property
     def head_weight(self) -> Parameter:
-        """Output projection [V, H]; the embedding table itself when tied."""
+        """Output projection [V, H], or this rank's rows of it; the embedding table itself when tied."""
         return self.model.embedding.word_embeddings.weight if self.spec.tie_embeddings else self.lm_head
+
+    def shares(self) -> Shares:
+        """How the parameters map to those of the whole model; gathering takes all peers."""
+        peers, cell = self.peers, Gather(self.peers)
+        return Shares(self.spec, interleaved=self.interleaved, rank=peers.rank, size=peers.size,
+                      gather=lambda x: cell(ms.Tensor(x)).asnumpy())
+
+    def hold_in_compute_type(self) -> None:
+        """Rounds the layers' matrices to the compute type, in which they are used anyway; for a network whose float32
+        weights stand elsewhere. Embedding and head stay: their gradients are summed over many tokens."""
+        for layer in self.model.decoder.layers:
+            for p in layer.trainable_params():
+                if p.ndim == 2 and p.dtype != self.compute_dtype:
+                    p.set_dtype(self.compute_dtype)
 
     def recompute_layers(self) -> None:
         """Keeps the inputs of the layers only; their activations are computed again in the backward pass."""
@@ -139,12 +163,16 @@ def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str
         init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **leaves.config)
 
 
-def _block(spec: ModelSpec, leaves: Leaves) -> TransformerBlockSubmodules:
+def _block(spec: ModelSpec, leaves: Leaves, peers: Peers) -> TransformerBlockSubmodules:
+    column: Any = ColumnParallelLinear
+    out: Any = BiasedProjection if spec.o_bias else RowParallelLinear
+    down: Any = RowParallelLinear
+    if peers.size > 1:
+        column = ModuleSpec(module=ColumnShare, params={"peers": peers})
+        out, down = (ModuleSpec(module=RowShare, params={"peers": peers, "biased": b}) for b in (spec.o_bias, False))
     attention = ModuleSpec(module=leaves.self_attention, submodules=SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear, core_attention=leaves.core_attention,
-        linear_proj=BiasedProjection if spec.o_bias else RowParallelLinear))
-    mlp = ModuleSpec(module=leaves.mlp, submodules=MLPSubmodules(
-        linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+        linear_qkv=column, core_attention=leaves.core_attention, linear_proj=out))
+    mlp = ModuleSpec(module=leaves.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=down))
     layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
         input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))
     # A bare layer spec would bring the fused final norm, which no CPU has.

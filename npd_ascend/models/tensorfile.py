@@ -38,8 +38,11 @@ class Entry:
     start: int
     stop: int
 
-    def read(self) -> np.ndarray:
+    def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
         """The tensor as float32 (float32, float16, bfloat16 are widened exactly).
+
+        Args:
+            part, parts: read only the part-th of so many equal runs of rows.
 
         Raises:
             UserError: of a dtype that no weight has, or the file ends too early.
@@ -48,11 +51,13 @@ class Entry:
         if bits is None:
             raise UserError(f"{self.path}: tensor {self.name} has dtype {self.dtype}; supported: {', '.join(_BITS)}")
         with open(self.path, "rb") as f:
-            f.seek(self.start)
-            raw = np.fromfile(f, bits, prod(self.shape))
-        if raw.size != prod(self.shape):
+            count = prod(self.shape) // parts
+            f.seek(self.start + part * count * bits.itemsize)
+            raw = np.fromfile(f, bits, count)
+        if raw.size != count:
             raise UserError(f"{self.path}: ends inside tensor {self.name}; the file is truncated, fetch it again")
-        return to_float32(raw, self.dtype).reshape(self.shape)
+        shape = self.shape if parts == 1 else (self.shape[0] // parts, *self.shape[1:])
+        return to_float32(raw, self.dtype).reshape(shape)
 
 
 def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:

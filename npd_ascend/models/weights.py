@@ -38,11 +38,16 @@ def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, finite(entry)
 
 
-def load_hf(net: CausalLM, folder: Path) -> None:
-    """Fills the network from a checkpoint folder.
+def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None] | None = None) -> None:
+    """Fills the network from a checkpoint folder; of a model that is cut, with this rank's share.
 
     Holds the network and the tensors of one parameter. Tolerated extras: an ``lm_head.weight`` equal to the embedding
     where both are tied, and rotary frequency buffers.
+
+    Args:
+        net: the network.
+        folder: Hugging Face folder.
+        also: is given each parameter's name and float32 value, before it is rounded to the network's type.
 
     Raises:
         UserError: tensors missing, unknown, of the wrong shape, NaN or infinite.
@@ -53,25 +58,31 @@ def load_hf(net: CausalLM, folder: Path) -> None:
     check_seals(Path(folder))
     found = checked(net.spec, Path(folder))
     parameters = {p.name: p for p in net.get_parameters()}
-    table = rules(net.spec, interleaved=net.interleaved)
-    assert set(parameters) == {r.param for r in table}, sorted(set(parameters) ^ {r.param for r in table})
-    for rule in table:
-        merged = np.ascontiguousarray(rule.merge([finite(found[name]) for name in rule.hf]))
-        parameter = parameters[rule.param]
-        assert merged.shape == tuple(parameter.shape), (rule.param, merged.shape, parameter.shape)
+    shares = net.shares()
+    assert set(parameters) == set(shares.rules), sorted(set(parameters) ^ set(shares.rules))
+    for param, rule in shares.rules.items():
+        cut = rule.cut if shares.size > 1 else None
+        tensors = [finite(found[name], cut, shares.rank, shares.size) for name in rule.hf]
+        merged = np.ascontiguousarray(shares.merge(param, tensors))
+        parameter = parameters[param]
+        assert merged.shape == tuple(parameter.shape), (param, merged.shape, parameter.shape)
         parameter.set_data(Tensor(merged, dtype=parameter.dtype))
+        if also is not None:
+            also(param, merged)
 
 
-def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None) -> None:
+def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, leads: bool = True) -> None:
     """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
-    Config and tokenizer files are copied. The folder appears whole or not at all.
+    Config and tokenizer files are copied. The folder appears whole or not at all. Of a model that is cut, all peers
+    must call; the folder is that of the whole model.
 
     Args:
         net: the network.
         out: folder to make or replace.
         like: checkpoint of the same architecture.
         dtype: a key of ``DTYPES``; None: each tensor in the dtype that it has in ``like``.
+        leads: whether this process is the one that writes.
 
     Raises:
         UserError: ``like`` is not such a checkpoint, or a weight is NaN or infinite.
@@ -79,7 +90,16 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None) -> N
     out, like = Path(out), Path(like)
     found = checked(net.spec, like)
     source = _Splitter(net)
-    rewrite(out, like, found, dtype, lambda name: source(name) if name in source else found[name].read())
+
+    def values(name: str) -> np.ndarray:
+        return source(name) if name in source else found[name].read()
+
+    if leads:
+        rewrite(out, like, found, dtype, values)
+        return
+    for entries in _files(found).values():
+        for entry in entries:
+            values(entry.name)
 
 
 def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
@@ -97,12 +117,17 @@ def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
         for pattern in COMPANIONS:
             for path in like.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
-        for file in sorted({e.path for e in found.values()}):
-            here = sorted((e for e in found.values() if e.path == file), key=lambda e: e.start)
+        for file, here in _files(found).items():
             layout = [(e.name, DTYPES[dtype] if dtype else e.dtype, e.shape) for e in here]
             tensorfile.write(folder / file.name, layout, values)
         if dtype:
             _declare_dtype(folder, dtype)
+
+
+def _files(found: dict[str, Entry]) -> dict[Path, list[Entry]]:
+    """Tensors by file, in the order in which they are written."""
+    files = sorted({e.path for e in found.values()})
+    return {f: sorted((e for e in found.values() if e.path == f), key=lambda e: e.start) for f in files}
 
 
 def _declare_dtype(folder: Path, dtype: str) -> None:
@@ -123,8 +148,8 @@ class _Splitter:
 
     def __init__(self, net: CausalLM):
         self._parameters = {p.name: p for p in net.get_parameters()}
-        self._rule: dict[str, Rule] = {name: rule for rule in rules(net.spec, interleaved=net.interleaved)
-                                      for name in rule.hf}
+        self._shares = net.shares()
+        self._rule: dict[str, Rule] = {name: rule for rule in self._shares.rules.values() for name in rule.hf}
         if net.spec.tie_embeddings:
             self._rule[_HEAD] = self._rule[_EMBEDDING]
         self._parts: dict[str, np.ndarray] = {}
@@ -136,12 +161,13 @@ class _Splitter:
         if name not in self._parts:
             rule = self._rule[name]
             value = self._parameters[rule.param].float().asnumpy()
-            if not np.isfinite(value).all():
-                raise UserError(f"weight {name} is NaN or infinite: training has diverged; lower train.lr")
             # Waiting parts of other parameters are few: shards keep a layer's tensors together.
             names = (name,) if len(rule.hf) == 1 else rule.hf
-            self._parts.update(zip(names, rule.split(value), strict=True))
-        return self._parts.pop(name)
+            self._parts.update(zip(names, self._shares.tensors(rule.param, value), strict=True))
+        value = self._parts.pop(name)
+        if not np.isfinite(value).all():
+            raise UserError(f"weight {name} is NaN or infinite: training has diverged; lower train.lr")
+        return value
 
 
 def checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
@@ -169,8 +195,15 @@ def _equal(head: Entry, embedding: Entry | None) -> bool:
     return embedding is None or (head.shape == embedding.shape and bool(np.array_equal(head.read(), embedding.read())))
 
 
-def finite(entry: Entry) -> np.ndarray:
-    value = entry.read()
+def finite(entry: Entry, cut: int | None = None, part: int = 0, parts: int = 1) -> np.ndarray:
+    """A tensor, or the part-th of ``parts`` equal parts along axis ``cut``.
+
+    Raises:
+        UserError: it holds NaN or infinite values.
+    """
+    value = entry.read(part, parts) if cut == 0 else entry.read()
+    if cut:
+        value = np.split(value, parts, cut)[part]
     # One pass without a temporary of the tensor's size: a sum is finite only if all is (or overflows, checked then).
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(value.sum(dtype=np.float64))

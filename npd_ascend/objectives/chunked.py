@@ -14,6 +14,8 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from npd_ascend.config.schema import LossConfig
+from npd_ascend.models.peers import ALONE, Peers, Sum
+from npd_ascend.models.vocabulary import LogProbs, OwnIds
 from npd_ascend.objectives.registry import DIVERGENCE, Norm, find_divergences
 from npd_ascend.objectives.support import on_support
 
@@ -29,14 +31,18 @@ class ChunkedLoss(nn.Cell):
     Args:
         loss: λ, divergence, normalisation, CE labels.
         chunk: rows whose logits stand in memory at once.
+        peers: ranks over which head and logits are cut by vocabulary. A chunk then takes one collective, dHidden
+            one at the end; everything but dHead comes out the same on all of them.
 
     Raises:
         UserError: unknown divergence, or one that does not go with the normalisation.
     """
 
-    def __init__(self, loss: LossConfig, chunk: int):
+    def __init__(self, loss: LossConfig, chunk: int, peers: Peers = ALONE):
         super().__init__()
         self.chunk = chunk
+        self.cut = peers.size > 1
+        self.sum, self.own, self.logprobs = Sum(peers), OwnIds(peers), LogProbs(peers)
         self.kd = loss.kd_weight
         self.ce = 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight
         if self.kd:
@@ -53,14 +59,15 @@ class ChunkedLoss(nn.Cell):
 
         Args:
             hidden: [N, H] in the compute type.
-            head: [V, H].
+            head: [V, H], or this rank's rows [V / size, H].
             targets: [N, 1 + k] int32, CE label first, then the stored ids; [N, 1] when λ = 0.
             teacher: [N, k] float32 log-probs of the stored ids; not looked at when λ = 0.
             weights: [N, 1 + M] float32, of CE and of each of M divergences; 0 in rows that do not count.
             parameters: [N, M] float32, of the divergences, inside (0, 1); not looked at when λ = 0.
 
         Returns:
-            (loss, CE, D) sums over rows, weighted, float32 scalars; then dHidden [N, H], dHead [V, H] of the first.
+            (loss, CE, D) sums over rows, weighted, float32 scalars; then dHidden [N, H], dHead (as ``head``) of the
+            first.
         """
         rows = hidden.shape[0]
         chunk = min(self.chunk, rows)
@@ -84,7 +91,7 @@ class ChunkedLoss(nn.Cell):
             d_hidden = ops.tensor_scatter_update(d_hidden, i.reshape(1, 1), dh.expand_dims(0))
             d_head = d_head + dw
             i = i + 1
-        merged = d_hidden.reshape(parts * chunk, hidden.shape[1])[:rows]
+        merged = self.sum(d_hidden.reshape(parts * chunk, hidden.shape[1])[:rows])
         return self.ce * ce_sum + self.kd * kd_sum, ce_sum, kd_sum, merged, d_head
 
     def bprop(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor, weights: ms.Tensor,
@@ -97,9 +104,13 @@ class ChunkedLoss(nn.Cell):
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
              weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
         z = self.logits(hidden, head).astype(ms.float32)
-        q = ops.softmax(z, -1)
-        # ln Z = max z - ln max q: max q is at least 1/V, and no [rows, V] array of logarithms is needed.
-        seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - q.max(-1, keepdims=True).log())
+        if self.cut:
+            logz, seen = self.logprobs(z, targets)
+            q = ops.exp(z - logz)
+        else:
+            q = ops.softmax(z, -1)
+            # ln Z = max z - ln max q: max q is at least 1/V, and no [rows, V] array of logarithms is needed.
+            seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - q.max(-1, keepdims=True).log())
         column = weights[:, :1]
         ce = -(seen[:, :1] * column).sum()
         g = -self.ce * column
@@ -108,6 +119,9 @@ class ChunkedLoss(nn.Cell):
             kd = self.value(seen[:, 1:], teacher, weights, parameters)
             g = ops.concat((g, self.kd * self.gradient(seen[:, 1:], teacher, weights, parameters)), 1)
         dz = q * -g.sum(-1, keepdims=True)
+        if self.cut:
+            targets, mine = self.own(targets, z.shape[1])
+            g = g * mine
         dz = ops.tensor_scatter_elements(dz, targets, g, 1, "add").astype(hidden.dtype)
         return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
 

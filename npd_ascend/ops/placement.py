@@ -71,8 +71,8 @@ class Placement:
         annotate, train = config.annotate, config.train
         wanted: tuple[tuple[str, int, int, str, tuple[int, ...]], ...] = (
             ("rollout.workers", config.rollout.workers, config.rollout.tensor_parallel, "rollout", self.rollout),
-            ("annotate.workers", annotate.workers, getattr(annotate, "tensor_parallel", 1), "annotate", self.rollout),
-            ("train.data_parallel", train.data_parallel, getattr(train, "tensor_parallel", 1), "train", self.train))
+            ("annotate.workers", annotate.workers, annotate.tensor_parallel, "annotate", self.rollout),
+            ("train.data_parallel", train.data_parallel, train.tensor_parallel, "train", self.train))
         for name, copies, width, section, devices in wanted:
             if nodes > 1 and copies > 1 and copies % nodes and section != "rollout":
                 raise UserError(f"{name} is {copies}, which {nodes} nodes cannot share evenly; make it a multiple "

@@ -63,15 +63,17 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     longest = tree["data"]["max_prompt_tokens"] = min(config.data.max_prompt_tokens, 512)
     row = max(_ROW[target], 16 * math.ceil((longest + ANSWER) / 16))
     ranks = config.train.data_parallel if target == "ascend" else 1
+    cuts = {} if target == "ascend" else {"tensor_parallel": 1}
     tree["run"] = {"dir": str(out / "run"), "seed": 0}
     tree["data"] |= {"limit": PROMPTS, "too_long": "drop"}
     tree["rollout"] |= {"source": "student", "max_new_tokens": ANSWER, "greedy": True, "samples": 1, "shard_size": 8,
                         "workers": min(2, config.rollout.workers), "max_num_seqs": 16}
-    tree["annotate"] |= {"row_length": row, "micro_batch": 1, "student_nll": "prefill"}
+    tree["annotate"] |= {"row_length": row, "micro_batch": 1, "student_nll": "prefill", **cuts}
     tree["select"] = {"metric": "delta_ifd", "lower": None, "upper": None}
     tree["pack"]["row_length"] = row
     tree["train"] |= {"epochs": 2, "global_batch": ranks, "micro_batch": 1, "data_parallel": ranks, "lr": 1e-5,
-                      "min_lr": 1e-6, "checkpoint_every": 0}
+                      "min_lr": 1e-6, "checkpoint_every": 0, **cuts,
+                      "optimizer_sharding": config.train.optimizer_sharding and ranks > 1}
     tree["sync"] = {"policy": "static", "refreshes": 1, "probe_samples": 8, "lag_every": 0}
     tree["evaluate"] = {}
     tree["device"] |= device

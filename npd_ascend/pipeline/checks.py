@@ -11,6 +11,7 @@ from npd_ascend.config import Config, dump_config
 from npd_ascend.data.compat import check_pair
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import get_checker, load_checker_data
+from npd_ascend.models.mapping import share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import checked
 from npd_ascend.objectives.registry import find_divergences, find_token_weight
@@ -31,6 +32,7 @@ _FREE = (
     "rollout.max_failures",
     "rollout.hang_seconds",
     "annotate.workers",
+    "annotate.tensor_parallel",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "select.warn_keep_below",
@@ -56,10 +58,24 @@ def check_config(config: Config) -> None:
     asked = config.needs_teacher or config.rollout.source == "teacher"
     teacher = models.teacher if asked else models.student
     check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code)
+    _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
     for folder in dict.fromkeys((models.student, teacher)):
         width = check_checkpoint(folder).vocab_size
         if asked and config.annotate.k > width:
             raise UserError(f"annotate.k is {config.annotate.k} but the logits of {folder} cover {width} ids; lower it")
+
+
+def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
+    """Models that tensor parallelism cuts must come out even."""
+    for key, size, spec in (
+        ("annotate", config.annotate.tensor_parallel if config.needs_teacher else 1, teacher),
+        ("annotate", config.annotate_student.tensor_parallel if config.needs_scores else 1, student),
+        ("train", config.train.tensor_parallel, student),
+    ):
+        try:
+            share_of(spec, size)
+        except UserError as e:
+            raise UserError(f"{key}.{e}") from None
 
 
 def check_checkpoint(folder: Path) -> ModelSpec:

@@ -18,9 +18,9 @@ from npd_ascend.rollout.cluster import Cluster, RayNode
 def ranks(job: Section) -> int:
     """Processes that work on a job together, under msrun when there are several."""
     if isinstance(job, TrainJob):
-        return job.settings.data_parallel * getattr(job.settings, "tensor_parallel", 1)
+        return job.settings.data_parallel * job.settings.tensor_parallel
     if isinstance(job, AnnotateJob):
-        return getattr(job.settings, "tensor_parallel", 1)
+        return job.settings.tensor_parallel
     return 1
 
 
@@ -63,9 +63,12 @@ def environment(job: Section, placement: Placement, nodes: Nodes) -> dict[str, s
     if isinstance(job, AnnotateJob):
         local = max(1, job.settings.workers // nodes.count)
         env = placement.environment(side, job.worker % local * ranks(job), ranks(job))
-        if placement.target == "cpu" and (local > 1 or placement.split):
+        if placement.target == "cpu" and (local * ranks(job) > 1 or placement.split):
             cores = len(placement.cores(side) or ()) or os.cpu_count() or 1
-            env["OMP_NUM_THREADS"] = str(max(1, cores // local))
+            env["OMP_NUM_THREADS"] = str(max(1, cores // (local * ranks(job))))
+        if placement.target == "ascend" and ranks(job) > 1:  # groups on one host would meet on one port
+            base = int(os.environ.get("HCCL_IF_BASE_PORT", "60000"))
+            env["HCCL_IF_BASE_PORT"] = str(base + 32 * (job.worker % local))
         return env
     return placement.environment(side, 0, max(1, ranks(job) // len(nodes_of(job, nodes))))
 

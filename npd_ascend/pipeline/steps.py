@@ -42,7 +42,7 @@ _ROLLOUT_SPEED = {
     "max_failures",
     "hang_seconds",
 }
-_ANNOTATE_SPEED = {"workers"}
+_ANNOTATE_SPEED = {"workers", "tensor_parallel"}
 _TRAIN_SPEED = {"checkpoint_every", "keep_checkpoints"}
 STAGES = ("prepare", "rollout", "annotate_teacher", "annotate_student", "select", "pack", "train", "evaluate")
 
@@ -218,7 +218,7 @@ class StepBuilder:
             rollouts=g.rollouts,
             model=model,
             role=role,  # type: ignore[arg-type]
-            settings=c.annotate,
+            settings=c.annotate if teacher else c.annotate_student,
             device=self.device,
             unconditioned=c.needs_scores,
         )

@@ -19,6 +19,7 @@ from npd_ascend.annotate.prefill import Scorer
 from npd_ascend.config.jobs import Device, RolloutJob, TrainJob
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
 from npd_ascend.exposure.divergence import PairScorer
+from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
@@ -26,11 +27,12 @@ from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.study.clock import Clock
 from npd_ascend.study.prefill import Prefill
+from npd_ascend.train.adamw import AdamW
 from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, State
 from npd_ascend.train.lag import Divergence
 from npd_ascend.train.reader import Reader
-from npd_ascend.train.step import AdamW, Trainer
+from npd_ascend.train.step import Trainer
 
 _ALIGN = 512
 
@@ -145,7 +147,7 @@ class Workbench(Bench):
 
     # ---- what training asks of its bench
 
-    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, parallel: bool) -> Trainer:
+    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, group: Group) -> Trainer:
         trainer = self.live_trainer(spec, job.device, job.row_length, job.settings, reader.chunk)
 
         def compile_() -> None:
@@ -158,7 +160,7 @@ class Workbench(Bench):
                    reader.topk.k if reader.topk is not None else 0), compile_)
         return trainer
 
-    def divergence(self) -> nn.Cell:
+    def divergence(self, group: Group) -> nn.Cell:
         self._divergence = self._divergence or Divergence()
         return self._divergence
 
@@ -194,6 +196,6 @@ class Workbench(Bench):
 class _Ends(Checkpoints):
     """Keeps the ends of generations only: an arm that was interrupted is run again as a whole."""
 
-    def save(self, state: State, optimizer: AdamW) -> None:
+    def save(self, state: State, optimizer: AdamW, leads: bool = True) -> None:
         if state.ended:
-            super().save(state, optimizer)
+            super().save(state, optimizer, leads)

@@ -8,6 +8,7 @@ from typing import Any
 from mindspore import nn
 
 from npd_ascend.config.jobs import TrainJob
+from npd_ascend.models.group import Group
 from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.train.checkpoint import Checkpoints, State
@@ -25,23 +26,25 @@ class Bench:
 
     align = 8
 
-    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, parallel: bool) -> Trainer:
+    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, group: Group) -> Trainer:
         """Network and optimiser with zero moments; the weights are loaded afterwards.
 
         Args:
             job: what will be trained.
             spec: its architecture.
             reader: of the generation; shapes of its batches.
-            parallel: gradients are summed over ranks.
+            group: the processes that train.
         """
-        net = build(spec, job.device, job.row_length)
+        net = build(spec, job.device, job.row_length, peers=group.model)
         if job.settings.recompute:
             net.recompute_layers()
-        return Trainer(net, job.settings, reader.chunk, parallel)
+        if job.settings.optimizer_sharding:
+            net.hold_in_compute_type()
+        return Trainer(net, job.settings, reader.chunk, group.data)
 
-    def divergence(self) -> nn.Cell:
+    def divergence(self, group: Group) -> nn.Cell:
         """What computes the lag of a chunk of rows."""
-        return Divergence()
+        return Divergence(group.model)
 
     def measuring(self) -> AbstractContextManager[Any]:
         """Held open while lag is measured."""

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor
 from safetensors import SafetensorError, safe_open
 
 from npd_ascend import progress
 from npd_ascend.models import tensorfile
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.identity import file_sha256
-from npd_ascend.train.step import AdamW
+from npd_ascend.train.adamw import PARTS, AdamW
 
 _NAME = re.compile(r"step-(\d{8})")
-_PARTS = ("weights", "m", "v")
 
 
 @dataclass
@@ -73,19 +71,25 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = Path(folder), keep
 
-    def save(self, state: State, optimizer: AdamW) -> None:
+    def save(self, state: State, optimizer: AdamW, leads: bool = True) -> None:
         """Writes a checkpoint and removes the oldest ones. One with NaN or infinite weights is not written.
 
-        Until the generation has ended, the end of the one before stays as well: whatever becomes of the newer ones,
-        the generation can then be trained again.
+        Files hold the whole model whatever it is cut over, so another layout can go on from them. All processes call,
+        ``leads`` writes. Until the generation has ended, the end of the one before stays as well: whatever becomes of
+        the newer ones, the generation can then be trained again.
 
         Raises:
             NotFinite: see there.
         """
+        if not leads:
+            for part in PARTS if optimizer.spread else ():
+                for i in range(len(optimizer.params)):
+                    _value(optimizer, part, i)
+            return
         with atomic_folder(self._path(state.step)) as tmp:
-            for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
-                _write(tmp / f"{part}.safetensors", optimizer, parameters)
-            hashes = {f"{part}.safetensors": file_sha256(tmp / f"{part}.safetensors") for part in _PARTS}
+            for part in PARTS:
+                _write(tmp / f"{part}.safetensors", optimizer, part)
+            hashes = {f"{part}.safetensors": file_sha256(tmp / f"{part}.safetensors") for part in PARTS}
             write_sealed(tmp / "state.json", {**asdict(state), "files": hashes})
         for step in self._steps()[self.keep :]:
             if state.ended or not self._ends(step, state.generation - 1):
@@ -100,10 +104,10 @@ class Checkpoints:
 
     def load(self, state: State, optimizer: AdamW) -> None:
         """Puts weights and moments of a checkpoint in place."""
-        for part, parameters in zip(_PARTS, _parts(optimizer), strict=True):
+        for part in PARTS:
             with safe_open(self._path(state.step) / f"{part}.safetensors", framework="np") as file:
-                for weight, parameter in zip(optimizer.params, parameters, strict=True):
-                    parameter.set_data(Tensor(np.ascontiguousarray(file.get_tensor(weight.name))))
+                for i, weight in enumerate(optimizer.params):
+                    optimizer.load(part, i, file.get_tensor(weight.name))
 
     def drop_after(self, step: int) -> None:
         """Removes what lies beyond ``step``: damaged, or of a configuration that no longer holds."""
@@ -131,7 +135,7 @@ class Checkpoints:
             given = read_sealed(path / "state.json")
             if given is None:
                 raise ValueError("state.json is missing or damaged")
-            for part in _PARTS:
+            for part in PARTS:
                 name = f"{part}.safetensors"
                 if file_sha256(path / name) != given["files"][name]:
                     raise ValueError(f"{name}: checksum differs")
@@ -147,19 +151,15 @@ class Checkpoints:
             return None
 
 
-def _parts(optimizer: AdamW) -> tuple[Any, Any, Any]:
-    return optimizer.params, optimizer.m, optimizer.v
-
-
-def _write(path: Path, optimizer: AdamW, parameters: Any) -> None:
+def _write(path: Path, optimizer: AdamW, part: str) -> None:
     """One file of tensors, named as the weights are, one at a time."""
-    by_name: dict[str, Parameter] = {w.name: p for w, p in zip(optimizer.params, parameters, strict=True)}
-    layout = [(name, "F32", tuple(p.shape)) for name, p in by_name.items()]
+    place = {p.name: i for i, p in enumerate(optimizer.params)}
+    layout = [(name, "F32", optimizer.shape(i)) for name, i in place.items()]
+    tensorfile.write(path, layout, lambda name: _value(optimizer, part, place[name]))
 
-    def value(name: str) -> np.ndarray:
-        array = by_name[name].asnumpy()
-        if not np.isfinite(array).all():
-            raise NotFinite(by_name[name].name)
-        return array
 
-    tensorfile.write(path, layout, value)
+def _value(optimizer: AdamW, part: str, i: int) -> np.ndarray:
+    array = optimizer.whole(part, i)
+    if not np.isfinite(array).all():
+        raise NotFinite(f"{'' if part == 'weights' else part + '.'}{optimizer.params[i].name}")
+    return array

@@ -10,12 +10,12 @@ import numpy as np
 from npd_ascend import progress
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
+from npd_ascend.models.group import Group
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, NotFinite, State
 from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
-from npd_ascend.train.parallel import Group
 from npd_ascend.train.reader import MicroBatch, Reader, ahead
 from npd_ascend.train.schedule import EPSILON, Place, Timeline, learning_rate
 from npd_ascend.train.step import Trainer
@@ -44,8 +44,8 @@ class Generation:
         """Trains, and leaves the last checkpoint, the snapshot and ``done.json``."""
         if not self.state.ended:
             self._train()
+        self._export()
         if self.group.leads:
-            self.outcome.export(self.trainer.net, self.state)
             self.outcome.finish(self.state)
         self.group.wait()
 
@@ -114,8 +114,8 @@ class Generation:
             self._measure()
         if s.snapshot_at is not None and s.snapshot_progress is None and s.progress >= s.snapshot_at - EPSILON:
             s.snapshot_progress = s.progress
-            if not self._over() and self.group.leads:
-                self.outcome.export(self.trainer.net, s)
+            if not self._over():
+                self._export()
         steps = self.job.settings.checkpoint_every
         if not self._over() and (place.ends_epoch or (steps and s.step % steps == 0)):
             self._checkpoint()
@@ -153,12 +153,16 @@ class Generation:
             progress.message(text)
 
     def _checkpoint(self) -> None:
-        if self.group.leads:
-            try:
-                self.checkpoints.save(self.state, self.trainer.optimizer)
-            except NotFinite as e:
-                raise self._not_finite(f"weight {e}") from None
+        try:
+            self.checkpoints.save(self.state, self.trainer.optimizer, self.group.leads)
+        except NotFinite as e:
+            raise self._not_finite(f"weight {e}") from None
         self.group.wait()
+
+    def _export(self) -> None:
+        """Writes the snapshot once: of a model that is cut, the processes that hold rank 0's copy do it together."""
+        if self.group.data.rank == 0:
+            self.outcome.export(self.trainer.net, self.state, self.group)
 
     def _not_finite(self, what: str) -> UserError:
         """The error of weights that the last step, or none yet, has spoilt."""

@@ -12,10 +12,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM
+from npd_ascend.models.peers import ALONE, Peers, Sum
+from npd_ascend.models.vocabulary import LogProbs
 from npd_ascend.rows.bfd import best_fit_decreasing
 from npd_ascend.train.corpus import EpochPlan
-from npd_ascend.train.parallel import Group
 from npd_ascend.train.reader import Reader, head_rows
 
 
@@ -34,19 +36,27 @@ class Lag:
 
 
 class Divergence(nn.Cell):
-    """Sums of KL both ways over the rows of a chunk: [2]."""
+    """Sums of KL both ways over the rows of a chunk: [2]. ``peers``: ranks over which heads are cut by vocabulary."""
 
-    def __init__(self) -> None:
+    def __init__(self, peers: Peers = ALONE) -> None:
         super().__init__()
         self.logits = ops.MatMul(transpose_b=True)
+        self.cut = peers.size > 1
+        self.logprobs, self.sum = LogProbs(peers), Sum(peers)
 
     def construct(self, hidden: Tensor, head: Tensor, old_hidden: Tensor, old_head: Tensor, mask: Tensor) -> Tensor:
-        new = ops.log_softmax(self.logits(hidden, head.astype(hidden.dtype)).astype(ms.float32), -1)
-        old = ops.log_softmax(self.logits(old_hidden, old_head.astype(hidden.dtype)).astype(ms.float32), -1)
+        new = self._log_softmax(self.logits(hidden, head.astype(hidden.dtype)).astype(ms.float32))
+        old = self._log_softmax(self.logits(old_hidden, old_head.astype(hidden.dtype)).astype(ms.float32))
         gap = new - old
         forward = (ops.exp(new) * gap).sum(-1)
         reverse = -(ops.exp(old) * gap).sum(-1)
-        return ops.stack(((forward * mask).sum(), (reverse * mask).sum()))
+        return self.sum(ops.stack(((forward * mask).sum(), (reverse * mask).sum())))
+
+    def _log_softmax(self, logits: Tensor) -> Tensor:
+        if not self.cut:
+            return ops.log_softmax(logits, -1)
+        logz, _ = self.logprobs(logits, ops.zeros((logits.shape[0], 1), ms.int32))
+        return logits - logz
 
 
 class LagProbe:
@@ -66,13 +76,13 @@ class LagProbe:
         reader.check_segments(plan)
         micro = reader.settings.micro_batch
         spans = [(b, min(b + micro, len(plan))) for b in range(0, len(plan), micro)]
-        self._inputs = [reader.inputs(plan, *span) for span in spans[group.rank :: group.size]]
+        self._inputs = [reader.inputs(plan, *span) for span in spans[group.data.rank :: group.data.size]]
         self.tokens = int(plan.response_tokens.sum())
         counts = [len(where) for _, where in self._inputs]
         limit = reader.settings.vocab_chunk_rows
         rows = head_rows(counts, limit, reader.align)
         self._chunk = rows // -(-rows // max(8, limit))
-        self._divergence = divergence or Divergence()
+        self._divergence = divergence or Divergence(net.peers)
         self._old_hidden = [self._hidden(i) for i in range(len(self._inputs))]
         self._old_head = net.head_weight.asnumpy().copy()
 

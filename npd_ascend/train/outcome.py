@@ -9,6 +9,7 @@ import numpy as np
 
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
+from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.weights import save_hf
 from npd_ascend.store.atomic import read_sealed, write_json, write_sealed
@@ -41,10 +42,15 @@ class Outcome:
             self._mark.unlink(missing_ok=True)
             shutil.rmtree(self.next, ignore_errors=True)
 
-    def export(self, net: CausalLM, state: State) -> None:
-        """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it."""
-        if not self.exported:
-            save_hf(net, self.next, self.job.student, self.job.device.dtype)
+    def export(self, net: CausalLM, state: State, group: Group) -> None:
+        """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it.
+
+        All tensor-parallel ranks that hold ``net`` together call.
+        """
+        if group.agree(np.array([self.exported]))[0]:
+            return
+        save_hf(net, self.next, self.job.student, self.job.device.dtype, leads=group.leads)
+        if group.leads:
             write_sealed(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
                                       "progress": state.progress, "files": file_seals(self.next)})
 

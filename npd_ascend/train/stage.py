@@ -5,6 +5,7 @@ from __future__ import annotations
 from npd_ascend import progress
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
+from npd_ascend.models.group import Group
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
@@ -17,7 +18,6 @@ from npd_ascend.train.corpus import Corpus, EpochPlan
 from npd_ascend.train.generation import Generation
 from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
-from npd_ascend.train.parallel import Group
 from npd_ascend.train.reader import Reader
 
 
@@ -25,7 +25,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
     ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
 
-    Under msrun each process is one data-parallel rank.
+    Under msrun the processes are data-parallel x tensor-parallel ranks.
 
     Args:
         job: what to train.
@@ -38,7 +38,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     outcome = Outcome(job)
     if outcome.finished:
         return
-    group = Group(job.device)
+    group = Group(job.device, job.settings.tensor_parallel)
     if group.schedules:
         return
     bench = bench or Bench()
@@ -52,15 +52,15 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
         checkpoints.drop_after(state.step)
         _drop_rows(MetricsWriter(job.metrics), job.generation, state.step, fresh)
 
-    trainer = bench.trainer(job, spec, reader, group.parallel)
+    trainer = bench.trainer(job, spec, reader, group)
     net = trainer.net
     load_hf(net, job.snapshot)
     with bench.measuring():
-        probe = LagProbe(net, reader, job.sync.probe_samples, group, bench.divergence())
+        probe = LagProbe(net, reader, job.sync.probe_samples, group, bench.divergence(group))
     if state.step:
         checkpoints.load(state, trainer.optimizer)
-    elif job.student != job.snapshot:
-        load_hf(net, job.student)
+    elif job.student != job.snapshot or trainer.optimizer.sharded:
+        load_hf(net, job.student, trainer.optimizer.take)
     if fresh:
         state = _begin(job, state)
     elif group.leads:
@@ -77,14 +77,14 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
         raise UserError(f"{job.packs}: holds no rows to train on; see why select kept no samples")
     if packs.extra.get("row_length", job.row_length) != job.row_length:
         raise UserError(f"{job.packs}: rows of {packs.extra['row_length']} tokens, expected {job.row_length}")
-    if job.settings.global_batch % (job.settings.micro_batch * group.size):
+    if job.settings.global_batch % (job.settings.micro_batch * group.data.size):
         raise UserError(f"train.global_batch {job.settings.global_batch} is not a multiple of micro_batch x processes "
-                        f"= {job.settings.micro_batch} x {group.size}")
+                        f"= {job.settings.micro_batch} x {group.data.size}")
     if job.settings.loss.kd_weight > 0 and job.topk is None:
         raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
-    return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size, group.rank,
-                  group.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None)
+    return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size,
+                  group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None)
 
 
 def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.network import CausalLM
+from npd_ascend.models.peers import ALONE, Gather, Peers, ScatterSum, Sum
 from npd_ascend.objectives.chunked import ChunkedLoss
+from npd_ascend.train.adamw import AdamW
 from npd_ascend.train.reader import MicroBatch
 
 
@@ -32,36 +32,57 @@ class PackedLoss(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Adds gradients and sums of one micro-batch to what the step has so far."""
+    """Adds gradients and sums of one micro-batch to what the step has so far.
 
-    def __init__(self, forward: PackedLoss, params: ParameterTuple, gradients: ParameterTuple, sums: Parameter):
+    Of a sharded optimizer each rank keeps the sum over the ranks, of its own runs only.
+    """
+
+    def __init__(self, forward: PackedLoss, optimizer: AdamW, sums: Parameter):
         super().__init__(auto_prefix=False)
-        self.forward, self.gradients, self.sums = forward, gradients, sums
-        self.differentiate = ms.value_and_grad(forward, None, params, has_aux=True)
+        self.forward, self.gradients, self.sums = forward, optimizer.gradients, sums
+        self.sharded = optimizer.sharded
+        self.lengths = tuple(g.size * optimizer.owners.size for g in optimizer.gradients)
+        self.scatter = ScatterSum(optimizer.owners)
+        self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor,
                   targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
         """The micro-batch's loss sum."""
         values, gradients = self.differentiate(input_ids, position_ids, segment_ids, positions, targets, teacher,
                                                weights, parameters, scale)
+        last = gradients
         for i in range(len(self.gradients)):
-            ops.assign_add(self.gradients[i], gradients[i])
+            g = gradients[i]
+            if self.sharded:
+                # One collective after the other, and all after the backward pass: ranks must not meet in another order.
+                flat = ops.depend(g.reshape(-1).astype(ms.float32), last)
+                g = self.scatter(_filled(flat, self.lengths[i]))
+                last = g
+            ops.assign_add(self.gradients[i], g)
         ops.assign_add(self.sums, ops.stack((values[1], values[2], values[3])))
         return values[1]
 
 
 class Update(nn.Cell):
-    """Sum over ranks, clip by global norm, AdamW, and the sums back to zero."""
+    """Sum over ranks, clip by global norm, AdamW, and the sums back to zero.
 
-    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, parallel: bool):
+    Args:
+        optimizer: its state.
+        sums: loss, CE and D [3].
+        clip: largest gradient norm.
+        data: data-parallel ranks.
+        model: ranks that hold one model together.
+    """
+
+    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, data: Peers = ALONE, model: Peers = ALONE):
         super().__init__(auto_prefix=False)
         o = optimizer
-        self.params, self.gradients, self.m, self.v = o.params, o.gradients, o.m, o.v
+        self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
         self.decays = tuple(p.ndim > 1 for p in o.params)
+        self.sizes = tuple(p.size for p in o.params)
+        self.cut, self.sharded = o.cut, o.sharded
         self.sums, self.clip = sums, clip
-        self.parallel = parallel
-        if parallel:
-            self.reduce = ops.AllReduce()
+        self.over_data, self.over_model, self.gather = Sum(data), Sum(model), Gather(o.owners)
         self.adamw = ops.AdamWeightDecay()
         self.beta1, self.beta2 = o.beta1, o.beta2
 
@@ -71,54 +92,41 @@ class Update(nn.Cell):
         Returns:
             Gradient norm before clipping, and the sums [3] over all ranks.
         """
-        sums = self.sums + 0.0
+        sums = self.over_data(self.sums + 0.0)
+        last = sums
         gradients: tuple[Tensor, ...] = ()
-        square = 0.0
-        if self.parallel:
-            sums = self.reduce(sums)
-        for total in self.gradients:
-            g = self.reduce(total) if self.parallel else total
+        cut, whole = rate * 0.0, rate * 0.0
+        for i in range(len(self.gradients)):
+            g = self.gradients[i]
+            if not self.sharded:
+                g = self.over_data(ops.depend(g, last))
+                last = g
             gradients += (g,)
-            square = square + ops.square(g).sum()
-        norm = ops.sqrt(square)
+            square = ops.square(g).sum()
+            if self.cut[i]:
+                cut = cut + square
+            else:
+                whole = whole + square
+        squares = ops.depend(ops.stack((cut, whole)), last)
+        if self.sharded:
+            squares = self.over_data(squares)
+        # What tensor-parallel ranks hold each in part adds up; what all of them hold counts once.
+        norm = ops.sqrt(self.over_model(squares[0]) + squares[1])
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
         for i in range(len(self.params)):
-            self.adamw(self.params[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps,
+            self.adamw(self.weights[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps,
                        decay if self.decays[i] else 0.0, gradients[i] * factor)
+        if self.sharded:
+            last = norm
+            for i in range(len(self.params)):
+                runs = self.gather(ops.depend(self.weights[i] + 0.0, last))
+                last = runs
+                p = self.params[i]
+                ops.assign(p, runs.reshape(-1)[: self.sizes[i]].reshape(p.shape).astype(p.dtype))
         for total in self.gradients:
             ops.assign(total, ops.zeros(total.shape, total.dtype))
         ops.assign(self.sums, ops.zeros((3,), ms.float32))
         return norm, sums
-
-
-class AdamW:
-    """Moments, and the scalars that turn MindSpore's uncorrected kernel into AdamW with bias correction.
-
-    The kernel does w -= a (m / (√v + e) + d w). With a = lr √(1 − β2^t) / (1 − β1^t), e = eps √(1 − β2^t) and
-    d = weight_decay · lr / a that is Loshchilov & Hutter (arXiv:1711.05101) algorithm 2, in one pass over memory.
-    Matrices decay, vectors (norms, biases) do not.
-
-    Args:
-        params: trainable parameters, float32.
-        settings: β, ε, decay.
-    """
-
-    def __init__(self, params: list[Parameter], settings: TrainConfig):
-        self.params = ParameterTuple(params)
-        self.gradients, self.m, self.v = (
-            ParameterTuple([Parameter(ops.zeros(p.shape, ms.float32), name=f"{name}.{p.name}", requires_grad=False)
-                            for p in params])
-            for name in ("gradient", "m", "v"))
-        self.settings = settings
-        self.beta1, self.beta2 = settings.beta1, settings.beta2
-
-    def scalars(self, lr: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, e, d) of step number ``step``, counted from 1; in float64 up to the last rounding."""
-        s = self.settings
-        root = math.sqrt(1.0 - s.beta2**step)
-        a = lr * root / (1.0 - s.beta1**step)
-        d = s.weight_decay * lr / a if a else 0.0
-        return Tensor(np.float32(a)), Tensor(np.float32(s.eps * root)), Tensor(np.float32(d))
 
 
 class Trainer:
@@ -128,16 +136,17 @@ class Trainer:
         net: the network, weights loaded.
         settings: loss, optimiser.
         chunk: rows of a loss chunk.
-        parallel: gradients are summed over ranks.
+        data: ranks over which gradients are summed.
     """
 
-    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, parallel: bool = False):
+    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, data: Peers = ALONE):
         self.net = net
-        self.optimizer = AdamW(net.trainable_params(), settings)
+        self.optimizer = AdamW(net.trainable_params(), settings, data if settings.optimizer_sharding else ALONE,
+                               net.shares())
         sums = self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
-        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk))
-        self._accumulate = Accumulate(forward, self.optimizer.params, self.optimizer.gradients, sums)
-        self._update = Update(self.optimizer, sums, settings.clip, parallel)
+        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers))
+        self._accumulate = Accumulate(forward, self.optimizer, sums)
+        self._update = Update(self.optimizer, sums, settings.clip, data, net.peers)
 
     def reset(self) -> None:
         """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""
@@ -154,3 +163,8 @@ class Trainer:
         """Optimiser step number ``step`` (from 1): gradient norm, and loss, CE and D summed over the batch."""
         norm, sums = self._update(*self.optimizer.scalars(lr, step))
         return float(norm.asnumpy()), sums.asnumpy().astype(np.float64)
+
+
+def _filled(flat: Tensor, length: int) -> Tensor:
+    missing = length - flat.shape[0]
+    return ops.concat((flat, ops.zeros((missing,), flat.dtype))) if missing else flat

@@ -147,3 +147,20 @@ def test_the_ascend_network_is_accepted_by_mindformers_and_keeps_bfloat16(checkp
     np.testing.assert_array_equal(fc1[1::2], weights["model.layers.0.mlp.up_proj.weight"])
     save_hf(net, tmp_path / "out", folder)
     assert files(tmp_path / "out") == files(folder)
+
+
+def test_matrices_held_in_the_compute_type(checkpoint):
+    """For sharded optimizers: layers' matrices in bfloat16, all else in float32, values those of the checkpoint."""
+    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.network import CausalLM, setup_context
+
+    setup_context(Device())
+    folder = checkpoint("pangu")
+    net = CausalLM(ModelSpec.from_folder(folder), LEAVES["ascend"], 2048, "bfloat16", "float32")
+    net.hold_in_compute_type()
+    given = {}
+    load_hf(net, folder, given.__setitem__)
+    for p in net.get_parameters():
+        matrix = ".layers." in p.name and p.ndim == 2
+        assert p.dtype == (ms.bfloat16 if matrix else ms.float32), p.name
+        np.testing.assert_allclose(p.float().asnumpy(), given[p.name], rtol=2**-8 if matrix else 0)

@@ -1,5 +1,7 @@
 """Device memory: sums by hand for a published shape, and the micro-batch that fits."""
 
+import json
+
 import pytest
 
 from npd_ascend.errors import UserError
@@ -26,14 +28,28 @@ def test_training_state_of_the_1b(paper, shapes):
     assert m.fixed == pytest.approx(state)
     assert m.fits and m.budget == 58 * 2**30
     assert not train_memory(paper(), spec, NPU, recompute=False).fits
-    sharded = train_memory(paper(), spec, NPU, recompute=True, shards=8)
-    assert m.fixed - sharded.fixed == pytest.approx(20 * spec.parameters * 7 / 8)
+    tables = 153376 * 1536 * (1 if spec.tie_embeddings else 2)
+    sharded = train_memory(paper(), spec, NPU, recompute=True, sharding=True)
+    # Layers in bf16 and their gradients, embedding and head in fp32, an eighth of four fp32 values a weight.
+    assert m.fixed - sharded.fixed == pytest.approx(20 * spec.parameters - 4 * (spec.parameters - tables) - 8 * tables
+                                                    - 2 * spec.parameters)
+    cut = train_memory(paper(), spec, NPU, recompute=True, tensor_parallel=2)
+    assert m.fixed - cut.fixed == pytest.approx((m.fixed - 4e9) / 2)
 
 
 def test_the_7b_student_needs_sharding(paper, shapes):
     spec = ModelSpec.from_folder(shapes["pangu7b"])
     assert train_memory(paper(), spec, NPU, recompute=True).largest == 0
-    assert train_memory(paper(), spec, NPU, recompute=True, shards=8).fits
+    assert train_memory(paper(), spec, NPU, recompute=True, sharding=True, tensor_parallel=2, data_parallel=4).fits
+    assert train_memory(paper(), spec, NPU, recompute=True, tensor_parallel=4).fits
+
+
+def test_the_72b_teacher_takes_four_devices(paper, shapes):
+    (shapes["small"] / "config.json").write_text(json.dumps({
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}))
+    spec = ModelSpec.from_folder(shapes["small"])
+    assert [annotate_memory(paper(), spec, NPU, n).fits for n in (1, 2, 4, 8)] == [False, False, True, True]
 
 
 def test_largest_is_what_fits():

@@ -8,13 +8,13 @@ from npd_ascend.train.corpus import EpochPlan
 ms = pytest.importorskip("mindspore")
 
 from npd_ascend.config.schema import TrainConfig  # noqa: E402
+from npd_ascend.models.group import Group  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.train.corpus import Corpus  # noqa: E402
 from npd_ascend.train.lag import LagProbe, probe_plan  # noqa: E402
-from npd_ascend.train.parallel import Group  # noqa: E402
 from npd_ascend.train.reader import Reader  # noqa: E402
 
 pytestmark = pytest.mark.mindspore

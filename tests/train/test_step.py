@@ -53,7 +53,7 @@ def test_adamw(eps):
     params = [Parameter(ms.Tensor(p), name=f"p{i}") for i, p in enumerate(start)]
     optimizer = AdamW(params, s)
     sums = Parameter(ms.Tensor(np.zeros(3, np.float32)), name="sums")
-    update = Update(optimizer, sums, s.clip, parallel=False)
+    update = Update(optimizer, sums, s.clip)
     naive = AdamWInNumpy(start, s)
     for step in range(1, 8):
         lr = 1e-2 / step

@@ -141,7 +141,9 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
 
 def devices_of(config: Config) -> int:
     """Devices that a configuration keeps busy in its widest stage."""
-    engines, ranks = config.rollout.workers * config.rollout.tensor_parallel, config.train.data_parallel
+    engines = max(config.rollout.workers * config.rollout.tensor_parallel,
+                  config.annotate.workers * config.annotate.tensor_parallel)
+    ranks = config.train.data_parallel * config.train.tensor_parallel
     return config.device.count or (engines + ranks if isinstance(config.device.placement, Split)
                                    else max(engines, ranks))
 
@@ -225,6 +227,7 @@ class _Planner:
 
     def _annotate(self, name: str, spec: ModelSpec, *, conditioned: bool, disk: float) -> StageCost:
         c, g = self.config, self.generations
+        own = c.annotate if name == "annotate_teacher" else c.annotate_student
         flops = tokens = 0.0
         if conditioned:
             flops += forward_flops(spec, self.samples, self.length, self.answers)
@@ -233,7 +236,7 @@ class _Planner:
             flops += forward_flops(spec, self.samples, self.work.answer_tokens, self.answers)
             tokens += self.answers
         return StageCost(name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.generating, "prefill",
-                         g * self.answers * disk, memory.annotate_memory(c, spec, self.npu))
+                         g * self.answers * disk, memory.annotate_memory(c, spec, self.npu, own.tensor_parallel))
 
     def _train(self) -> StageCost:
         c, spec = self.config, self.student
@@ -241,7 +244,8 @@ class _Planner:
         # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
         disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
         return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
-                         flops / self.npu.flops, min(self.training, c.train.data_parallel), "train", disk,
+                         flops / self.npu.flops, min(self.training, c.train.data_parallel * c.train.tensor_parallel),
+                         "train", disk,
                          memory.train_memory(c, spec, self.npu, recompute=c.train.recompute))
 
 
@@ -276,17 +280,21 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
             line = line if stage.stage != "rollout" else line + " at a time, the others wait"
         elif stage.stage == "train":
             again = memory.train_memory(config, plan.student, plan.npu, recompute=True)
-            sharded = memory.train_memory(config, plan.student, plan.npu, recompute=True, shards=plan.npu.node)
+            cut = next((n for n in (1, 2, 4, 8) if memory.train_memory(
+                config, plan.student, plan.npu, recompute=True, sharding=True, tensor_parallel=n,
+                data_parallel=max(1, plan.devices // n)).fits), None)
             if again.fits:
                 line += f"; with train.recompute: true {again.needed / 1e9:.0f} GB, which fits"
-            elif sharded.fits:
-                line += f"; with train.recompute: true, cut over {plan.npu.node} devices, "
-                line += f"{sharded.needed / 1e9:.0f} GB fit"
+            elif cut:
+                line += "; train.recompute: true, train.optimizer_sharding: true"
+                line += f" and train.tensor_parallel: {cut} would, on {plan.devices} devices" if cut > 1 else " would"
             else:
                 line += "; a shorter pack.row_length would"
         else:
-            need = next((n for n in (2, 4, 8, 16) if n * 0.8 * m.budget > m.needed), 32)
-            line += f"; needs its weights cut over {need} devices, or a smaller model"
+            spec = plan.teacher if stage.stage == "annotate_teacher" else plan.student
+            cut = next((n for n in (2, 4, 8, 16) if memory.annotate_memory(config, spec, plan.npu, n).fits), 32)
+            key = "rollout" if stage.stage == "rollout" else "annotate"
+            line += f"; {key}.tensor_parallel: {cut} would, or a smaller model"
         out.append(line)
     if e.disk > e.free_disk:
         out.append(f"the run needs {e.disk / 1e9:.0f} GB of disk, {e.free_disk / 1e9:.0f} GB are free: point run.dir "

@@ -74,40 +74,56 @@ def rollout_memory(config: Config, spec: ModelSpec, npu: Npu, sequence: float) -
                   config.rollout.max_num_seqs, "rollout.max_num_seqs")
 
 
-def annotate_memory(config: Config, spec: ModelSpec, npu: Npu, tensor_parallel: int = 1) -> Memory:
-    """Weights in bf16, one layer's activations of the rows at work, one chunk of logits in fp32 (three copies)."""
+def annotate_memory(config: Config, spec: ModelSpec, npu: Npu, tensor_parallel: int | None = None) -> Memory:
+    """Weights in bf16, one layer's activations of the rows at work, one chunk of logits in fp32 (three copies).
+
+    Args:
+        config: the run.
+        spec: the model.
+        npu: the device.
+        tensor_parallel: devices over which the model is cut; None: ``annotate.tensor_parallel``.
+    """
     a = config.annotate
-    fixed = weight_bytes(spec) / tensor_parallel + 3 * 4 * a.vocab_chunk_rows * spec.vocab_size + _RUNTIME
-    a_row = a.row_length * (_layer_activations(spec) / tensor_parallel + 2 * 2 * spec.hidden_size)
+    tp = tensor_parallel or a.tensor_parallel
+    fixed = weight_bytes(spec) / tp + 3 * 4 * a.vocab_chunk_rows * spec.vocab_size / tp + _RUNTIME
+    a_row = a.row_length * (_layer_activations(spec, tp) + 2 * 2 * spec.hidden_size)
     return Memory(fixed, a_row, _budget(config, npu), a.micro_batch, "annotate.micro_batch")
 
 
-def train_memory(config: Config, spec: ModelSpec, npu: Npu, *, recompute: bool, shards: int = 1) -> Memory:
+def train_memory(config: Config, spec: ModelSpec, npu: Npu, *, recompute: bool, tensor_parallel: int | None = None,
+                 sharding: bool | None = None, data_parallel: int | None = None) -> Memory:
     """fp32 weights, gradients (fresh and summed) and two moments; activations of all layers or, with recomputation, of
     one and the inputs of the others; chunked head and loss.
+
+    Optimizer sharding leaves weights and fresh gradients whole, the layers' in bf16, and cuts fp32 weights, summed
+    gradients and moments over the copies. Tensor parallelism cuts all of it, but no activation between the layers.
 
     Args:
         config: the run.
         spec: the student.
         npu: the device.
         recompute: activations are computed again in the backward pass.
-        shards: devices over which weights and their state are cut.
+        tensor_parallel, sharding, data_parallel: None: as in ``train``.
     """
     t, length = config.train, config.pack.row_length
-    state = 5 * 4 * spec.parameters / shards
-    head = 4 * spec.vocab_size * spec.hidden_size + 3 * 4 * t.vocab_chunk_rows * spec.vocab_size
-    layer = _layer_activations(spec)
+    tp, dp = tensor_parallel or t.tensor_parallel, data_parallel or t.data_parallel
+    tables = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+    state = 5 * 4 * spec.parameters / tp
+    if t.optimizer_sharding if sharding is None else sharding:
+        state = (2 * (2 * (spec.parameters - tables) + 4 * tables) + 16 * spec.parameters / dp) / tp
+    head = (4 * spec.vocab_size * spec.hidden_size + 3 * 4 * t.vocab_chunk_rows * spec.vocab_size) / tp
+    layer = _layer_activations(spec, tp)
     kept = layer + 2 * spec.hidden_size * spec.num_layers if recompute else layer * spec.num_layers
     # The chunked loss keeps hidden states of the response positions and their gradients.
-    a_row = length * (kept / shards + 4 * 2 * spec.hidden_size)
+    a_row = length * (kept + 4 * 2 * spec.hidden_size)
     return Memory(state + head + _RUNTIME, a_row, _budget(config, npu), t.micro_batch, "train.micro_batch")
 
 
-def _layer_activations(spec: ModelSpec) -> float:
+def _layer_activations(spec: ModelSpec, tensor_parallel: int) -> float:
     """Bytes a token that one layer keeps for its backward pass, bf16: inputs and outputs of norms, projections, flash
-    attention and gated MLP."""
+    attention and gated MLP. Heads and MLP columns are cut by tensor parallelism."""
     q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    return 2.0 * (6 * spec.hidden_size + 2 * q + 2 * kv + 3 * spec.intermediate_size)
+    return 2.0 * (6 * spec.hidden_size + (2 * q + 2 * kv + 3 * spec.intermediate_size) / tensor_parallel)
 
 
 def _budget(config: Config, npu: Npu) -> float:

@@ -1,0 +1,123 @@
+"""Processes that share one piece of work, and the collectives between them as cells.
+
+HCCL has all of them within any group. The CPU has AllReduce (sum) alone: AllGather works there on the world group
+only, a maximum is silently summed, ReduceScatter does not exist. So there the others are made of sums, which makes the
+same values bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mindspore as ms
+from mindspore import nn, ops
+
+
+@dataclass(frozen=True)
+class Peers:
+    """A communication group as one of its processes sees it.
+
+    Attributes:
+        group: its name.
+        rank: place of this process in it.
+        size: processes in it.
+        native: whether the device has AllGather and ReduceScatter within groups.
+    """
+
+    group: str = ""
+    rank: int = 0
+    size: int = 1
+    native: bool = False
+
+
+ALONE = Peers()
+
+
+class Sum(nn.Cell):
+    """Elementwise sum over the peers; every peer gets the same bits. No gradient is asked of it."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.alone = peers.size == 1
+        if not self.alone:
+            self.reduce = ops.AllReduce(group=peers.group)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x of any shape -> the same shape."""
+        return x if self.alone else self.reduce(x)
+
+
+class Gather(nn.Cell):
+    """What every peer holds, side by side, on each of them."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.rank, self.size, self.native = peers.rank, peers.size, peers.native
+        if self.size > 1 and self.native:
+            self.gather = ops.AllGather(group=peers.group)
+        elif self.size > 1:
+            self.reduce = ops.AllReduce(group=peers.group)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x of one shape everywhere -> [size, *shape], by rank."""
+        if self.size == 1:
+            return x.expand_dims(0)
+        if self.native:
+            return self.gather(x.expand_dims(0))
+        parts: tuple[ms.Tensor, ...] = ()
+        for i in range(self.size):
+            parts += (x if i == self.rank else ops.zeros_like(x),)
+        return self.reduce(ops.stack(parts))
+
+
+class ScatterSum(nn.Cell):
+    """Sum over the peers, of which each keeps its own part."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.rank, self.size, self.native = peers.rank, peers.size, peers.native
+        if self.size > 1 and self.native:
+            self.scatter = ops.ReduceScatter(group=peers.group)
+        elif self.size > 1:
+            self.reduce = ops.AllReduce(group=peers.group)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x [size * n] -> [n], the part of this rank."""
+        if self.size == 1:
+            return x
+        if self.native:
+            return self.scatter(x)
+        return self.reduce(x).reshape(self.size, -1)[self.rank]
+
+
+class Enter(nn.Cell):
+    """Where whole activations go into a layer that is cut: identity; the gradient is summed (Megatron-LM's f,
+    arXiv:1909.08053)."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.reduce = ops.AllReduce(group=peers.group)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x -> x."""
+        return x
+
+    def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
+        """Sum of the peers' gradients."""
+        return (self.reduce(dout),)
+
+
+class Leave(nn.Cell):
+    """Where partial results leave a layer that is cut: summed; the gradient is the same for all (Megatron-LM's g)."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.reduce = ops.AllReduce(group=peers.group)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x -> its sum over the peers."""
+        return self.reduce(x)
+
+    def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
+        """The gradient as it comes."""
+        return (dout,)
