@@ -188,9 +188,9 @@ def zones(readings: Readings, task: str, group: str) -> Markup | None:
                  for g, part in sorted(found.items())]
     if not rows:
         return None
-    seen: list[dict[str, float]] = []
-    rows = [(name, shares) for name, shares in rows if any(shares.values()) and shares not in seen
-            and not seen.append(shares)]  # type: ignore[func-returns-value]
+    rows = [(name, shares) for name, shares in rows if shares["undefined"] < 1]  # scored at all
+    if not rows:
+        return None
     rows += [(name, {k: shares.get(zone, 0.0) for k, (zone, _) in _ZONES.items()}) for name, shares in ZONES.items()]
     with svg.style():
         fig = svg.figure(5.6, 0.8 + 0.25 * len(rows))
