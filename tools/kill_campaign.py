@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "static": {"policy": "static", "refreshes": 1},
     "kl": {"policy": "kl", "refreshes": 1, "epsilon": 1e-9, "lead": 0.5},
 }
+_CHILD = re.compile(r"npd_ascend[./]pipeline[./]child")  # of a stage's command line, as a module or as a file
 _ORPHAN_S = 20.0
 _WAITS_S = (3.0, 10.0, 30.0)
 
@@ -162,7 +164,7 @@ def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str,
     victims, stages = {command.pid: "conductor"}, []
     worker = False
     for pid, line in command.processes().items():
-        if "npd_ascend.pipeline.child" in line:
+        if _CHILD.search(line):
             victims[pid] = "stage"
             stages.append(Path(line.split()[-1]).stem)
         elif "npd_ascend.rollout" in line:
@@ -326,6 +328,9 @@ def main() -> None:
         run = RunDir(out / f"{policy}-{number:03d}")
         hit = disturb(write_config(out / "inputs", run.root, policy), run, policy, number,
                       enough - len(kills), args.per_stage, rng, out / "kills.jsonl")
+        if len(hit) < enough - len(kills) and not any(k.process == "stage" for k in hit):
+            raise SystemExit(f"{run.root}: finished without one kill of a stage's process; has its command line "
+                             "changed?")  # fmt: skip
         lost = losses(run, plain[policy])
         kills += [asdict(k) for k in hit]
         runs.append({"policy": policy, "run": number, "kills": len(hit), "lost": lost})
