@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from npd_ascend import __version__
+from npd_ascend import __version__, out_of_memory
 from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
 
 app = typer.Typer(
@@ -200,8 +200,8 @@ def main() -> None:
         app(standalone_mode=True)
     except UserError as e:
         _end(str(e), e.exit_code)
-    except OSError as e:
-        told = of_the_disk(e)
+    except (OSError, RuntimeError, MemoryError) as e:
+        told = (of_the_disk(e) if isinstance(e, OSError) else None) or out_of_memory.advice(e, "")
         if told is None:
             raise
         _end(told, EXIT_USER)

@@ -1,8 +1,9 @@
-"""Running out of memory, in whatever form it comes: an exception, an engine's last words, the kernel's SIGKILL."""
+"""Running out of memory or threads, in whatever form it comes: an exception, last words, the kernel's SIGKILL."""
 
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 _SIGNS = re.compile(
@@ -12,6 +13,10 @@ _SIGNS = re.compile(
     r"|alloc\w* ([\w']+ )*mem(ory)? fail|bad_alloc"
     r"|EL0004|EL0008|(halMemAlloc|rtMalloc|aclrtMalloc\w*)[^\n]{0,40}fail",  # driver and runtime of an NPU
     re.IGNORECASE,
+)
+_NO_THREAD = re.compile(
+    r"Resource temporarily unavailable"  # std::system_error of MindSpore and torch, fork(2)
+    r"|can't start new thread|pthread_create|Thread creation failed|blas_thread_init",  # Python, libgomp, OpenBLAS
 )
 _REMEDIES = {
     "rollout": "lower rollout.max_num_seqs, rollout.kv_cache_gib, rollout.memory_fraction or rollout.workers",
@@ -32,12 +37,39 @@ def remedy(room: str) -> str:
     return _REMEDIES.get(room, "use a larger machine")
 
 
+def no_thread(what: BaseException | str) -> str | None:
+    """What to tell the user when a thread or a process could not be started; None for any other error.
+
+    The kernel's answer (EAGAIN) is the same for a limit of processes and for a stack that finds no room, so the line
+    shows the limits there are.
+    """
+    if _NO_THREAD.search(str(what)) is None:
+        return None
+    limits = [f"ulimit -u is {_limit(resource.RLIMIT_NPROC)}", f"ulimit -v is {_limit(resource.RLIMIT_AS, 1024)}"]
+    try:
+        limits.append(f"pids.max of the container is {(_cgroup() / 'pids.max').read_text().strip()}")
+    except OSError:
+        pass
+    return (f"no further thread or process could be started ({', '.join(limits)}); raise the limit that is reached, "
+            "or start fewer with OMP_NUM_THREADS=1 and fewer workers")
+
+
+def advice(what: BaseException | str, room: str) -> str | None:
+    """What to tell the user when memory or threads ran out in a stage; None for any other error."""
+    return f"out of memory; {remedy(room)}" if told_by(what) else no_thread(what)
+
+
 def kernel_kills() -> int:
     """Processes that the kernel has killed for want of memory so far: of this machine, and of this container.
 
     A process that dies by SIGKILL while this grows was not killed by hand.
     """
     return _count(Path("/proc/vmstat")) + _count(_cgroup() / "memory.events")
+
+
+def _limit(which: int, unit: int = 1) -> str:
+    soft = resource.getrlimit(which)[0]
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft // unit)
 
 
 def _cgroup() -> Path:

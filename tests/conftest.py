@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,33 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield Disk(root)
     finally:
         subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+_STARVED = """if True:
+    import os, resource, sys
+    import mindformers
+    import mindspore as ms
+    from npd_ascend.pipeline import child
+
+    ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    ms.nn.Dense(64, 64)(ms.Tensor([[1.0] * 64])).asnumpy()
+    limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os._exit(child.main(sys.argv[1:2]))
+"""
+
+
+@pytest.fixture(scope="session")
+def starved():
+    """(job file, bytes) -> its process, which had so much memory beyond what MindSpore and its threads take.
+
+    The limit is set when the engine has started: what that takes, and whether its threads find room, differs from
+    machine to machine.
+    """
+    def run(job: Path, room: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", _STARVED, str(job), str(room)], capture_output=True, text=True)
+
+    return run
 
 
 @pytest.fixture(scope="session")

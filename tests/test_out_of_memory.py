@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -44,14 +46,44 @@ def test_other_words(text):
     assert not out_of_memory.told_by(text)
 
 
+@pytest.mark.parametrize("text", [
+    "Resource temporarily unavailable", "[Errno 11] Resource temporarily unavailable", "can't start new thread",
+    "terminate called after throwing an instance of 'std::system_error'\n  what():  Resource temporarily unavailable",
+    "libgomp: Thread creation failed: Resource temporarily unavailable",
+    "OpenBLAS blas_thread_init: pthread_create failed for thread 3 of 8: Resource temporarily unavailable",
+])
+def test_words_about_threads(text):
+    told = out_of_memory.advice(RuntimeError(text), "train")
+    assert told and not out_of_memory.told_by(text)
+    for limit in ("ulimit -u is ", "ulimit -v is ", "OMP_NUM_THREADS=1"):
+        assert limit in told
+    assert out_of_memory.no_thread("the shapes do not match") is None
+
+
+def test_thread_that_finds_no_room():
+    """Its stack is larger than what is left of the address space."""
+    code = """if True:
+        import resource, threading
+        from npd_ascend import out_of_memory
+        now = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (now + (64 << 20),) * 2)
+        threading.stack_size(256 << 20)
+        try:
+            threading.Thread(target=print).start()
+        except RuntimeError as e:
+            print((now + (64 << 20)) // 1024, out_of_memory.advice(e, "annotate"))
+    """
+    limit, _, told = subprocess.check_output([sys.executable, "-c", code], text=True).partition(" ")
+    assert told.startswith("no further thread or process could be started")
+    assert re.search(rf"ulimit -v is {limit}\b", told), told
+
+
 def test_exception_without_words():
     assert out_of_memory.told_by(MemoryError())
 
 
 def test_knobs_are_settings():
     """Every name in a remedy is one of the configuration."""
-    import re
-
     from npd_ascend.config.schema import Config
 
     for room in ("rollout", "annotate", "train"):

@@ -99,9 +99,8 @@ def _advice(e: Exception, room: str) -> str | None:
     """One line for faults of the surroundings that have a remedy."""
     if isinstance(e, OSError) and (told := of_the_disk(e)):
         return told
-    if out_of_memory.told_by(e):
-        return f"{room}: out of memory; {out_of_memory.remedy(room)}"
-    return None
+    told = out_of_memory.advice(e, room)
+    return f"{room}: {told}" if told else None
 
 
 def _say(what: object, code: int) -> int:

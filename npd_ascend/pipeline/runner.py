@@ -240,6 +240,8 @@ class Runner:
             raise UserError(f"{step.name}: {child.last_words()}")
         if code != 0 and child.ran_out_of_memory():
             raise UserError(f"{step.name}: out of memory; {out_of_memory.remedy(step.room)}; its log is {child.log}")
+        if code != 0 and (told := out_of_memory.no_thread(child.last_words(20))):
+            raise UserError(f"{step.name}: {told}; its log is {child.log}")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         if code == -signal.SIGKILL:
             how += f" (if nobody did that, memory ran out: {out_of_memory.remedy(step.room)})"

@@ -58,7 +58,8 @@ class LocalWorker:
                     [str(python), "-m", "npd_ascend.rollout.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=err, env=env, start_new_session=True)
         except OSError as e:
-            raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
+            helps = out_of_memory.no_thread(e) or "run scripts/setup_env.sh"
+            raise UserError(f"{python}: cannot be started ({e.strerror}); {helps}") from None
         if cores is not None and self._popen.poll() is None:
             os.sched_setaffinity(self._popen.pid, cores)
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()

@@ -286,6 +286,7 @@ class RolloutPool:
 
 
 def _cause(worker: Worker) -> str:
-    """Why a worker has died, and what helps where memory ran out."""
+    """Why a worker has died, and what helps where memory or threads ran out."""
     why = worker.why or worker.epitaph()
-    return f"{why}; {out_of_memory.remedy('rollout')}" if out_of_memory.told_by(why) else why
+    helps = out_of_memory.remedy("rollout") if out_of_memory.told_by(why) else out_of_memory.no_thread(why)
+    return f"{why}; {helps}" if helps else why

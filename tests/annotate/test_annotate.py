@@ -1,9 +1,5 @@
 """The whole stage against full log-softmax of each sequence by itself."""
 
-import resource
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -212,15 +208,12 @@ def test_no_more_than_a_chunk_of_logits_at_once(monkeypatch):
     assert [s[0] for s in seen] == [16, 16, 4, 3]
 
 
-def test_out_of_memory_names_the_knobs(tmp_path, model, data):
-    """The attention mask of 1,024 rows of 1,024 tokens does not fit in the address space."""
+def test_out_of_memory_names_the_knobs(tmp_path, model, data, starved):
+    """Attention over 1,024 rows of 1,024 tokens takes more than a GiB."""
     prompts, rollouts, _ = data()
     j = job(tmp_path, model, prompts, rollouts, row_length=1024, micro_batch=1024)
     write_job(tmp_path / "job.json", "annotate", j)
-    limit = 6 << 30
-    done = subprocess.run([sys.executable, "-m", "npd_ascend.pipeline.child", str(tmp_path / "job.json")],
-                          capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    done = starved(tmp_path / "job.json", 1 << 30)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: annotate: out of memory"), last
     assert "annotate.micro_batch" in last

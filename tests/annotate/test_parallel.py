@@ -49,7 +49,7 @@ def test_two_processes(tmp_path, model, data):
         [bin_dir / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
          f"--log_dir={tmp_path / 'logs'}", str(tmp_path / "rank.py"), *[str(tmp_path / "job.json")] * 2],
         env={**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        cwd=tmp_path, capture_output=True, text=True, timeout=550)
     assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-3000:]
     a, b = (Dataset.open(j.out, "scores").read_all().to_pydict() for j in (one, two))
     for column in ("nll_cond", "nll_uncond", "entropy", "topk_mass"):

@@ -228,21 +228,22 @@ def test_damaged_state_and_metrics(tmp_path, damage):
 # ---- clocks
 
 
-def test_clock_that_goes_back(kit, monkeypatch):
-    """Times are only shown, never relied upon: results are the same, durations not negative."""
+@pytest.mark.parametrize("leap", [-3600, 10 * 365 * 86400], ids=["back by hours", "on by years"])
+def test_clock_that_leaps(kit, monkeypatch, leap):
+    """At every look. Times are only shown, never relied upon: results are the same, durations not negative."""
     kit.data()
     select(kit.select_job())
     whole = content(kit.at("selected"))
     shutil.rmtree(kit.at("selected"))
-    hours = iter(range(10**6))
-    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
+    looks = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: 2e9 + leap * next(looks))
     select(kit.select_job())
     assert content(kit.at("selected")) == whole
     run = RunDir(kit.run)
     writer = MetricsWriter(run.metrics)
     for _ in range(3):
         writer.log("stage", stage="train", generation=0, seconds=5.0, busy=4.0, tokens=10, samples=1)
-    run.write_state(status="finished", started=2e9, ended=1e9)
+    run.write_state(status="finished", started=2e9, ended=2e9 + 100 * leap)
     assert collect(run.root).wall_seconds() == pytest.approx(15.0)
     assert "</html>" in build(run.root).read_text()
 

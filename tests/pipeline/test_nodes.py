@@ -73,7 +73,7 @@ def test_same_student_as_of_one_process(tiny, tmp_path, node, elsewhere):
     follower, conductor = node(1, config, NPD_MINDSPORE_PYTHON=elsewhere), node(0, config, "--redo")
     out = conductor.communicate()[0]
     assert conductor.returncode == 0, out
-    said = follower.communicate(timeout=60)[0]
+    said = follower.communicate(timeout=300)[0]
     assert follower.returncode == 0 and "has ended" in said, said
     assert "joins g000-annotate_teacher-1" in said and "joins g000-train" in said
     for name in ("scores_teacher", "scores_student"):
@@ -91,25 +91,25 @@ def test_run_directory_that_is_not_shared(tiny, tmp_path, node):
     conductor = node(0, here, NODE_WAIT_S="3")
     follower = node(1, there, NODE_WAIT_S="3")
     for process, who in ((conductor, "node 1 of 2 has not answered"), (follower, "node 1: no run has begun")):
-        out = process.communicate(timeout=60)[0]
+        out = process.communicate(timeout=300)[0]
         last = out.strip().splitlines()[-1]
         assert process.returncode == 2 and who in last and "shared storage" in last, out
 
 
 def test_follower_outlives_a_killed_conductor_and_hears_of_a_failure(tiny, tmp_path, node):
     config = tiny.config(tmp_path / "run")
-    follower = node(1, config, NODE_STALL_S="2", NODE_WAIT_S="60")
+    follower = node(1, config, NODE_STALL_S="2", NODE_WAIT_S="300")
     first = node(0, config)
     beat = tmp_path / "run" / "nodes" / "node-1.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not beat.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     run = json.loads(beat.read_text())["run"]
     first.send_signal(signal.SIGKILL)
     first.wait()
     bad = node(0, config, "--stage", "train")  # nothing is packed yet: it fails
-    bad.communicate(timeout=120)
-    out = follower.communicate(timeout=60)[0]
+    bad.communicate(timeout=300)
+    out = follower.communicate(timeout=300)[0]
     assert bad.returncode == 2 and follower.returncode == 2
     assert "fallen silent" in out and "the run has ended on node 0" in out.splitlines()[-1], out
     assert json.loads(beat.read_text())["run"] != run

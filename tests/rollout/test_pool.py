@@ -26,7 +26,7 @@ def pids(pool: RolloutPool) -> list[int]:
     return [w._popen.pid for w in pool._workers.values()]
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -81,7 +81,7 @@ def test_dead_and_hanging_workers_are_replaced(tmp_path, make_prompts, make_job,
         os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     pool.run(make_job(tmp_path / "b", prompts, source="reference", hang_seconds=2.0))
-    assert 2.0 <= time.monotonic() - start < 60
+    assert 2.0 <= time.monotonic() - start < 300  # and not the quarter of an hour before the first step
     assert Dataset.open(tmp_path / "b", "rollouts").rows == 12
     assert all(gone(pid) for pid in second)
     assert "no progress for 2 s" in capfd.readouterr().err

@@ -167,4 +167,4 @@ def test_claims_scale_to_many_shards(tmp_path: Path, make_prompts, make_job):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 300, 1), samples=0)
     start = time.monotonic()
     assert answer_all(job) == 300
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60

@@ -1,7 +1,5 @@
 """Layouts, clock, results and plan of a study: no engine."""
 
-import time
-
 import numpy as np
 import pytest
 import yaml
@@ -52,18 +50,25 @@ def test_buckets():
         Layout.of(LiveConfig(layout="packed"), 1, 16, 2, [short[0].prompt], 18, pad=0)
 
 
-def test_clock_books_the_innermost():
+def test_clock_books_the_innermost(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("npd_ascend.study.clock.time.monotonic", lambda: now[0])
+
+    def pass_(seconds):
+        now[0] += seconds
+
     clock = Clock()
+    pass_(0.25)
     with clock.on("train"):
-        time.sleep(0.02)
+        pass_(2.0)
         with clock.on("evaluation"):
-            time.sleep(0.05)
+            pass_(5.0)
+        pass_(1.0)
     clock.charge("rollout", 3.0)
     with clock.on("rollout"):
         clock.move("rollout", "reload", 1.0)
-    t = clock.totals
-    assert 0.02 <= t["train"] < 0.05 <= t["evaluation"] and t["reload"] == 1 and 2 <= t["rollout"] < 2.1
-    assert clock.seconds == pytest.approx(sum(t.values()) - t["evaluation"], abs=0.01)
+    assert dict(clock.totals) == {"other": 0.25, "train": 3.0, "evaluation": 5.0, "rollout": 2.0, "reload": 1.0}
+    assert clock.seconds == 6.25
 
 
 def study(tmp_path, **groups):

@@ -54,7 +54,7 @@ def under_msrun(n, tmp_path, *jobs):
         [bin_dir / "msrun", f"--worker_num={n}", f"--local_worker_num={n}", "--join=True",
          f"--master_port={free_port()}", f"--log_dir={tmp_path / 'logs'}", str(tmp_path / "rank.py"),
          *(str(tmp_path / f"job{i}.json") for i in range(len(jobs)))],
-        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=550)
     assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-3000:]
 
 
