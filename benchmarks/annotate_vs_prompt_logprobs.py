@@ -49,7 +49,7 @@ def mindspore_side(model: Path, samples: int, long: int) -> None:
     contexts, responses = sequences(samples, spec.vocab_size, long)
     net = scorer._net
     parts = list(prefill_batches(contexts, responses, ROW, ROWS, 0))
-    rows = [tuple(ms.Tensor(a) for a in (p.rows.input_ids, p.rows.position_ids, p.rows.segment_ids)) for p in parts]
+    rows = [net.inputs(p.rows) for p in parts]
     longest = max(len(p.at) for p in parts)
     at = [ms.Tensor(np.resize(p.at, longest).astype(np.int32)) for p in parts]
     logits = ChunkLogits()

@@ -40,8 +40,9 @@ def write_batches(model: Path, out: Path) -> None:
     settings = TrainConfig(global_batch=ROWS, micro_batch=ROWS, vocab_chunk_rows=2048)
     reader = Reader(samples, [plan], samples, settings, ROW, 0, config["vocab_size"])  # type: ignore[arg-type]
     made = [next(reader.micro_batches(0, b)) for b in range(len(plan) // ROWS)]
-    np.savez(out, tokens=[m.tokens for m in made],
-             **{f"b{i}_{j}": a for i, m in enumerate(made) for j, a in enumerate(m.arrays)})
+    inputs = [(m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, *m.arrays) for m in made]
+    np.savez(out, tokens=[m.tokens for m in made], longest=reader.longest,
+             **{f"b{i}_{j}": a for i, arrays in enumerate(inputs) for j, a in enumerate(arrays)})
 
 
 def read_batches(path: Path) -> tuple[list[int], list[tuple[np.ndarray, ...]]]:
@@ -58,19 +59,22 @@ def mindspore_side(model: Path, data: Path, steps: int) -> None:
     from npd_ascend.models.network import build
     from npd_ascend.models.spec import ModelSpec
     from npd_ascend.models.weights import load_hf
+    from npd_ascend.rows.collate import RowBatch
     from npd_ascend.train.step import Trainer
 
-    tokens, batches = read_batches(data)
+    tokens, arrays = read_batches(data)
+    nothing, longest = np.empty(0, np.int64), int(np.load(data)["longest"])
+    batches = [SimpleNamespace(rows=RowBatch(*a[:3], nothing, nothing, longest), arrays=a[3:]) for a in arrays]
     settings = TrainConfig(global_batch=ROWS, micro_batch=ROWS, clip=CLIP, weight_decay=DECAY)
     net = build(ModelSpec.from_folder(model), Device(), ROW)
     load_hf(net, model)
-    trainer = Trainer(net, settings, len(batches[0][3]))
+    trainer = Trainer(net, settings, len(arrays[0][3]))
     count = iter(range(1, 10**9))
 
     def step() -> float:
         n = next(count)
         i = (n - 1) % len(batches)
-        loss = trainer.accumulate(SimpleNamespace(arrays=batches[i]), tokens[i])  # type: ignore[arg-type]
+        loss = trainer.accumulate(batches[i], tokens[i])  # type: ignore[arg-type]
         trainer.update(LR, n)
         return loss / tokens[i]
 

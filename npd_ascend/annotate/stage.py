@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +94,7 @@ class _Annotator:
 
     def __init__(self, job: AnnotateJob, header: np.ndarray, load: Callable[..., Scorer] | None, group: Group | None):
         self.job, self.header, self._load = job, header, load
-        self._shared = {} if group is None else {"peers": group.model}
+        self._shared: dict[str, Any] = {} if group is None else {"peers": group.model}
         self.spec = ModelSpec.from_folder(job.model)
         self.k = job.settings.k if job.topk_out else 0
         if self.k > self.spec.vocab_size:

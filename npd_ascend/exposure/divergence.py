@@ -96,7 +96,7 @@ class PairScorer:
         was_training = student.training
         student.set_train(False)
         for part in prefill_batches(prompts, answers, student.row_length, self.micro_batch, student.spec.pad_token_id):
-            rows = [Tensor(x) for x in (part.rows.input_ids, part.rows.position_ids, part.rows.segment_ids)]
+            rows = student.inputs(part.rows)
             values = self._pass(student(*rows), teacher(*rows), part.at, part.targets)
             if not np.isfinite(values).all():
                 raise UserError("a model computes NaN or infinite logits along the answers; check both checkpoints")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindformers.parallel_core.training_graph.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from mindformers.parallel_core.training_graph.transformer.attention import SelfAttention
 from mindformers.parallel_core.training_graph.transformer.flash_attention import FlashAttention
@@ -25,23 +26,75 @@ MAX_SEGMENTS = 1024
 """Segments that one Ascend forward pass tells the flash kernel apart, padding tails included. CANN's kernel takes 2,048
 cumulative ends, empty segments among them (aclnnFlashAttentionVarLenScore); MindSpore 2.9.0 documents 1,024."""
 _MASKED = -1e9
+_slice = ops.Slice()
 _QUERY_BLOCK = 256
+_WINDOW_BLOCK = 16
+
+
+def query_block(row_length: int) -> int:
+    """Queries that share a window of keys."""
+    return math.gcd(row_length, _WINDOW_BLOCK)
+
+
+def window_of(longest: int, row_length: int) -> np.ndarray | None:
+    """How far back attention must look where no kernel skips other segments, as the network wants to be told.
+
+    Packed rows hold many short samples, and most pairs of positions in a row belong to different ones. With queries in
+    blocks, no key further back than the longest sample is touched.
+
+    Args:
+        longest: tokens of the longest sample in the rows.
+        row_length: positions a row.
+
+    Returns:
+        [W] int32, 0..W - 1; W is one of few, so that few graphs are compiled. None: dense attention is no slower.
+    """
+    block = query_block(row_length)
+    width = 4 * block
+    while width - block + 1 < longest:
+        width *= 2
+    if block < _WINDOW_BLOCK or 2 * width > row_length:
+        return None
+    return np.arange(width, dtype=np.int32)
+
+
+def _windows(x: ms.Tensor, back: int, before: int) -> ms.Tensor:
+    """[A, blocks, Q, ...] -> [A, blocks, (back + 1) Q, ...]: each block with the ``back`` blocks before it."""
+    shape = x.shape
+    padded = ops.concat((ops.full((shape[0], back, *shape[2:]), before, dtype=x.dtype), x), 1)
+    # The primitive, because indexing a tensor takes the graph compiler long.
+    start = (0,) * (len(shape) - 2)
+    return ops.concat(tuple(_slice(padded, (0, i, *start), shape) for i in range(back + 1)), 2)
+
+
+def _additive(seen: ms.Tensor) -> ms.Tensor:
+    return (1.0 - seen.astype(ms.float32)) * _MASKED
 
 
 class DenseMask(nn.Cell):
-    """segment_ids [B, S], S <= row_length -> additive mask [B, 1, S, S] float32: 0 where a position may look, else
-    -1e9."""
+    """Additive mask, float32: 0 where a position may look, else -1e9.
+
+    segment_ids [B, S], S <= row_length -> [B, 1, S, S]; with a window of W positions [B, S / Q, Q, W], for queries in
+    blocks of Q = ``query_block(S)``, whose keys are the W positions up to the block's end.
+    """
 
     def __init__(self, row_length: int):
         super().__init__()
         self.position = ops.arange(row_length)
 
-    def construct(self, segment_ids: ms.Tensor) -> tuple[ms.Tensor, None]:
-        position = self.position[: segment_ids.shape[1]]
-        causal = position.reshape(1, -1, 1) >= position.reshape(1, 1, -1)
-        same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
-        seen = ops.logical_and(causal, same).astype(ms.float32)
-        return ((1.0 - seen) * _MASKED).expand_dims(1), None
+    def construct(self, segment_ids: ms.Tensor, window: ms.Tensor | None = None) -> tuple[ms.Tensor, None]:
+        length = segment_ids.shape[1]
+        position = self.position[:length]
+        if window is None:
+            causal = position.reshape(1, -1, 1) >= position.reshape(1, 1, -1)
+            same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
+            return _additive(ops.logical_and(causal, same)).expand_dims(1), None
+        block, width = query_block(length), window.shape[0]
+        blocks = length // block
+        own = segment_ids.reshape(-1, blocks, block)
+        keys = _windows(own, width // block - 1, -2)  # what lies before the row is of no segment
+        causal = position[:block].reshape(1, 1, -1, 1) + (width - block) >= window.reshape(1, 1, 1, -1)
+        return _additive(ops.logical_and(causal, own.expand_dims(3) == keys.expand_dims(2))), None
 
 
 class SegmentEnds(nn.Cell):
@@ -51,7 +104,7 @@ class SegmentEnds(nn.Cell):
     always ends a segment, its padding is one segment.
     """
 
-    def construct(self, segment_ids: ms.Tensor) -> tuple[None, ms.Tensor]:
+    def construct(self, segment_ids: ms.Tensor, window: ms.Tensor | None = None) -> tuple[None, ms.Tensor]:
         batch, length = segment_ids.shape
         total = batch * length
         last = ops.ones((batch, 1), ms.bool_)
@@ -76,7 +129,9 @@ class DenseCoreAttention(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
-        """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask [B, 1, S, S] -> [S, B, N·D]."""
+        """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask as ``DenseMask`` makes it -> [S, B, N·D]."""
+        if attention_mask.shape[1] != 1:
+            return self._windowed(query, key, value, attention_mask)
         length, batch = query.shape[0], query.shape[1]
         rep = self.heads // self.groups
         q = query.transpose(1, 2, 0, 3) * self.scale
@@ -95,6 +150,25 @@ class DenseCoreAttention(nn.Cell):
             outs += (out.reshape(batch, self.heads, rows, self.dim),)
         merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
         return merged.transpose(2, 0, 1, 3).reshape(length, batch, self.heads * self.dim)
+
+    def _windowed(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
+        length, batch = query.shape[0], query.shape[1]
+        blocks, rows, width = mask.shape[1:]
+        rep = self.heads // self.groups
+        q = (query * self.scale).reshape(blocks, rows, batch, self.groups, rep, self.dim)
+        q = q.transpose(2, 3, 0, 4, 1, 5).reshape(batch * self.groups * blocks, rep * rows, self.dim)
+        k, v = self._keys(key, blocks, rows, width), self._keys(value, blocks, rows, width)
+        s = self.scores(q, k).reshape(batch, self.groups, blocks, rep, rows, width)
+        tiled = ops.tile(mask.reshape(batch, 1, blocks, 1, rows, width), (1, self.groups, 1, rep, 1, 1))
+        p = self.softmax(s + tiled).reshape(batch * self.groups * blocks, rep * rows, width)
+        out = self.mix(p, v).reshape(batch, self.groups, blocks, rep, rows, self.dim)
+        return out.transpose(2, 4, 0, 1, 3, 5).reshape(length, batch, self.heads * self.dim)
+
+    def _keys(self, x: ms.Tensor, blocks: int, rows: int, width: int) -> ms.Tensor:
+        """[S, B, G, D] -> [B·G·blocks, W, D]."""
+        batch = x.shape[1]
+        x = x.reshape(blocks, rows, batch * self.groups, self.dim).transpose(2, 0, 1, 3)
+        return _windows(x, width // rows - 1, 0).reshape(-1, width, self.dim)
 
 
 class DenseSelfAttention(SelfAttention):

@@ -25,11 +25,12 @@ from mindspore import Parameter, nn
 
 from npd_ascend.config.jobs import Device
 from npd_ascend.errors import UserError
-from npd_ascend.models.leaves import LEAVES, BiasedProjection, ColumnShare, Leaves, RowShare
+from npd_ascend.models.leaves import LEAVES, BiasedProjection, ColumnShare, Leaves, RowShare, window_of
 from npd_ascend.models.mapping import share_of
 from npd_ascend.models.peers import ALONE, Gather, Peers
 from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
+from npd_ascend.rows.collate import RowBatch
 
 _FLASH_ROW = 2048
 _context_made = False
@@ -97,7 +98,7 @@ class CausalLM(nn.Cell):
         self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
         own = share_of(spec, peers.size)
         self.row_length = row_length
-        self.interleaved = leaves.interleaved
+        self.interleaved, self._flash = leaves.interleaved, leaves.flash
         self.mask = leaves.mask(row_length)
         config = _config(own, leaves, row_length, compute_dtype, params_dtype)
         self.model = GPTModel(
@@ -113,6 +114,16 @@ class CausalLM(nn.Cell):
     def head_weight(self) -> Parameter:
         """Output projection [V, H], or this rank's rows of it; the embedding table itself when tied."""
         return self.model.embedding.word_embeddings.weight if self.spec.tie_embeddings else self.lm_head
+
+    def window(self, rows: RowBatch) -> ms.Tensor | None:
+        """The argument of that name for these rows: None on Ascend, whose flash kernel skips other segments itself."""
+        window = None if self._flash else window_of(rows.longest, rows.input_ids.shape[1])
+        return None if window is None else ms.Tensor(window)
+
+    def inputs(self, rows: RowBatch) -> tuple[ms.Tensor | None, ...]:
+        """Arguments of a call."""
+        arrays = (rows.input_ids, rows.position_ids, rows.segment_ids)
+        return (*(ms.Tensor(a) for a in arrays), self.window(rows))
 
     def shares(self) -> Shares:
         """How the parameters map to those of the whole model; gathering takes all peers."""
@@ -133,17 +144,20 @@ class CausalLM(nn.Cell):
         for layer in self.model.decoder.layers:
             layer.recompute()
 
-    def construct(self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor) -> ms.Tensor:
+    def construct(self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor,
+                  window: ms.Tensor | None = None) -> ms.Tensor:
         """Hidden states after the final norm.
 
         Args:
             input_ids, position_ids, segment_ids: [B, S] int32. A position sees the earlier positions of equal
                 segment id and itself; -1 marks padding.
+            window: of ``leaves.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
+                tells the graph how far attention looks is its length.
 
         Returns:
             [B * S, H] in the compute type; position s of row b is row b * S + s.
         """
-        mask, ends = self.mask(segment_ids)
+        mask, ends = self.mask(segment_ids, window)
         hidden = self.model(input_ids, position_ids, mask, actual_seq_len=ends)
         return hidden.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
 

@@ -146,8 +146,7 @@ class Selftest:
         from npd_ascend.rows.collate import collate
 
         batch = collate(rows, self.row, net.spec.pad_token_id, len(rows))
-        arrays = (batch.input_ids, batch.position_ids, batch.segment_ids)
-        hidden = net(*(ms.Tensor(a) for a in arrays)).astype(ms.float32).asnumpy()
+        hidden = net(*net.inputs(batch)).astype(ms.float32).asnumpy()
         return [hidden[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
 
     def _logits(self, hidden: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ class RowBatch:
         segment_ids: [B, S] int32, number of the sample in its row, -1 in padding.
         starts: [n] int64, flat position ``b * S + offset`` of the first token of each sample, row by row.
         lengths: [n] int64, tokens of each sample.
+        longest: no sample is longer. Batches that share a bound share a compiled graph, so it may be that of others.
     """
 
     input_ids: np.ndarray
@@ -27,6 +28,7 @@ class RowBatch:
     segment_ids: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    longest: int
 
     @property
     def tokens(self) -> int:
@@ -34,7 +36,8 @@ class RowBatch:
         return int(self.lengths.sum())
 
 
-def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, batch: int) -> RowBatch:
+def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, batch: int,
+            longest: int | None = None) -> RowBatch:
     """Token arrays of samples into fixed arrays; missing rows are all padding.
 
     Args:
@@ -42,19 +45,21 @@ def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, 
         row_length: S.
         pad_id: token id that fills padding.
         batch: B, at least ``len(rows)``.
+        longest: of ``RowBatch``; None: the tokens of the longest sample here.
 
     Raises:
-        ValueError: more rows than ``batch``, or a row with more tokens than ``row_length``.
+        ValueError: more rows than ``batch``, a row with more tokens than ``row_length``, a sample with more than
+            ``longest``.
     """
     samples = [np.asarray(s) for row in rows for s in row]
     lengths = np.fromiter(map(len, samples), np.int64, len(samples))
     in_row = np.fromiter(map(len, rows), np.int64, len(rows))
     tokens = np.concatenate(samples) if samples else np.empty(0, np.int32)
-    return collate_flat(tokens, lengths, in_row, row_length, pad_id, batch)
+    return collate_flat(tokens, lengths, in_row, row_length, pad_id, batch, longest)
 
 
 def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, row_length: int, pad_id: int,
-                 batch: int) -> RowBatch:
+                 batch: int, longest: int | None = None) -> RowBatch:
     """``collate`` for samples that stand one behind the other in one array.
 
     Args:
@@ -64,10 +69,14 @@ def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, ro
         row_length: S.
         pad_id: token id that fills padding.
         batch: B, at least ``len(in_row)``.
+        longest: as there.
 
     Raises:
-        ValueError: more rows than ``batch``, or a row with more tokens than ``row_length``.
+        ValueError: as there.
     """
+    found = int(lengths.max(initial=1))
+    if longest is not None and found > longest:
+        raise ValueError(f"a sample has {found} tokens, {longest} were announced")
     if len(in_row) > batch:
         raise ValueError(f"{len(in_row)} rows do not go into a batch of {batch}")
     row = np.repeat(np.arange(len(in_row)), in_row)
@@ -91,7 +100,8 @@ def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, ro
         position_ids[flat] = position
         segment_ids[flat] = np.repeat(np.arange(len(lengths)) - row_first[row], lengths)
     shape = (batch, row_length)
-    return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape), starts, lengths)
+    return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape), starts, lengths,
+                    longest or found)
 
 
 def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:

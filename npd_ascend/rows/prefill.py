@@ -55,12 +55,14 @@ def prefill_batches(contexts: Sequence[np.ndarray], responses: Sequence[np.ndarr
     body = np.fromiter(map(len, responses), np.int64, len(responses))
     scored = np.flatnonzero(body)
     # The last token predicts nothing that is asked for, so it takes no place in a row.
-    bins = best_fit_decreasing(head[scored] + body[scored] - 1, row_length)
+    tokens = head[scored] + body[scored] - 1
+    longest = int(tokens.max(initial=1))
+    bins = best_fit_decreasing(tokens, row_length)
     for first in range(0, len(bins), batch):
         rows = [scored[bins[b]] for b in range(first, min(first + batch, len(bins)))]
         samples = np.concatenate(rows)
         packed = collate([[np.concatenate([contexts[i], responses[i][:-1]]) for i in row] for row in rows],
-                         row_length, pad_id, batch)
+                         row_length, pad_id, batch, longest)
         yield PrefillBatch(samples, packed, response_positions(packed.starts, head[samples], body[samples]),
                            np.concatenate([responses[i] for i in samples]).astype(np.int32, copy=False),
                            np.cumsum(body[samples]))

@@ -24,6 +24,7 @@ class Layout:
         packed: several samples share a row.
         prompt: shortest prompt, which bounds the response tokens of a row.
         pad: id that fills rows.
+        longest: tokens that a prompt and its answer may have.
     """
 
     rows: int
@@ -31,6 +32,7 @@ class Layout:
     packed: bool
     prompt: int
     pad: int
+    longest: int
 
     @classmethod
     def of(cls, live: LiveConfig, samples: int, row_length: int, micro_batch: int, prompts: Sequence[np.ndarray],
@@ -52,10 +54,10 @@ class Layout:
         if live.layout == "packed":
             if longest > row_length:
                 raise UserError(f"a prompt and answer reach {longest} tokens but pack.row_length is {row_length}")
-            return cls(live.rows or micro_batch, (row_length,), True, shortest, pad)
+            return cls(live.rows or micro_batch, (row_length,), True, shortest, pad, longest)
         whole = -(-longest // 8) * 8
         lengths = sorted({b for b in live.buckets if b < whole} | {whole})
-        return cls(live.rows or samples, tuple(lengths), False, shortest, pad)
+        return cls(live.rows or samples, tuple(lengths), False, shortest, pad, longest)
 
     def head_rows(self, length: int) -> int:
         """Response positions that a micro-batch of this row length can have, as a multiple of 64."""
@@ -77,7 +79,7 @@ class Layout:
             mine = rows[first : first + self.rows]
             which = np.array([i for row in mine for i in row])
             batch = collate([[np.concatenate((samples[i].prompt, samples[i].response)) for i in row] for row in mine],
-                            length, self.pad, self.rows)
+                            length, self.pad, self.rows, self.longest)
             at = response_positions(batch.starts, head[which], body[which])
             positions = np.zeros(self.head_rows(length), np.int32)
             positions[: len(at)] = at
@@ -85,7 +87,7 @@ class Layout:
 
     def empty(self, length: int) -> Part:
         """A micro-batch without samples, to compile with."""
-        batch = collate([], length, self.pad, self.rows)
+        batch = collate([], length, self.pad, self.rows, self.longest)
         return Part(np.empty(0, np.int64), batch, np.zeros(self.head_rows(length), np.int32), 0)
 
 

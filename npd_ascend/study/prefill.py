@@ -16,8 +16,9 @@ class _LogProbs(nn.Cell):
         self.net, self.head = net, net.head_weight
         self.logits = ops.MatMul(transpose_b=True)
 
-    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden = ops.gather(self.net(input_ids, position_ids, segment_ids), positions, 0)
+    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
+                  positions: Tensor) -> Tensor:
+        hidden = ops.gather(self.net(input_ids, position_ids, segment_ids, window), positions, 0)
         return ops.log_softmax(self.logits(hidden, self.head.astype(hidden.dtype)).astype(ms.float32), -1)
 
 
@@ -34,5 +35,4 @@ class Prefill:
 
     def __call__(self, part: Part) -> np.ndarray:
         """[N, V] float32 log-probs; rows beyond ``part.tokens`` mean nothing."""
-        r = part.rows
-        return self._cell(*(Tensor(a) for a in (r.input_ids, r.position_ids, r.segment_ids, part.positions))).asnumpy()
+        return self._cell(*self.net.inputs(part.rows), Tensor(part.positions)).asnumpy()

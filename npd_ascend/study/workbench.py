@@ -20,6 +20,7 @@ from npd_ascend.config.jobs import Device, RolloutJob, TrainJob
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
 from npd_ascend.exposure.divergence import PairScorer
 from npd_ascend.models.group import Group
+from npd_ascend.models.leaves import window_of
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
@@ -156,7 +157,8 @@ class Workbench(Bench):
             trainer.update(0.0, 1)
             trainer.reset()
 
-        self.once((id(trainer), job.settings.micro_batch, reader.head_rows,
+        window = window_of(reader.longest, job.row_length)
+        self.once((id(trainer), job.settings.micro_batch, reader.head_rows, None if window is None else len(window),
                    reader.topk.k if reader.topk is not None else 0), compile_)
         return trainer
 
@@ -183,12 +185,13 @@ class Workbench(Bench):
             self._scorers[key].load(model)
         else:
             with self.clock.on("compile"):
-                self._scorers[key] = Scorer(model, spec, settings, device)
+                self._scorers[key] = Scorer(model, spec, settings, device, compiling=lambda: self.clock.on("compile"))
                 # Enough tokens for a whole chunk and what is left of one, the two shapes of the head.
                 chunk = min(settings.vocab_chunk_rows, settings.row_length * settings.micro_batch)
                 for tokens in (chunk, 1):
-                    count = -(-tokens // (settings.row_length - 1))
-                    ids = [np.zeros(min(tokens, settings.row_length - 1), np.int32)] * count
+                    each = min(32, settings.row_length - 1)
+                    count = -(-tokens // each)
+                    ids = [np.zeros(min(tokens, each), np.int32)] * count
                     self._scorers[key].score([np.zeros(1, np.int32)] * count, ids, 0)
         return self._scorers[key]
 

@@ -105,7 +105,7 @@ class LagProbe:
     def _hidden(self, i: int) -> np.ndarray:
         """[tokens, H] float32 of probe batch ``i`` under the present weights."""
         rows, where = self._inputs[i]
-        hidden = self.net(Tensor(rows.input_ids), Tensor(rows.position_ids), Tensor(rows.segment_ids))
+        hidden = self.net(*self.net.inputs(rows))
         return hidden.astype(ms.float32).asnumpy()[where]
 
     def _padded(self, hidden: np.ndarray) -> np.ndarray:

@@ -47,10 +47,8 @@ class MicroBatch:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """In the order in which the network and the loss take them."""
-        r = self.rows
-        return (r.input_ids, r.position_ids, r.segment_ids, self.positions, self.targets, self.teacher, self.weights,
-                self.parameters)
+        """What the loss takes, in its order."""
+        return self.positions, self.targets, self.teacher, self.weights, self.parameters
 
 
 class Reader:
@@ -81,6 +79,7 @@ class Reader:
         self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
         self.rank, self.world, self.align = rank, world, align
         self.max_segments = max_segments
+        self.longest = max(int((p.prompt_tokens.astype(np.int64) + p.response_tokens).max(initial=1)) for p in plans)
         for plan in plans:
             self.check_segments(plan)
         self.weight = find_token_weight(settings.loss)
@@ -184,7 +183,8 @@ class Reader:
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, prompt_n, response_n = (a[lo:hi] for a in (plan.samples, plan.prompt_tokens, plan.response_tokens))
         rows = collate_flat(self.corpus.texts(samples, prompt_n, response_n), prompt_n.astype(np.int64) + response_n,
-                            np.diff(plan.first[begin : end + 1]), self.row_length, self.pad, self.settings.micro_batch)
+                            np.diff(plan.first[begin : end + 1]), self.row_length, self.pad, self.settings.micro_batch,
+                            self.longest)
         return rows, response_positions(rows.starts, prompt_n, response_n)
 
     def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> TopK:

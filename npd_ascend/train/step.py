@@ -22,11 +22,11 @@ class PackedLoss(nn.Cell):
         self.net, self.loss = net, loss
         self.head = net.head_weight
 
-    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor,
-                  targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
+    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
+                  positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
                   scale: Tensor) -> tuple[Tensor, ...]:
         """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens."""
-        hidden = ops.gather(self.net(input_ids, position_ids, segment_ids), positions, 0)
+        hidden = ops.gather(self.net(input_ids, position_ids, segment_ids, window), positions, 0)
         out = self.loss(hidden, self.head, targets, teacher, weights, parameters)
         return out[0] * scale, out[0], out[1], out[2]
 
@@ -45,11 +45,12 @@ class Accumulate(nn.Cell):
         self.scatter = ScatterSum(optimizer.owners)
         self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
 
-    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, positions: Tensor,
-                  targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
+                  positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
+                  scale: Tensor) -> Tensor:
         """The micro-batch's loss sum."""
-        values, gradients = self.differentiate(input_ids, position_ids, segment_ids, positions, targets, teacher,
-                                               weights, parameters, scale)
+        values, gradients = self.differentiate(input_ids, position_ids, segment_ids, window, positions, targets,
+                                               teacher, weights, parameters, scale)
         last = gradients
         for i in range(len(self.gradients)):
             g = gradients[i]
@@ -157,7 +158,8 @@ class Trainer:
     def accumulate(self, batch: MicroBatch, tokens: int) -> float:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""
         scale = Tensor(np.float32(1.0 / max(1, tokens)))
-        return float(self._accumulate(*(Tensor(a) for a in batch.arrays), scale).asnumpy())
+        arrays = (Tensor(a) for a in batch.arrays)
+        return float(self._accumulate(*self.net.inputs(batch.rows), *arrays, scale).asnumpy())
 
     def update(self, lr: float, step: int) -> tuple[float, np.ndarray]:
         """Optimiser step number ``step`` (from 1): gradient norm, and loss, CE and D summed over the batch."""

@@ -36,7 +36,7 @@ def sequences(seed=3, vocab=97):
 
 
 def logits(net, batch):
-    hidden = net(ms.Tensor(batch.input_ids), ms.Tensor(batch.position_ids), ms.Tensor(batch.segment_ids))
+    hidden = net(*net.inputs(batch))
     return hidden.asnumpy() @ net.head_weight.asnumpy().T
 
 

@@ -32,6 +32,7 @@ def test_equals_token_by_token(rows, spare):
     assert made.position_ids.tolist() == positions and made.position_ids.dtype == np.int32
     assert made.segment_ids.tolist() == segments and made.segment_ids.dtype == np.int32
     assert made.tokens == sum(len(s) for r in rows for s in r)
+    assert made.longest == max([len(s) for r in rows for s in r] + [1])
     flat = made.input_ids.reshape(-1)
     samples = [s for r in rows for s in r]
     assert [flat[a : a + n].tolist() for a, n in zip(made.starts, made.lengths, strict=True)] == samples
@@ -51,3 +52,5 @@ def test_refuses_what_does_not_fit():
         collate([[np.ones(4)], [np.ones(2), np.ones(3)]], 4, 0, 2)
     with pytest.raises(ValueError, match="2 rows do not go into a batch of 1"):
         collate([[], []], 4, 0, 1)
+    with pytest.raises(ValueError, match="a sample has 3 tokens, 2 were announced"):
+        collate([[np.ones(2), np.ones(3)]], 8, 0, 1, longest=2)

@@ -64,10 +64,13 @@ def test_every_token_once_an_epoch(world):
 
 def test_shapes_never_change(world):
     r = reader(world)
-    shapes = {tuple(a.shape for a in m.arrays) for m in all_batches(r)}
+    batches = list(all_batches(r))
+    shapes = {tuple(a.shape for a in (m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, *m.arrays))
+              for m in batches}
     n = r.head_rows
     assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n, 5), (n, 4), (n, 2), (n, 1))}
     assert n >= max(m.tokens for m in all_batches(r)) and n % r.chunk == 0 and r.chunk <= 32
+    assert {m.rows.longest for m in batches} == {max(m.rows.lengths.max() for m in batches)}
 
 
 def test_ranks_share_a_batch_in_order(world):

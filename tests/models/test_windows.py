@@ -1,0 +1,90 @@
+"""Attention in windows is dense attention of packed rows, at the cost of the windows."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+ms = pytest.importorskip("mindspore")
+
+from npd_ascend.models.leaves import DenseCoreAttention, DenseMask, query_block, window_of  # noqa: E402
+from npd_ascend.rows.collate import collate  # noqa: E402
+
+pytestmark = pytest.mark.mindspore
+ROWS, LENGTH, HEADS, GROUPS, DIM = 2, 256, 4, 2, 8
+
+
+class Attention(ms.nn.Cell):
+    """Output of attention, and gradients of its weighted sum."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.mask = DenseMask(LENGTH)
+        self.core = DenseCoreAttention(
+            SimpleNamespace(num_attention_heads=HEADS, num_query_groups=GROUPS, kv_channels=DIM), 1)
+        self.weight = weight
+        self.differentiate = ms.grad(self.loss, (0, 1, 2))
+
+    def loss(self, query, key, value, mask):
+        return (self.core(query, key, value, mask) * self.weight).sum()
+
+    def construct(self, query, key, value, segment_ids, window=None):
+        mask, _ = self.mask(segment_ids, window)
+        return self.core(query, key, value, mask), self.differentiate(query, key, value, mask)
+
+
+def naive(query, key, value, segment):
+    """[S, B, N * D] by the definition, position by position; zeros in padding."""
+    out = np.zeros((LENGTH, ROWS, HEADS, DIM))
+    for b in range(ROWS):
+        for s in np.flatnonzero(segment[b] >= 0):
+            seen = np.flatnonzero(segment[b, : s + 1] == segment[b, s])
+            for n in range(HEADS):
+                g = n // (HEADS // GROUPS)
+                scores = key[seen, b, g] @ query[s, b, n] / np.sqrt(DIM)
+                p = np.exp(scores - scores.max())
+                out[s, b, n] = p / p.sum() @ value[seen, b, g]
+    return out.reshape(LENGTH, ROWS, HEADS * DIM)
+
+
+@pytest.mark.parametrize("longest", [49, 65])
+def test_windows_change_nothing(longest):
+    """Samples begin and end anywhere in a block; the longest reaches as far back as the window allows."""
+    rng = np.random.default_rng(0)
+    rows = [[], []]
+    for part in rows:
+        while sum(map(len, part)) + longest <= LENGTH - 20:
+            part.append(np.zeros(longest if len(part) < 2 else int(rng.integers(1, longest + 1)), np.int32))
+        rng.shuffle(part)
+    batch = collate(rows, LENGTH, 0, ROWS)
+    window = window_of(batch.longest, LENGTH)
+    assert batch.longest == longest and len(window) == (64 if longest == 49 else 128)
+    query = rng.standard_normal((LENGTH, ROWS, HEADS, DIM)).astype(np.float32)
+    key, value = rng.standard_normal((2, LENGTH, ROWS, GROUPS, DIM)).astype(np.float32)
+    inside = (batch.segment_ids.T >= 0)[:, :, None]
+    weight = rng.standard_normal((LENGTH, ROWS, HEADS * DIM)).astype(np.float32) * inside
+    attention = Attention(ms.Tensor(weight))
+    inputs = [ms.Tensor(x) for x in (query, key, value, batch.segment_ids)]
+    dense, windowed = attention(*inputs), attention(*inputs, ms.Tensor(window))
+    expected = naive(query, key, value, batch.segment_ids)
+    for out, _ in (dense, windowed):
+        np.testing.assert_allclose(out.asnumpy() * inside, expected, rtol=0, atol=1e-5)
+    for a, b in zip(dense[1], windowed[1], strict=True):
+        assert np.abs(a.asnumpy()).max() > 0.1
+        np.testing.assert_allclose(b.asnumpy(), a.asnumpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("row_length", [16, 48, 64, 100, 128, 512, 4096])
+def test_windows_hold_the_longest_sample(row_length):
+    """The first query of a block sees back over the longest sample, and windows save at least half."""
+    widths = set()
+    for longest in range(1, row_length + 1):
+        window = window_of(longest, row_length)
+        if window is None:
+            continue
+        block = query_block(row_length)
+        width = len(window)
+        assert width - block + 1 >= longest and width % block == 0 and row_length % block == 0
+        assert 2 * width <= row_length
+        widths.add(width)
+    assert len(widths) <= 6 and bool(widths) == (row_length >= 128)
