@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _GUESS = {"stored": 45.0, "live": 120.0}
 """Seconds of an arm before any was measured."""
 _TICK_S = 0.5
 _MAX_DEATHS = 2
+Kin = tuple[str, str, str]
+"""Task, group and name of an arm."""
 
 
 def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
@@ -134,7 +136,7 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
     team = [_Worker(i, workers, resolved, events) for i in range(workers)]
     try:
         for worker in team:
-            worker.give(waiting.pop(0))
+            worker.give(waiting.pop(next_for(worker.done, team_done(team), waiting)))
         while any(w.arm is not None for w in team):
             try:
                 worker, event = events.get(timeout=_TICK_S)
@@ -158,11 +160,41 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
                 progress.failed(done, event["text"])
             worker.arm = None
             if waiting:
-                worker.give(waiting.pop(0))
+                worker.give(waiting.pop(next_for(worker.done, team_done(team), waiting)))
     finally:
         for worker in team:
             worker.stop()
     return failed
+
+
+def next_for(own: Collection[Kin], others: Collection[Kin], waiting: Sequence[Arm]) -> int:
+    """Which arm a worker takes next. A process compiles an arm's graphs once for all seeds, so within the group that
+    is in line it takes what it has compiled already, else what nobody has, else the first.
+
+    Args:
+        own: kin of the arms that this worker has had.
+        others: kin of the arms that any worker has had.
+        waiting: not empty, in the order of the study.
+
+    Returns:
+        Its place in ``waiting``.
+    """
+    line = [i for i, a in enumerate(waiting) if a.group == waiting[0].group]
+    for fits in (lambda k: k in own, lambda k: k not in others):
+        for i in line:
+            if fits(kin(waiting[i])):
+                return i
+    return 0
+
+
+def kin(arm: Arm) -> Kin:
+    """What arms that differ in their seed alone have in common."""
+    return arm.task, arm.group, arm.name
+
+
+def team_done(team: Sequence[_Worker]) -> set[Kin]:
+    """Kin of all arms that were given out."""
+    return {k for w in team for k in w.done}
 
 
 class _Worker:
@@ -171,6 +203,7 @@ class _Worker:
     def __init__(self, index: int, of: int, resolved: Path, events: queue.Queue[tuple[_Worker, dict[str, Any]]]):
         self.index, self._of, self._resolved = index, of, resolved
         self.arm: Arm | None = None
+        self.done: set[Kin] = set()
         self.deaths = 0
         self.log = resolved.parent / "logs" / f"worker-{index}.log"
         self._start(events)
@@ -178,11 +211,13 @@ class _Worker:
     def restart(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
         """Another process in the place of one that has died."""
         self.stop()
+        self.done.clear()
         self._start(events)
 
     def give(self, arm: Arm) -> None:
         """Has an arm run."""
         self.arm = arm
+        self.done.add(kin(arm))
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{arm.key}\n".encode())

@@ -227,7 +227,8 @@ class _Run:
             self.record.log("time", **at, seconds=seconds, stage=heading, aside=heading in ASIDE,
                             tokens=self.counts.get(f"{heading} tokens"), samples=self.counts.get(f"{heading} samples"))
         self.record.log("time", **at, seconds=total, stage=TOTAL, aside=False, identity=identity(self.arm),
-                        wall=round(sum(totals.values()), 3), method=self.arm.method, epochs=c.train.epochs)
+                        timed=self.arm.timed, wall=round(sum(totals.values()), 3), method=self.arm.method,
+                        epochs=c.train.epochs)
 
 
 def _with_subset(arm: Arm, root: Path) -> Any:

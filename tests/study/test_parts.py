@@ -8,7 +8,7 @@ from npd_ascend.config.study import LiveConfig, arms_of, load_study
 from npd_ascend.errors import UserError
 from npd_ascend.study.batches import Layout
 from npd_ascend.study.clock import Clock
-from npd_ascend.study.conduct import chosen, describe
+from npd_ascend.study.conduct import chosen, describe, kin, next_for
 from npd_ascend.study.method import Sample, changes
 from npd_ascend.study.results import TOTAL, Recorder, Results, identity
 
@@ -126,3 +126,13 @@ def test_results_and_what_is_left(tmp_path):
     assert "6 arms, 5 to run" in describe(plan)
     results.drop({arms[0].key: "other settings"})
     assert not results.finished() and "6 arms, 6 to run" in describe(plan)
+
+
+def test_one_worker_takes_the_seeds_of_an_arm(tmp_path):
+    waiting = list(arms_of(load_study(study(tmp_path)), changes()))
+    own, other, taken = set(), set(), []
+    for mine in (own, other) * 3:
+        arm = waiting.pop(next_for(mine, own | other, waiting))
+        mine.add(kin(arm))
+        taken.append(arm.key.removeprefix("maze/a/"))
+    assert taken[::2] == ["npd/0", "npd/1", "gkd/0"] and taken[1::2] == ["sft/0", "sft/1", "gkd/1"]

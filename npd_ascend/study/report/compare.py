@@ -43,10 +43,11 @@ class Verdict:
 
 
 def values(results: Readings, task: str, group: str, arm: str, measure: str) -> dict[int, float]:
-    """Seed -> last value of a measure, without seeds that lack it; ``seconds`` is the arm's whole time."""
+    """Seed -> last value of a measure, without seeds that lack it; ``seconds`` is the whole time of an arm that had
+    the machine to itself."""
     if measure == "seconds":
         return {seed: float(row["seconds"]) for seed, s in results.series(task, group, arm, "time").items()
-                for row in s.rows if row.get("stage") == TOTAL and row.get("seconds")}
+                for row in s.rows if row.get("stage") == TOTAL and row.get("seconds") and row.get("timed")}
     kind = _KIND.get(measure, measure)
     out = {seed: row.get(measure) for seed, row in results.last(task, group, arm, kind).items()}
     return {seed: float(v) for seed, v in out.items() if v is not None and math.isfinite(v)}

@@ -141,17 +141,19 @@ def positions(readings: Readings, task: str, group: str) -> Markup | None:
     return _lines(draw, f"KL(teacher‖student) by position, {group} on {task}")
 
 
+def by_stage(readings: Readings, task: str, group: str, arm: str) -> dict[str, float]:
+    """Seconds of each stage of an arm, means over seeds."""
+    found: dict[str, list[float]] = {}
+    for s in readings.series(task, group, arm, "time").values():
+        for r in s.rows:
+            if r.get("stage") != TOTAL and not r.get("aside"):
+                found.setdefault(str(r.get("stage")), []).append(float(r.get("seconds") or 0))
+    return {k: float(np.mean(v)) for k, v in found.items()}
+
+
 def stages(readings: Readings, task: str, group: str) -> Markup | None:
     """Where each arm's time goes, seconds, means over seeds."""
-    rows: list[tuple[str, dict[str, float]]] = []
-    for arm in readings.arms(task, group):
-        found: dict[str, list[float]] = {}
-        for s in readings.series(task, group, arm, "time").values():
-            for r in s.rows:
-                if r.get("stage") != TOTAL and not r.get("aside"):
-                    found.setdefault(str(r.get("stage")), []).append(float(r.get("seconds") or 0))
-        if found:
-            rows.append((arm, {k: float(np.mean(v)) for k, v in found.items()}))
+    rows = [(arm, parts) for arm in readings.arms(task, group) if (parts := by_stage(readings, task, group, arm))]
     if not rows:
         return None
     top = max(sum(parts.values()) for _, parts in rows)

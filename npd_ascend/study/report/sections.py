@@ -81,7 +81,7 @@ def _section(readings: Readings, name: str) -> Section:
         reference = reference_arm(group, arms)
         out.tables.append(_table(readings, task, name, group, arms, reference))
         if name == "speed":
-            out.tables += _speed(readings, task, name, arms, reference)
+            out.tables += _speed(readings, task, name, arms, reference) + _stages(readings, task, name, arms)
         out.tables += _training(readings, task, name, arms)
         out.pictures += _pictures(readings, task, name)
         usable = accurate(readings, task, name)
@@ -137,7 +137,18 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
         columns.append(("kept", lambda a: ", ".join(percent(x, 0) for x in _kept(readings, task, name, a)) or "–"))
     if any(estimate(readings, task, name, a, "seconds") for a in arms):
         columns.append(("seconds", lambda a: with_interval(estimate(readings, task, name, a, "seconds"), _whole)))
-    return Table([f"{task}: arm", *(c[0] for c in columns)], [[a, *(f(a) for _, f in columns)] for a in arms])
+    return Table([f"{task}: arm", *(c[0] for c in columns)], [[a, *(f(a) for _, f in columns)] for a in arms],
+                 _start(readings, task, name, arms))
+
+
+def _start(readings: Readings, task: str, name: str, arms: list[str]) -> str:
+    """Where all arms come from."""
+    found = [s.rows[0] for a in arms for s in readings.series(task, name, a, "eval").values() if s.rows[0]["step"] == 0]
+    if not found or not accurate(readings, task, name):
+        return ""
+    steps = [s.rows[-1]["step"] for a in arms for s in readings.series(task, name, a, "train").values()]
+    return (f"All start at {100 * float(np.mean([r['accuracy'] for r in found])):.1f} % of {found[0]['n']} held-out "
+            f"prompts" + (f"; {min(steps)} to {max(steps)} optimiser steps." if steps else "."))
 
 
 def _kept(readings: Readings, task: str, name: str, arm: str) -> list[float]:
@@ -177,6 +188,19 @@ def _speed(readings: Readings, task: str, name: str, arms: list[str], reference:
         f"above 1, {reference} is faster. Starting engines, compiling and evaluating are left out for all arms alike.")]
 
 
+def _stages(readings: Readings, task: str, name: str, arms: list[str]) -> list[Table]:
+    """Seconds of each stage; what is done for the study alone is left out."""
+    found = {a: figures.by_stage(readings, task, name, a) for a in arms}
+    top = max((sum(parts.values()) for parts in found.values()), default=0.0)
+    stages = sorted({k for parts in found.values() for k, v in parts.items() if v > 0.002 * top},
+                    key=lambda k: -sum(parts.get(k, 0) for parts in found.values()))
+    if not stages:
+        return []
+    return [Table([f"{task}: seconds of", *(k.replace("_", " ") for k in stages)],
+                  [[a, *(f"{parts[k]:.1f}" if k in parts else "–" for k in stages)] for a, parts in found.items()],
+                  "teacher: the live prefill; annotate: the same, stored. Seeds averaged.")]
+
+
 def _factor(e: Estimate | None) -> str:
     if e is None:
         return "–"
@@ -203,12 +227,14 @@ def _training(readings: Readings, task: str, name: str, arms: list[str]) -> list
 
 def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
     measure = "accuracy" if accurate(readings, task, name) else "kl_ts"
+    timed = any(values(readings, task, name, a, "seconds") for a in readings.arms(task, name))
     made = [
         ("accuracy", "Accuracy" if measure == "accuracy" else "KL(teacher‖student) along own answers",
          figures.accuracy(readings, task, name, measure), "Mean and 95 % interval over seeds; small dots are seeds.",
          False),
-        ("epochs", "At the same number of steps", figures.curves(readings, task, name, "progress"), "", False),
-        ("seconds", "At the same time", figures.curves(readings, task, name, "seconds"), "", False),
+        ("epochs", "At the same number of steps",
+         figures.curves(readings, task, name, "progress") if measure == "accuracy" else None, "", False),
+        ("seconds", "At the same time", figures.curves(readings, task, name, "seconds") if timed else None, "", False),
         ("positions", "KL(teacher‖student) along the answer", figures.positions(readings, task, name),
          "Rising curves are errors that build on errors.", False),
         ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False)]

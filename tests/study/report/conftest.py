@@ -45,7 +45,8 @@ def _arm(writer, task, group, arm, i, seed, points):
     writer.log("zones", **base, step=0, progress=0.0, seconds=0.0, prompts=0, generation=0, below=0.03, inside=0.95,
                above=0.02, kept=0.95)
     for stage, part in (("rollout", 0.6), ("train", 0.4), ("total", 1.0)):
-        writer.log("time", **base, step=0, progress=6.0, prompts=1200, stage=stage, aside=False, seconds=total * part)
+        writer.log("time", **base, step=0, progress=6.0, prompts=1200, stage=stage, aside=False, seconds=total * part,
+                   timed=True)
 
 
 @pytest.fixture(scope="session")
