@@ -23,7 +23,7 @@ from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.processes import child_environment
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.method import changes, live_method
-from npd_ascend.study.results import Results, identity
+from npd_ascend.study.results import Results, content, identity
 
 _GUESS = {"stored": 45.0, "live": 120.0}
 """Seconds of an arm before any was measured."""
@@ -57,10 +57,18 @@ def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
     left = _left(results, arms)
     lines = [f"{len(arms)} arms, {len(left)} to run, in {study.study.dir}"]
     estimate = Estimate(results)
+    first: dict[str, Arm] = {}
+    run: list[Arm] = []
     for arm in arms:
+        same = first.setdefault(content(arm), arm)
         what = f"about {estimate(arm):.0f} s" if arm in left else "done"
+        if arm in left and same is not arm and not arm.timed and same.exposure >= arm.exposure:
+            what = f"the same run as {same.key}"
+        elif arm in left:
+            run.append(arm)
         lines.append(f"  {arm.key:44s} {arm.method:10s} {what}{', alone' if arm.timed else ''}")
-    lines.append(f"about {estimate.all(left, study.study.workers) / 60:.0f} min in all, a guess before any has run")
+    lines.append(f"{len(run)} runs, about {estimate.all(run, study.study.workers) / 60:.0f} min, a guess before any "
+                 f"has run")
     return "\n".join(lines)
 
 
@@ -114,6 +122,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
                                              allow_unicode=True).encode())
         everything = list(arms_of(study, changes()))
         results.drop({a.key: identity(a) for a in everything})
+        share(results, everything, arms)
         left = _left(results, arms)
         say(f"study {root}: {len(arms)} arms, {len(left)} to run")
         phases = [([a for a in left if not a.timed], study.study.workers), ([a for a in left if a.timed], 1)]
@@ -155,6 +164,9 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
             if event["event"] == "done":
                 results.take(done)
                 progress.done(done)
+                for twin in share(results, [done], waiting):
+                    waiting.remove(twin)
+                    progress.done(twin)
             else:
                 failed += 1
                 progress.failed(done, event["text"])
@@ -282,6 +294,20 @@ class _Progress:
         minutes = (time.monotonic() - self._start) / 60
         rest = self._estimate.all(self._left, self._workers) / 60
         self._say(f"[{n}/{self._total}, {minutes:.0f} min, about {rest:.0f} to go] {arm.key}: {text}")
+
+
+def share(results: Results, sources: Sequence[Arm], arms: Sequence[Arm]) -> list[Arm]:
+    """Serves arms from finished ones that do the same; returns those that were."""
+    left, finished = _left(results, arms), results.finished()
+    done = [s for s in sources if finished.get(s.key) == identity(s) and not s.timed]
+    served = []
+    for arm in left:
+        for source in done:
+            if content(source) == content(arm) and source.exposure >= arm.exposure:
+                results.share(source, arm)
+                served.append(arm)
+                break
+    return served
 
 
 def _left(results: Results, arms: Sequence[Arm]) -> list[Arm]:

@@ -11,6 +11,7 @@ from typing import Any
 from npd_ascend.config.study import Arm
 from npd_ascend.store.identity import digest
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
+from npd_ascend.study.method import live_method
 
 TOTAL = "total"
 """``stage`` of the time row that ends an arm."""
@@ -21,6 +22,14 @@ def identity(arm: Arm) -> str:
     config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
     return digest([arm.key, arm.method, config, arm.live.model_dump(mode="json"), arm.evaluations, arm.exposure,
                    arm.timed, arm.subset, arm.exposure_prompts])
+
+
+def content(arm: Arm) -> str:
+    """What an arm does, whatever it is called: arms of one content are one run. Exposure is left out, since a run that
+    measures it serves those that do not ask."""
+    config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
+    live = arm.live.model_dump(mode="json") if live_method(arm.method) else None
+    return digest([arm.task, arm.method, config, live, arm.evaluations, arm.timed, arm.subset])
 
 
 class Recorder:
@@ -64,7 +73,7 @@ class Results:
 
     def seconds(self) -> dict[str, float]:
         """Wall seconds that finished arms took, everything included, by key."""
-        return {key_of(r): float(r["wall"]) for r in self._ends(read_metrics(self.path))}
+        return {key_of(r): float(r["wall"]) for r in self._ends(read_metrics(self.path)) if "shared" not in r}
 
     def take(self, arm: Arm) -> None:
         """Moves the rows of an arm that has just finished into the results."""
@@ -72,6 +81,16 @@ class Results:
         for row in read_metrics(self.own(arm)):
             writer.log(row.pop("kind"), **row)
         self.own(arm).unlink()
+
+    def share(self, done: Arm, twin: Arm) -> None:
+        """Enters the rows of a finished arm also under the name of one that does the same."""
+        writer = MetricsWriter(self.path)
+        for row in read_metrics(self.path):
+            if key_of(row) == done.key and (row["kind"] != "exposure" or twin.exposure):
+                row |= {"group": twin.group, "arm": twin.name}
+                if row.get("stage") == TOTAL:
+                    row |= {"identity": identity(twin), "wall": 0.0, "shared": done.key}
+                writer.log(row.pop("kind"), **row)
 
     def drop(self, keep: dict[str, str]) -> None:
         """Removes rows of arms that stand here half-taken, or made with other settings than ``keep`` says."""

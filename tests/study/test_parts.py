@@ -6,11 +6,12 @@ import yaml
 
 from npd_ascend.config.study import LiveConfig, arms_of, load_study
 from npd_ascend.errors import UserError
+from npd_ascend.store.metrics import read_metrics
 from npd_ascend.study.batches import Layout
 from npd_ascend.study.clock import Clock
-from npd_ascend.study.conduct import chosen, describe, kin, next_for
+from npd_ascend.study.conduct import chosen, describe, kin, next_for, share
 from npd_ascend.study.method import Sample, changes
-from npd_ascend.study.results import TOTAL, Recorder, Results, identity
+from npd_ascend.study.results import TOTAL, Recorder, Results, content, identity
 
 
 def samples(n, seed=0):
@@ -136,3 +137,22 @@ def test_one_worker_takes_the_seeds_of_an_arm(tmp_path):
         mine.add(kin(arm))
         taken.append(arm.key.removeprefix("maze/a/"))
     assert taken[::2] == ["npd/0", "npd/1", "gkd/0"] and taken[1::2] == ["sft/0", "sft/1", "gkd/1"]
+
+
+def test_arms_that_do_the_same_are_one_run(tmp_path):
+    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "exposure": True, "arms": {"npd": {}}},
+                            b={"tasks": ["maze"], "arms": {"f1": {}, "f0": {"set": {"sync.refreshes": 0}}}}))
+    results, arms = Results(plan.study.dir), chosen(plan, [])
+    npd, f1, f0 = (next(a for a in arms if a.name == name) for name in ("npd", "f1", "f0"))
+    assert content(npd) == content(f1) != content(f0) and identity(npd) != identity(f1)
+    assert "the same run as maze/a/npd/0" in describe(plan) and "4 runs" in describe(plan)
+    record = Recorder(results.own(npd), npd)
+    record.log("eval", 3, 1.5, 2.0, 600, accuracy=0.5)
+    record.log("exposure", 3, 1.5, 2.0, 600, kl_ts=0.5)
+    record.log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(npd), wall=11.0)
+    results.take(npd)
+    assert share(results, [npd], arms) == [f1] and share(results, [npd], arms) == []
+    assert results.finished() == {npd.key: identity(npd), f1.key: identity(f1)}
+    assert results.seconds() == {npd.key: 11.0}
+    kinds = [(r["arm"], r["kind"]) for r in read_metrics(results.path)]
+    assert kinds == [("npd", "eval"), ("npd", "exposure"), ("npd", "time"), ("f1", "eval"), ("f1", "time")]
