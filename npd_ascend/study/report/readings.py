@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from npd_ascend.errors import UserError
 from npd_ascend.store.metrics import read_metrics
@@ -50,7 +51,7 @@ class Readings:
 
     @classmethod
     def read(cls, folder: Path) -> Readings:
-        """Of a study directory.
+        """Of a study directory; arms stand in the order of its ``study.yaml``, where there is one.
 
         Raises:
             UserError: there is no results file, or nothing in it.
@@ -58,7 +59,8 @@ class Readings:
         path = Path(folder) / FILE
         if not path.exists():
             raise UserError(f"{path}: not there; is {folder} the directory of a study that has begun?")
-        found = cls(read_metrics(path))
+        place = _places(Path(folder) / "study.yaml")
+        found = cls(sorted(read_metrics(path), key=lambda r: place.get((r.get("group"), r.get("arm")), len(place))))
         if not found.rows:
             raise UserError(f"{path}: holds no results yet")
         return found
@@ -99,6 +101,15 @@ def hits(row: Row) -> np.ndarray | None:
     if isinstance(value, str) and value:
         return np.frombuffer(value.encode(), np.uint8) - ord("0")
     return np.asarray(value, np.uint8) if isinstance(value, Sequence) and len(value) else None
+
+
+def _places(path: Path) -> dict[tuple[Any, Any], int]:
+    """(group, arm) -> place in the study's file."""
+    try:
+        groups = yaml.safe_load(path.read_text())["groups"]
+        return {key: i for i, key in enumerate((g, a) for g, group in groups.items() for a in group["arms"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _order(names: Iterable[str]) -> list[str]:

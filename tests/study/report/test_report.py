@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
@@ -117,3 +118,11 @@ def test_peers_are_shown_beside(make_study, tmp_path):
 def test_a_directory_without_results_is_refused(tmp_path):
     with pytest.raises(UserError, match="results.jsonl"):
         build(tmp_path)
+
+
+def test_arms_stand_in_the_study_s_order(tmp_path):
+    rows = [{"kind": "eval", "task": "t", "group": "g", "arm": a, "seed": 0, "step": 1} for a in ("x", "b", "a")]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert Readings.read(tmp_path).arms("t", "g") == ["x", "b", "a"]
+    (tmp_path / "study.yaml").write_text("groups: {g: {arms: {a: {}, b: {}}}}")
+    assert Readings.read(tmp_path).arms("t", "g") == ["a", "b", "x"]
