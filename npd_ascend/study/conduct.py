@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -38,7 +39,7 @@ def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
 
     Args:
         study: the study.
-        only: ``group`` or ``group/arm`` each; empty: all.
+        only: ``group`` or ``group/arm`` each, and they run in this order; empty: all.
 
     Raises:
         UserError: a name that no arm has, or an arm whose configuration does not hold.
@@ -47,7 +48,10 @@ def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
     for name in only:
         if not any(name in (a.group, f"{a.group}/{a.name}") for a in arms):
             raise UserError(f"--only {name}: there is no such group or arm; groups: {', '.join(study.groups)}")
-    return [a for a in arms if not only or any(n in (a.group, f"{a.group}/{a.name}") for n in only)]
+    if not only:
+        return arms
+    place = {a.key: next((i for i, n in enumerate(only) if n in (a.group, f"{a.group}/{a.name}")), -1) for a in arms}
+    return sorted((a for a in arms if place[a.key] >= 0), key=lambda a: place[a.key])
 
 
 def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
@@ -191,7 +195,7 @@ def next_for(own: Collection[Kin], others: Collection[Kin], waiting: Sequence[Ar
     Returns:
         Its place in ``waiting``.
     """
-    line = [i for i, a in enumerate(waiting) if a.group == waiting[0].group]
+    line = [i for i, _ in enumerate(itertools.takewhile(lambda a: a.group == waiting[0].group, waiting))]
     for fits in (lambda k: k in own, lambda k: k not in others):
         for i in line:
             if fits(kin(waiting[i])):

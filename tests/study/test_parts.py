@@ -115,6 +115,7 @@ def test_results_and_what_is_left(tmp_path):
     plan = load_study(study(tmp_path))
     results, arms = Results(plan.study.dir), chosen(plan, [])
     assert "6 arms, 6 to run" in describe(plan) and "2 arms" in describe(plan, ["a/sft"])
+    assert [a.name for a in chosen(plan, ["a/gkd", "a/npd"])] == ["gkd", "gkd", "npd", "npd"]
     with pytest.raises(UserError, match="groups: a"):
         chosen(plan, ["b"])
     for arm in arms[:2]:
