@@ -18,6 +18,8 @@ _KIND = {"accuracy": "eval", "seconds": "eval", "kl_st": "exposure", "kl_ts": "e
          "nll": "exposure", "teacher_nll": "exposure"}
 VERDICTS = {"shown": "shown", "open": "not shown: the interval includes 0", "against": "against the claim",
             "few": "not shown: one seed alone", "missing": "not run"}
+COUNTED = {"shown": "shown", "open": "not shown", "against": "against", "few": "without interval (one seed)",
+           "missing": "not run"}
 
 
 @dataclass(frozen=True)

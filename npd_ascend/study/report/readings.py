@@ -59,8 +59,9 @@ class Readings:
         path = Path(folder) / FILE
         if not path.exists():
             raise UserError(f"{path}: not there; is {folder} the directory of a study that has begun?")
-        place = _places(Path(folder) / "study.yaml")
-        found = cls(sorted(read_metrics(path), key=lambda r: place.get((r.get("group"), r.get("arm")), len(place))))
+        place = {key: i for i, key in enumerate((g, a) for g, arms in planned(folder).items() for a in arms)}
+        found = cls(sorted(read_metrics(path),
+                           key=lambda r: place.get((str(r.get("group")), str(r.get("arm"))), len(place))))
         if not found.rows:
             raise UserError(f"{path}: holds no results yet")
         return found
@@ -103,11 +104,11 @@ def hits(row: Row) -> np.ndarray | None:
     return np.asarray(value, np.uint8) if isinstance(value, Sequence) and len(value) else None
 
 
-def _places(path: Path) -> dict[tuple[Any, Any], int]:
-    """(group, arm) -> place in the study's file."""
+def planned(folder: Path) -> dict[str, list[str]]:
+    """Arms of each group in the order of the study's file; empty when there is none that can be read."""
     try:
-        groups = yaml.safe_load(path.read_text())["groups"]
-        return {key: i for i, key in enumerate((g, a) for g, group in groups.items() for a in group["arms"])}
+        groups = yaml.safe_load((Path(folder) / "study.yaml").read_text())["groups"]
+        return {str(g): [str(a) for a in group["arms"]] for g, group in groups.items()}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -13,11 +13,11 @@ import npd_ascend.report
 from npd_ascend import __version__
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.report import peers
-from npd_ascend.study.report.compare import VERDICTS
+from npd_ascend.study.report.compare import COUNTED, VERDICTS
 from npd_ascend.study.report.figures import standalone
 from npd_ascend.study.report.paper import LOWER_IS_BETTER
 from npd_ascend.study.report.readings import Readings
-from npd_ascend.study.report.sections import Section, Table, gain_text, headline, sections
+from npd_ascend.study.report.sections import Section, Table, absent, gain_text, headline, sections
 
 _SIGN = {"accuracy": "accuracy", "kl_st": "KL(S‖T)", "kl_ts": "KL(T‖S)", "exaccerr": "ExAccErr", "seconds": "time"}
 READING = (
@@ -45,8 +45,9 @@ def build(root: Path, out: Path | None = None) -> Path:
     """
     root = Path(root)
     out = Path(out) if out else root / "report"
-    found = sections(Readings.read(root))
-    found += [s for s in (peers.section(root),) if s]
+    readings = Readings.read(root)
+    found = sections(readings)
+    found += [s for s in (peers.section(root), absent(root, readings)) if s]
     facts = _facts(root)
     for section in found:
         for picture in section.pictures:
@@ -71,7 +72,7 @@ def markdown(name: str, found: list[Section], facts: list[tuple[str, str]]) -> s
     """The same as Markdown; figures are files beside it."""
     counts = headline(found)
     lines = [f"# Study: {name}", "", "; ".join(f"{k}: {v}" for k, v in facts) + ".", "",
-             "Claims: " + ", ".join(f"{counts[k]} {VERDICTS[k].split(':')[0]}" for k in VERDICTS if k in counts) + ".",
+             "Claims: " + ", ".join(f"{counts[k]} {COUNTED[k]}" for k in VERDICTS if k in counts) + ".",
              "", READING, ""]
     for s in found:
         lines += [f"## {s.title}", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -12,7 +13,7 @@ from npd_ascend.report.numbers import number, percent
 from npd_ascend.study.report import figures
 from npd_ascend.study.report.compare import Verdict, difference, estimate, judge, race, spikes, values
 from npd_ascend.study.report.paper import GROUPS, TARGET_SPEEDUP, Group
-from npd_ascend.study.report.readings import Readings
+from npd_ascend.study.report.readings import Readings, planned
 from npd_ascend.study.statistics import Estimate, ratio
 
 _ACCURATE = 0.03
@@ -57,9 +58,26 @@ class Section:
 
 
 def sections(readings: Readings) -> list[Section]:
-    """One section a group, those of the paper first and in its order."""
+    """One section a group in which arms can be compared, those of the paper first and in its order."""
     names = [g for g in GROUPS if g in readings.groups()] + [g for g in readings.groups() if g not in GROUPS]
-    return [_section(readings, g) for g in names]
+    return [_section(readings, g) for g in names
+            if any(len(readings.arms(task, g)) > 1 for task in readings.tasks(g))]
+
+
+def absent(root: Path, readings: Readings) -> Section | None:
+    """What the study's file asks for and the results lack; None when nothing."""
+    rows = []
+    for group, arms in planned(root).items():
+        seeds = {a: {r["seed"] for r in readings.rows if (r["group"], r["arm"]) == (group, a)} for a in arms}
+        most = max(map(len, seeds.values()), default=0)
+        none = [a for a in arms if not seeds[a]]
+        some = [f"{a} ({len(s)})" for a, s in seeds.items() if 0 < len(s) < most]
+        if none or some:
+            rows.append([group, ", ".join(none) or "–", ", ".join(some) or "–"])
+    if not rows:
+        return None
+    return Section("absent", "What was not run", "", "The study's file asks for these arms too; they are no part of "
+                   "any figure above.", tables=[Table(["group", "no seed", "fewer seeds than others"], rows)])
 
 
 def reference_arm(group: Group, arms: list[str]) -> str:

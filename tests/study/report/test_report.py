@@ -14,7 +14,7 @@ from npd_ascend.study.report import build
 from npd_ascend.study.report.compare import difference, judge, race, spikes
 from npd_ascend.study.report.paper import Claim
 from npd_ascend.study.report.readings import Readings, hits
-from npd_ascend.study.report.sections import headline, sections
+from npd_ascend.study.report.sections import absent, headline, sections
 from npd_ascend.study.statistics import paired
 
 
@@ -126,3 +126,13 @@ def test_arms_stand_in_the_study_s_order(tmp_path):
     assert Readings.read(tmp_path).arms("t", "g") == ["x", "b", "a"]
     (tmp_path / "study.yaml").write_text("groups: {g: {arms: {a: {}, b: {}}}}")
     assert Readings.read(tmp_path).arms("t", "g") == ["a", "b", "x"]
+
+
+def test_what_was_not_run_is_said(tmp_path):
+    rows = [{"kind": "eval", "task": "t", "group": "g", "arm": a, "seed": s, "step": 1} for a, s in
+            (("a", 0), ("a", 1), ("b", 0))]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert absent(tmp_path, Readings.read(tmp_path)) is None
+    (tmp_path / "study.yaml").write_text("groups: {g: {arms: {a: {}, b: {}, c: {}}}, h: {arms: {d: {}}}}")
+    section = absent(tmp_path, Readings.read(tmp_path))
+    assert section.tables[0].rows == [["g", "c", "b (1)"], ["h", "d", "–"]]
