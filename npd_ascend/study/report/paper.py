@@ -144,7 +144,7 @@ GROUPS: dict[str, Group] = {
                               "gkd": f"{_T1}: 82.87 > 80.17", "distillm": f"{_T1}: 82.87 > 81.15",
                               "distillm2": f"{_T1}: 82.87 > 81.27", "on_policy": "no figure"}),
                 *(Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd") for m in _EXPOSED)),
-        note="These arms ran one at a time, with both cores and nothing beside them."),
+        note="These arms ran one at a time, with both cores."),
 }
 TARGET_SPEEDUP = 8.1
 """What the paper gives for NPD over DistiLLM and DistiLLM-2 (Table 1)."""
