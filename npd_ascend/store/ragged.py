@@ -60,11 +60,8 @@ class Ragged:
         Raises:
             CorruptShard: a shard's checksum differs.
         """
-        if sum(r["bytes"] for r in dataset.manifest["shards"]) <= IN_MEMORY_BYTES:
-            parts = [_parts(table[column]) for table in dataset.iter_tables([column])]
-            values = np.concatenate([p[0] for p in parts]) if parts else np.empty(0, np.int32)
-            lengths = np.concatenate([np.empty(0, np.int64), *(p[1] for p in parts)])
-            return cls(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        if (small := _in_memory(dataset, column)) is not None:
+            return cls(*small)
         path = dataset.folder / f"{column}.flat"
         seal = path.with_name(path.name + ".json")
         shards = digest([r["sha256"] for r in dataset.manifest["shards"]])
@@ -89,6 +86,21 @@ def ramps(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _parts(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Values and lengths of a list column."""
     return pc.list_flatten(column).to_numpy(), pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+
+
+def _in_memory(dataset: Dataset, column: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values and offsets; None when they are large. What the files take says little: repeated values take nothing."""
+    if sum(r["bytes"] for r in dataset.manifest["shards"]) > IN_MEMORY_BYTES:
+        return None
+    parts, size = [], 0
+    for table in dataset.iter_tables([column]):
+        parts.append(_parts(table[column]))
+        size += parts[-1][0].nbytes
+        if size > IN_MEMORY_BYTES:
+            return None
+    values = np.concatenate([p[0] for p in parts]) if parts else np.empty(0, np.int32)
+    lengths = np.concatenate([np.empty(0, np.int64), *(p[1] for p in parts)])
+    return values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _make(path: Path, dataset: Dataset, column: str) -> dict:

@@ -63,6 +63,16 @@ def test_a_flat_file_that_is_damaged_or_of_other_shards_is_made_anew(tmp_path, m
     assert Ragged.read(again, "response_ids")[0].tolist() == [9, 9]
 
 
+def test_values_that_files_hold_for_nothing_are_mapped(tmp_path, monkeypatch):
+    dataset = write(tmp_path / "d", [[7] * 50_000] * 8)
+    size = sum(r["bytes"] for r in dataset.manifest["shards"])
+    assert size < 800_000  # of 1.6 million
+    monkeypatch.setattr(ragged, "IN_MEMORY_BYTES", 800_000)
+    found = Ragged.read(dataset, "response_ids")
+    assert isinstance(found.values, np.memmap) and found[7].tolist() == [7] * 50_000
+    assert not isinstance(Ragged.read(dataset, "label_ids").values, np.memmap)
+
+
 def test_ramps():
     assert ramps(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
     assert len(ramps(np.zeros(0), np.zeros(0))) == 0
