@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# All checks: linter, types, tests in both environments. Arguments go to pytest in both, e.g. -m "not slow", or -n 0 for
-# one process a suite. Two processes share the files of a suite: while one compiles or waits, the other works.
+# All checks: linter, types, tests in both environments. Arguments go to pytest in both, e.g. -m "not slow".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup_env.sh
@@ -11,7 +10,6 @@ export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false GLOG_v=3 HF_HUB_OFFL
 "$ms" -m ruff check .
 "$ms" -m mypy
 status=0
-share=(-n 2 --dist loadfile --no-loadscope-reorder)
-"$ms" -m pytest -q "${share[@]}" "$@" || status=$?
-"$ro" -m pytest -q "${share[@]}" tests/rollout "$@" || status=$?
+"$ms" -m pytest -q "$@" || status=$?
+"$ro" -m pytest -q tests/rollout "$@" || status=$?
 exit $status

@@ -61,7 +61,7 @@ def kill_when(folder: Path, shards: int, cluster, node) -> threading.Thread:
 
 
 def test_node_that_dies_costs_nothing(tmp_path, make_prompts, make_job, nodes, capfd, monkeypatch):
-    monkeypatch.setenv("NPD_PLACE_S", "15")
+    monkeypatch.setenv("NPD_PLACE_S", "8")
     (tmp_path / "slow.py").write_text(SLOW)
     prompts = make_prompts(tmp_path / "p", 48, 2)
     job = make_job(tmp_path / "out", prompts, source="reference")
@@ -76,7 +76,7 @@ def test_node_that_dies_costs_nothing(tmp_path, make_prompts, make_job, nodes, c
         assert Dataset.open(job.out, "rollouts").read_all() == Dataset.open(alone.out, "rollouts").read_all()
         said = capfd.readouterr().err
         assert said.count("is on ") == 2 and "lost by Ray" in said
-        assert "no node has had room for 15 s; the others go on" in said
+        assert "no node has had room for 8 s; the others go on" in said
         assert not list(job.out.glob("*.journal"))
         pool.run(make_job(tmp_path / "again", prompts, source="reference"))  # with what is left
         assert Dataset.open(tmp_path / "again", "rollouts").rows == 48

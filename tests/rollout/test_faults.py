@@ -77,7 +77,7 @@ def test_hanging_and_dying_engines_lose_and_repeat_nothing(tmp_path, prompts, ma
             made.append(samples)
             super().__call__(samples, tokens, have)
 
-    job = make_job(tmp_path / "out", prompts, checkpoints[0], samples=PATHS - 1, hang_seconds=4.0, max_failures=4,
+    job = make_job(tmp_path / "out", prompts, checkpoints[0], samples=PATHS - 1, hang_seconds=2.0, max_failures=2,
                    max_num_seqs=8)
     with pytest.MonkeyPatch.context() as m, RolloutPool(Path(sys.executable), 1, tmp_path / "logs") as pool:
         m.setattr("npd_ascend.rollout.pool.Tally", Counting)
@@ -91,7 +91,7 @@ def test_hanging_and_dying_engines_lose_and_repeat_nothing(tmp_path, prompts, ma
         # What stood in the journal was not generated again: at most what was reported twice is nothing.
         assert sum(made) <= PROMPTS * PATHS
         told = capfd.readouterr().err
-        assert "showed no progress for 4 s (rollout.hang_seconds)" in told and "killed by SIGKILL" in told
+        assert "showed no progress for 2 s (rollout.hang_seconds)" in told and "killed by SIGKILL" in told
         assert not list(job.out.glob("*.journal"))
 
         strict = make_job(tmp_path / "strict", prompts, checkpoints[0], samples=PATHS - 1, max_failures=0,
