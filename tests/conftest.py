@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from npd_ascend.ops.environments import Environments
 
 PAGE = 4096
+
+# The same examples everywhere, and none that fails because the machine is busy.
+settings.register_profile("npd", deadline=None, derandomize=True, database=None)
+settings.load_profile("npd")
 
 
 class Disk:
