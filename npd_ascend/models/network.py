@@ -25,7 +25,8 @@ from mindspore import Parameter, nn
 
 from npd_ascend.config.jobs import Device
 from npd_ascend.errors import UserError
-from npd_ascend.models.leaves import LEAVES, BiasedProjection, ColumnShare, Leaves, RowShare, window_of
+from npd_ascend.models.attention import window_of
+from npd_ascend.models.leaves import LEAVES, BiasedProjection, ColumnShare, Leaves, RowShare
 from npd_ascend.models.mapping import share_of
 from npd_ascend.models.peers import ALONE, Gather, Peers
 from npd_ascend.models.shares import Shares
@@ -151,7 +152,7 @@ class CausalLM(nn.Cell):
         Args:
             input_ids, position_ids, segment_ids: [B, S] int32. A position sees the earlier positions of equal
                 segment id and itself; -1 marks padding.
-            window: of ``leaves.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
+            window: of ``attention.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
                 tells the graph how far attention looks is its length.
 
         Returns:

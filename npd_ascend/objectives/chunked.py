@@ -74,6 +74,9 @@ class ChunkedLoss(nn.Cell):
         parts = (rows + chunk - 1) // chunk
         rest = parts * chunk - rows  # empty rows that fill the last chunk
         head_c = head.astype(hidden.dtype)
+        if parts == 1:
+            ce, kd, dh, dw = self._one(hidden, head_c, targets, teacher, weights, parameters)
+            return self.ce * ce + self.kd * kd, ce, kd, self.sum(dh), dw
         h = _filled(hidden, rest).reshape(parts, chunk, hidden.shape[1])
         t = _filled(targets, rest).reshape(parts, chunk, targets.shape[1])
         p = _filled(teacher, rest).reshape(parts, chunk, teacher.shape[1])
@@ -91,7 +94,8 @@ class ChunkedLoss(nn.Cell):
             d_hidden = ops.tensor_scatter_update(d_hidden, i.reshape(1, 1), dh.expand_dims(0))
             d_head = d_head + dw
             i = i + 1
-        merged = self.sum(d_hidden.reshape(parts * chunk, hidden.shape[1])[:rows])
+        merged = d_hidden.reshape(parts * chunk, hidden.shape[1])
+        merged = self.sum(merged[:rows] if rest else merged)
         return self.ce * ce_sum + self.kd * kd_sum, ce_sum, kd_sum, merged, d_head
 
     def bprop(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor, weights: ms.Tensor,

@@ -86,11 +86,11 @@ def test_packed_equals_alone_and_neighbours_do_not_matter(checkpoint):
 
 
 def test_query_blocks_change_nothing(checkpoint, monkeypatch):
-    from npd_ascend.models import leaves
+    from npd_ascend.models import attention
 
     folder = checkpoint("llama")
     whole = packed_logits(network(folder), sequences())
-    monkeypatch.setattr(leaves, "_QUERY_BLOCK", 24)  # does not divide the row
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 24)  # does not divide the row
     for a, b in zip(whole, packed_logits(network(folder), sequences()), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 

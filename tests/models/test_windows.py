@@ -7,7 +7,7 @@ import pytest
 
 ms = pytest.importorskip("mindspore")
 
-from npd_ascend.models.leaves import DenseCoreAttention, DenseMask, query_block, window_of  # noqa: E402
+from npd_ascend.models.attention import DenseCoreAttention, DenseMask, query_block, window_of  # noqa: E402
 from npd_ascend.rows.collate import collate  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
@@ -26,11 +26,11 @@ class Attention(ms.nn.Cell):
         self.differentiate = ms.grad(self.loss, (0, 1, 2))
 
     def loss(self, query, key, value, mask):
-        return (self.core(query, key, value, mask) * self.weight).sum()
+        return (self.core(query / DIM**0.5, key, value, mask) * self.weight).sum()
 
     def construct(self, query, key, value, segment_ids, window=None):
         mask, _ = self.mask(segment_ids, window)
-        return self.core(query, key, value, mask), self.differentiate(query, key, value, mask)
+        return self.core(query / DIM**0.5, key, value, mask), self.differentiate(query, key, value, mask)
 
 
 def naive(query, key, value, segment):

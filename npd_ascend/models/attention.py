@@ -1,0 +1,213 @@
+"""Attention over packed rows with plain operators, for devices without a flash kernel.
+
+MindSpore's CPU kernels are quick where shapes are equal and in matrix products, and slow where one operand is broadcast
+or cut; hence tables that are made once a pass, and products with constants.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers.parallel_core.training_graph.transformer.attention import SelfAttention
+from mindspore import nn, ops
+
+_MASKED = -1e9
+_slice = ops.Slice()
+_QUERY_BLOCK = 256
+_WINDOW_BLOCK = 16
+
+
+def query_block(row_length: int) -> int:
+    """Queries that share a window of keys."""
+    return math.gcd(row_length, _WINDOW_BLOCK)
+
+
+def window_of(longest: int, row_length: int) -> np.ndarray | None:
+    """How far back attention must look where no kernel skips other segments, as the network wants to be told.
+
+    Packed rows hold many short samples, and most pairs of positions in a row belong to different ones. With queries in
+    blocks, no key further back than the longest sample is touched.
+
+    Args:
+        longest: tokens of the longest sample in the rows.
+        row_length: positions a row.
+
+    Returns:
+        [W] int32, 0..W - 1; W is one of few, so that few graphs are compiled. None: dense attention is no slower.
+    """
+    block = query_block(row_length)
+    width = 4 * block
+    while width - block + 1 < longest:
+        width *= 2
+    if block < _WINDOW_BLOCK or 2 * width > row_length:
+        return None
+    return np.arange(width, dtype=np.int32)
+
+
+def _windows(x: ms.Tensor, back: int, before: int) -> ms.Tensor:
+    """[A, blocks, Q, ...] -> [A, blocks, (back + 1) Q, ...]: each block with the ``back`` blocks before it."""
+    shape = x.shape
+    padded = ops.concat((ops.full((shape[0], back, *shape[2:]), before, dtype=x.dtype), x), 1)
+    # The primitive, because indexing a tensor takes the graph compiler long.
+    start = (0,) * (len(shape) - 2)
+    return ops.concat(tuple(_slice(padded, (0, i, *start), shape) for i in range(back + 1)), 2)
+
+
+def _additive(seen: ms.Tensor) -> ms.Tensor:
+    return (1.0 - seen.astype(ms.float32)) * _MASKED
+
+
+class DenseMask(nn.Cell):
+    """Additive mask, float32: 0 where a position may look, else -1e9.
+
+    segment_ids [B, S], S <= row_length -> [B, 1, S, S]; with a window of W positions [B, S / Q, Q, W], for queries in
+    blocks of Q = ``query_block(S)``, whose keys are the W positions up to the block's end.
+    """
+
+    def __init__(self, row_length: int):
+        super().__init__()
+        self.position = ops.arange(row_length)
+
+    def construct(self, segment_ids: ms.Tensor, window: ms.Tensor | None = None) -> tuple[ms.Tensor, None]:
+        length = segment_ids.shape[1]
+        position = _slice(self.position, (0,), (length,))
+        if window is None:
+            causal = position.reshape(1, -1, 1) >= position.reshape(1, 1, -1)
+            same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
+            return _additive(ops.logical_and(causal, same)).expand_dims(1), None
+        block, width = query_block(length), window.shape[0]
+        blocks = length // block
+        own = segment_ids.reshape(-1, blocks, block)
+        keys = _windows(own, width // block - 1, -2)  # what lies before the row is of no segment
+        causal = _slice(self.position, (0,), (block,)).reshape(1, 1, -1, 1) + (width - block) >= window.reshape(1, 1, 1, -1)
+        return _additive(ops.logical_and(causal, own.expand_dims(3) == keys.expand_dims(2))), None
+
+
+class DenseCoreAttention(nn.Cell):
+    """softmax(q kᵀ + mask) v with plain operators; queries come scaled.
+
+    Query heads of a group are folded into the rows of one product, so keys and values are never repeated; queries go
+    block by block against the keys up to the block's end, so scores stay small and the causal half is not computed.
+    """
+
+    def __init__(self, config: Any, layer_number: int):
+        super().__init__()
+        self.heads, self.groups, self.dim = config.num_attention_heads, config.num_query_groups, config.kv_channels
+        self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
+        """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask as ``DenseMask`` makes it -> [S, B, N·D]."""
+        if attention_mask.shape[1] != 1:
+            return self._windowed(query, key, value, attention_mask)
+        length, batch = query.shape[0], query.shape[1]
+        rep = self.heads // self.groups
+        q = query.transpose(1, 2, 0, 3)
+        k = key.transpose(1, 2, 0, 3).reshape(batch * self.groups, length, self.dim)
+        v = value.transpose(1, 2, 0, 3).reshape(batch * self.groups, length, self.dim)
+        outs: tuple[ms.Tensor, ...] = ()
+        for start in range(0, length, _QUERY_BLOCK):
+            stop = min(start + _QUERY_BLOCK, length)
+            rows = stop - start
+            block = q[:, :, start:stop].reshape(batch * self.groups, rep * rows, self.dim)
+            s = self.scores(block, k[:, :stop]).reshape(batch, self.heads, rows, stop)
+            # Adding arrays of one shape is faster than broadcasting on the CPU; all layers share the tiled mask.
+            mask = ops.tile(attention_mask[:, :, start:stop, :stop], (1, self.heads, 1, 1))
+            p = self.softmax(s + mask)
+            out = self.mix(p.reshape(batch * self.groups, rep * rows, stop), v[:, :stop])
+            outs += (out.reshape(batch, self.heads, rows, self.dim),)
+        merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
+        return merged.transpose(2, 0, 1, 3).reshape(length, batch, self.heads * self.dim)
+
+    def _windowed(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
+        length, batch = query.shape[0], query.shape[1]
+        blocks, rows, width = mask.shape[1:]
+        rep = self.heads // self.groups
+        q = query.reshape(blocks, rows, batch, self.groups, rep, self.dim)
+        q = q.transpose(2, 3, 0, 4, 1, 5).reshape(batch * self.groups * blocks, rep * rows, self.dim)
+        k, v = self._keys(key, blocks, rows, width), self._keys(value, blocks, rows, width)
+        s = self.scores(q, k).reshape(batch, self.groups, blocks, rep, rows, width)
+        tiled = ops.tile(mask.reshape(batch, 1, blocks, 1, rows, width), (1, self.groups, 1, rep, 1, 1))
+        p = self.softmax(s + tiled).reshape(batch * self.groups * blocks, rep * rows, width)
+        out = self.mix(p, v).reshape(batch, self.groups, blocks, rep, rows, self.dim)
+        return out.transpose(2, 4, 0, 1, 3, 5).reshape(length, batch, self.heads * self.dim)
+
+    def _keys(self, x: ms.Tensor, blocks: int, rows: int, width: int) -> ms.Tensor:
+        """[S, B, G, D] -> [B·G·blocks, W, D]."""
+        batch = x.shape[1]
+        x = x.reshape(blocks, rows, batch * self.groups, self.dim).transpose(2, 0, 1, 3)
+        return _windows(x, width // rows - 1, 0).reshape(-1, width, self.dim)
+
+
+class RotaryTables(nn.Cell):
+    """Cosines and sines for whole outputs of a layer's query-key-value projection, made once a pass for all layers.
+
+    Args:
+        angles: MindFormers' cell of the angles [S, B, 1, D].
+        config: heads, groups and their size.
+    """
+
+    def __init__(self, angles: nn.Cell, config: Any):
+        super().__init__()
+        angles.outer = angles.outer_for_eod = OuterProduct()
+        self.angles, self.groups = angles, config.num_query_groups
+        self.repeats = config.num_attention_heads // config.num_query_groups
+        self.scale = 1.0 / math.sqrt(config.kv_channels)
+
+    def construct(self, max_seq_len: int, offset: int = 0, position_ids: ms.Tensor | None = None) \
+            -> tuple[ms.Tensor, ms.Tensor]:
+        """Two [S·B·G·(N/G + 2), D]: rows of queries hold the scale 1 / √d as well, those of values 1 and 0."""
+        angles, _ = self.angles(max_seq_len, offset, position_ids)
+        cos, sin = ops.cos(angles), ops.sin(angles)
+        return self._table(cos, ops.ones_like(cos)), self._table(sin, ops.zeros_like(sin))
+
+    def _table(self, turned: ms.Tensor, still: ms.Tensor) -> ms.Tensor:
+        queries = ops.tile(turned * self.scale, (1, 1, self.repeats, 1))
+        group = ops.concat((queries, turned, still), 2)
+        return ops.tile(group, (1, 1, self.groups, 1)).reshape(-1, turned.shape[-1])
+
+
+class DenseSelfAttention(SelfAttention):
+    """SelfAttention that turns queries and keys by ``RotaryTables`` and leaves keys and values unrepeated."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        half = self.head_dim // 2
+        turn = np.zeros((self.head_dim, self.head_dim), np.float32)  # (a, b) @ turn = (-b, a)
+        turn[half:, :half], turn[:half, half:] = -np.eye(half), np.eye(half)
+        self.turn, self.product = ms.Tensor(turn), ops.MatMul()
+        self.linear_qkv.skip_bias_add = self.linear_proj.skip_bias_add = True
+
+    def construct(self, hidden_states: ms.Tensor, attention_mask: ms.Tensor, key_value_states: None = None,
+                  rotary_pos_emb: tuple[ms.Tensor, ms.Tensor] | None = None, prefix_keys_values: None = None,
+                  actual_seq_len: None = None, sharded_key: None = None, sharded_value: None = None) \
+            -> tuple[ms.Tensor, None]:
+        """hidden_states [S, B, H] -> [S, B, H]."""
+        length, batch, _ = hidden_states.shape
+        cos, sin = rotary_pos_emb
+        flat = self._biased(*self.linear_qkv(hidden_states)).reshape(-1, self.head_dim)
+        turned = flat * cos + self.product(flat, self.turn) * sin
+        turned = turned.reshape(length, batch, self.kv_num_heads, self.n_rep + 2, self.head_dim)
+        query, key, value = self.split_qkv(turned, (self.n_rep, 1, 1), 3)
+        context = self.core_attention(query.reshape(length, batch, self.num_heads, self.head_dim), key.squeeze(3),
+                                      value.squeeze(3), attention_mask)
+        return self._biased(*self.linear_proj(context)), None
+
+    def _biased(self, x: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
+        """x [S, B, n] + bias [n], if the projection has one that it has not added itself."""
+        if bias is None:
+            return x
+        ones = ops.ones((x.shape[0] * x.shape[1], 1), ms.float32)
+        return x + self.product(ones, bias.reshape(1, -1)).reshape(x.shape)
+
+
+class OuterProduct(nn.Cell):
+    """Positions times inverse frequencies; MindFormers' own has no CPU kernel."""
+
+    def construct(self, positions: ms.Tensor, frequencies: ms.Tensor) -> ms.Tensor:
+        return positions.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)
+
+
