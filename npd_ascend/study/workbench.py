@@ -19,8 +19,8 @@ from npd_ascend.annotate.prefill import Scorer
 from npd_ascend.config.jobs import Device, RolloutJob, TrainJob
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
 from npd_ascend.exposure.divergence import PairScorer
-from npd_ascend.models.group import Group
 from npd_ascend.models.attention import window_of
+from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
