@@ -82,7 +82,8 @@ class DenseMask(nn.Cell):
         blocks = length // block
         own = segment_ids.reshape(-1, blocks, block)
         keys = _windows(own, width // block - 1, -2)  # what lies before the row is of no segment
-        causal = _slice(self.position, (0,), (block,)).reshape(1, 1, -1, 1) + (width - block) >= window.reshape(1, 1, 1, -1)
+        query = _slice(self.position, (0,), (block,)).reshape(1, 1, -1, 1) + (width - block)
+        causal = query >= window.reshape(1, 1, 1, -1)
         return _additive(ops.logical_and(causal, own.expand_dims(3) == keys.expand_dims(2))), None
 
 
