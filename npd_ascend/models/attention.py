@@ -87,6 +87,34 @@ class DenseMask(nn.Cell):
         return _additive(ops.logical_and(causal, own.expand_dims(3) == keys.expand_dims(2))), None
 
 
+class _Attend(nn.Cell):
+    """softmax(q kᵀ + mask) v, and a backward pass that never sums over keys: Σ_j p_j ∂p_j = out · ∂out
+    (FlashAttention, arXiv:2205.14135, appendix B.4), which a product with ones spreads over them."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+        self.by_keys, self.by_values = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        self.transposed, self.product = ops.BatchMatMul(transpose_a=True), ops.MatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """q [A, R, D]; k, v [A, W, D]; mask of A·R·W places -> out [A, R, D] and probabilities [A, R, W]."""
+        s = self.by_keys(q, k)
+        p = self.softmax(s + mask.reshape(s.shape))
+        return self.by_values(p, v), p
+
+    def bprop(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor, out: Any, dout: Any) \
+            -> tuple[ms.Tensor, ...]:
+        """The probabilities are nobody's input."""
+        o, p = out
+        do = dout[0]
+        ones = ops.ones((self.size, p.shape[-1]), p.dtype)
+        total = self.product((o * do).reshape(-1, self.size), ones).reshape(p.shape)
+        ds = p * (self.by_keys(do, v) - total)
+        return self.by_values(ds, k), self.transposed(ds, q), self.transposed(p, do), ops.zeros_like(mask)
+
+
 class DenseCoreAttention(nn.Cell):
     """softmax(q kᵀ + mask) v with plain operators; queries come scaled.
 
@@ -97,8 +125,7 @@ class DenseCoreAttention(nn.Cell):
     def __init__(self, config: Any, layer_number: int):
         super().__init__()
         self.heads, self.groups, self.dim = config.num_attention_heads, config.num_query_groups, config.kv_channels
-        self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.attend = _Attend(self.dim)
 
     def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
         """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask as ``DenseMask`` makes it -> [S, B, N·D]."""
@@ -114,11 +141,9 @@ class DenseCoreAttention(nn.Cell):
             stop = min(start + _QUERY_BLOCK, length)
             rows = stop - start
             block = q[:, :, start:stop].reshape(batch * self.groups, rep * rows, self.dim)
-            s = self.scores(block, k[:, :stop]).reshape(batch, self.heads, rows, stop)
             # Adding arrays of one shape is faster than broadcasting on the CPU; all layers share the tiled mask.
             mask = ops.tile(attention_mask[:, :, start:stop, :stop], (1, self.heads, 1, 1))
-            p = self.softmax(s + mask)
-            out = self.mix(p.reshape(batch * self.groups, rep * rows, stop), v[:, :stop])
+            out, _ = self.attend(block, k[:, :stop], v[:, :stop], mask)
             outs += (out.reshape(batch, self.heads, rows, self.dim),)
         merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
         return merged.transpose(2, 0, 1, 3).reshape(length, batch, self.heads * self.dim)
@@ -130,10 +155,9 @@ class DenseCoreAttention(nn.Cell):
         q = query.reshape(blocks, rows, batch, self.groups, rep, self.dim)
         q = q.transpose(2, 3, 0, 4, 1, 5).reshape(batch * self.groups * blocks, rep * rows, self.dim)
         k, v = self._keys(key, blocks, rows, width), self._keys(value, blocks, rows, width)
-        s = self.scores(q, k).reshape(batch, self.groups, blocks, rep, rows, width)
         tiled = ops.tile(mask.reshape(batch, 1, blocks, 1, rows, width), (1, self.groups, 1, rep, 1, 1))
-        p = self.softmax(s + tiled).reshape(batch * self.groups * blocks, rep * rows, width)
-        out = self.mix(p, v).reshape(batch, self.groups, blocks, rep, rows, self.dim)
+        out, _ = self.attend(q, k, v, tiled)
+        out = out.reshape(batch, self.groups, blocks, rep, rows, self.dim)
         return out.transpose(2, 4, 0, 1, 3, 5).reshape(length, batch, self.heads * self.dim)
 
     def _keys(self, x: ms.Tensor, blocks: int, rows: int, width: int) -> ms.Tensor:
