@@ -1,4 +1,4 @@
-"""Attention in windows is dense attention of packed rows, at the cost of the windows."""
+"""Attention on the CPU: that of the definition, forward and backward, in windows or dense."""
 
 from types import SimpleNamespace
 
@@ -72,6 +72,13 @@ def test_windows_change_nothing(longest):
     for a, b in zip(dense[1], windowed[1], strict=True):
         assert np.abs(a.asnumpy()).max() > 0.1
         np.testing.assert_allclose(b.asnumpy(), a.asnumpy(), rtol=0, atol=1e-5)
+    # Along a direction, the gradient is the difference quotient of the definition in float64.
+    arrays = [x.astype(np.float64) for x in (query, key, value)]
+    for i, gradient in enumerate(windowed[1]):
+        direction = rng.standard_normal(arrays[i].shape)
+        moved = ([x + e * direction if j == i else x for j, x in enumerate(arrays)] for e in (1e-4, -1e-4))
+        ahead, behind = ((naive(*inputs, batch.segment_ids) * weight).sum() for inputs in moved)
+        assert (gradient.asnumpy() * direction).sum() == pytest.approx((ahead - behind) / 2e-4, rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("row_length", [16, 48, 64, 100, 128, 512, 4096])
