@@ -213,20 +213,21 @@ class DenseSelfAttention(SelfAttention):
         """hidden_states [S, B, H] -> [S, B, H]."""
         length, batch, _ = hidden_states.shape
         cos, sin = rotary_pos_emb
-        flat = self._biased(*self.linear_qkv(hidden_states)).reshape(-1, self.head_dim)
+        # In float32 like the tables, whatever the layers compute in: products take operands of one type.
+        flat = self._biased(*self.linear_qkv(hidden_states)).reshape(-1, self.head_dim).astype(ms.float32)
         turned = flat * cos + self.product(flat, self.turn) * sin
         turned = turned.reshape(length, batch, self.kv_num_heads, self.n_rep + 2, self.head_dim)
         query, key, value = self.split_qkv(turned, (self.n_rep, 1, 1), 3)
         context = self.core_attention(query.reshape(length, batch, self.num_heads, self.head_dim), key.squeeze(3),
-                                      value.squeeze(3), attention_mask)
+                                      value.squeeze(3), attention_mask).astype(hidden_states.dtype)
         return self._biased(*self.linear_proj(context)), None
 
     def _biased(self, x: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
         """x [S, B, n] + bias [n], if the projection has one that it has not added itself."""
         if bias is None:
             return x
-        ones = ops.ones((x.shape[0] * x.shape[1], 1), ms.float32)
-        return x + self.product(ones, bias.reshape(1, -1)).reshape(x.shape)
+        ones = ops.ones((x.shape[0] * x.shape[1], 1), x.dtype)
+        return x + self.product(ones, bias.reshape(1, -1).astype(x.dtype)).reshape(x.shape)
 
 
 class OuterProduct(nn.Cell):

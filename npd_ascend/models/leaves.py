@@ -28,20 +28,22 @@ cumulative ends, empty segments among them (aclnnFlashAttentionVarLenScore); Min
 
 
 class SegmentEnds(nn.Cell):
-    """segment_ids [B, S] -> cumulative ends of the segments over the B·S tokens, for the flash kernel's TND layout.
+    """What the flash kernel's TND layout is told of packed rows: where segments end (``rows.collate.segment_ends``).
 
-    [MAX_SEGMENTS] int64, ascending; unused places repeat B·S, which the kernel reads as empty segments. A row's end
-    always ends a segment, its padding is one segment.
+    They are made on the host: what would make them of ids in the graph, ``ops.sort``, may lose accuracy on Ascend.
     """
 
-    def construct(self, segment_ids: ms.Tensor, window: ms.Tensor | None = None) -> tuple[None, ms.Tensor]:
-        batch, length = segment_ids.shape
-        total = batch * length
-        last = ops.ones((batch, 1), ms.bool_)
-        ends_here = ops.concat((segment_ids[:, 1:] != segment_ids[:, :-1], last), 1).reshape(-1)
-        after = ops.arange(1, total + 1).astype(ms.float32)
-        ends, _ = ops.sort(ops.select(ends_here, after, ops.full_like(after, float(total))))
-        return None, ends[:min(total, MAX_SEGMENTS)].astype(ms.int64)
+    def construct(self, segment_ids: ms.Tensor, window: ms.Tensor) -> tuple[None, ms.Tensor]:
+        return None, window
+
+
+class FusedNorm(FusedRMSNorm):
+    """MindFormers' fused norm for weights of any type: CANN's RmsNorm takes float32 with weights in float32 only."""
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x [..., dim] -> the same shape and type."""
+        out = self.norm(self.cast(x, self.compute_type), self.cast(self.weight, self.compute_type))[0]
+        return self.cast(out, x.dtype)
 
 
 class BiasedProjection(RowParallelLinear):
@@ -153,14 +155,14 @@ class Leaves:
             model.rotary_pos_emb = RotaryTables(model.rotary_pos_emb, model.config)
 
     def mask(self, row_length: int) -> nn.Cell:
-        """Cell: segment_ids -> (attention mask, cumulative segment ends), one of them None."""
+        """Cell: (segment_ids, window) -> (attention mask, cumulative segment ends), one of them None."""
         return SegmentEnds() if self.flash else DenseMask(row_length)
 
 
 LEAVES = {
     "cpu": Leaves(ProductNorm, DenseSelfAttention, DenseCoreAttention, DenseMLP, interleaved=False, flash=False,
                   config={"use_flash_attention": False, "hidden_act": "silu"}),
-    "ascend": Leaves(FusedRMSNorm, SelfAttention, FlashAttention, MLPInterleaved, interleaved=True, flash=True,
+    "ascend": Leaves(FusedNorm, SelfAttention, FlashAttention, MLPInterleaved, interleaved=True, flash=True,
                      config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
                              "hidden_act": "swiglu", "bias_swiglu_fusion": True}),
 }

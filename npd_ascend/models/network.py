@@ -26,12 +26,12 @@ from mindspore import Parameter, nn
 from npd_ascend.config.jobs import Device
 from npd_ascend.errors import UserError
 from npd_ascend.models.attention import window_of
-from npd_ascend.models.leaves import LEAVES, BiasedProjection, ColumnShare, Leaves, RowShare
+from npd_ascend.models.leaves import LEAVES, MAX_SEGMENTS, BiasedProjection, ColumnShare, Leaves, RowShare
 from npd_ascend.models.mapping import share_of
 from npd_ascend.models.peers import ALONE, Gather, Peers
 from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.rows.collate import RowBatch
+from npd_ascend.rows.collate import RowBatch, segment_ends
 
 _FLASH_ROW = 2048
 _context_made = False
@@ -117,8 +117,10 @@ class CausalLM(nn.Cell):
         return self.model.embedding.word_embeddings.weight if self.spec.tie_embeddings else self.lm_head
 
     def window(self, rows: RowBatch) -> ms.Tensor | None:
-        """The argument of that name for these rows: None on Ascend, whose flash kernel skips other segments itself."""
-        window = None if self._flash else window_of(rows.longest, rows.input_ids.shape[1])
+        """The argument of that name for these rows."""
+        if self._flash:
+            return ms.Tensor(segment_ends(rows.segment_ids, min(rows.segment_ids.size, MAX_SEGMENTS)))
+        window = window_of(rows.longest, rows.input_ids.shape[1])
         return None if window is None else ms.Tensor(window)
 
     def inputs(self, rows: RowBatch) -> tuple[ms.Tensor | None, ...]:
@@ -153,7 +155,8 @@ class CausalLM(nn.Cell):
             input_ids, position_ids, segment_ids: [B, S] int32. A position sees the earlier positions of equal
                 segment id and itself; -1 marks padding.
             window: of ``attention.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
-                tells the graph how far attention looks is its length.
+                tells the graph how far attention looks is its length. On Ascend the segments' ends, which the flash
+                kernel needs in its place.
 
         Returns:
             [B * S, H] in the compute type; position s of row b is row b * S + s.

@@ -104,6 +104,26 @@ def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, ro
                     longest or found)
 
 
+def segment_ends(segment_ids: np.ndarray, places: int) -> np.ndarray:
+    """Cumulative ends of the segments over the B·S positions; the end of a row always ends one, and its padding is one.
+
+    Args:
+        segment_ids: [B, S] of ``RowBatch``.
+        places: length of the result.
+
+    Returns:
+        [places] int64, ascending; unused places repeat B·S, which MindFormers' own packed data does as well.
+
+    Raises:
+        ValueError: more segments than places.
+    """
+    last = np.ones((len(segment_ids), 1), bool)
+    ends = np.flatnonzero(np.concatenate((segment_ids[:, 1:] != segment_ids[:, :-1], last), 1)) + 1
+    if len(ends) > places:
+        raise ValueError(f"{len(ends)} segments, {places} can be told apart")
+    return np.pad(ends.astype(np.int64), (0, places - len(ends)), constant_values=segment_ids.size)
+
+
 def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
     """Flat positions whose logits predict the response tokens: ``start + prompt + t - 1``, t = 0..response-1.
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,11 +98,54 @@ def test_query_blocks_change_nothing(checkpoint, monkeypatch):
 
 def test_segment_ends_for_flash_attention():
     from npd_ascend.models.leaves import SegmentEnds
+    from npd_ascend.models.network import CausalLM
 
-    segments = np.array([[0, 0, 0, 1, 1, -1, -1, -1], [0, 1, 1, 1, 1, 1, 1, 1]], np.int32)
-    nothing, ends = SegmentEnds()(ms.Tensor(segments))
-    assert nothing is None
-    assert ends.asnumpy().tolist() == [3, 5, 8, 9] + [16] * 12
+    batch = collate([[np.arange(3), np.arange(2)], [np.arange(1), np.arange(7)]], 8, 0, 2)
+    window = CausalLM.window(SimpleNamespace(_flash=True), batch)
+    assert window.dtype == ms.int64 and window.asnumpy().tolist() == [3, 5, 8, 9] + [16] * 12
+    nothing, ends = SegmentEnds().construct(None, window)
+    assert nothing is None and ends is window
+
+
+def test_norm_for_ascend_gives_its_kernel_one_type():
+    from npd_ascend.models.leaves import LEAVES
+
+    seen = []
+
+    def kernel(x, weight):
+        seen.append((x.dtype, weight.dtype))
+        return x, None
+
+    typed = SimpleNamespace
+    cell = typed(norm=kernel, cast=lambda x, dtype: typed(dtype=dtype), compute_type=ms.float32,
+                 weight=typed(dtype=ms.bfloat16))
+    out = LEAVES["ascend"].norm.construct(cell, typed(dtype=ms.bfloat16))
+    assert seen == [(ms.float32, ms.float32)] and out.dtype == ms.bfloat16
+
+
+def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
+    """On an NPU the smoke test runs it in bfloat16; here numpy's half precision stands in."""
+    from npd_ascend.models import attention
+
+    def product(a, b):
+        assert a.dtype == b.dtype, (a.dtype, b.dtype)
+        return a @ b
+
+    def core(query, key, value, mask):
+        assert query.dtype == key.dtype == value.dtype == np.float32
+        return query.reshape(4, 1, 4)
+
+    monkeypatch.setattr(attention, "ms", SimpleNamespace(float32=np.float32))
+    monkeypatch.setattr(attention, "ops", SimpleNamespace(ones=np.ones))
+    tables = (np.ones((16, 2), np.float32), np.zeros((16, 2), np.float32))
+    x = np.ones((4, 1, 8), np.float16)
+    cell = SimpleNamespace(
+        head_dim=2, num_heads=2, kv_num_heads=1, n_rep=2, product=product, turn=np.eye(2, dtype=np.float32),
+        linear_qkv=lambda x: (x, np.ones(8, np.float32)), linear_proj=lambda x: (x, np.ones(4, np.float32)),
+        split_qkv=lambda x, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis), core_attention=core)
+    cell._biased = lambda x, bias: attention.DenseSelfAttention._biased(cell, x, bias)
+    out, _ = attention.DenseSelfAttention.construct(cell, x, None, rotary_pos_emb=tables)
+    assert out.dtype == np.float16 and (out == 3).all()
 
 
 def test_gradients_reach_every_parameter(checkpoint):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npd_ascend.rows.collate import collate, response_positions
+from npd_ascend.rows.collate import collate, response_positions, segment_ends
 
 ROWS = st.lists(st.lists(st.lists(st.integers(1, 99), max_size=6), max_size=4), max_size=4)
 
@@ -54,3 +54,22 @@ def test_refuses_what_does_not_fit():
         collate([[], []], 4, 0, 1)
     with pytest.raises(ValueError, match="a sample has 3 tokens, 2 were announced"):
         collate([[np.ones(2), np.ones(3)]], 8, 0, 1, longest=2)
+
+
+def test_segment_ends():
+    segments = np.array([[0, 0, 0, 1, 1, -1, -1, -1], [0, 1, 1, 1, 1, 1, 1, 1]], np.int32)
+    ends = segment_ends(segments, 7)
+    assert ends.tolist() == [3, 5, 8, 9, 16, 16, 16] and ends.dtype == np.int64
+    assert segment_ends(segments, 5).tolist() == [3, 5, 8, 9, 16]
+    with pytest.raises(ValueError, match="5 segments, 4"):
+        segment_ends(segments, 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS)
+def test_segment_ends_are_those_of_the_samples(rows):
+    batch = collate(rows, 24, 0, max(1, len(rows)))
+    ends = set(segment_ends(batch.segment_ids, 64).tolist())
+    whole = {24 * (b + 1) for b in range(len(batch.segment_ids))}
+    samples = {int(s + n) for s, n in zip(batch.starts, batch.lengths, strict=True) if n}
+    assert ends == whole | samples
