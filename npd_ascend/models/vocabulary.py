@@ -42,7 +42,7 @@ class LogProbs(nn.Cell):
         z = ops.exp(logits - peak).sum(-1, keepdims=True)
         chosen = ops.gather_elements(logits, 1, column) * mine
         parts = self.gather(ops.concat((peak, z, chosen), 1))
-        highest = parts[:, :, :1].max(0)
+        highest = parts[:, :, :1].max(axis=0)
         logz = highest + ops.log((parts[:, :, 1:2] * ops.exp(parts[:, :, :1] - highest)).sum(0))
         return logz, parts[:, :, 2:].sum(0) - logz
 
@@ -74,7 +74,7 @@ class Summary(nn.Cell):
             columns += (best, (ids + self.rank * width).astype(ms.float32))  # exact: ids lie below 2^24
         parts = self.gather(ops.concat(columns, 1))
         peaks = parts[:, :, 0]
-        highest = peaks.max(0)
+        highest = peaks.max(axis=0)
         scale = ops.exp(peaks - highest)
         z = (parts[:, :, 1] * scale).sum(0)
         logz = highest + ops.log(z)

@@ -11,13 +11,29 @@ from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 
 from npd_ascend.config.schema import LossConfig
 from npd_ascend.models.peers import ALONE, Peers, Sum
 from npd_ascend.models.vocabulary import LogProbs, OwnIds
 from npd_ascend.objectives.registry import DIVERGENCE, Norm, find_divergences
 from npd_ascend.objectives.support import on_support
+
+
+class AddAt(nn.Cell):
+    """x [R, V] with values [R, n] added in the columns index [R, n] of their rows; equal columns add up.
+
+    MindSpore's scatter of the CPU can only replace on Ascend, and that of Ascend has no CPU kernel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ascend = ms.get_context("device_target") == "Ascend"
+
+    def construct(self, x: ms.Tensor, index: ms.Tensor, values: ms.Tensor) -> ms.Tensor:
+        if self.ascend:
+            return mint.scatter_add(x, 1, index, values)
+        return ops.tensor_scatter_elements(x, index, values, 1, "add")
 
 
 class ChunkedLoss(nn.Cell):
@@ -52,6 +68,7 @@ class ChunkedLoss(nn.Cell):
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
         self.to_head = ops.MatMul(transpose_a=True)
+        self.add_at = AddAt()
 
     def construct(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
                   weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
@@ -83,7 +100,8 @@ class ChunkedLoss(nn.Cell):
         w = _filled(weights, rest).reshape(parts, chunk, weights.shape[1])
         a = _filled(parameters, rest).reshape(parts, chunk, parameters.shape[1])
         # Trailing chunks that do not count are not computed, so rows may be as many as a batch could ever need.
-        used = ((w != 0).astype(ms.int32).reshape(parts, -1).max(1) * ops.arange(1, parts + 1).astype(ms.int32)).max()
+        counts = (w != 0).astype(ms.int32).reshape(parts, -1).max(axis=1)
+        used = (counts * ops.arange(1, parts + 1).astype(ms.int32)).max()
         # A condition on a tensor keeps this a loop: unrolled, every chunk would have [chunk, V] buffers of its own.
         i = ms.Tensor(0, ms.int32)
         ce_sum, kd_sum = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
@@ -126,7 +144,7 @@ class ChunkedLoss(nn.Cell):
         if self.cut:
             targets, mine = self.own(targets, z.shape[1])
             g = g * mine
-        dz = ops.tensor_scatter_elements(dz, targets, g, 1, "add").astype(hidden.dtype)
+        dz = self.add_at(dz, targets, g).astype(hidden.dtype)
         return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
 
 

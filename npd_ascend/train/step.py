@@ -26,8 +26,10 @@ class PackedLoss(nn.Cell):
                   positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
                   scale: Tensor) -> tuple[Tensor, ...]:
         """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens."""
-        hidden = ops.gather(self.net(input_ids, position_ids, segment_ids, window), positions, 0)
-        out = self.loss(hidden, self.head, targets, teacher, weights, parameters)
+        hidden = self.net(input_ids, position_ids, segment_ids, window)
+        # The gradient of a gather is a segment sum, which CANN does not name bfloat16 for.
+        rows = ops.gather(hidden.astype(ms.float32), positions, 0).astype(hidden.dtype)
+        out = self.loss(rows, self.head, targets, teacher, weights, parameters)
         return out[0] * scale, out[0], out[1], out[2]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from mindspore import nn  # noqa: E402
 
 from npd_ascend.config.schema import LossConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
-from npd_ascend.objectives.chunked import ChunkedLoss  # noqa: E402
+from npd_ascend.objectives import chunked  # noqa: E402
+from npd_ascend.objectives.chunked import AddAt, ChunkedLoss  # noqa: E402
 from npd_ascend.objectives.registry import find_divergences  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
@@ -214,3 +216,18 @@ def test_trailing_rows_that_do_not_count(case):
     for mine, other in zip(grads, want, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
     assert not grads[0][6:].any()
+
+
+def test_equal_columns_add_up():
+    x, index = np.zeros((2, 4), np.float32), np.array([[1, 1, 3], [0, 2, 0]], np.int32)
+    out = AddAt()(ms.Tensor(x), ms.Tensor(index), ms.Tensor(np.array([[1, 2, 4], [1, 2, 4]], np.float32)))
+    assert out.asnumpy().tolist() == [[0, 3, 0, 4], [5, 0, 2, 0]]
+
+
+def test_ascend_has_a_scatter_of_its_own(monkeypatch):
+    """That of the CPU can only replace there, says its documentation."""
+    calls = []
+    monkeypatch.setattr(chunked.ms, "get_context", lambda key: {"device_target": "Ascend"}[key])
+    monkeypatch.setattr(chunked, "mint", SimpleNamespace(scatter_add=lambda *args: calls.append(args)))
+    AddAt().construct("x", "index", "values")
+    assert calls == [("x", 1, "index", "values")]
