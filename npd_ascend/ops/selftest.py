@@ -21,7 +21,15 @@ from npd_ascend.models.spec import ModelSpec
 _LENGTHS = (7, 23, 2, 41, 12, 30)
 _LOSS_ROWS = 8
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
-"""Of logits, nats. Eight bits of mantissa at logits of 20 to 40 leave differences of 0.1."""
+"""Of logits, nats, by ``distance``. Eight bits of mantissa at logits of 20 to 40 leave differences of 0.1."""
+
+
+def distance(difference: np.ndarray, dtype: str) -> float:
+    """Of logits [n, V], or of a sequence's log-probs [n]: the largest difference; in bfloat16, where the largest of
+    millions of rounding errors says little, the largest root mean square of a position, or that of the sequence."""
+    if dtype == "float32":
+        return float(np.abs(difference).max())
+    return float(np.sqrt(np.square(difference, dtype=np.float64).mean(-1)).max())
 
 
 def sequences(vocab: int, seed: int = 0) -> list[np.ndarray]:
@@ -110,7 +118,7 @@ class Selftest:
             ifd.append([a.sampled.mean() / b.sampled.mean() for a, b in zip(with_prompt, without, strict=True)])
             single = [scorer.score([h], [b], 0)[0] for h, b in zip(heads, bodies, strict=True)]
         _say("student = teacher: delta IFD is 0", float(np.abs(np.subtract(ifd[0], ifd[1])).max()), 0.0)
-        _say("scores do not depend on the packing", max(float(np.abs(a.sampled - b.sampled).max())
+        _say("scores do not depend on the packing", max(distance(a.sampled - b.sampled, self.device.dtype)
                                                         for a, b in zip(with_prompt, single, strict=True)),
              self.tolerance)
 
@@ -134,7 +142,7 @@ class Selftest:
     def _reference(self, path: Path) -> None:
         """Logits of transformers."""
         with np.load(path) as found:
-            gap = max(float(np.abs(self._logits(h) - found[f"s{i}"]).max()) for i, h in enumerate(self.packed))
+            gap = max(distance(self._logits(h) - found[f"s{i}"], self.device.dtype) for i, h in enumerate(self.packed))
         _say("logits of MindFormers are those of transformers", gap, self.tolerance)
 
     # ---- parts
@@ -153,7 +161,7 @@ class Selftest:
         return hidden @ self.net.head_weight.float().asnumpy().T
 
     def _logit_gap(self, a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.abs(self._logits(a - b)).max())
+        return distance(self._logits(a - b), self.device.dtype)
 
     def _teacher_logits(self) -> np.ndarray:
         from npd_ascend.models.network import build

@@ -11,7 +11,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor import visit
 from npd_ascend.ops.doctor.selftest import engine, judge, selftest
 from npd_ascend.ops.environments import Environments
-from npd_ascend.ops.selftest import sequences
+from npd_ascend.ops.selftest import TOLERANCE, distance, sequences
 from npd_ascend.ops.smoke import small, smoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +41,32 @@ def test_a_result_is_judged_by_its_limit():
 def test_sequences_are_the_same_everywhere():
     a, b = sequences(50), sequences(50)
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) and max(map(np.max, a)) < 50
+
+
+def test_distance_forgives_rounding_but_no_wrong_position():
+    rounding = np.random.default_rng(0).normal(0, 0.04, (30, 5000)).astype(np.float32)
+    assert distance(rounding, "float32") > TOLERANCE["bfloat16"] > distance(rounding, "bfloat16")
+    rounding[7] *= 20  # one position that saw what it should not
+    assert distance(rounding, "bfloat16") > TOLERANCE["bfloat16"]
+    assert distance(np.array([0.0, -0.3, 0.1]), "float32") == pytest.approx(0.3)
+
+
+def test_both_environments_see_the_jobs(tmp_path, monkeypatch):
+    """The rollout environment may be another container, which shares the folder of runs and not /tmp."""
+    from npd_ascend.ops.doctor import selftest as room
+
+    seen = []
+    def engine(python, module, job):
+        seen.append((job, json.loads(job.read_text())))
+        return []
+
+    monkeypatch.setattr(room, "engine", engine)
+    config, runs = tiny(tmp_path), tmp_path / "new" / "runs"
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": runs / "a"})})
+    assert room.selftest(config) == [] and len(seen) == 2
+    for job, said in seen:
+        assert job.parent.parent == Path(said["reference"]).parent.parent == runs
+    assert not list(runs.iterdir())
 
 
 def test_what_needs_a_configuration_says_so():

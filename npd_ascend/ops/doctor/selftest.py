@@ -27,7 +27,10 @@ def selftest(config: Config) -> list[Finding]:
     environments, device = Environments.find(), resolve_device(config.device)
     for model in (config.models.teacher, config.models.student):
         ModelSpec.from_folder(model)
-    with tempfile.TemporaryDirectory(prefix="npd-selftest-") as folder:
+    # Where runs stand, because the rollout environment may be a container with a /tmp of its own.
+    shared = config.run.dir.resolve().parent
+    shared.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="npd-selftest-", dir=shared) as folder:
         job = {"teacher": str(config.models.teacher), "student": str(config.models.student),
                "device": device.model_dump(mode="json"), "row_length": _ROW[device.target],
                "reference": str(Path(folder) / "reference.npz")}
