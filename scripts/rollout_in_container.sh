@@ -21,4 +21,10 @@ while read -r name; do
     ;;
   esac
 done < <(compgen -e)
-exec docker exec -i -w "$PWD" "${pass[@]}" "$container" python3 "$@"
+# docker exec passes the image's entry point by, which sources the vendor's environment; what that prints is not ours.
+# shellcheck disable=SC2016
+start='vendor() { local s=$1; shift; if [ -f "$s" ]; then source "$s" >/dev/null 2>&1 </dev/null; fi; }
+for s in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann*/share/info/ascendnpu-ir/bin/set_env.sh \
+  /usr/local/Ascend/nnal/atb/set_env.sh; do vendor "$s"; done
+exec python3 "$@"'
+exec docker exec -i -w "$PWD" "${pass[@]}" "$container" bash -c "$start" python3 "$@"

@@ -18,13 +18,19 @@ if [ $# -eq 0 ] || [[ $1 == -* ]]; then
   set -- "$CONFIG" "$@"
 fi
 
+# The vendor's scripts read variables that are not set, may run commands that fail, and take what stands in "$@" for
+# their own options; hence a function, whose "$@" is empty once the path is gone.
+vendor() {
+  local script=$1
+  shift
+  [ -f "$script" ] || return 0
+  set +eu
+  # shellcheck disable=SC1090
+  source "$script"
+  set -eu
+}
 for script in "$ascend/cann/set_env.sh" "$ascend/ascend-toolkit/set_env.sh" "$ascend/nnal/atb/set_env.sh"; do
-  if [ -f "$script" ]; then
-    set +u
-    # shellcheck disable=SC1090
-    source "$script"
-    set -u
-  fi
+  vendor "$script"
 done
 
 bash "$root/scripts/setup_env.sh"

@@ -49,3 +49,13 @@ def test_node_0_runs_and_the_others_join(start, tmp_path, rank, command):
     assert p.returncode == 0, p.stderr
     assert (tmp_path / "call").read_text().split() == [
         "2", rank, "8118", "-m", "npd_ascend.cli", command, str(tmp_path / "c.yaml"), "--set", "train.lr=1e-4"]
+
+
+def test_vendor_scripts_may_fail_and_get_no_arguments(start, tmp_path):
+    for name in ("ascend-toolkit", "nnal/atb"):
+        (tmp_path / "ascend" / name).mkdir(parents=True)
+        (tmp_path / "ascend" / name / "set_env.sh").write_text(
+            f'x=$(false)\nfalse\necho "$NEVER_SET"\necho "$# $*" >> {tmp_path}/given\n')
+    p = start({**NODE, "ASCEND_HOME": str(tmp_path / "ascend")}, str(tmp_path / "c.yaml"), "--cxx_abi=0")
+    assert p.returncode == 0, p.stderr
+    assert (tmp_path / "given").read_text().splitlines() == ["0 ", "0 "] and (tmp_path / "call").exists()
