@@ -63,6 +63,7 @@ class Selftest:
         """Prints a result for each test."""
         self._packing()
         self._loss()
+        self._annotation()
         self._scores()
         self._round_trip()
         if reference is not None:
@@ -102,6 +103,23 @@ class Selftest:
         _say("chunked gradients are the plain gradients",
              max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
                  for a, b in ((parts[3], expected[0]), (parts[4], expected[1]))), 1e-3)
+
+    def _annotation(self) -> None:
+        """What an NPU finds inside the graph, the best tokens among it, numpy finds on the host."""
+        import mindspore as ms
+
+        from npd_ascend.annotate.head import ChunkedHead
+
+        hidden, targets = np.concatenate(self.packed).astype(np.float32), np.concatenate(self.texts)
+        at, k = np.arange(len(hidden)), min(10, self.spec.vocab_size)
+        graph, host = (ChunkedHead(self.net.head_weight, 32, on_host=on_host)(ms.Tensor(hidden), at, targets, k)
+                       for on_host in (False, True))
+        logits = self._logits(hidden)
+        chosen = np.take_along_axis(logits, graph.ids, 1) - host.logz[:, None]
+        gap = max(float(np.abs(getattr(graph, name) - getattr(host, name)).max())
+                  for name in ("logprobs", "logz", "sampled", "entropy"))
+        _say("annotation inside the graph is that of the host", max(gap, float(np.abs(chosen - host.logprobs).max())),
+             2e-3)
 
     def _scores(self) -> None:
         """Student as its own teacher: Δ-IFD 0; scores do not depend on what else is scored."""

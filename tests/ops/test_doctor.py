@@ -2,11 +2,14 @@
 
 import json
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from npd_ascend.ops.doctor import Finding, examine, render
+from npd_ascend.ops.doctor.checks import software
 from npd_ascend.ops.doctor.machine import Machine
 from npd_ascend.ops.doctor.pairs import MINDSPORE, ROLLOUT
 from npd_ascend.ops.doctor.registry import Patient, checks
@@ -18,6 +21,8 @@ GOOD = {"HCCL_CONNECT_TIMEOUT": "1800", "LD_LIBRARY_PATH": "/usr/local/Ascend/nn
 
 class Node(Machine):
     """An Ascend node as its files and commands would show it."""
+
+    absent: str | None = "\n"
 
     def __init__(self, root, smi, npus=8, env=None, packages=None):
         super().__init__({**GOOD, **(env or {})}, root)
@@ -32,6 +37,8 @@ class Node(Machine):
     def run(self, *command):
         if command[0] == "npu-smi":
             return self.smi
+        if "hccl" in command[2]:
+            return self.absent
         return json.dumps(self.packages.get(command[0])) if "metadata" in command[2] else "False"
 
 
@@ -58,6 +65,21 @@ def test_idle_node(node):
     assert run("devices_present", m)[0].what == "NPUs visible: 8"
     assert run("devices_healthy", m) == [Finding("ok", "8 x 910B2, healthy, 61 GB free each")]
     assert levels(run("variables", m)) == ["ok"] and levels(run("ports", m)) == ["ok"]
+
+
+def test_python_packages_of_cann(node):
+    m, both = node(), Environments(Path("ms"), Path("ro"))
+    assert run("cann_packages", m, environments=both) == []
+    m.absent = "te and hccl\n"
+    (f,) = run("cann_packages", m, environments=both)
+    assert f.level == "error" and "te and hccl" in f.what and "set_env.sh" in f.remedy
+    m.absent = None  # an interpreter that does not run is told elsewhere
+    assert run("cann_packages", m, environments=both) == []
+
+
+def test_what_is_asked_of_the_interpreter():
+    said = subprocess.check_output([sys.executable, "-c", software._ABSENT.replace("'te'", "'json'")], text=True)
+    assert said == "hccl\n"
 
 
 def test_leftover_process(node):

@@ -103,7 +103,7 @@ def test_a_process_that_stops_is_an_error(tmp_path):
 def test_sound_models_pass(tmp_path):
     found = selftest(tiny(tmp_path, tie_word_embeddings=True, vocab_size=103))
     assert [f.what for f in found if f.level != "ok"] == []
-    assert len(found) == 11
+    assert len(found) == 12
 
 
 @pytest.mark.slow

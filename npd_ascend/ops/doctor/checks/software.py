@@ -16,6 +16,7 @@ _LIST = (
     "    except m.PackageNotFoundError: return None\n"
     "print(json.dumps({n: v(n) for n in %r}))"
 )
+_ABSENT = "import importlib.util as u; print(' and '.join(n for n in ('te', 'hccl') if u.find_spec(n) is None))"
 _CANN = ("/usr/local/Ascend/cann/*-linux/ascend_toolkit_install.info",
          "/usr/local/Ascend/cann-*/*-linux/ascend_toolkit_install.info",
          "/usr/local/Ascend/ascend-toolkit/latest/*-linux/ascend_toolkit_install.info")
@@ -55,6 +56,19 @@ def cann(p: Patient) -> list[Finding]:
     if not wanted & set(found):
         return [error(f"CANN {here}: tested with {' and '.join(sorted(wanted))}", _IMAGES)]
     return [ok(f"CANN {here}")]
+
+
+@check
+def cann_packages(p: Patient) -> list[Finding]:
+    """Python packages of CANN that MindSpore imports: te compiles operators, hccl joins processes."""
+    if p.target != "ascend" or p.environments is None:
+        return []
+    missing = p.machine.run(str(p.environments.mindspore), "-c", _ABSENT)
+    if not missing or not missing.strip():
+        return []
+    return [error(f"MindSpore environment: {missing.strip()} of CANN cannot be imported",
+                  "source set_env.sh of the toolkit (it sets PYTHONPATH), or pip install the wheels of these names "
+                  "under $ASCEND_HOME_PATH/lib64")]
 
 
 @check
