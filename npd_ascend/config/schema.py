@@ -301,7 +301,8 @@ class DeviceConfig(Section):
         Discriminator(lambda v: "split" if isinstance(v, dict | Split) else "shared")] = "shared"
     """``shared``: each stage has all devices in turn; or ``{rollout: 6, train: 2}``, devices of a node: with
     ``sync.lead`` the next rollouts and their annotation then run beside training."""
-    max_device_memory: str = "58GB"
+    max_device_memory: Annotated[str, Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]+)GB$")] = "58GB"
+    """What annotation and training may take of an NPU; MindSpore reads gigabytes only, written 58GB."""
 
 
 class ReportConfig(Section):

@@ -69,6 +69,8 @@ def test_resolved_configuration_reads_back(file):
     (with_(sync={"at_epochs": [10]}), "not before the end"),
     (with_(rollout={"source": "teacher"}), "set sync.refreshes: 0"),
     (with_(evaluate={"prompts": ["e.jsonl"]}), "data.answer_field"),
+    (with_(device={"max_device_memory": "59392MB"}), "max_device_memory"),
+    (with_(device={"max_device_memory": "58"}), "GB"),
 ])  # fmt: skip
 def test_mistakes(tree, message):
     with pytest.raises(UserError) as e:
