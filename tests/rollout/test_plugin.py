@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from importlib.metadata import entry_points
 
 from transformers import AutoConfig
@@ -23,3 +26,15 @@ def test_config_is_read_without_remote_code(tmp_path, make_checkpoint):
     assert config.head_dim == 32 and config.vocab_size == 128
     plain = make_checkpoint(tmp_path / "plain", bias=False)
     assert not AutoConfig.from_pretrained(plain).attention_bias
+
+
+def test_config_reaches_the_processes_of_an_engine(tmp_path, make_checkpoint):
+    """On NPUs the engine core is a spawned process, and its configuration goes there by pickle."""
+    register()
+    config = AutoConfig.from_pretrained(make_checkpoint(tmp_path / "m"))
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    code = ("import pickle, sys\n"
+            "c = pickle.load(open(sys.argv[1], 'rb'))\n"
+            "print(c.model_type, c.attention_bias, c.bias, c.rope_parameters['rope_theta'])")
+    said = subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "config.pickle")], text=True)
+    assert said.split() == ["PanguEmbedded", "True", "True", "16000000.0"]
