@@ -285,6 +285,21 @@ def test_two_workers_equal_one_and_reload_between_jobs(tmp_path, prompts, make_j
         assert b["response_ids"] != plain[1]["response_ids"]
 
 
+@pytest.mark.slow
+def test_an_engine_in_a_process_of_its_own_answers_and_reloads(tmp_path, prompts, make_job, checkpoints, plain):
+    """As on NPUs, where vLLM spawns the engine core: configuration, requests and reloads reach it by message."""
+    apart = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    with RolloutPool(Path(sys.executable), 1, tmp_path / "logs", env=apart) as pool:
+        pool.run(make_job(tmp_path / "b", prompts, checkpoints[1]))
+        before = [w._popen.pid for w in pool._workers.values()]
+        job = make_job(tmp_path / "a", prompts, checkpoints[0])
+        pool.run(job)
+        assert [w._popen.pid for w in pool._workers.values()] == before
+    assert_same_rollouts(Dataset.open(job.out, "rollouts"), plain[1])
+    b = Dataset.open(tmp_path / "b", "rollouts").read_all()
+    assert b["response_ids"] != plain[1]["response_ids"]
+
+
 # The tests below start engines beside the shared one, which vLLM does not expect in one process: keep them last.
 
 
