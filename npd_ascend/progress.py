@@ -10,10 +10,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ENV = "NPD_PROGRESS"
+STARTED = "NPD_STARTED"
+"""Variable with the time at which the conductor started this process."""
 _EVERY_S = 0.25
 _PLAIN_EVERY_S = 5.0
 
@@ -40,6 +44,18 @@ def emit(event: str, **fields: Any) -> None:
 def message(text: str, level: str = "info") -> None:
     """One line for the person who watches. ``level`` is ``info`` or ``warning``."""
     emit("message", text=text, level=level)
+
+
+def spent(stage: str, what: str, seconds: float) -> None:
+    """Seconds that a stage's process took before its work on data: ``what`` is ``start`` or ``compile``."""
+    emit("spent", stage=stage, what=what, seconds=round(seconds, 3))
+
+
+def started(stage: str) -> None:
+    """Says that the engine is imported; the seconds since the conductor started this process are its start-up."""
+    begun = os.environ.get(STARTED)
+    if begun:
+        spent(stage, "start", time.time() - float(begun))
 
 
 class Meter:
@@ -72,6 +88,13 @@ class Meter:
         if now - self._last >= _EVERY_S:
             self._last = now
             self._emit("progress")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time within out of the seconds that are reported."""
+        begin = time.monotonic()
+        yield
+        self._start += time.monotonic() - begin
 
     def close(self) -> None:
         """Reports the final count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -67,11 +68,14 @@ class ChunkedHead:
         chunk_rows: positions whose logits stand in memory at once.
         on_host: summarise in numpy (CPU) rather than inside the graph (Ascend); not for a head that is cut.
         peers: ranks over which the head is cut; all must call together.
+        run: calls a cell; may compile it first.
     """
 
-    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool, peers: Peers = ALONE):
+    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool, peers: Peers = ALONE,
+                 run: Callable[..., Any] = lambda cell, *inputs: cell(*inputs)):
         self._weight, self._rows = weight, chunk_rows
         self._on_host, self._peers = on_host and peers.size == 1, peers
+        self._run = run
         self._cells: dict[int, Any] = {}
 
     def __call__(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, k: int) -> TopK:
@@ -91,7 +95,7 @@ class ChunkedHead:
         padded[0, :n], padded[1, :n] = positions, targets
         if self._on_host:
             cell = self._cells.setdefault(0, ChunkLogits())
-            logits = cell(hidden, ms.Tensor(padded[0]), self._weight).asnumpy()
+            logits = self._run(cell, hidden, ms.Tensor(padded[0]), self._weight).asnumpy()
             return summarise(logits[:n], targets, k)
         cell = self._cells.get(k) or self._cells.setdefault(k, ChunkSummary(k, self._peers))
         logz, sampled, entropy, *top = (x.asnumpy()[:n] for x in cell(

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 
 from npd_ascend.annotate.head import ChunkedHead, concatenate
 from npd_ascend.config.jobs import Device
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
+from npd_ascend.models.compile_cache import Graphs
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.network import build
 from npd_ascend.models.peers import ALONE, Peers
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
-from npd_ascend.rows.collate import RowBatch
 from npd_ascend.rows.prefill import prefill_batches
 from npd_ascend.store.topk_codec import TopK
 
@@ -32,19 +32,21 @@ class Scorer:
         settings: row length, micro batch, chunk size.
         device: where it runs.
         peers: the processes that hold the model together; all must call ``score`` with the same samples.
-        compiling: held open while the network is compiled for another attention window.
+        compiling: held open while a graph is compiled.
+        compiled: folder in which compiled graphs outlive the process; None: they do not.
     """
 
     def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, peers: Peers = ALONE,
-                 compiling: Callable[[], AbstractContextManager] = nullcontext):
+                 compiling: Callable[[], AbstractContextManager] = nullcontext, compiled: Path | None = None):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
         self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, peers=peers)
         load_hf(self._net, model)
-        self._compiling, self._compiled = compiling, set[tuple]()
+        key = {"spec": asdict(replace(spec, dtype="")), "device": device.model_dump(mode="json")}
+        self._graphs = Graphs("annotate", compiled, key, compiling)
         positions = settings.row_length * settings.micro_batch
         self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
-                                 on_host=device.target == "cpu", peers=peers)
+                                 on_host=device.target == "cpu", peers=peers, run=self._graphs)
 
     def load(self, model: Path) -> None:
         """Takes over the weights of another checkpoint of the same architecture."""
@@ -77,7 +79,7 @@ class Scorer:
                 raise UserError(f"a batch holds {len(part.samples)} samples, flash attention tells "
                                 f"{self._max_segments} apart: lower annotate.row_length or annotate.micro_batch")
             rows = part.rows
-            hidden = self._hidden(rows)
+            hidden = self._graphs(self._net, *self._net.inputs(rows))
             result = self._head(hidden, part.at, part.targets, k)
             if not np.isfinite(result.logz).all():
                 raise UserError(f"{self._model}: the model computes NaN or infinite logits; check the checkpoint, or "
@@ -86,12 +88,3 @@ class Scorer:
                 out[i] = result[span]
             done(rows.tokens)
         return out
-
-    def _hidden(self, rows: RowBatch) -> ms.Tensor:
-        inputs = self._net.inputs(rows)
-        shape = () if inputs[-1] is None else inputs[-1].shape
-        if shape not in self._compiled:
-            with self._compiling():
-                self._net.compile(*inputs)
-            self._compiled.add(shape)
-        return self._net(*inputs)

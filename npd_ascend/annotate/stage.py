@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from npd_ascend.config.jobs import AnnotateJob, Device
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.progress import Meter
+from npd_ascend.progress import Meter, started
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
@@ -118,12 +119,12 @@ class _Annotator:
 
         conditioned: dict[int, TopK] = {}
         if prefilled:
-            annotated = self.scorer.score([contexts[i] for i in prefilled],
+            annotated = self._scorer_of(meter).score([contexts[i] for i in prefilled],
                                           [responses[i] for i in prefilled], self.k, done)
             conditioned = dict(zip(prefilled, annotated, strict=True))
         nll_uncond = np.full(n, np.nan)
         if self.job.unconditioned:
-            alone = self.scorer.score([self.header] * n, responses, 0, done)
+            alone = self._scorer_of(meter).score([self.header] * n, responses, 0, done)
             nll_uncond = np.array([_mean_nll(a.sampled) for a in alone])
         meter.advance(n)
         columns = pa.table({
@@ -136,14 +137,15 @@ class _Annotator:
         })
         return columns, list(conditioned.values())
 
-    @property
-    def scorer(self) -> Scorer:
-        """The loaded model."""
+    def _scorer_of(self, meter: Meter) -> Scorer:
+        """The loaded model; the meter leaves out what loading and compiling take."""
         if self._scorer is None:
-            from npd_ascend.annotate.prefill import Scorer
+            with meter.paused():
+                from npd_ascend.annotate.prefill import Scorer
 
-            self._scorer = (self._load or Scorer)(self.job.model, self.spec, self.job.settings, self.job.device,
-                                                  **self._shared)
+                started("annotate")
+                load = self._load or partial(Scorer, compiling=meter.paused, compiled=self.job.compiled)
+                self._scorer = load(self.job.model, self.spec, self.job.settings, self.job.device, **self._shared)
         return self._scorer
 
     def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[np.ndarray]:

@@ -81,6 +81,8 @@ class AnnotateJob(Section):
     device: Device = Device()
     unconditioned: bool = True
     """Whether the response-only pass is needed (a metric uses IFD)."""
+    compiled: Path | None = None
+    """Folder in which compiled graphs outlive the process; None: they do not."""
 
 
 class SelectJob(Section):
@@ -145,6 +147,8 @@ class TrainJob(Section):
     row_length: int
     sync: SyncConfig
     device: Device = Device()
+    compiled: Path | None = None
+    """Folder in which compiled graphs outlive the process; None: they do not."""
 
 
 class EvaluateJob(Section):

@@ -204,7 +204,7 @@ class Conductor:
 
     def _start_training(self, step: Step) -> None:
         self.runner.monitor.reset("train")
-        self._training = (step, self.runner.launch(step), time.monotonic())
+        self._training = (step, self.runner.launch(step), time.time())
 
     def _await_snapshot(self, train: Step) -> None:
         """Until the next generation's snapshot stands, or training has ended (without ``lead`` both are one)."""
@@ -225,9 +225,16 @@ class Conductor:
             self.runner.finish(step, child)
         finally:
             self._training = None
-            self.runner.book(step, time.monotonic() - start)
+            ended = self._training_ended(step)
+            self.runner.book(step, max(0.0, ended - start), ended=ended)
         if not self.steps.span(step.generation).last:
             self._log_sync(step.generation)
+
+    def _training_ended(self, step: Step) -> float:
+        """When it was done, which may be long before somebody waits for it; now, if it has failed."""
+        if step.complete and step.done_file is not None:
+            return min(time.time(), step.done_file.stat().st_mtime)
+        return time.time()
 
     def _drop_training(self) -> None:
         if self._training is not None:

@@ -24,6 +24,7 @@ from npd_ascend.pipeline.orders import Crew, Followers, Running
 from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.progress import ENV as PROGRESS_ENV
+from npd_ascend.progress import STARTED as STARTED_ENV
 from npd_ascend.progress import ProgressTail
 from npd_ascend.report.live import LiveView
 from npd_ascend.rollout.cluster import RayNode
@@ -54,6 +55,7 @@ class Monitor:
     def __init__(self, paths: list[Path], view: LiveView):
         self._tails, self._view = [ProgressTail(path) for path in paths], view
         self._last: dict[str, dict[str, Any]] = {}
+        self._spent: list[dict[str, Any]] = []
         self._faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -75,6 +77,8 @@ class Monitor:
             for event in (event for tail in self._tails for event in tail.poll()):
                 if event["event"] in ("begin", "progress", "end"):
                     self._last[event["stage"]] = event
+                elif event["event"] == "spent":
+                    self._spent.append(event)
                 elif event["event"] in ("error", "corrupt"):
                     self._faults.append(event)
                 if event["event"] != "error":  # errors are told once, at the end of the command
@@ -85,6 +89,7 @@ class Monitor:
         self.drain()
         with self._lock:
             self._last = {k: v for k, v in self._last.items() if not k.startswith(stage)}
+            self._spent = [e for e in self._spent if not e["stage"].startswith(stage)]
             self._faults.clear()
 
     def totals(self, stage: str) -> tuple[int, int, float]:
@@ -97,6 +102,14 @@ class Monitor:
             sum(e["tokens"] for e in events),
             max((e["seconds"] for e in events), default=0.0),
         )
+
+    def spent(self, stage: str) -> dict[str, float]:
+        """Seconds before the work on data since ``reset``: ``start`` (imports) and ``compile``, of the slowest process.
+        """
+        self.drain()
+        with self._lock:
+            events = [e for e in self._spent if e["stage"].startswith(stage)]
+        return {what: max(e["seconds"] for e in events if e["what"] == what) for what in {e["what"] for e in events}}
 
     def fault(self, kind: str) -> dict[str, Any] | None:
         """The newest event of this kind, if any."""
@@ -206,7 +219,8 @@ class Runner:
             return self._followers.launch(step.name, node, log)
         python = self.environments.mindspore
         command = launch.command(python, path, step.job, self.nodes, self.run.logs / f"{step.name}-ranks")
-        env = child_environment(python, self.progress) | launch.environment(step.job, self.placement, self.nodes)
+        env = child_environment(python, self.progress, **{STARTED_ENV: repr(time.time())})
+        env |= launch.environment(step.job, self.placement, self.nodes)
         return Child(step.name, command, env, log, launch.cores(step.job, self.placement))
 
     def _make_room(self, job: Section) -> None:
@@ -250,9 +264,18 @@ class Runner:
         last = child.last_words()
         raise UserError(f"{step.name} {how}; its log is {child.log}" + (f", last line: {last}" if last else ""))
 
-    def book(self, step: Step, seconds: float, stage: str | None = None) -> None:
-        """Writes the ``stage`` row of metrics.jsonl: wall seconds (start-up included), busy seconds, units, tokens."""
+    def book(self, step: Step, seconds: float, stage: str | None = None, ended: float | None = None) -> None:
+        """Writes the ``stage`` row of metrics.jsonl: wall seconds (start-up included), busy seconds, units, tokens;
+        for MindSpore's stages also what importing (``start``) and compiling (``compile``) took.
+
+        Args:
+            step: what has run.
+            seconds: how long.
+            stage: name under which its time is booked, when not the step's own.
+            ended: when it ended, if not now.
+        """
         samples, tokens, busy = self.monitor.totals(step.stage.split("_")[0])
+        spent = self.monitor.spent(step.stage.split("_")[0])
         self.metrics.log(
             "stage",
             stage=stage or step.stage,
@@ -261,6 +284,8 @@ class Runner:
             busy=round(busy, 3),
             samples=samples,
             tokens=tokens,
+            **spent,
+            **({} if ended is None else {"time": round(ended, 3)}),
         )
         self.run.write_state(last_step=step.name)
 

@@ -112,6 +112,7 @@ class StepBuilder:
 
     def __init__(self, config: Config, run: RunDir, device: Device, remember_hashes: bool = True):
         self.config, self.run, self.device = config, run, device
+        self.compiled = run.compiled.resolve() if device.target == "cpu" else None  # untried on Ascend
         self._hashes = run.hashes if remember_hashes else None
         self.spec = ModelSpec.from_folder(config.models.student)
         self.tokenizer = config.models.tokenizer or config.models.student
@@ -221,6 +222,7 @@ class StepBuilder:
             settings=c.annotate if teacher else c.annotate_student,
             device=self.device,
             unconditioned=c.needs_scores,
+            compiled=self.compiled,
         )
         outputs = [Dataset(out, "scores", fp)] + ([Dataset(g.topk, "topk", topk_fp)] if with_topk else [])
         return Step(f"annotate_{role}", "annotate", job, generation, outputs)
@@ -319,6 +321,7 @@ class StepBuilder:
             row_length=c.pack.row_length,
             sync=c.sync,
             device=self.device,
+            compiled=self.compiled,
         )
         return Step("train", "train", job, generation, done_file=g.done, snapshot=(g.snapshot_mark, g.next_snapshot))
 

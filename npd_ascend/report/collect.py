@@ -54,12 +54,14 @@ class StageTime:
     Attributes:
         seconds: wall time.
         busy: seconds of it at work on data, without start-up of processes, engines and compilation.
+        compiling: seconds of it that graphs took to compile, or to load from an earlier process's.
         tokens, samples: what it processed.
     """
 
     stage: str
     seconds: float = 0.0
     busy: float = 0.0
+    compiling: float = 0.0
     tokens: int = 0
     samples: int = 0
 
@@ -107,6 +109,7 @@ class Run:
             t = found.setdefault(str(row.get("stage")), StageTime(str(row.get("stage"))))
             t.seconds += row.get("seconds", 0.0)
             t.busy += row.get("busy", row.get("seconds", 0.0))
+            t.compiling += row.get("compile", 0.0)
             t.tokens += int(row.get("tokens", 0))
             t.samples += int(row.get("samples", 0))
         return list(found.values())

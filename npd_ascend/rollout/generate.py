@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.rollout.engine import Engine
@@ -24,26 +26,32 @@ def generate(job: RolloutJob, engine: Engine, report: Callable[..., None]) -> No
         job: the job; the engine must hold its model.
         engine: the engine.
         report: called about twice a second while the engine steps: ``tokens=`` and ``samples=`` generated since the
-            last call, ``have=`` samples that now stand in each shard touched since (an earlier worker's too).
+            last call, ``have=`` samples that now stand in each shard in the making or finished since (those of an
+            earlier worker too).
 
     Raises:
         UserError: a prompt cannot be answered with these settings or this model.
         CorruptShard: a prompts shard is damaged.
     """
-    with Board(job) as board:
-        run = _Run(job, engine, board, report)
+    # The disk is waited for in a thread: an engine of a small model would lose a tenth of its time to it.
+    with Board(job) as board, ThreadPoolExecutor(1, thread_name_prefix="journal") as writer:
+        run = _Run(job, engine, board, report, writer)
         run.fill()
         while run.flying:
             run.step()
             run.fill()
         run.save()
+        run.settle(wait=True)
         run.tell()
         board.finish()
 
 
 class _Run:
-    def __init__(self, job: RolloutJob, engine: Engine, board: Board, report: Callable[..., None]):
+    def __init__(self, job: RolloutJob, engine: Engine, board: Board, report: Callable[..., None],
+                 writer: ThreadPoolExecutor):
         self.job, self.engine, self.board, self.report = job, engine, board, report
+        self._writer = writer
+        self._writing: deque[tuple[Future[None], Shard, list[tuple[Request, Answer]], bool]] = deque()
         self.flying: dict[str, Request] = {}
         self._shards: dict[int, Shard] = {}
         self._queue: list[Request] = []  # of the shard claimed last, next request at the end
@@ -82,21 +90,32 @@ class _Run:
             self.tell()
 
     def save(self) -> None:
-        """Journals finished samples, and commits the shards that they complete."""
+        """Has finished samples journaled, and the shards that they complete committed."""
+        self.settle()
         for index, answers in self._unsaved.items():
             shard = self._shards[index]
-            shard.add(answers)
-            self._have[index] = shard.rows - shard.left
-            self._samples += len(answers)
-            self._tokens += sum(len(a.ids) for _, a in answers)
-            self._commit_if_finished(shard)
+            shard.take(answers)
+            job = self._writer.submit(_write, shard, answers, shard.finished)
+            self._writing.append((job, shard, answers, shard.finished))
         self._unsaved = {}
         self._saved = self._clock
 
+    def settle(self, wait: bool = False) -> None:
+        """Counts what has been written since; raises what went wrong there."""
+        while self._writing and (wait or self._writing[0][0].done()):
+            job, shard, answers, committed = self._writing.popleft()
+            job.result()
+            self._have[shard.index] = self._have.get(shard.index, 0) + len(answers)
+            self._samples += len(answers)
+            self._tokens += sum(len(a.ids) for _, a in answers)
+            if committed:
+                self._leave(shard)
+
     def tell(self) -> None:
         """Reports what was done since the last report."""
-        self.report(samples=self._samples, tokens=self._tokens, have=self._have)
-        self._beat, self._samples, self._tokens, self._have = self._clock, 0, 0, {}
+        self.report(samples=self._samples, tokens=self._tokens, have=dict(self._have))
+        self._have = {i: n for i, n in self._have.items() if i in self._shards}
+        self._beat, self._samples, self._tokens = self._clock, 0, 0
 
     def _claim(self) -> bool:
         taken = self.board.take()
@@ -106,19 +125,25 @@ class _Run:
         self._have[shard.index] = shard.rows - shard.left
         self._shards[shard.index] = shard
         self._queue = shard.pending[::-1]
-        self._commit_if_finished(shard)
-        return True
-
-    def _commit_if_finished(self, shard: Shard) -> None:
         if shard.finished:
             shard.commit()
-            self.board.release(shard.index)
-            del self._shards[shard.index]
+            self._leave(shard)
+        return True
+
+    def _leave(self, shard: Shard) -> None:
+        self.board.release(shard.index)
+        del self._shards[shard.index]
 
     def _share_time(self) -> None:
         """Charges the time since the last step to the shards in flight, by their unfinished samples."""
         now = time.monotonic()
-        left = sum(s.left for s in self._shards.values())
+        left = max(1, sum(s.left for s in self._shards.values()))
         for shard in self._shards.values():
             shard.seconds += (now - self._clock) * shard.left / left
         self._clock = now
+
+
+def _write(shard: Shard, answers: list[tuple[Request, Answer]], finished: bool) -> None:
+    shard.journal(answers)
+    if finished:
+        shard.commit()

@@ -103,7 +103,15 @@ class Shard:
 
     def add(self, answers: list[tuple[Request, Answer]]) -> None:
         """Takes finished samples; they survive a kill once this returns."""
+        self.journal(answers)
+        self.take(answers)
+
+    def journal(self, answers: list[tuple[Request, Answer]]) -> None:
+        """Writes finished samples down; safe in another thread than ``take``."""
         self._journal.append_many([_pack(r.row, a, self.seconds) for r, a in answers])
+
+    def take(self, answers: list[tuple[Request, Answer]]) -> None:
+        """Counts finished samples as answered."""
         for request, answer in answers:
             self.left -= self._answers[request.row] is None
             self._answers[request.row] = answer

@@ -36,6 +36,7 @@ class RunDir:
         self.checkpoints = self.root / "checkpoints"
         self.export = self.root / "export"
         self.export_mark = self.root / "export.json"
+        self.compiled = self.root / "compiled"
         self.hashes = self.root / ".hashes.json"
         self._lock = FileLock(str(self.root / ".lock"))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from typing import Any
 
 from mindspore import nn
 
 from npd_ascend.config.jobs import TrainJob
+from npd_ascend.models.compile_cache import Graphs
 from npd_ascend.models.group import Group
 from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
@@ -24,7 +27,7 @@ class Bench:
         align: head rows are a multiple of this; a large one lets many generations share compiled graphs.
     """
 
-    align = 8
+    align = sys.maxsize
 
     def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, group: Group) -> Trainer:
         """Network and optimiser with zero moments; the weights are loaded afterwards.
@@ -40,7 +43,16 @@ class Bench:
             net.recompute_layers()
         if job.settings.optimizer_sharding:
             net.hold_in_compute_type()
-        return Trainer(net, job.settings, reader.chunk, group.data)
+        trainer = Trainer(net, job.settings, reader.chunk, group.data)
+        # Beside the shapes of a batch, which the graphs' identities have in them anyway.
+        graphs = Graphs("train", job.compiled, {
+            "spec": asdict(replace(spec, dtype="")), "settings": job.settings.model_dump(mode="json"),
+            "chunk": reader.chunk, "device": job.device.model_dump(mode="json")})
+        plan = reader.plans[0]
+        batch = reader.make(plan, len(plan), len(plan))
+        graphs.compile(net, *net.inputs(batch.rows))
+        trainer.compile(batch, graphs)
+        return trainer
 
     def divergence(self, group: Group) -> nn.Cell:
         """What computes the lag of a chunk of rows."""

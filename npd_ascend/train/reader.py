@@ -65,7 +65,7 @@ class Reader:
         row_length, pad_token_id: of the rows.
         vocab_size: of the student; ids must lie below.
         rank, world: data-parallel place.
-        align: ``head_rows`` is a multiple of this.
+        align: ``head_rows`` is a multiple of this, or all positions of a micro-batch where these are fewer.
         max_segments: samples and padding tails that attention tells apart in one micro-batch; None: any number.
 
     Raises:
@@ -77,7 +77,8 @@ class Reader:
                  align: int = _ALIGN, max_segments: int | None = None):
         self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
         self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
-        self.rank, self.world, self.align = rank, world, align
+        self.rank, self.world = rank, world
+        self.align = min(align, settings.micro_batch * row_length)
         self.max_segments = max_segments
         self.longest = max(int((p.prompt_tokens.astype(np.int64) + p.response_tokens).max(initial=1)) for p in plans)
         for plan in plans:
@@ -86,15 +87,20 @@ class Reader:
         self.parameters = divergence_parameters(settings.loss if topk is not None else None)
         self._plain_weight = settings.loss.token_weight == "none"
         self.head_rows = head_rows([_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans],
-                                   settings.vocab_chunk_rows, align)
+                                   self._chunk_limit, self.align)
         if topk is not None and len(topk) != len(corpus):
             raise UserError(f"{topk.dataset.folder}: annotates {len(topk)} samples, the rollouts have {len(corpus)}; "
                             f"run annotate again")
 
     @property
+    def _chunk_limit(self) -> int:
+        # The loss leaves out chunks that a batch does not fill: a few of them, so that little is computed in vain.
+        return min(self.settings.vocab_chunk_rows, max(_ALIGN, self.settings.micro_batch * self.row_length // 4))
+
+    @property
     def chunk(self) -> int:
-        """Rows of a loss chunk: at most ``vocab_chunk_rows``, an equal part of ``head_rows``."""
-        parts = -(-self.head_rows // max(_ALIGN, self.settings.vocab_chunk_rows))
+        """Rows of a loss chunk, an equal part of ``head_rows``; at most ``vocab_chunk_rows`` or a quarter batch."""
+        parts = -(-self.head_rows // max(_ALIGN, self._chunk_limit))
         return -(-self.head_rows // parts)
 
     @property

@@ -41,6 +41,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     group = Group(job.device, job.settings.tensor_parallel)
     if group.schedules:
         return
+    progress.started("train")
     bench = bench or Bench()
     spec = ModelSpec.from_folder(job.student)
     reader = _reader(job, spec, group, bench.align)

@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from npd_ascend.config.schema import TrainConfig
+from npd_ascend.models.compile_cache import Graphs
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.peers import ALONE, Gather, Peers, ScatterSum, Sum
 from npd_ascend.objectives.chunked import ChunkedLoss
@@ -157,16 +158,23 @@ class Trainer:
         for parameter in (*o.gradients, *o.m, *o.v, self._sums):
             parameter.set_data(ops.zeros(parameter.shape, parameter.dtype))
 
+    def compile(self, batch: MicroBatch, graphs: Graphs) -> None:
+        """Compiles both graphs for micro-batches of this shape."""
+        graphs.compile(self._accumulate, *self._arguments(batch, 1))
+        graphs.compile(self._update, *self.optimizer.scalars(1e-3, 1))
+
     def accumulate(self, batch: MicroBatch, tokens: int) -> float:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""
-        scale = Tensor(np.float32(1.0 / max(1, tokens)))
-        arrays = (Tensor(a) for a in batch.arrays)
-        return float(self._accumulate(*self.net.inputs(batch.rows), *arrays, scale).asnumpy())
+        return float(self._accumulate(*self._arguments(batch, tokens)).asnumpy())
 
     def update(self, lr: float, step: int) -> tuple[float, np.ndarray]:
         """Optimiser step number ``step`` (from 1): gradient norm, and loss, CE and D summed over the batch."""
         norm, sums = self._update(*self.optimizer.scalars(lr, step))
         return float(norm.asnumpy()), sums.asnumpy().astype(np.float64)
+
+    def _arguments(self, batch: MicroBatch, tokens: int) -> tuple[Tensor | None, ...]:
+        scale = Tensor(np.float32(1.0 / max(1, tokens)))
+        return (*self.net.inputs(batch.rows), *(Tensor(a) for a in batch.arrays), scale)
 
 
 def _filled(flat: Tensor, length: int) -> Tensor:

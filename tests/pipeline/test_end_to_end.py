@@ -59,6 +59,9 @@ def test_everything_is_there(finished):
     assert {"train", "lag", "sync", "stage", "evaluate"} <= kinds
     assert [p.stem for p in sorted(run.evaluations.glob("*.json"))] == ["end", "start", "sync-1"]
     assert run.read_state()["status"] == "finished" and not processes_of(run.root)
+    assert list(run.compiled.glob("*/seals.json")) and not list(run.compiled.glob(".*"))
+    rows = [r for r in read_metrics(run.metrics) if r["kind"] == "stage"]
+    assert all(r["start"] > 0 and r["compile"] > 0 for r in rows if r["stage"].startswith(("annotate", "train")))
 
 
 def test_no_prompt_lost_repeated_or_mixed(finished):

@@ -1,0 +1,141 @@
+"""Compiled graphs kept between processes: a generation's stages compile what the one before has compiled already.
+
+MindSpore's own cache (``enable_compile_cache``) keeps a graph as the front end leaves it, without weights; kernels
+are chosen anew. But it knows a graph by its number among those that this process compiles with the cache switched on,
+and looks at source files only: two models, or two orders, that share its folder get each other's graphs. So it never
+sees a folder with more in it than the one graph that is wanted. The graphs themselves stand in a folder each, whose
+name is the hash of everything they depend on, and which appears whole, with the hashes of its files, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn
+
+from npd_ascend.progress import spent
+from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
+from npd_ascend.store.identity import digest, file_sha256, seals_hold
+
+_SEALS, _GRAPH, _SOURCES = "seals.json", "graph.mindir", "compile_dependency.hash"
+_seconds: dict[str, float] = {}
+
+
+class Graphs:
+    """Compiles a stage's cells, with the help of earlier processes where a folder is given.
+
+    Whatever is wrong with that folder (damaged, full, read-only), the cells are compiled. Ranks under msrun keep
+    nothing: what they compile differs by rank.
+
+    Args:
+        stage: under which name the seconds are reported.
+        folder: where graphs are kept; None: nowhere.
+        key: on what the graphs of all cells depend, beside their classes, the shapes of their arguments, code, versions
+            and environment: architecture, settings. JSON.
+        compiling: held open while a graph is compiled.
+    """
+
+    def __init__(self, stage: str, folder: Path | None, key: dict[str, Any],
+                 compiling: Callable[[], AbstractContextManager[Any]] = nullcontext):
+        self._stage, self._key, self._compiling = stage, key, compiling
+        self._folder = None if "MS_ROLE" in os.environ else folder
+        self._done: set[tuple[int, Any]] = set()
+
+    def __call__(self, cell: nn.Cell, *inputs: ms.Tensor | None) -> Any:
+        """Calls a cell, and compiles it before when it has not seen such inputs."""
+        self.compile(cell, *inputs)
+        return cell(*inputs)
+
+    def compile(self, cell: nn.Cell, *inputs: ms.Tensor | None) -> None:
+        """Compiles a cell for inputs of these shapes and types, unless that is done."""
+        form = tuple(None if x is None else (x.shape, str(x.dtype)) for x in inputs)
+        if (id(cell), form) in self._done:
+            return
+        self._done.add((id(cell), form))
+        start = time.monotonic()
+        with self._compiling():
+            if self._folder is not None:
+                name = digest([_surroundings(), self._stage, type(cell).__qualname__, form, self._key])
+                with suppress(OSError):
+                    _Engine.of(self._folder).compile(self._folder / name, lambda: cell.compile(*inputs))
+            cell.compile(*inputs)  # what is compiled already costs nothing
+        # Of all graphs so far: whoever reads along takes the largest figure of a process.
+        _seconds[self._stage] = _seconds.get(self._stage, 0.0) + time.monotonic() - start
+        spent(self._stage, "compile", _seconds[self._stage])
+
+
+class _Engine:
+    """MindSpore's cache, of which there is one a process; its folder cannot be changed once it is used.
+
+    Attributes:
+        number: graphs that have been compiled with it.
+        finds: whether it still looks: after the first graph that it did not find, it does not.
+    """
+
+    _only: _Engine | None = None
+
+    def __init__(self, folder: Path):
+        self.root = folder / f".tmp-{os.getpid()}-graphs"
+        self.number, self.finds = 0, True
+        self._sources = b""
+
+    @classmethod
+    def of(cls, folder: Path) -> _Engine:
+        """That of this process, working beside ``folder`` when there is none yet."""
+        cls._only = cls._only or cls(folder)
+        return cls._only
+
+    def compile(self, place: Path, work: Callable[[], object]) -> None:
+        """Does ``work``, which compiles one graph, with the one at ``place``, or leaves it there.
+
+        Raises:
+            OSError: it could not be kept.
+        """
+        inside = self.root / "rank_0/graph_cache"
+        inside.mkdir(parents=True)
+        try:
+            graph, sources = inside / f"compile_cache_{self.number}.mindir", inside / _SOURCES
+            seals = read_sealed(place / _SEALS)
+            if not seals_hold(place, seals):
+                seals = None
+            elif self.finds:
+                shutil.copyfile(place / _GRAPH, graph)
+                shutil.copyfile(place / _SOURCES, sources)
+            ms.set_context(enable_compile_cache=True, compile_cache_path=str(self.root))
+            try:
+                work()
+            except RuntimeError:
+                return  # a cache that cannot be read or written; a fault of the cell itself comes again without it
+            finally:
+                ms.set_context(enable_compile_cache=False)
+                self.number += 1
+            self.finds = self.finds and seals is not None
+            if sources.exists():  # written with the first graph only
+                self._sources = sources.read_bytes()
+            if seals is None or (self.finds and file_sha256(graph) != seals[_GRAPH]):
+                with atomic_folder(place) as new:
+                    shutil.copyfile(graph, new / _GRAPH)
+                    (new / _SOURCES).write_bytes(self._sources)
+                    write_sealed(new / _SEALS, {name: file_sha256(new / name) for name in (_GRAPH, _SOURCES)})
+        finally:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+
+@cache
+def _surroundings() -> list[Any]:
+    """Of what all graphs are made: versions of the engine, content of this package, entry script, environment."""
+    root = Path(__file__).parents[1]
+    return [ms.__version__, version("mindformers"), sys.version, platform.machine(), sys.argv[0],
+            {k: v for k, v in os.environ.items() if k.startswith("MS_")},
+            [file_sha256(p) for p in sorted(root.rglob("*.py"))]]
