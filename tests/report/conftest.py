@@ -189,11 +189,11 @@ def _metrics(run: RunDir, generations: int, steps: int, rng) -> None:
     """Rows as the stages write them, with times of their own rather than the clock's."""
     now, rows, total = 1.79e9, [], generations * steps
 
-    def stage(name, g, seconds, tokens=0, samples=0, busy=None):
+    def stage(name, g, seconds, tokens=0, samples=0, busy=None, **spent):
         nonlocal now
         now += seconds
         rows.append({"kind": "stage", "time": now, "stage": name, "generation": g, "seconds": seconds,
-                     "busy": busy or seconds, "tokens": tokens, "samples": samples})
+                     "busy": busy or seconds, "tokens": tokens, "samples": samples, **spent})
 
     stage("prepare", -1, 3.0, samples=400)
     for g in range(generations):
@@ -215,7 +215,7 @@ def _metrics(run: RunDir, generations: int, steps: int, rng) -> None:
                 rows.append({"kind": "lag", "time": now + i, "step": step, "generation": g,
                              "progress": 2.0 * generations * step / total,
                              "forward": 0.085 * (i / steps) ** 0.7, "reverse": 0.07 * (i / steps) ** 0.7})
-        stage("train", g, 60.0, 3900 * steps, steps, 54.0)
+        stage("train", g, 60.0, 3900 * steps, steps, 54.0, start=2.0, compile=4.0)
         if g + 1 < generations:
             rows.append({"kind": "sync", "time": now, "step": (g + 1) * steps, "progress": 2.0 * (g + 1),
                          "generation": g + 1, "reason": "epoch"})
