@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from npd_ascend.annotate.distribution import summarise
+from npd_ascend.models.elementwise import log
 from npd_ascend.models.peers import ALONE, Peers
 from npd_ascend.models.vocabulary import Summary
 from npd_ascend.store.topk_codec import TopK
@@ -50,7 +51,7 @@ class ChunkSummary(nn.Cell):
         shifted = logits - peak
         exp = ops.exp(shifted)
         z = exp.sum(-1)
-        log_z = ops.log(z)
+        log_z = log(z)
         entropy = ops.relu(log_z - (exp * shifted).sum(-1) / z)
         sampled = ops.gather_elements(shifted, 1, targets.reshape(-1, 1)).reshape(-1) - log_z
         logz = peak.reshape(-1) + log_z

@@ -207,7 +207,7 @@ class DenseSelfAttention(SelfAttention):
         self.linear_qkv.skip_bias_add = self.linear_proj.skip_bias_add = True
 
     def construct(self, hidden_states: ms.Tensor, attention_mask: ms.Tensor, key_value_states: None = None,
-                  rotary_pos_emb: tuple[ms.Tensor, ms.Tensor] | None = None, prefix_keys_values: None = None,
+                  rotary_pos_emb: Any = None, prefix_keys_values: None = None,
                   actual_seq_len: None = None, sharded_key: None = None, sharded_value: None = None) \
             -> tuple[ms.Tensor, None]:
         """hidden_states [S, B, H] -> [S, B, H]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
+from npd_ascend.models.elementwise import log
 from npd_ascend.models.peers import Gather, Peers
 
 
@@ -43,7 +44,7 @@ class LogProbs(nn.Cell):
         chosen = ops.gather_elements(logits, 1, column) * mine
         parts = self.gather(ops.concat((peak, z, chosen), 1))
         highest = parts[:, :, :1].max(axis=0)
-        logz = highest + ops.log((parts[:, :, 1:2] * ops.exp(parts[:, :, :1] - highest)).sum(0))
+        logz = highest + log((parts[:, :, 1:2] * ops.exp(parts[:, :, :1] - highest)).sum(0))
         return logz, parts[:, :, 2:].sum(0) - logz
 
 
@@ -77,10 +78,10 @@ class Summary(nn.Cell):
         highest = peaks.max(axis=0)
         scale = ops.exp(peaks - highest)
         z = (parts[:, :, 1] * scale).sum(0)
-        logz = highest + ops.log(z)
+        logz = highest + log(z)
         # Σ e^(l - m)(l - m) of all, from the same sum of each slice around its own maximum.
         moment = (scale * (parts[:, :, 2] + parts[:, :, 1] * (peaks - highest))).sum(0)
-        entropy = ops.relu(ops.log(z) - moment / z)
+        entropy = ops.relu(log(z) - moment / z)
         sampled = parts[:, :, 3].sum(0) - logz
         if self.k == 0:
             return logz, sampled, entropy

@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspore import mint, nn, ops
 
 from npd_ascend.config.schema import LossConfig
+from npd_ascend.models.elementwise import log
 from npd_ascend.models.peers import ALONE, Peers, Sum
 from npd_ascend.models.vocabulary import LogProbs, OwnIds
 from npd_ascend.objectives.registry import DIVERGENCE, Norm, find_divergences
@@ -132,7 +133,7 @@ class ChunkedLoss(nn.Cell):
         else:
             q = ops.softmax(z, -1)
             # ln Z = max z - ln max q: max q is at least 1/V, and no [rows, V] array of logarithms is needed.
-            seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - q.max(-1, keepdims=True).log())
+            seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - log(q.max(-1, keepdims=True)))
         column = weights[:, :1]
         ce = -(seen[:, :1] * column).sum()
         g = -self.ce * column

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Norm = Literal["teacher", "raw", "both", "tail"]
 DIVERGENCE = Callable[[Any, Any, Any], Any]
-"""(teacher log-probs [R, K], student log-probs [R, K], parameter [R, 1]) -> [R], nats a token."""
+"""(teacher log-probs [R, K], student log-probs [R, K], parameter [R, 1]) -> [R], nats a token. Logarithms are taken by
+``models.elementwise.log``, whose bits do not change from call to call."""
 TOKEN_WEIGHT = Callable[["Tokens"], np.ndarray]
 """Tokens of one sample -> [T] float32, mean 1."""
 

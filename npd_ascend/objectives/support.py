@@ -14,6 +14,7 @@ from typing import Any
 
 from mindspore import ops
 
+from npd_ascend.models.elementwise import log
 from npd_ascend.objectives.registry import Norm
 
 LOWEST = -64.0
@@ -38,10 +39,15 @@ def on_support(norm: Norm, logp: Any, logq: Any) -> tuple[Any, Any]:
         return logp, logq
     if norm == "tail":
         return _with_tail(logp), _with_tail(logq)
-    logp = logp - logp.exp().sum(-1, keepdims=True).log()
-    return (logp, logq) if norm == "teacher" else (logp, logq - logq.logsumexp(-1, True))
+    logp = logp - _log_sum(logp)
+    return (logp, logq) if norm == "teacher" else (logp, logq - _log_sum(logq))
+
+
+def _log_sum(logs: Any) -> Any:
+    high = logs.max(axis=-1, keepdims=True)
+    return high + log((logs - high).exp().sum(-1, keepdims=True))
 
 
 def _with_tail(logs: Any) -> Any:
-    tail = (1.0 - logs.exp().sum(-1, keepdims=True)).clip(_LEAST_TAIL, None).log()
+    tail = log((1.0 - logs.exp().sum(-1, keepdims=True)).clip(_LEAST_TAIL, None))
     return ops.concat((logs, tail), -1)

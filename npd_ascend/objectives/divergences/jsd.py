@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from npd_ascend.models.elementwise import log
 from npd_ascend.objectives.mixture import log_mixture
 from npd_ascend.objectives.registry import divergence
 
@@ -9,7 +10,7 @@ from npd_ascend.objectives.registry import divergence
 @divergence("jsd", student_weighted=True, parameter=0.5)
 def jsd(logp: Any, logq: Any, parameter: Any) -> Any:
     """β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q; GKD (arXiv:2306.13649) eq. (1)."""
-    logm = log_mixture(logp + parameter.log(), logq + (1 - parameter).log())
+    logm = log_mixture(logp + log(parameter), logq + log(1 - parameter))
     forward = (logp.exp() * (logp - logm)).sum(-1)
     backward = (logq.exp() * (logq - logm)).sum(-1)
     beta = parameter[:, 0]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from npd_ascend.models.elementwise import log
 from npd_ascend.objectives.mixture import log_mixture
 from npd_ascend.objectives.registry import divergence
 
@@ -9,5 +10,5 @@ from npd_ascend.objectives.registry import divergence
 @divergence("skew_reverse_kl", student_weighted=True, parameter=0.1)
 def skew_reverse_kl(logp: Any, logq: Any, parameter: Any) -> Any:
     """KL(q ‖ (1 − α) p + α q), DistiLLM (arXiv:2402.03898) section 3.1."""
-    logm = log_mixture(logp + (1 - parameter).log(), logq + parameter.log())
+    logm = log_mixture(logp + log(1 - parameter), logq + log(parameter))
     return (logq.exp() * (logq - logm)).sum(-1)
