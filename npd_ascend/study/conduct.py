@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments
 from npd_ascend.pipeline.checks import check_config
-from npd_ascend.pipeline.processes import child_environment
+from npd_ascend.pipeline.processes import child_environment, resident_bytes
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.method import changes, live_method
 from npd_ascend.study.results import Results, content, identity
@@ -30,6 +31,10 @@ _GUESS = {"stored": 45.0, "live": 120.0}
 """Seconds of an arm before any was measured."""
 _TICK_S = 0.5
 _MAX_DEATHS = 2
+_LEAVE_S = 20.0
+_MEMORY_SHARE = 0.7
+"""Of the machine's memory, for all workers together: each keeps the models, engines and graphs of the arms that it has
+had, and starts anew between two arms when it holds more than its part of this."""
 Kin = tuple[str, str, str]
 """Task, group and name of an arm."""
 
@@ -147,6 +152,7 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
     by_key = {a.key: a for a in arms}
     events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
     team = [_Worker(i, workers, resolved, events) for i in range(workers)]
+    limit = _MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / workers
     try:
         for worker in team:
             worker.give(waiting.pop(next_for(worker.done, team_done(team), waiting)))
@@ -157,8 +163,8 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
                 continue
             arm = worker.arm
             if event["event"] == "ended":
-                if arm is None:
-                    continue
+                if arm is None or event["pid"] != worker.pid:
+                    continue  # it was told to
                 event = {"event": "failed", "key": arm.key, "text": f"its process ended; see {worker.log}"}
                 worker.deaths += 1
                 if worker.deaths > _MAX_DEATHS:
@@ -176,6 +182,8 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
                 progress.failed(done, event["text"])
             worker.arm = None
             if waiting:
+                if worker.memory > limit:
+                    worker.restart(events)
                 worker.give(waiting.pop(next_for(worker.done, team_done(team), waiting)))
     finally:
         for worker in team:
@@ -225,10 +233,20 @@ class _Worker:
         self._start(events)
 
     def restart(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
-        """Another process in the place of one that has died."""
+        """Another process in the place of this one, which has died or holds too many models and graphs."""
         self.stop()
         self.done.clear()
         self._start(events)
+
+    @property
+    def pid(self) -> int:
+        """Of its present process."""
+        return self._process.pid
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the process and its engines hold."""
+        return resident_bytes(self._process.pid)
 
     def give(self, arm: Arm) -> None:
         """Has an arm run."""
@@ -242,16 +260,16 @@ class _Worker:
             pass  # the listener says so
 
     def stop(self) -> None:
-        """Ends the process and its engines."""
-        try:
-            os.killpg(self._process.pid, signal.SIGTERM if self.arm is None else signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
+        """Ends the process and its engines; an idle one tidies up before."""
+        if self.arm is None:
+            assert self._process.stdin is not None
+            with suppress(OSError):
+                self._process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LEAVE_S)
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
 
     def _start(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -260,8 +278,8 @@ class _Worker:
         env = child_environment(python, self.log.with_suffix(".jsonl"), OMP_NUM_THREADS=cores, PYTHONUNBUFFERED="1")
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [str(python), "-m", "npd_ascend.study.worker", str(self._resolved)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True)
+                [str(python), "-m", "npd_ascend.study.worker", str(self._resolved), str(self.index)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True)
         threading.Thread(target=self._listen, args=(self._process, events), daemon=True).start()
 
     def _listen(self, process: subprocess.Popen[bytes], events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
@@ -271,8 +289,7 @@ class _Worker:
                 events.put((self, json.loads(line)))
             except ValueError:
                 continue
-        if process is self._process:
-            events.put((self, {"event": "ended"}))
+        events.put((self, {"event": "ended", "pid": process.pid}))
 
 
 class _Progress:

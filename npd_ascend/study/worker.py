@@ -1,4 +1,4 @@
-"""A process that runs arms one after the other: ``python -m npd_ascend.study.worker STUDY.yaml``.
+"""A process that runs arms one after the other: ``python -m npd_ascend.study.worker STUDY.yaml INDEX``.
 
 Keys of arms come in on stdin, one a line; answers go out as JSON lines on what was stdout at the start:
 ``{"event": "done"|"failed", "key", "text"}``. The end of stdin ends it.
@@ -22,6 +22,7 @@ from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.study.method import changes
 
 _MEMORY = Path("/dev/shm")
+_PREFIX = "npd-study-"
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
     python = Environments.find().rollout
     arms = {a.key: a for a in arms_of(study, changes())}
-    scratch = Path(tempfile.mkdtemp(prefix="npd-study-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+    scratch = _scratch(root / "logs" / f"worker-{sys.argv[2]}.scratch")
     bench = Workbench(python, logs, child_environment(python, progress))
     try:
         for line in sys.stdin:
@@ -59,6 +60,17 @@ def main() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     sys.stderr.flush()
     os._exit(0)  # engines leave threads behind whose clean-up may hang
+
+
+def _scratch(note: Path) -> Path:
+    """A new folder in memory; the one that a killed worker of this place has left goes."""
+    if note.exists():
+        left = Path(note.read_text())
+        if left.name.startswith(_PREFIX):
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+    note.write_text(str(made))
+    return made
 
 
 if __name__ == "__main__":

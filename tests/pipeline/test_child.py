@@ -14,7 +14,7 @@ import pytest
 from npd_ascend.config.jobs import SelectJob
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.pipeline.child import _advice, write_job
-from npd_ascend.pipeline.processes import Child, child_environment
+from npd_ascend.pipeline.processes import Child, child_environment, resident_bytes
 from npd_ascend.progress import ProgressTail
 from npd_ascend.store.dataset import Dataset
 
@@ -130,3 +130,17 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def test_memory_counts_what_a_process_has_started():
+    """A process of 40 MB that starts one of 60."""
+    child = "x = b'x' * 60_000_000; print(1, flush=True); input()"
+    code = f"import subprocess, sys; x = b'x' * 40_000_000; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert 100e6 < resident_bytes(process.pid) < 300e6
+        finally:
+            process.kill()
+    assert resident_bytes(2**30) == 0

@@ -1,5 +1,8 @@
 """Layouts, clock, results and plan of a study: no engine."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -7,9 +10,10 @@ import yaml
 from npd_ascend.config.study import LiveConfig, arms_of, load_study
 from npd_ascend.errors import UserError
 from npd_ascend.store.metrics import read_metrics
+from npd_ascend.study import conduct as conductor
 from npd_ascend.study.batches import Layout
 from npd_ascend.study.clock import Clock
-from npd_ascend.study.conduct import chosen, describe, kin, next_for, share
+from npd_ascend.study.conduct import chosen, conduct, describe, kin, next_for, share
 from npd_ascend.study.method import Sample, changes
 from npd_ascend.study.results import TOTAL, Recorder, Results, content, identity
 
@@ -157,3 +161,35 @@ def test_arms_that_do_the_same_are_one_run(tmp_path):
     assert results.seconds() == {npd.key: 11.0}
     kinds = [(r["arm"], r["kind"]) for r in read_metrics(results.path)]
     assert kinds == [("npd", "eval"), ("npd", "exposure"), ("npd", "time"), ("f1", "eval"), ("f1", "time")]
+
+
+WORKER = """#!{python}
+import json, os, sys
+sys.path.insert(0, {root!r})
+from npd_ascend.config.study import arms_of, load_study
+from npd_ascend.study.method import changes
+from npd_ascend.study.results import TOTAL, Recorder, Results, identity
+study = load_study(sys.argv[3])
+arms, results = {{a.key: a for a in arms_of(study, changes())}}, Results(study.study.dir)
+for line in sys.stdin:
+    arm = arms[line.strip()]
+    Recorder(results.own(arm), arm).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm), wall=os.getpid())
+    print(json.dumps({{"event": "done", "key": arm.key, "text": ""}}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("share, processes", [(0.7, 1), (0.0, 6)])
+def test_a_worker_that_holds_too_much_starts_anew(tmp_path, monkeypatch, share, processes):
+    """A worker without engines that notes its process id; with no memory at all each arm has a process of its own."""
+    python = tmp_path / "python"
+    python.write_text(WORKER.format(python=sys.executable, root=str(Path(conductor.__file__).parents[2])))
+    python.chmod(0o755)
+    monkeypatch.setenv("NPD_MINDSPORE_PYTHON", str(python))
+    monkeypatch.setattr(conductor, "_MEMORY_SHARE", share)
+    monkeypatch.setattr(conductor, "_report", lambda root, say: None)
+    monkeypatch.setattr(conductor, "check_config", lambda config: None)
+    plan = load_study(study(tmp_path))
+    plan = plan.model_copy(update={"study": plan.study.model_copy(update={"workers": 1})})
+    assert conduct(plan, say=lambda line: None) == 0
+    ids = Results(plan.study.dir).seconds()
+    assert len(ids) == 6 and len(set(ids.values())) == processes
