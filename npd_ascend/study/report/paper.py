@@ -75,6 +75,11 @@ GROUPS: dict[str, Group] = {
             "distillm": f"{_T1}: 82.87 > 81.15", "distillm2": f"{_T1}: 82.87 > 81.27"}), *_LADDER, *_EXPOSURE),
         note="All arms start from the same student, see the same prompts and take the same epochs over them. "
              "off_policy: the first student's answers, no filter, no update; npd_f0: with the filter."),
+    "long": Group(
+        "Is NPD better where the student comes near its teacher?", "Tables 2 and 9",
+        claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",
+                              "off_policy": "Table 9: 64.37 > 61.63"}), _LADDER[0], *_EXPOSURE[:4]),
+        note="As above, with 2.5 times the prompts and steps."),
     "filter": Group(
         "Which filter?", "Table 3, 13", "AVG",
         {"none": "61.63", "ppl_weighted": "61.69", "student_ifd": "62.60", "teacher_ifd": "62.69", "lower": "61.77",
