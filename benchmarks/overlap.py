@@ -37,7 +37,7 @@ def run(config: str, folder: Path, lead: float, given: list[str], cores: tuple[i
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name, variable in (("mindspore", "NPD_MINDSPORE_PYTHON"), ("rollout", "NPD_ROLLOUT_PYTHON")):
         python = folder.parent / name / "python"
-        python.parent.mkdir(exist_ok=True)
+        python.parent.mkdir(parents=True, exist_ok=True)
         python.write_text(WRAPPER.format(python=getattr(Environments.find(), name), data=cores[0], train=cores[1]))
         python.chmod(0o755)
         env[variable] = str(python)
