@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks: linter, types, tests in both environments. Arguments go to pytest in both, e.g. -m "not slow".
+# All checks: linter, types, tests in both environments. Arguments go to pytest in both, e.g. -m "not slow". Two processes
+# share the files of the large suite (-n 0: one): while one compiles or waits, the other works.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup_env.sh
@@ -10,6 +11,6 @@ export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false GLOG_v=3 HF_HUB_OFFL
 "$ms" -m ruff check .
 "$ms" -m mypy
 status=0
-"$ms" -m pytest -q "$@" || status=$?
-"$ro" -m pytest -q tests/rollout "$@" || status=$?
+"$ms" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@" || status=$?
+"$ro" -m pytest -q -n 0 tests/rollout "$@" || status=$?
 exit $status

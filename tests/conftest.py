@@ -21,6 +21,12 @@ settings.register_profile("npd", deadline=None, derandomize=True, database=None)
 settings.load_profile("npd")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two processes that share the files end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Disk:
     """A small file system of its own."""
 

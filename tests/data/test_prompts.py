@@ -134,7 +134,7 @@ def test_settings_that_contradict_the_call(lines):
         read(lines({"prompt": [{"role": "user", "content": "a"}]}), DataConfig(prompts=[], template="raw"))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60) | st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "role", "content", "response"]), x),

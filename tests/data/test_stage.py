@@ -84,7 +84,7 @@ def test_raw_template(lines, prepare, chatml):
     assert dataset.extra["template"] == "raw" and dataset.extra["bos_token_id"] is None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.tuples(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip)),
                       min_size=1, max_size=6), shard=st.integers(1, 4), data=st.data())
 def test_any_text_survives(tmp_path_factory, prepare, chatml, texts, shard, data):

@@ -50,7 +50,6 @@ def test_number():
 DRESSES = ["{}", "${:,}", "{:,}.00", "so: {}.", "\\boxed{{{:,}}}", "1 #### {}"]
 
 
-@settings(deadline=None)
 @given(st.integers(-10**12, 10**12), st.sampled_from(DRESSES))
 def test_any_integer_is_found_in_any_dress(value, dress):
     text = dress.format(value) if value >= 0 or not dress.startswith("$") else f"-${-value:,}"
@@ -76,7 +75,7 @@ def test_maze_corner_cases():
             maze(Attempt(prompt, "b", None), LINE)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(CHECKERS)), st.text(max_size=60), st.text(max_size=30) | st.none())
 def test_no_response_makes_a_checker_fail(name, response, answer):
     assert get_checker(name)(Attempt("a d", response, answer), LINE) in (True, False)

@@ -7,13 +7,12 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from npd_ascend.evaluate.interval import Z95, bootstrap, pass_at_k, wilson
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10_000), st.data())
 def test_wilson_bounds_are_where_the_score_test_is_just_significant(n, data):
     successes = data.draw(st.integers(0, n))
@@ -36,7 +35,6 @@ def test_wilson_covers_95_percent_on_average():
     assert np.mean(coverage) == pytest.approx(0.95, abs=0.01) and min(coverage) > 0.9
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.data())
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, data):
     correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))

@@ -32,7 +32,7 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.store.topk_shard import TopKReader
 
-quick = settings(max_examples=60, deadline=None, derandomize=True, database=None,
+quick = settings(max_examples=60,
                  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 HUGE = [0, -1, 1 << 31, 1 << 63, 1 << 64, 10**400, 1e308, -0.0, float("inf"), float("nan")]
 scalars = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(HUGE)
@@ -368,7 +368,7 @@ def test_the_rules_find_what_they_should():
     """``damaged`` and ``spoilt`` do change things, and ``calm`` lets faults through."""
     seen = set()
 
-    @settings(max_examples=30, derandomize=True, database=None)
+    @settings(max_examples=30)
     @given(damaged(b"0123456789"), spoilt({"a": [1, 2]}))
     def look(data, tree):
         seen.add((data != b"0123456789", json.dumps(tree) != '{"a": [1, 2]}'))

@@ -27,7 +27,7 @@ def nearest_bfloat16(x):
     return int(candidates[int(distance[1] < distance[0])] >> np.uint32(16))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.integers(0x00800000, 0x7F000000),
                  st.integers(0x0080, 0x7EFF).map(lambda b: (b << 16) | 0x8000)), st.booleans())
 def test_bfloat16_rounds_to_nearest_even(bits, negative):

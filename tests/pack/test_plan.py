@@ -8,7 +8,7 @@ from npd_ascend.rows.bfd import best_fit_decreasing
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=80).map(lambda x: np.array(x, np.int64))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, st.integers(1, 8), st.integers(0, 3), st.integers(0, 3))
 def test_each_epoch_holds_every_sample_once_at_the_same_density(lengths, group, seed, epoch):
     bins = best_fit_decreasing(lengths, 24)

@@ -92,16 +92,19 @@ def test_one_refresh_costs_one_pass_and_lag_is_zero_after_it(finished):
     assert steps == sorted(set(steps))
 
 
-def test_running_again_changes_nothing_and_is_quick(finished, tiny):
+def test_running_again_changes_nothing_and_starts_no_engine(finished, tiny):
     run, config, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in run.root.rglob("*.parquet")} | {
-        p: p.stat().st_mtime_ns for p in run.export.iterdir()
-    }
-    start = time.monotonic()
+
+    def times():
+        names = ("prompts", "generations", "evaluations", "export", "checkpoints", "logs")
+        return {p: p.stat().st_mtime_ns for n in names for p in (run.root / n).rglob("*")
+                if p.is_file() and p.name != "progress.jsonl"}  # begun anew with each command
+
+    before, size = times(), len(read_metrics(run.metrics))
     code, out = tiny.run(config)
     assert code == 0, out
-    assert time.monotonic() - start < 20
-    assert before == {p: p.stat().st_mtime_ns for p in before}
+    # A stage's process, or a rollout worker, would have written to its log.
+    assert before == times() and len(read_metrics(run.metrics)) == size
 
 
 def test_other_settings_are_refused_with_the_names(finished, tiny):
@@ -126,13 +129,14 @@ def wait_for(process, run: RunDir, stage: str, generation: int) -> bool:
     """Until a stage of a generation is at work; False when the run ended before."""
     log = run.logs / f"g{generation:03d}-{stage}.log"
     tail = ProgressTail(run.logs / "progress.jsonl")
+    begun = {"begin", "progress"}  # a stage of a tenth of a second tells of no progress
     while process.poll() is None:
         events = tail.poll()
         if stage == "rollout":
             # Rollouts of several generations share one progress file: the journal says which is at work.
             if list((run.generation(generation).rollouts).glob("*.journal")):
                 return True
-        elif log.exists() and any(e["event"] == "progress" and stage.split("_")[0] in e["stage"] for e in events):
+        elif log.exists() and any(e["event"] in begun and stage.split("_")[0] in e["stage"] for e in events):
             return True
         elif log.exists() and time.time() - log.stat().st_ctime > 8:
             return True
@@ -151,7 +155,7 @@ def test_killed_again_and_again_ends_with_the_same_student(finished, tiny, tmp_p
         process.send_signal(signal.SIGKILL)
         out, _ = process.communicate()
         assert met, (stage, generation, out)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while processes_of(run.root) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not processes_of(run.root)
@@ -170,7 +174,7 @@ def test_sigterm_stops_in_order(tiny, tmp_path):
     process = tiny.start(tiny.config(run.root))
     assert wait_for(process, run, "rollout", 0)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, out
     assert "the same command goes on" in out and "Traceback" not in out
     assert not processes_of(run.root) and run.read_state()["status"] == "stopped"

@@ -242,7 +242,7 @@ rows_of_metrics = st.lists(st.builds(lambda kind, row: {"kind": kind, **row},
                                      st.dictionaries(keys, anything, max_size=8)), max_size=6)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows_of_metrics)
 def test_metrics_of_any_shape_make_a_page(tmp_path, rows):
     (tmp_path / "run.json").write_text("{}")

@@ -13,7 +13,7 @@ def packed_costs(seed, samples, capacity=4096):
     return best_fit_decreasing(lengths, capacity).sums(lengths**2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 1000), max_size=90), st.integers(1, 12), st.integers(0, 5))
 def test_is_a_deterministic_permutation(costs, group, seed):
     order = balanced_order(np.array(costs, float), group, seed)

@@ -23,7 +23,7 @@ def naive_bfd(lengths, capacity):
     return bins
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CASES)
 def test_equals_naive_best_fit_decreasing(case):
     capacity, lengths = case
@@ -34,7 +34,7 @@ def test_equals_naive_best_fit_decreasing(case):
     assert sorted(map(sum, contents)) == sorted(map(sum, naive))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(CASES)
 def test_every_item_in_one_bin_and_no_bin_too_full(case):
     capacity, lengths = case

@@ -21,7 +21,7 @@ def naive_collate(rows, row_length, pad_id, batch):
     return ids, positions, segments
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ROWS, st.integers(0, 2))
 def test_equals_token_by_token(rows, spare):
     row_length = max([sum(map(len, r)) for r in rows] + [1]) + spare

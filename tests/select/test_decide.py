@@ -24,7 +24,7 @@ def test_unknown_filter_names_the_nearest():
         find("zzz")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(VALUE, st.integers(0, 2), st.booleans()), min_size=1, max_size=25),
     st.booleans(),

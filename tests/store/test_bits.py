@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from npd_ascend.store.bits import Alphabet, pack_into, windows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(0, 300), st.integers(0, 99), st.booleans())
 def test_fit_finds_the_cheapest_code_and_it_decodes(bits, n, seed, skewed):
     rng = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def test_fit_finds_the_cheapest_code_and_it_decodes(bits, n, seed, skewed):
         assert spent <= n + held * w + (n - held) * bits + 32 * size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 24), st.integers(0, 9)), max_size=40), st.integers(0, 99))
 def test_packed_fields_are_found_again(fields, seed):
     rng = np.random.default_rng(seed)

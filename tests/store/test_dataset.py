@@ -60,7 +60,7 @@ def test_wrong_kind_and_version_are_refused(dataset):
         Dataset.open(dataset.folder, "scores")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(where=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_found_and_the_shard_can_be_made_again(tmp_path_factory, where, bit):
     d = Dataset(tmp_path_factory.mktemp("d"), "scores", "fp")
@@ -111,7 +111,7 @@ def test_empty_dataset_reads_as_empty_table(tmp_path):
     assert d.read_all().num_rows == 0 and d.read_all(["tokens"]).column_names == ["tokens"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(where=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_columns_are_read_right_or_not_at_all(tmp_path_factory, where, bit):
     """Reading some columns checks their pages and the footer only: a flip elsewhere does not matter."""

@@ -17,7 +17,7 @@ def test_replay(tmp_path):
     assert Journal(tmp_path / "a" / "j").replay() == RECORDS
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cut=st.floats(0, 1), garbage=st.binary(max_size=20))
 def test_torn_tail(tmp_path_factory, cut, garbage):
     """Cut anywhere, with or without rubbish behind: a prefix of whole records remains, and writing goes on."""

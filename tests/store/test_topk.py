@@ -45,7 +45,7 @@ def close(back, topk, bits, V):
     return True
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5),
     k=st.integers(1, 12),

@@ -10,7 +10,7 @@ from pathlib import Path
 import init_checkpoint as init
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -69,7 +69,6 @@ def test_tied_embeddings_have_no_head(tmp_path):
     assert "lm_head.weight" not in load(tmp_path / "t" / "model.safetensors")
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False, min_value=-2.0**100, max_value=2.0**100), min_size=1))
 def test_bfloat16_rounds_to_nearest_even(values):
     x = np.array(values, np.float32)

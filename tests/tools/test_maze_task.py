@@ -31,7 +31,7 @@ def naive_distances(neighbours):
     return d
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 5), st.integers(0, 1000))
 def test_maze_and_walks(side, seed):
     rng = random.Random(seed)

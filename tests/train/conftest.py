@@ -140,6 +140,31 @@ class World:
         return TrainJob(**{**given, **changes})
 
 
+@pytest.fixture(scope="session")
+def kept():
+    """A bench that compiles once for all jobs of the same shape and loss; it begins each of them as a new one does."""
+    pytest.importorskip("mindspore")
+    from npd_ascend.train.bench import Bench
+
+    class Kept(Bench):
+        def __init__(self):
+            self.trainers, self.lag = {}, None
+
+        def trainer(self, job, spec, reader, group):
+            apart = {"epochs", "lr", "min_lr", "warmup", "global_batch", "checkpoint_every", "keep_checkpoints"}
+            key = (repr(spec), job.row_length, reader.chunk, job.settings.model_dump_json(exclude=apart))
+            if key not in self.trainers:
+                self.trainers[key] = super().trainer(job, spec, reader, group)
+            self.trainers[key].reset()
+            return self.trainers[key]
+
+        def divergence(self, group):
+            self.lag = self.lag or super().divergence(group)
+            return self.lag
+
+    return Kept()
+
+
 @pytest.fixture
 def world(tmp_path):
     return World(tmp_path)

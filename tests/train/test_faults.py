@@ -26,9 +26,15 @@ def tensors(folder):
     return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
 
 
-def test_full_disk_ends_as_if_it_had_not_been(world, disk, rows_of):
+@pytest.fixture
+def train(kept):
+    """Runs a job with graphs that are compiled already."""
+    return lambda job: run(job, kept)
+
+
+def test_full_disk_ends_as_if_it_had_not_been(world, disk, rows_of, train):
     whole = world.job("whole")
-    run(whole)
+    train(whole)
     short = whole.model_copy(update={n: disk.root / n for n in ("checkpoints", "out")})
     job = short.model_copy(update={"metrics": disk.root / "metrics.jsonl"})
     checkpoint, snapshot = pages_of(whole.checkpoints / "step-00000002"), pages_of(whole.out / "next")
@@ -36,17 +42,17 @@ def test_full_disk_ends_as_if_it_had_not_been(world, disk, rows_of):
     for pages, kept in ((20, 0), (checkpoint + 20, 1), (checkpoint + snapshot - 3, 2)):
         disk.leave(pages)
         with pytest.raises(OSError) as e:
-            run(job)
+            train(job)
         assert "disk is full" in (of_the_disk(e.value) or "")
         assert len(list(job.checkpoints.glob("step-*"))) == kept and not list(disk.root.rglob(".tmp-*"))
         assert not (job.out / "done.json").exists() and not job.out.joinpath("next").exists()
     disk.free()
-    run(job)
+    train(job)
     assert tensors(job.out / "next") == tensors(whole.out / "next")
     assert [r["loss"] for r in rows_of(job, "train")] == [r["loss"] for r in rows_of(whole, "train")]
 
 
-def test_nan_stops_at_the_same_batch_again_and_other_settings_begin_anew(world, rows_of):
+def test_nan_stops_at_the_same_batch_again_and_other_settings_begin_anew(world, rows_of, train):
     """A rate that spoils the weights in the last step: no checkpoint of them stays, and the samples are named."""
     good = world.job("run", end_progress=1.0, fingerprint="good")
     mad = {"epochs": 1.0, "lr": 3e38, "min_lr": 3e38, "warmup": 0.0, "checkpoint_every": 1, "weight_decay": 0.9}
@@ -54,7 +60,7 @@ def test_nan_stops_at_the_same_batch_again_and_other_settings_begin_anew(world, 
     told = []
     for _ in range(2):
         with pytest.raises(UserError, match="NaN or infinite at step") as e:
-            run(job)
+            train(job)
         told.append(str(e.value))
         (kept,) = job.out.glob("not-finite-step-*.json")
         assert str(kept) in told[-1] and "--redo" in told[-1]
@@ -65,15 +71,15 @@ def test_nan_stops_at_the_same_batch_again_and_other_settings_begin_anew(world, 
         for file in job.checkpoints.rglob("*.safetensors"):
             assert all(np.isfinite(t).all() for t in load_file(file).values())
     assert told[0] == told[1]
-    run(good)
+    train(good)
     assert (good.out / "done.json").exists() and not list(good.out.glob("not-finite-*"))
     whole = world.job("whole", end_progress=1.0, fingerprint="good")
-    run(whole)
+    train(whole)
     assert tensors(good.out / "next") == tensors(whole.out / "next")
     assert [r["loss"] for r in rows_of(good, "train")] == [r["loss"] for r in rows_of(whole, "train")]
 
 
-def test_poisoned_snapshot(world):
+def test_poisoned_snapshot(world, train):
     """Finite, so it can be loaded, but its logits are not; and one that was changed after it was written."""
     job = world.job()
     file = job.student / "model.safetensors"
@@ -83,7 +89,7 @@ def test_poisoned_snapshot(world):
         weights[name] = weights[name] * np.float32(1e25)
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="lag is NaN or infinite at step 0") as e:
-        run(job)
+        train(job)
     assert str(job.snapshot) in str(e.value)
     file.write_bytes(sound)
     from npd_ascend.store.atomic import write_sealed
@@ -93,7 +99,7 @@ def test_poisoned_snapshot(world):
     flipped[-3] ^= 2
     file.write_bytes(flipped)
     with pytest.raises(CorruptSnapshot, match=r"student: model.safetensors is damaged .* makes it anew"):
-        run(job)
+        train(job)
 
 
 def test_out_of_memory_names_the_knobs(world, starved):

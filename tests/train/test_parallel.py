@@ -19,7 +19,16 @@ import shutil, sys
 from pathlib import Path
 from npd_ascend.config.jobs import TrainJob
 from npd_ascend.models.group import Group
+from npd_ascend.train.bench import Bench
 from npd_ascend.train.stage import run
+trainers = {}
+class Kept(Bench):  # jobs that differ in their folders only share the compiled graphs
+    def trainer(self, job, spec, reader, group):
+        key = job.settings.model_dump_json()
+        if key not in trainers:
+            trainers[key] = super().trainer(job, spec, reader, group)
+        trainers[key].reset()
+        return trainers[key]
 for path in sys.argv[1:]:
     job = TrainJob.model_validate_json(open(path).read())
     if job.out.parent.name == "resumed":  # what a run that was killed after its third step has left
@@ -29,7 +38,7 @@ for path in sys.argv[1:]:
                 name = f"step-{step:08d}"
                 shutil.copytree(job.checkpoints.parents[1] / "all" / "checkpoints" / name, job.checkpoints / name)
         group.wait()
-    run(job)
+    run(job, Kept())
 """
 SETTINGS = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro_batch": 1, "vocab_chunk_rows": 32}
 STUDENT = {"vocab_size": 56}  # a multiple of the ranks
@@ -75,13 +84,13 @@ def compare(many, one, rows_of, tensors_of):
 
 
 @pytest.fixture
-def layouts(world, tmp_path):
+def layouts(world, tmp_path, kept):
     """(processes, settings by name) -> the job of one process and those of many, all done."""
 
     def make(n, **settings):
         student = world.student(**STUDENT)
         one = world.job("one", settings=SETTINGS, student=student)
-        run(one)
+        run(one, kept)
         jobs = {name: world.job(name, settings={**SETTINGS, **s}, student=student) for name, s in settings.items()}
         under_msrun(n, tmp_path, *jobs.values())
         return one, jobs

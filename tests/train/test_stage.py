@@ -21,7 +21,13 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def killed_after(monkeypatch):
+def train(kept):
+    """Runs a job with graphs that are compiled already."""
+    return lambda job: run(job, kept)
+
+
+@pytest.fixture
+def killed_after(monkeypatch, train):
     """Runs a job until the given step is done and logged, its checkpoint not yet written."""
     def go(job, step):
         real = generation.Generation._after
@@ -34,7 +40,7 @@ def killed_after(monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(generation.Generation, "_after", stop)
             with pytest.raises(Killed):
-                run(job)
+                train(job)
     return go
 
 
@@ -75,13 +81,13 @@ def test_a_generation(world, rows_of, tensors_of):
     assert (job.out / "done.json").stat().st_mtime_ns == written and len(rows_of(job, "train")) == 4
 
 
-def test_resume_is_bit_exact(world, rows_of, tensors_of, killed_after, capsys):
+def test_resume_is_bit_exact(world, rows_of, tensors_of, killed_after, train, capsys):
     whole = world.job("whole")
-    run(whole)
+    train(whole)
     job = world.job("parts")
     killed_after(job, 3)  # checkpoint of step 2 stands
     assert len(rows_of(job, "train")) == 3
-    run(job)
+    run(job)  # network and graphs made anew, as in another process
     assert "resumes generation 0 at step 2" in capsys.readouterr().err
     assert steps(rows_of(job, "train")) == steps(rows_of(whole, "train"))
     assert steps(rows_of(job, "lag")) == steps(rows_of(whole, "lag"))
@@ -96,23 +102,23 @@ def test_resume_is_bit_exact(world, rows_of, tensors_of, killed_after, capsys):
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
-    run(job)
+    train(job)
     assert "step-00000004 is damaged" in capsys.readouterr().err
     same(tensors_of(job.out / "next"), tensors_of(whole.out / "next"))
     assert steps(rows_of(job, "train")) == steps(rows_of(whole, "train"))
 
 
-def test_two_generations(world, rows_of, tensors_of):
+def test_two_generations(world, rows_of, tensors_of, train):
     """Sync after one epoch: rate and moments go on, lag starts from 0 again; lead takes the snapshot in passing."""
     first = world.job(end_progress=1.0, last=False, snapshot_progress=0.5)
-    run(first)
+    train(first)
     d = done(first)
     assert (d["step"], d["progress"], d["snapshot_progress"]) == (2, 1.0, 0.5)
     kept, last = tensors_of(first.out / "next"), tensors_of(first.checkpoints / "step-00000002")
     assert any((kept[k] != v).any() for k, v in tensors_of(first.student).items())
     second = world.job(generation=1, start_progress=1.0, snapshot=first.out / "next", fingerprint="g",
                        out=first.out.parent / "train1")
-    run(second)
+    train(second)
     rows, lag = rows_of(second, "train"), rows_of(second, "lag")
     assert [(r["step"], r["generation"]) for r in rows] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     assert [r["lr"] for r in rows] == [learning_rate(first.settings, p) for p in (0.5, 1, 1.5, 2)]
@@ -123,15 +129,15 @@ def test_two_generations(world, rows_of, tensors_of):
 
     # Without lead the student is the generator, and lag 0.
     plain = world.job("plain", end_progress=1.0, last=False, snapshot_progress=1.0)
-    run(plain)
+    train(plain)
     after = world.job("plain", generation=1, start_progress=1.0, snapshot=plain.out / "next", fingerprint="g",
                       out=plain.out.parent / "train1")
-    run(after)
+    train(after)
     begin = [r for r in rows_of(after, "lag") if r["generation"] == 1][0]
     assert (begin["forward"], begin["reverse"]) == (0.0, 0.0)
     # Same data in both generations: a sync changes nothing but the batches' order.
     whole = world.job("whole")
-    run(whole)
+    train(whole)
     ends = rows_of(plain, "train")[:2], rows_of(whole, "train")[:2]
     assert steps(ends[0]) == steps(ends[1])
 
@@ -139,16 +145,16 @@ def test_two_generations(world, rows_of, tensors_of):
     shutil.rmtree(plain.checkpoints)
     shutil.rmtree(after.out)
     with pytest.raises(UserError, match="no sound checkpoint of the end of generation 0"):
-        run(after)
+        train(after)
 
 
-def test_lag_decides(world, rows_of):
+def test_lag_decides(world, rows_of, train):
     job = world.job(end_progress=None, last=False, sync={"policy": "kl", "epsilon": 1e-6, "lag_every": 2, "lead": 0.5})
-    run(job)
+    train(job)
     d = done(job)
     assert (d["reason"], d["step"], d["progress"], d["snapshot_progress"]) == ("lag", 3, 1.5, 1.0)
     calm = world.job("calm", end_progress=None, last=False, sync={"policy": "kl", "epsilon": 9.0, "lag_every": 2})
-    run(calm)
+    train(calm)
     d = done(calm)
     assert (d["reason"], d["progress"], d["snapshot_progress"]) == ("epochs", 2.0, 2.0)
 
@@ -163,10 +169,10 @@ def test_plain_sft_learns_its_labels(make_world, rows_of):
     assert len(list(job.checkpoints.glob("step-*"))) == 2
 
 
-def test_nan_stops_with_the_samples(world):
+def test_nan_stops_with_the_samples(world, train):
     job = world.job(settings={"epochs": 2.0, "lr": 1e38, "min_lr": 1e38, "global_batch": 4, "micro_batch": 2})
     with pytest.raises(UserError, match="NaN or infinite at step") as e:
-        run(job)
+        train(job)
     (kept,) = job.out.glob("not-finite-step-*.json")
     assert str(kept) in str(e.value)
     assert set(json.loads(kept.read_text())["sample_ids"]) <= set(world.ids.tolist())

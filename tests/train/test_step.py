@@ -7,19 +7,14 @@ ms = pytest.importorskip("mindspore")
 
 from mindspore import Parameter  # noqa: E402
 
-from npd_ascend.config.jobs import Device  # noqa: E402
 from npd_ascend.config.schema import TrainConfig  # noqa: E402
-from npd_ascend.models.network import build  # noqa: E402
+from npd_ascend.models.group import Group  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
-from npd_ascend.store.dataset import Dataset  # noqa: E402
-from npd_ascend.store.topk_shard import TopKReader  # noqa: E402
-from npd_ascend.train.corpus import Corpus, EpochPlan  # noqa: E402
-from npd_ascend.train.reader import Reader  # noqa: E402
-from npd_ascend.train.step import AdamW, Trainer, Update  # noqa: E402
+from npd_ascend.train.stage import _reader  # noqa: E402
+from npd_ascend.train.step import AdamW, Update  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
-ROW = 48
 
 
 class AdamWInNumpy:
@@ -69,22 +64,20 @@ def test_adamw(eps):
         assert all((g.asnumpy() == 0).all() for g in optimizer.gradients) and not sums.asnumpy().any()
 
 
-def gradient(world, packs="packs", **settings):
-    """Loss, CE and KD means and the gradient of the first global batch; network as made from one seed."""
-    s = TrainConfig(**{"global_batch": 4, "micro_batch": 2, "vocab_chunk_rows": 32, **settings})
-    corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
-    plans = [EpochPlan.read(Dataset.open(world.root / packs, "packs"), 0)]
-    topk = TopKReader(Dataset.open(world.root / "topk", "topk"))
-    reader = Reader(corpus, plans, topk, s, ROW, 0, 53)
-    folder = world.student()
-    net = build(ModelSpec.from_folder(folder), Device(), ROW)
-    load_hf(net, folder)
-    if s.recompute:
-        net.recompute_layers()
-    trainer = Trainer(net, s, reader.chunk)
-    tokens = reader.tokens(0, 0)
-    total = sum(trainer.accumulate(m, tokens) for m in reader.micro_batches(0, 0))
-    return total / tokens, {g.name: g.asnumpy().copy() for g in trainer.optimizer.gradients}, tokens
+@pytest.fixture
+def gradient(world, kept):
+    """Loss, gradients and token count of the first global batch; network as made from one seed."""
+    def go(packs="packs", **settings):
+        job = world.job(packs=packs, settings={"micro_batch": 4, "vocab_chunk_rows": 1000, **settings})
+        spec, group = ModelSpec.from_folder(job.student), Group(job.device)
+        reader = _reader(job, spec, group, kept.align)
+        trainer = kept.trainer(job, spec, reader, group)
+        load_hf(trainer.net, job.student)
+        tokens = reader.tokens(0, 0)
+        total = sum(trainer.accumulate(m, tokens) for m in reader.micro_batches(0, 0))
+        return total / tokens, {g.name: g.asnumpy().copy() for g in trainer.optimizer.gradients}, tokens
+
+    return go
 
 
 def compare(a, b, rtol):
@@ -96,19 +89,17 @@ def compare(a, b, rtol):
     assert max(np.abs(g).max() for g in a[1].values()) > 1e-3
 
 
-def test_splitting_does_not_matter(world):
-    """The same global batch in micro-batches of 1, 2 and 4 rows, with other loss chunks."""
-    whole = gradient(world, micro_batch=4, vocab_chunk_rows=1000)
-    compare(gradient(world, micro_batch=1, vocab_chunk_rows=8), whole, 2e-4)
+def test_splitting_does_not_matter(gradient):
+    """The same global batch in micro-batches of 1 and 4 rows, with other loss chunks."""
+    compare(gradient(micro_batch=1, vocab_chunk_rows=8), gradient(), 2e-4)
 
 
-def test_packing_does_not_matter(world):
+def test_packing_does_not_matter(world, gradient):
     """All samples of the epoch in packed rows, or one a row."""
     alone = world.pack(1, "alone", alone=True)
     n = alone.rows + -alone.rows % 4
-    packed = gradient(world, global_batch=n, micro_batch=4)
-    compare(gradient(world, packs="alone", global_batch=n, micro_batch=4), packed, 2e-4)
+    compare(gradient("alone", global_batch=n), gradient(global_batch=n), 2e-4)
 
 
-def test_recomputation_does_not_matter(world):
-    compare(gradient(world, recompute=True), gradient(world), 1e-5)
+def test_recomputation_does_not_matter(gradient):
+    compare(gradient(recompute=True), gradient(), 1e-5)
