@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from npd_ascend.annotate.head import ChunkedHead, concatenate
 from npd_ascend.config.jobs import Device
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
-from npd_ascend.models.compile_cache import Graphs
+from npd_ascend.models.compile_cache import Graphs, network_key
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.network import build
 from npd_ascend.models.peers import ALONE, Peers
@@ -34,16 +33,17 @@ class Scorer:
         peers: the processes that hold the model together; all must call ``score`` with the same samples.
         compiling: held open while a graph is compiled.
         compiled: folder in which compiled graphs outlive the process; None: they do not.
+        bound: tokens that a sample may have; shards whose samples are shorter share its graph where that pays.
     """
 
     def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, peers: Peers = ALONE,
-                 compiling: Callable[[], AbstractContextManager] = nullcontext, compiled: Path | None = None):
+                 compiling: Callable[[], AbstractContextManager] = nullcontext, compiled: Path | None = None,
+                 bound: int | None = None):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
-        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, peers=peers)
+        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, peers=peers, bound=bound)
         load_hf(self._net, model)
-        key = {"spec": asdict(replace(spec, dtype="")), "device": device.model_dump(mode="json")}
-        self._graphs = Graphs("annotate", compiled, key, compiling)
+        self._graphs = Graphs("annotate", compiled, network_key(spec, device), compiling)
         positions = settings.row_length * settings.micro_batch
         self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
                                  on_host=device.target == "cpu", peers=peers, run=self._graphs)

@@ -144,7 +144,8 @@ class _Annotator:
                 from npd_ascend.annotate.prefill import Scorer
 
                 started("annotate")
-                load = self._load or partial(Scorer, compiling=meter.paused, compiled=self.job.compiled)
+                load = self._load or partial(Scorer, compiling=meter.paused, compiled=self.job.compiled,
+                                             bound=self.job.longest)
                 self._scorer = load(self.job.model, self.spec, self.job.settings, self.job.device, **self._shared)
         return self._scorer
 

@@ -83,6 +83,8 @@ class AnnotateJob(Section):
     """Whether the response-only pass is needed (a metric uses IFD)."""
     compiled: Path | None = None
     """Folder in which compiled graphs outlive the process; None: they do not."""
+    longest: int | None = None
+    """Tokens that a prompt and its answer may have in any generation; None: not known beforehand."""
 
 
 class SelectJob(Section):
@@ -149,6 +151,8 @@ class TrainJob(Section):
     device: Device = Device()
     compiled: Path | None = None
     """Folder in which compiled graphs outlive the process; None: they do not."""
+    longest: int | None = None
+    """Tokens that a prompt and its answer may have in any generation; None: not known beforehand."""
 
 
 class EvaluateJob(Section):

@@ -25,7 +25,7 @@ def query_block(row_length: int) -> int:
     return math.gcd(row_length, _WINDOW_BLOCK)
 
 
-def window_of(longest: int, row_length: int) -> np.ndarray | None:
+def window_of(longest: int, row_length: int, bound: int | None = None) -> np.ndarray | None:
     """How far back attention must look where no kernel skips other segments, as the network wants to be told.
 
     Packed rows hold many short samples, and most pairs of positions in a row belong to different ones. With queries in
@@ -34,17 +34,24 @@ def window_of(longest: int, row_length: int) -> np.ndarray | None:
     Args:
         longest: tokens of the longest sample in the rows.
         row_length: positions a row.
+        bound: tokens that samples of other rows may have. Where looking that far costs at most twice as much, these
+            rows do so too: it takes less time than compiling another graph.
 
     Returns:
         [W] int32, 0..W - 1; W is one of few, so that few graphs are compiled. None: dense attention is no slower.
     """
+    width, shared = (_width(n, row_length) for n in (longest, max(longest, bound or 0)))
+    width = shared if shared <= 2 * width else width
+    return None if width == row_length else np.arange(width, dtype=np.int32)
+
+
+def _width(longest: int, row_length: int) -> int:
+    """Keys that a query is compared with: all, or those of a window."""
     block = query_block(row_length)
     width = 4 * block
     while width - block + 1 < longest:
         width *= 2
-    if block < _WINDOW_BLOCK or 2 * width > row_length:
-        return None
-    return np.arange(width, dtype=np.int32)
+    return row_length if block < _WINDOW_BLOCK or 2 * width > row_length else width
 
 
 def _windows(x: ms.Tensor, back: int, before: int) -> ms.Tensor:
@@ -73,8 +80,8 @@ class DenseMask(nn.Cell):
 
     def construct(self, segment_ids: ms.Tensor, window: ms.Tensor | None = None) -> tuple[ms.Tensor, None]:
         length = segment_ids.shape[1]
-        position = _slice(self.position, (0,), (length,))
         if window is None:
+            position = _slice(self.position, (0,), (length,))
             causal = position.reshape(1, -1, 1) >= position.reshape(1, 1, -1)
             same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
             return _additive(ops.logical_and(causal, same)).expand_dims(1), None

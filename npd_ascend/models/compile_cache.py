@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,19 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
+from npd_ascend.config.jobs import Device
+from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import spent
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.identity import digest, file_sha256, seals_hold
 
 _SEALS, _GRAPH, _SOURCES = "seals.json", "graph.mindir", "compile_dependency.hash"
 _seconds: dict[str, float] = {}
+
+
+def network_key(spec: ModelSpec, device: Device, **settings: Any) -> dict[str, Any]:
+    """On what the graphs of a network depend; not on the type in which its checkpoint was written."""
+    return {"spec": asdict(replace(spec, dtype="")), "device": device.model_dump(mode="json"), **settings}
 
 
 class Graphs:
@@ -42,7 +50,7 @@ class Graphs:
         stage: under which name the seconds are reported.
         folder: where graphs are kept; None: nowhere.
         key: on what the graphs of all cells depend, beside their classes, the shapes of their arguments, code, versions
-            and environment: architecture, settings. JSON.
+            and environment, e.g. ``network_key``. JSON.
         compiling: held open while a graph is compiled.
     """
 

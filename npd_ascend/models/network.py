@@ -58,7 +58,7 @@ def setup_context(device: Device) -> None:
 
 
 def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32",
-          peers: Peers = ALONE) -> CausalLM:
+          peers: Peers = ALONE, bound: int | None = None) -> CausalLM:
     """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
 
     Args:
@@ -67,6 +67,7 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         row_length: positions a row; static.
         params_dtype: type in which weights are held: float32 to train, the compute type to annotate.
         peers: the processes that hold the model together (tensor parallel); all of them must call the network together.
+        bound: tokens that a sample may have, whatever those at hand have; of ``attention.window_of``.
 
     Raises:
         UserError: a row length or type the device cannot do, or a model that cannot be cut over so many devices.
@@ -77,7 +78,8 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         raise UserError(f"row_length {row_length}: the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
                         f"a row and a multiple of 16")
     setup_context(device)
-    return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype, peers).set_train(False)
+    return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype, peers,
+                    bound).set_train(False)
 
 
 class CausalLM(nn.Cell):
@@ -90,12 +92,13 @@ class CausalLM(nn.Cell):
         compute_dtype, params_dtype: ``float32`` or ``bfloat16``.
         peers: the tensor-parallel group. Each rank is a GPTModel with its share of the heads, MLP columns and
             vocabulary (Megatron-LM, arXiv:1909.08053); activations between the layers are whole on every rank.
+        bound: as ``build`` has it.
     """
 
     def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str,
-                 peers: Peers = ALONE):
+                 peers: Peers = ALONE, bound: int | None = None):
         super().__init__(auto_prefix=True)
-        self.spec, self.peers = spec, peers
+        self.spec, self.peers, self._bound = spec, peers, bound
         self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
         own = share_of(spec, peers.size)
         self.row_length = row_length
@@ -120,7 +123,7 @@ class CausalLM(nn.Cell):
         """The argument of that name for these rows."""
         if self._flash:
             return ms.Tensor(segment_ends(rows.segment_ids, min(rows.segment_ids.size, MAX_SEGMENTS)))
-        window = window_of(rows.longest, rows.input_ids.shape[1])
+        window = window_of(rows.longest, rows.input_ids.shape[1], self._bound)
         return None if window is None else ms.Tensor(window)
 
     def inputs(self, rows: RowBatch) -> tuple[ms.Tensor | None, ...]:

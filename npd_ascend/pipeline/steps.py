@@ -223,6 +223,7 @@ class StepBuilder:
             device=self.device,
             unconditioned=c.needs_scores,
             compiled=self.compiled,
+            longest=self._longest,
         )
         outputs = [Dataset(out, "scores", fp)] + ([Dataset(g.topk, "topk", topk_fp)] if with_topk else [])
         return Step(f"annotate_{role}", "annotate", job, generation, outputs)
@@ -322,6 +323,7 @@ class StepBuilder:
             sync=c.sync,
             device=self.device,
             compiled=self.compiled,
+            longest=self._longest,
         )
         return Step("train", "train", job, generation, done_file=g.done, snapshot=(g.snapshot_mark, g.next_snapshot))
 
@@ -418,6 +420,11 @@ class StepBuilder:
     def _eos(self, prompts: Dataset) -> list[int]:
         """End tokens: the checkpoint's, and that of the chat template, which a base model's config may not list."""
         return sorted({*self.spec.eos_token_ids, *prompts.extra["eos_token_ids"]})
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that a prompt and its answer may have."""
+        return self._max_len(Dataset.open(self.run.prompts, "prompts"), self.config.rollout.max_new_tokens)
 
     def _max_len(self, prompts: Dataset, new_tokens: int) -> int:
         need = int(prompts.extra["longest_prompt"]) + new_tokens

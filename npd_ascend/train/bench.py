@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
 from typing import Any
 
 from mindspore import nn
 
 from npd_ascend.config.jobs import TrainJob
-from npd_ascend.models.compile_cache import Graphs
+from npd_ascend.models.compile_cache import Graphs, network_key
 from npd_ascend.models.group import Group
 from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
@@ -38,16 +37,15 @@ class Bench:
             reader: of the generation; shapes of its batches.
             group: the processes that train.
         """
-        net = build(spec, job.device, job.row_length, peers=group.model)
+        net = build(spec, job.device, job.row_length, peers=group.model, bound=job.longest)
         if job.settings.recompute:
             net.recompute_layers()
         if job.settings.optimizer_sharding:
             net.hold_in_compute_type()
         trainer = Trainer(net, job.settings, reader.chunk, group.data)
         # Beside the shapes of a batch, which the graphs' identities have in them anyway.
-        graphs = Graphs("train", job.compiled, {
-            "spec": asdict(replace(spec, dtype="")), "settings": job.settings.model_dump(mode="json"),
-            "chunk": reader.chunk, "device": job.device.model_dump(mode="json")})
+        graphs = Graphs("train", job.compiled, network_key(
+            spec, job.device, settings=job.settings.model_dump(mode="json"), chunk=reader.chunk))
         plan = reader.plans[0]
         batch = reader.make(plan, len(plan), len(plan))
         graphs.compile(net, *net.inputs(batch.rows))

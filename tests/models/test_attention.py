@@ -95,3 +95,15 @@ def test_windows_hold_the_longest_sample(row_length):
         assert 2 * width <= row_length
         widths.add(width)
     assert len(widths) <= 6 and bool(widths) == (row_length >= 128)
+
+
+def test_a_bound_is_shared_where_that_costs_at_most_twice():
+    def width(longest, row_length, bound=None):
+        window = window_of(longest, row_length, bound)
+        return row_length if window is None else len(window)
+
+    assert width(37, 512) == 64 and width(78, 512) == 128
+    assert width(37, 512, 78) == width(78, 512, 78) == 128
+    assert width(37, 512, 200) == 64 and width(100, 512, 200) == width(200, 512) == 256
+    assert width(37, 128, 100) == 128 and width(100, 512, 37) == 128
+    assert width(37, 256, 250) == 64  # all of the row would cost four times as much
