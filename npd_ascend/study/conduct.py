@@ -66,12 +66,11 @@ def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
     left = _left(results, arms)
     lines = [f"{len(arms)} arms, {len(left)} to run, in {study.study.dir}"]
     estimate = Estimate(results)
-    first: dict[str, Arm] = {}
+    serves = sources(arms)
     run: list[Arm] = []
     for arm in arms:
-        same = first.setdefault(content(arm), arm)
         what = f"about {estimate(arm):.0f} s" if arm in left else "done"
-        if arm in left and same is not arm and not arm.timed and same.exposure >= arm.exposure:
+        if arm in left and (same := serves[arm.key]) is not arm:
             what = f"the same run as {same.key}"
         elif arm in left:
             run.append(arm)
@@ -134,12 +133,19 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         share(results, everything, arms)
         left = _left(results, arms)
         say(f"study {root}: {len(arms)} arms, {len(left)} to run")
-        phases = [([a for a in left if not a.timed], study.study.workers), ([a for a in left if a.timed], 1)]
-        failed = 0
+        serves = sources(left)
+        timed = [a for a in left if a.timed]
+        twins = [a for a in left if not a.timed and serves[a.key].timed]
         progress = _Progress(results, left, study.study.workers, say)
-        for part, workers in phases:
-            if part:
-                failed += _phase(part, min(workers, len(part)), resolved, results, progress)
+
+        def phase(part: list[Arm], workers: int) -> int:
+            return _phase(part, min(workers, len(part)), resolved, results, progress) if part else 0
+
+        failed = phase([a for a in left if a not in timed and a not in twins], study.study.workers)
+        failed += phase(timed, 1)
+        for twin in share(results, timed, twins):
+            progress.done(twin)
+        failed += phase(_left(results, twins), study.study.workers)  # whose timed run has failed
         _report(root, say)
         return failed
     finally:
@@ -317,14 +323,27 @@ class _Progress:
         self._say(f"[{n}/{self._total}, {minutes:.0f} min, about {rest:.0f} to go] {arm.key}: {text}")
 
 
-def share(results: Results, sources: Sequence[Arm], arms: Sequence[Arm]) -> list[Arm]:
-    """Serves arms from finished ones that do the same; returns those that were."""
+def sources(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """Whose run serves each arm, by key: its own, or that of one that does the same.
+
+    A timed arm always runs itself, and its run serves others rather than the other way round.
+    """
+    first: dict[str, Arm] = {}
+    out = {}
+    for arm in sorted(arms, key=lambda a: not a.timed):
+        same = first.setdefault(content(arm), arm)
+        out[arm.key] = same if same.exposure >= arm.exposure and not arm.timed else arm
+    return out
+
+
+def share(results: Results, done: Sequence[Arm], arms: Sequence[Arm]) -> list[Arm]:
+    """Serves arms from those of ``done`` that have finished and do the same; returns those that were."""
     left, finished = _left(results, arms), results.finished()
-    done = [s for s in sources if finished.get(s.key) == identity(s) and not s.timed]
+    done = [s for s in done if finished.get(s.key) == identity(s)]
     served = []
     for arm in left:
         for source in done:
-            if content(source) == content(arm) and source.exposure >= arm.exposure:
+            if content(source) == content(arm) and source.exposure >= arm.exposure and not arm.timed:
                 results.share(source, arm)
                 served.append(arm)
                 break

@@ -25,11 +25,11 @@ def identity(arm: Arm) -> str:
 
 
 def content(arm: Arm) -> str:
-    """What an arm does, whatever it is called: arms of one content are one run. Exposure is left out, since a run that
-    measures it serves those that do not ask."""
+    """What an arm does, whatever it is called: arms of one content are one run. Exposure and timing are left out: a run
+    that has them serves arms that do not ask for them."""
     config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
     live = arm.live.model_dump(mode="json") if live_method(arm.method) else None
-    return digest([arm.task, arm.method, config, live, arm.evaluations, arm.timed, arm.subset])
+    return digest([arm.task, arm.method, config, live, arm.evaluations, arm.subset])
 
 
 class Recorder:
@@ -89,7 +89,7 @@ class Results:
             if key_of(row) == done.key and (row["kind"] != "exposure" or twin.exposure):
                 row |= {"group": twin.group, "arm": twin.name}
                 if row.get("stage") == TOTAL:
-                    row |= {"identity": identity(twin), "wall": 0.0, "shared": done.key}
+                    row |= {"identity": identity(twin), "wall": 0.0, "shared": done.key, "timed": twin.timed}
                 writer.log(row.pop("kind"), **row)
 
     def drop(self, keep: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from npd_ascend.store.metrics import read_metrics
 from npd_ascend.study import conduct as conductor
 from npd_ascend.study.batches import Layout
 from npd_ascend.study.clock import Clock
-from npd_ascend.study.conduct import chosen, conduct, describe, kin, next_for, share
+from npd_ascend.study.conduct import chosen, conduct, describe, kin, next_for, share, sources
 from npd_ascend.study.method import Sample, changes
 from npd_ascend.study.results import TOTAL, Recorder, Results, content, identity
 
@@ -161,6 +161,44 @@ def test_arms_that_do_the_same_are_one_run(tmp_path):
     assert results.seconds() == {npd.key: 11.0}
     kinds = [(r["arm"], r["kind"]) for r in read_metrics(results.path)]
     assert kinds == [("npd", "eval"), ("npd", "exposure"), ("npd", "time"), ("f1", "eval"), ("f1", "time")]
+
+
+def test_a_timed_run_serves_those_that_are_not(tmp_path):
+    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
+                            b={"tasks": ["maze"], "timed": True, "arms": {"quick": {}, "again": {}}}))
+    results, arms = Results(plan.study.dir), chosen(plan, [])
+    npd, sft, quick, again = (next(a for a in arms if a.name == name) for name in ("npd", "sft", "quick", "again"))
+    serves = sources([npd, sft, quick, again])
+    assert [serves[a.key] for a in (npd, sft, quick, again)] == [quick, sft, quick, again]
+    assert "the same run as maze/b/quick/0" in describe(plan)
+    Recorder(results.own(quick), quick).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(quick), wall=11.0,
+                                            timed=True)
+    results.take(quick)
+    assert share(results, [quick], [npd, sft, again]) == [npd]
+    assert [(r["arm"], r["timed"]) for r in read_metrics(results.path)] == [("quick", True), ("npd", False)]
+
+
+def test_the_others_wait_for_timed_runs(tmp_path, monkeypatch):
+    """Or run after them when those fail."""
+    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
+                            b={"tasks": ["maze"], "timed": True, "arms": {"quick": {}}}))
+    phases = []
+
+    def phase(arms, workers, resolved, results, progress):
+        phases.append((sorted({a.name for a in arms}), workers))
+        for arm in arms:
+            if arm.name != "quick" or arm.seed == 0:
+                Recorder(results.own(arm), arm).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm),
+                                                    wall=11.0)
+                results.take(arm)
+        return 0
+
+    monkeypatch.setattr(conductor, "_phase", phase)
+    monkeypatch.setattr(conductor, "_report", lambda root, say: None)
+    monkeypatch.setattr(conductor, "check_config", lambda config: None)
+    conduct(plan, say=lambda line: None)
+    assert phases == [(["sft"], 2), (["quick"], 1), (["npd"], 1)]
+    assert len(Results(plan.study.dir).seconds()) == 4  # sft twice, quick and npd once each
 
 
 WORKER = """#!{python}
