@@ -216,9 +216,12 @@ class TrainConfig(Section):
     """Rows a device and forward pass; the rest of the global batch is accumulated."""
     data_parallel: Count = 1
     tensor_parallel: Count = 1
-    """Devices over which each copy of the model is cut; ``data_parallel`` copies of so many."""
+    """Devices over which each copy of the model is cut."""
+    context_parallel: Count = 1
+    """Copies that share the positions of each row, for long rows; data_parallel x context_parallel copies in all. A
+    divisor of the key-value heads (of a tensor-parallel share) and of pack.row_length."""
     optimizer_sharding: bool = False
-    """Cuts gradients, moments and float32 weights over the data-parallel copies."""
+    """Cuts gradients, moments and float32 weights over the copies."""
     loss: LossConfig = LossConfig()
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
@@ -235,11 +238,17 @@ class TrainConfig(Section):
                 f"global_batch {self.global_batch} is not a multiple of micro_batch x data_parallel "
                 f"= {self.micro_batch} x {self.data_parallel}"
             )
-        if self.optimizer_sharding and self.data_parallel == 1:
-            raise ValueError("optimizer_sharding cuts over data_parallel, which is 1; use tensor_parallel instead")
+        if self.optimizer_sharding and self.data_parallel * self.context_parallel == 1:
+            raise ValueError("optimizer_sharding cuts over data_parallel x context_parallel, which is 1; use "
+                             "tensor_parallel instead")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together, each on a device."""
+        return self.data_parallel * self.context_parallel * self.tensor_parallel
 
 
 class SyncConfig(Section):
@@ -340,6 +349,11 @@ class Config(Section):
             )
         if self.train.loss.ce_labels == "none" and self.train.loss.kd_weight == 0:
             raise ValueError("train.loss.ce_labels is none and kd_weight is 0: nothing is left to train on")
+        if self.pack.row_length % self.train.context_parallel:
+            raise ValueError(
+                f"pack.row_length {self.pack.row_length} is not a multiple of train.context_parallel "
+                f"{self.train.context_parallel}; change one of them"
+            )
         if self.sync.at_epochs and max(self.sync.at_epochs) >= self.train.epochs:
             raise ValueError(
                 f"sync.at_epochs has {max(self.sync.at_epochs)}, not before the end at "

@@ -1,4 +1,4 @@
-"""The processes that msrun started, as a grid of data-parallel by tensor-parallel ranks; or one process by itself."""
+"""The processes that msrun started, as a grid of data x context x tensor-parallel ranks; or one process by itself."""
 
 from __future__ import annotations
 
@@ -17,43 +17,50 @@ _made: set[str] = set()
 
 
 class Group:
-    """Who this process is. Neighbouring ranks hold one model together (``model``); those with equal shares of
-    different copies see different data (``data``).
+    """Who this process is, and with whom it works.
 
-    ``leads``: rank 0 writes files and reports. ``schedules``: this process only served the others.
+    Attributes:
+        model: neighbouring ranks, which hold one model together.
+        context: those that see different positions of the same rows with equal shares of the model.
+        data: those that see the same positions of different rows.
+        replicas: those with equal shares of the model, whatever they see (``context`` by ``data``): over them gradients
+            and losses are sums.
+        leads: rank 0 writes files and reports.
+        schedules: this process only served the others.
 
     Args:
         device: what the process runs on; its context is set up here.
         tensor_parallel: processes that hold one model.
+        context_parallel: such groups that read one batch.
 
     Raises:
         UserError: the processes cannot be dealt into groups of that size.
     """
 
-    def __init__(self, device: Device, tensor_parallel: int = 1):
+    def __init__(self, device: Device, tensor_parallel: int = 1, context_parallel: int = 1):
         role = os.environ.get("MS_ROLE")
         setup_context(device)
         self.schedules = role == "MS_SCHED"
         self.rank, self.size = 0, 1
-        self.model = self.data = world = ALONE
+        world = ALONE
         if role is not None:
             # MindSpore's own parallel modes stay off: what is summed, and when, is written out where it is due.
             init()  # in msrun's scheduler this returns when the workers have ended
         if role == "MS_WORKER":
-            native = device.target == "ascend"
             self.rank, self.size = get_rank(), get_group_size()
-            world = self.data = Peers(GlobalComm.WORLD_COMM_GROUP, self.rank, self.size, native)
+            world = Peers(GlobalComm.WORLD_COMM_GROUP, self.rank, self.size, device.target == "ascend")
         if self.schedules:
             return
-        if self.size % tensor_parallel:
-            raise UserError(f"{self.size} process(es) cannot hold models that are cut over {tensor_parallel} devices "
-                            f"each: start a multiple of {tensor_parallel} with msrun")
-        if tensor_parallel > 1:
-            first = self.rank - self.rank % tensor_parallel
-            self.model = _peers(range(first, first + tensor_parallel), self.rank, "model", native)
-            self.data = _peers(range(self.rank % tensor_parallel, self.size, tensor_parallel), self.rank, "data",
-                               native)
-        self._sums = {"world": Sum(world), "data": Sum(self.data), "model": Sum(self.model)}
+        width = tensor_parallel * context_parallel
+        if self.size % width:
+            raise UserError(f"{self.size} process(es) cannot hold models that are cut over {width} devices each: start "
+                            f"a multiple of {width} with msrun")
+        share, first = self.rank % tensor_parallel, self.rank - self.rank % width
+        self.model = _peers(range(self.rank - share, self.rank - share + tensor_parallel), world)
+        self.context = _peers(range(first + share, first + width, tensor_parallel), world)
+        self.data = _peers(range(self.rank % width, self.size, width), world)
+        self.replicas = _peers(range(share, self.size, tensor_parallel), world)
+        self._sums = {"world": Sum(world), "replicas": Sum(self.replicas), "model": Sum(self.model)}
 
     @property
     def leads(self) -> bool:
@@ -61,8 +68,8 @@ class Group:
         return self.rank == 0
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Elementwise sum over the data-parallel ranks, float32; every rank gets the same bits."""
-        return self._sum("data", values)
+        """Elementwise sum over the replicas, float32; every rank gets the same bits."""
+        return self._sum("replicas", values)
 
     def agree(self, values: np.ndarray) -> np.ndarray:
         """The values [...] that rank 0 of the tensor-parallel group gives, float32, on all its ranks."""
@@ -78,11 +85,13 @@ class Group:
         return self._sums[over](Tensor(values.astype(np.float32))).asnumpy()
 
 
-def _peers(ranks: range, rank: int, what: str, native: bool) -> Peers:
+def _peers(ranks: range, world: Peers) -> Peers:
     if len(ranks) == 1:
         return ALONE
-    name = f"npd_{what}_{ranks[0]}_{len(ranks)}"
+    if len(ranks) == world.size:
+        return world
+    name = f"npd_{ranks.start}_{ranks.step}_{len(ranks)}"
     if name not in _made:
         create_group(name, list(ranks))
         _made.add(name)
-    return Peers(name, ranks.index(rank), len(ranks), native)
+    return Peers(name, ranks.index(world.rank), len(ranks), world.native)

@@ -83,6 +83,19 @@ def share_of(spec: ModelSpec, size: int) -> ModelSpec:
                    intermediate_size=spec.intermediate_size // size, vocab_size=spec.vocab_size // size)
 
 
+def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
+    """What attention on one of ``size`` context-parallel ranks works on: whole attention groups of a ``share_of``.
+
+    Raises:
+        UserError: its heads cannot be dealt out evenly.
+    """
+    for what, count in (("attention heads", spec.num_heads), ("key-value heads", spec.num_kv_heads)):
+        if count % size:
+            raise UserError(f"context_parallel {size} does not divide the {count} {what} of a tensor-parallel share; "
+                            f"choose a divisor of {count}")
+    return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size)
+
+
 def _same(param: str, hf: str, *shape: int, cut: int | None = None) -> Rule:
     return Rule(param, (hf,), (shape,), lambda arrays: arrays[0], lambda array: [array], cut)
 

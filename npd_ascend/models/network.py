@@ -26,12 +26,14 @@ from mindspore import Parameter, nn
 from npd_ascend.config.jobs import Device
 from npd_ascend.errors import UserError
 from npd_ascend.models.attention import window_of
+from npd_ascend.models.context import WholeRows
 from npd_ascend.models.leaves import LEAVES, MAX_SEGMENTS, BiasedProjection, ColumnShare, Leaves, RowShare
-from npd_ascend.models.mapping import share_of
+from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.peers import ALONE, Gather, Peers
 from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.rows.collate import RowBatch, segment_ends
+from npd_ascend.rows.slices import Slice
 
 _FLASH_ROW = 2048
 _context_made = False
@@ -58,7 +60,7 @@ def setup_context(device: Device) -> None:
 
 
 def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32",
-          peers: Peers = ALONE, bound: int | None = None) -> CausalLM:
+          peers: Peers = ALONE, context: Peers = ALONE, bound: int | None = None) -> CausalLM:
     """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
 
     Args:
@@ -67,19 +69,23 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         row_length: positions a row; static.
         params_dtype: type in which weights are held: float32 to train, the compute type to annotate.
         peers: the processes that hold the model together (tensor parallel); all of them must call the network together.
+        context: those that hold the positions of the rows together (context parallel); likewise.
         bound: tokens that a sample may have, whatever those at hand have; of ``attention.window_of``.
 
     Raises:
-        UserError: a row length or type the device cannot do, or a model that cannot be cut over so many devices.
+        UserError: a row length or type the device cannot do, or a model or rows that cannot be cut over so many
+            devices.
     """
     if device.target == "cpu" and (device.dtype, params_dtype) != ("float32", "float32"):
         raise UserError("device.dtype bfloat16 needs an NPU; on cpu set device.dtype: float32")
     if device.target == "ascend" and (row_length < _FLASH_ROW or row_length % 16):
         raise UserError(f"row_length {row_length}: the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
                         f"a row and a multiple of 16")
+    if row_length % context.size:
+        raise UserError(f"row_length {row_length}: not a multiple of context_parallel {context.size}")
     setup_context(device)
     return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype, peers,
-                    bound).set_train(False)
+                    context, bound).set_train(False)
 
 
 class CausalLM(nn.Cell):
@@ -92,21 +98,28 @@ class CausalLM(nn.Cell):
         compute_dtype, params_dtype: ``float32`` or ``bfloat16``.
         peers: the tensor-parallel group. Each rank is a GPTModel with its share of the heads, MLP columns and
             vocabulary (Megatron-LM, arXiv:1909.08053); activations between the layers are whole on every rank.
+        context: the context-parallel group. Each rank has its ``Slice`` of the positions everywhere but in attention.
         bound: as ``build`` has it.
     """
 
     def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str,
-                 peers: Peers = ALONE, bound: int | None = None):
+                 peers: Peers = ALONE, context: Peers = ALONE, bound: int | None = None):
         super().__init__(auto_prefix=True)
         self.spec, self.peers, self._bound = spec, peers, bound
+        self.slice = Slice(context.rank, context.size)
         self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
         own = share_of(spec, peers.size)
+        heads_of(own, context.size)
         self.row_length = row_length
         self.interleaved, self._flash = leaves.interleaved, leaves.flash
         self.mask = leaves.mask(row_length)
         config = _config(own, leaves, row_length, compute_dtype, params_dtype)
+        core: Any = leaves.core_attention
+        if context.size > 1:
+            core = ModuleSpec(module=WholeRows, params={"core": core, "peers": context,
+                                                        "length": row_length // context.size})
         self.model = GPTModel(
-            config=config, transformer_layer_spec=_block(own, leaves, peers), vocab_size=own.vocab_size,
+            config=config, transformer_layer_spec=_block(own, leaves, core, peers), vocab_size=own.vocab_size,
             max_sequence_length=spec.max_positions, position_embedding_type="rope", rotary_base=spec.rope_theta,
             post_process=False)
         leaves.patch(self.model, peers)
@@ -128,7 +141,7 @@ class CausalLM(nn.Cell):
 
     def inputs(self, rows: RowBatch) -> tuple[ms.Tensor | None, ...]:
         """Arguments of a call."""
-        arrays = (rows.input_ids, rows.position_ids, rows.segment_ids)
+        arrays = (self.slice.cut(rows.input_ids), self.slice.cut(rows.position_ids), rows.segment_ids)
         return (*(ms.Tensor(a) for a in arrays), self.window(rows))
 
     def shares(self) -> Shares:
@@ -155,14 +168,15 @@ class CausalLM(nn.Cell):
         """Hidden states after the final norm.
 
         Args:
-            input_ids, position_ids, segment_ids: [B, S] int32. A position sees the earlier positions of equal
-                segment id and itself; -1 marks padding.
+            input_ids, position_ids: [B, S] int32; of S / C own positions under context parallelism over C.
+            segment_ids: [B, S] int32, of the whole rows. A position sees the earlier positions of equal segment id and
+                itself; -1 marks padding.
             window: of ``attention.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
                 tells the graph how far attention looks is its length. On Ascend the segments' ends, which the flash
                 kernel needs in its place.
 
         Returns:
-            [B * S, H] in the compute type; position s of row b is row b * S + s.
+            [B * S, H] in the compute type; position s of row b is row b * S + s. Own positions only, as above.
         """
         mask, ends = self.mask(segment_ids, window)
         hidden = self.model(input_ids, position_ids, mask, actual_seq_len=ends)
@@ -184,7 +198,7 @@ def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str
         init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **leaves.config)
 
 
-def _block(spec: ModelSpec, leaves: Leaves, peers: Peers) -> TransformerBlockSubmodules:
+def _block(spec: ModelSpec, leaves: Leaves, core: Any, peers: Peers) -> TransformerBlockSubmodules:
     column: Any = ColumnParallelLinear
     out: Any = BiasedProjection if spec.o_bias else RowParallelLinear
     down: Any = RowParallelLinear
@@ -192,7 +206,7 @@ def _block(spec: ModelSpec, leaves: Leaves, peers: Peers) -> TransformerBlockSub
         column = ModuleSpec(module=ColumnShare, params={"peers": peers})
         out, down = (ModuleSpec(module=RowShare, params={"peers": peers, "biased": b}) for b in (spec.o_bias, False))
     attention = ModuleSpec(module=leaves.self_attention, submodules=SelfAttentionSubmodules(
-        linear_qkv=column, core_attention=leaves.core_attention, linear_proj=out))
+        linear_qkv=column, core_attention=core, linear_proj=out))
     mlp = ModuleSpec(module=leaves.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=down))
     layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
         input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))

@@ -90,6 +90,37 @@ class ScatterSum(nn.Cell):
         return self.reduce(x).reshape(self.size, -1)[self.rank]
 
 
+class Exchange(nn.Cell):
+    """What this process holds for each of its peers, against what they hold for it (all-to-all). It undoes itself, and
+    its gradient is the same exchange."""
+
+    def __init__(self, peers: Peers):
+        super().__init__()
+        self.rank, self.size, self.native = peers.rank, peers.size, peers.native
+        if self.native:
+            self.swap = ops.AlltoAll(split_count=peers.size, split_dim=0, concat_dim=0, group=peers.group)
+        else:
+            self.reduce, self.part = ops.AllReduce(group=peers.group), ops.Slice()
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """x [size, ...], place i for peer i -> the same shape, place i from peer i."""
+        return self._swapped(x)
+
+    def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
+        """The gradients go back to where the values came from."""
+        return (self._swapped(dout),)
+
+    def _swapped(self, x: ms.Tensor) -> ms.Tensor:
+        if self.native:
+            return self.swap(x)
+        parts: tuple[ms.Tensor, ...] = ()
+        for i in range(self.size):
+            parts += (x if i == self.rank else ops.zeros_like(x),)
+        shape, rest = x.shape, (0,) * (x.ndim - 1)
+        received = self.part(self.reduce(ops.stack(parts)), (0, self.rank, *rest), (self.size, 1, *shape[1:]))
+        return received.reshape(shape)
+
+
 class Enter(nn.Cell):
     """Where whole activations go into a layer that is cut: identity; the gradient is summed (Megatron-LM's f,
     arXiv:1909.08053)."""

@@ -18,7 +18,7 @@ from npd_ascend.rollout.cluster import Cluster, RayNode
 def ranks(job: Section) -> int:
     """Processes that work on a job together, under msrun when there are several."""
     if isinstance(job, TrainJob):
-        return job.settings.data_parallel * job.settings.tensor_parallel
+        return job.settings.ranks
     if isinstance(job, AnnotateJob):
         return job.settings.tensor_parallel
     return 1

@@ -1,4 +1,4 @@
-"""AdamW, whole on every process or with its state cut over the data-parallel ranks.
+"""AdamW, whole on every process or with its state cut over the ranks with equal shares of the model.
 
 With optimizer sharding (ZeRO stage 2, arXiv:1910.02054) a rank owns an equal run of every parameter's values: their
 fp32 weights, two moments and the sum of their gradients. The network's own weights are then copies in the compute

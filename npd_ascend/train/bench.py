@@ -37,12 +37,12 @@ class Bench:
             reader: of the generation; shapes of its batches.
             group: the processes that train.
         """
-        net = build(spec, job.device, job.row_length, peers=group.model, bound=job.longest)
+        net = build(spec, job.device, job.row_length, peers=group.model, context=group.context, bound=job.longest)
         if job.settings.recompute:
             net.recompute_layers()
         if job.settings.optimizer_sharding:
             net.hold_in_compute_type()
-        trainer = Trainer(net, job.settings, reader.chunk, group.data)
+        trainer = Trainer(net, job.settings, reader.chunk, group.replicas)
         # Beside the shapes of a batch, which the graphs' identities have in them anyway.
         graphs = Graphs("train", job.compiled, network_key(
             spec, job.device, settings=job.settings.model_dump(mode="json"), chunk=reader.chunk))

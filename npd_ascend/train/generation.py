@@ -161,7 +161,7 @@ class Generation:
 
     def _export(self) -> None:
         """Writes the snapshot once: of a model that is cut, the processes that hold rank 0's copy do it together."""
-        if self.group.data.rank == 0:
+        if self.group.replicas.rank == 0:
             self.outcome.export(self.trainer.net, self.state, self.group)
 
     def _not_finite(self, what: str) -> UserError:

@@ -66,7 +66,8 @@ class LagProbe:
         net: the network, holding the generator's weights at this moment.
         reader: of the generation.
         samples: at most so many, the first of those that are trained on.
-        group: probe batches are shared among the ranks.
+        group: probe batches are shared among the ranks that read different ones, their positions among those that read
+            the same.
         divergence: what computes a chunk; it may be kept from an earlier probe.
     """
 
@@ -78,7 +79,7 @@ class LagProbe:
         spans = [(b, min(b + micro, len(plan))) for b in range(0, len(plan), micro)]
         self._inputs = [reader.inputs(plan, *span) for span in spans[group.data.rank :: group.data.size]]
         self.tokens = int(plan.response_tokens.sum())
-        counts = [len(where) for _, where in self._inputs]
+        counts = [len(where) for *_, where in self._inputs]
         limit = reader.settings.vocab_chunk_rows
         rows = head_rows(counts, limit, reader.align)
         self._chunk = rows // -(-rows // max(8, limit))
@@ -104,7 +105,7 @@ class LagProbe:
 
     def _hidden(self, i: int) -> np.ndarray:
         """[tokens, H] float32 of probe batch ``i`` under the present weights."""
-        rows, where = self._inputs[i]
+        rows, _, where = self._inputs[i]
         hidden = self.net(*self.net.inputs(rows))
         return hidden.astype(ms.float32).asnumpy()[where]
 

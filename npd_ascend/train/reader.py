@@ -12,12 +12,14 @@ from npd_ascend.config.schema import LossConfig, TrainConfig
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.registry import Tokens, find_divergences, find_token_weight
 from npd_ascend.rows.collate import RowBatch, collate_flat, response_positions
+from npd_ascend.rows.slices import Slice
 from npd_ascend.store.ragged import ramps
 from npd_ascend.store.topk_codec import TopK
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.train.corpus import Corpus, EpochPlan
 
 _ALIGN = 8
+_WHOLE = Slice()
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,16 @@ class MicroBatch:
     """What one forward and backward pass reads.
 
     Attributes:
-        rows: inputs [B, S].
-        positions: [N] int32, flat positions whose hidden states predict response tokens; 0 beyond ``tokens``.
+        rows: inputs [B, S], whole rows.
+        positions: [N] int32, flat positions whose hidden states predict response tokens; 0 beyond ``tokens``. Under
+            context parallelism these and what follows are of this rank's ``Slice``.
         targets: [N, 1 + k] int32, CE label, then the teacher's ids; [N, 1] without a teacher.
         teacher: [N, k] float32, the teacher's log-probs; [N, 1] of zeros without one.
         weights: [N, 1 + M] float32 of CE and M divergences (``ChunkedLoss``): sample weight times token weight, equal
             columns; 0 beyond ``tokens``. M = 0 without a teacher.
         parameters: [N, M] float32 of the divergences; [N, 1] of zeros without any.
         tokens: response tokens in it.
-        samples: ordinals.
+        samples: ordinals, of the whole rows.
     """
 
     rows: RowBatch
@@ -67,6 +70,7 @@ class Reader:
         rank, world: data-parallel place.
         align: ``head_rows`` is a multiple of this, or all positions of a micro-batch where these are fewer.
         max_segments: samples and padding tails that attention tells apart in one micro-batch; None: any number.
+        part: positions of the rows whose losses this process computes.
 
     Raises:
         UserError: the annotation is of other samples, or a micro-batch holds too many.
@@ -74,11 +78,12 @@ class Reader:
 
     def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
                  row_length: int, pad_token_id: int, vocab_size: int, rank: int = 0, world: int = 1,
-                 align: int = _ALIGN, max_segments: int | None = None):
+                 align: int = _ALIGN, max_segments: int | None = None, part: Slice = _WHOLE):
         self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
         self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
         self.rank, self.world = rank, world
-        self.align = min(align, settings.micro_batch * row_length)
+        self.part, self._positions = part, settings.micro_batch * row_length // part.size
+        self.align = min(align, self._positions)
         self.max_segments = max_segments
         self.longest = max(int((p.prompt_tokens.astype(np.int64) + p.response_tokens).max(initial=1)) for p in plans)
         for plan in plans:
@@ -86,8 +91,8 @@ class Reader:
         self.weight = find_token_weight(settings.loss)
         self.parameters = divergence_parameters(settings.loss if topk is not None else None)
         self._plain_weight = settings.loss.token_weight == "none"
-        self.head_rows = head_rows([_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans],
-                                   self._chunk_limit, self.align)
+        most = max(_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans)
+        self.head_rows = head_rows([min(most, self._positions)], self._chunk_limit, self.align)
         if topk is not None and len(topk) != len(corpus):
             raise UserError(f"{topk.dataset.folder}: annotates {len(topk)} samples, the rollouts have {len(corpus)}; "
                             f"run annotate again")
@@ -95,7 +100,7 @@ class Reader:
     @property
     def _chunk_limit(self) -> int:
         # The loss leaves out chunks that a batch does not fill: a few of them, so that little is computed in vain.
-        return min(self.settings.vocab_chunk_rows, max(_ALIGN, self.settings.micro_batch * self.row_length // 4))
+        return min(self.settings.vocab_chunk_rows, max(_ALIGN, self._positions // 4))
 
     @property
     def chunk(self) -> int:
@@ -157,18 +162,18 @@ class Reader:
         c = self.corpus
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, response_n = plan.samples[lo:hi], plan.response_tokens[lo:hi]
-        rows, where = self.inputs(plan, begin, end)
+        rows, mine, where = self.inputs(plan, begin, end)
         n, count = self.head_rows, len(where)
         k = self.topk.k if self.topk is not None else 0
         positions, weights = np.zeros(n, np.int32), np.zeros(n, np.float32)
         targets, teacher = np.zeros((n, 1 + k), np.int32), np.zeros((n, max(1, k)), np.float32)
         positions[:count] = where
         if count:
-            targets[:count, 0] = c.targets(samples, response_n)
-            weights[:count] = np.repeat(c.weights[samples], response_n)
+            targets[:count, 0] = c.targets(samples, response_n)[mine]
+            weights[:count] = np.repeat(c.weights[samples], response_n)[mine]
         notes = self._annotations(samples, response_n) if k and count else None
         if notes is not None:
-            targets[:count, 1:], teacher[:count] = notes.ids, notes.logprobs
+            targets[:count, 1:], teacher[:count] = notes.ids[mine], notes.logprobs[mine]
         if targets.min() < 0 or targets.max() >= self.vocab:
             raise UserError(f"token id {int(targets.max())} lies beyond the student's vocabulary of {self.vocab}; "
                             f"teacher and student must share one tokenizer")
@@ -176,22 +181,23 @@ class Reader:
             ends = np.cumsum(response_n)
             weights[:count] *= np.concatenate([
                 self.weight(Tokens(r, None if notes is None else notes[end - r : end], self._logprobs(o, r)))
-                for o, r, end in zip(samples.tolist(), response_n.tolist(), ends.tolist(), strict=True)])
+                for o, r, end in zip(samples.tolist(), response_n.tolist(), ends.tolist(), strict=True)])[mine]
         columns = np.repeat(weights[:, None], 1 + (len(self.parameters) if k else 0), 1)
         return MicroBatch(rows, positions, targets, teacher, columns, np.tile(self.parameters, (n, 1)), count, samples)
 
-    def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, np.ndarray]:
+    def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, np.ndarray, np.ndarray]:
         """Rows [begin, end) of a plan, filled up to a micro-batch with empty ones.
 
         Returns:
-            The arrays that the network reads, and the flat positions that predict response tokens, [tokens] int64.
+            The arrays that the network reads; which of their response tokens are predicted in this process's part of
+            the rows; and the flat positions in it that predict them: [tokens] int64 both.
         """
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, prompt_n, response_n = (a[lo:hi] for a in (plan.samples, plan.prompt_tokens, plan.response_tokens))
         rows = collate_flat(self.corpus.texts(samples, prompt_n, response_n), prompt_n.astype(np.int64) + response_n,
                             np.diff(plan.first[begin : end + 1]), self.row_length, self.pad, self.settings.micro_batch,
                             self.longest)
-        return rows, response_positions(rows.starts, prompt_n, response_n)
+        return rows, *self.part.find(response_positions(rows.starts, prompt_n, response_n), self.row_length)
 
     def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> TopK:
         """Annotation of the first ``tokens`` of each sample, one behind the other."""

@@ -9,6 +9,7 @@ from npd_ascend.models.group import Group
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
+from npd_ascend.rows.slices import Slice
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.store.topk_shard import TopKReader
@@ -25,7 +26,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
     ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
 
-    Under msrun the processes are data-parallel x tensor-parallel ranks.
+    Under msrun the processes are data x context x tensor-parallel ranks.
 
     Args:
         job: what to train.
@@ -38,7 +39,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     outcome = Outcome(job)
     if outcome.finished:
         return
-    group = Group(job.device, job.settings.tensor_parallel)
+    group = Group(job.device, job.settings.tensor_parallel, job.settings.context_parallel)
     if group.schedules:
         return
     progress.started("train")
@@ -85,7 +86,8 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
         raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
     return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size,
-                  group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None)
+                  group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,
+                  Slice(group.context.rank, group.context.size))
 
 
 def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:

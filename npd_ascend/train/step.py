@@ -74,11 +74,12 @@ class Update(nn.Cell):
         optimizer: its state.
         sums: loss, CE and D [3].
         clip: largest gradient norm.
-        data: data-parallel ranks.
+        replicas: ranks with equal shares of the model; over them gradients and sums add up.
         model: ranks that hold one model together.
     """
 
-    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, data: Peers = ALONE, model: Peers = ALONE):
+    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: Peers = ALONE,
+                 model: Peers = ALONE):
         super().__init__(auto_prefix=False)
         o = optimizer
         self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
@@ -86,7 +87,8 @@ class Update(nn.Cell):
         self.sizes = tuple(p.size for p in o.params)
         self.cut, self.sharded = o.cut, o.sharded
         self.sums, self.clip = sums, clip
-        self.over_data, self.over_model, self.gather = Sum(data), Sum(model), Gather(o.owners)
+        self.over_replicas, self.over_model = Sum(replicas), Sum(model)
+        self.gather = Gather(o.owners)
         self.adamw = ops.AdamWeightDecay()
         self.beta1, self.beta2 = o.beta1, o.beta2
 
@@ -96,14 +98,14 @@ class Update(nn.Cell):
         Returns:
             Gradient norm before clipping, and the sums [3] over all ranks.
         """
-        sums = self.over_data(self.sums + 0.0)
+        sums = self.over_replicas(self.sums + 0.0)
         last = sums
         gradients: tuple[Tensor, ...] = ()
         cut, whole = rate * 0.0, rate * 0.0
         for i in range(len(self.gradients)):
             g = self.gradients[i]
             if not self.sharded:
-                g = self.over_data(ops.depend(g, last))
+                g = self.over_replicas(ops.depend(g, last))
                 last = g
             gradients += (g,)
             square = ops.square(g).sum()
@@ -113,7 +115,7 @@ class Update(nn.Cell):
                 whole = whole + square
         squares = ops.depend(ops.stack((cut, whole)), last)
         if self.sharded:
-            squares = self.over_data(squares)
+            squares = self.over_replicas(squares)
         # What tensor-parallel ranks hold each in part adds up; what all of them hold counts once.
         norm = ops.sqrt(self.over_model(squares[0]) + squares[1])
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
@@ -140,17 +142,17 @@ class Trainer:
         net: the network, weights loaded.
         settings: loss, optimiser.
         chunk: rows of a loss chunk.
-        data: ranks over which gradients are summed.
+        replicas: ranks over which gradients are summed.
     """
 
-    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, data: Peers = ALONE):
+    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, replicas: Peers = ALONE):
         self.net = net
-        self.optimizer = AdamW(net.trainable_params(), settings, data if settings.optimizer_sharding else ALONE,
-                               net.shares())
+        owners = replicas if settings.optimizer_sharding else ALONE
+        self.optimizer = AdamW(net.trainable_params(), settings, owners, net.shares())
         sums = self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
         forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers))
         self._accumulate = Accumulate(forward, self.optimizer, sums)
-        self._update = Update(self.optimizer, sums, settings.clip, data, net.peers)
+        self._update = Update(self.optimizer, sums, settings.clip, replicas, net.peers)
 
     def reset(self) -> None:
         """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""

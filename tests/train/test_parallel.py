@@ -41,7 +41,8 @@ for path in sys.argv[1:]:
     run(job, Kept())
 """
 SETTINGS = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro_batch": 1, "vocab_chunk_rows": 32}
-STUDENT = {"vocab_size": 56}  # a multiple of the ranks
+# Multiples of the ranks; two layers, whose exchanges must meet in order.
+STUDENT = {"vocab_size": 56, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
 ALL = {"data_parallel": 2, "tensor_parallel": 2, "optimizer_sharding": True, "recompute": True, "checkpoint_every": 1,
        "keep_checkpoints": 9}
 
@@ -99,16 +100,20 @@ def layouts(world, tmp_path, kept):
 
 
 def test_two_processes(layouts, rows_of, tensors_of):
-    """The state cut over two copies, or one model cut over both."""
-    one, jobs = layouts(2, sharded={"data_parallel": 2, "optimizer_sharding": True}, cut={"tensor_parallel": 2})
+    """The state cut over two copies, one model cut over both, or rows cut over both."""
+    one, jobs = layouts(2, sharded={"data_parallel": 2, "optimizer_sharding": True}, cut={"tensor_parallel": 2},
+                        rows={"context_parallel": 2, "micro_batch": 2})
     for job in jobs.values():
         compare(job, one, rows_of, tensors_of)
 
 
 def test_four_processes(layouts, rows_of, tensors_of):
     """Two copies of a model that is cut over two, their state cut over the copies; and the same killed and resumed."""
-    one, jobs = layouts(4, all=ALL, resumed=ALL)
-    compare(jobs["all"], one, rows_of, tensors_of)
+    one, jobs = layouts(4, all=ALL, resumed=ALL,
+                        rows={"context_parallel": 2, "tensor_parallel": 2, "recompute": True},
+                        copies={"context_parallel": 2, "data_parallel": 2, "optimizer_sharding": True})
+    for name in ("all", "rows", "copies"):
+        compare(jobs[name], one, rows_of, tensors_of)
     whole, resumed = (tensors_of(jobs[n].out / "next") for n in ("all", "resumed"))
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
     last = f"step-{4:08d}"
