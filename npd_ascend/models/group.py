@@ -22,7 +22,7 @@ class Group:
     Attributes:
         model: neighbouring ranks, which hold one model together.
         context: those that see different positions of the same rows with equal shares of the model.
-        data: those that see the same positions of different rows.
+        data: those that see the same positions of different rows; nothing is exchanged among them alone.
         replicas: those with equal shares of the model, whatever they see (``context`` by ``data``): over them gradients
             and losses are sums.
         leads: rank 0 writes files and reports.
@@ -58,7 +58,7 @@ class Group:
         share, first = self.rank % tensor_parallel, self.rank - self.rank % width
         self.model = _peers(range(self.rank - share, self.rank - share + tensor_parallel), world)
         self.context = _peers(range(first + share, first + width, tensor_parallel), world)
-        self.data = _peers(range(self.rank % width, self.size, width), world)
+        self.data = Peers(rank=self.rank // width, size=self.size // width)
         self.replicas = _peers(range(share, self.size, tensor_parallel), world)
         self._sums = {"world": Sum(world), "replicas": Sum(self.replicas), "model": Sum(self.model)}
 

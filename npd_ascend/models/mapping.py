@@ -89,10 +89,9 @@ def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
     Raises:
         UserError: its heads cannot be dealt out evenly.
     """
-    for what, count in (("attention heads", spec.num_heads), ("key-value heads", spec.num_kv_heads)):
-        if count % size:
-            raise UserError(f"context_parallel {size} does not divide the {count} {what} of a tensor-parallel share; "
-                            f"choose a divisor of {count}")
+    if spec.num_kv_heads % size:  # of which the query heads are a multiple
+        raise UserError(f"context_parallel {size} does not divide the {spec.num_kv_heads} key-value heads that a device "
+                        f"holds; choose a divisor of {spec.num_kv_heads}")
     return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from npd_ascend.errors import UserError
-from npd_ascend.models.mapping import rules, share_of
+from npd_ascend.models.mapping import heads_of, rules, share_of
 from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
 
@@ -42,6 +42,15 @@ def test_ranks_hold_the_checkpoints_tensors_in_equal_parts(spec, interleaved):
 def test_what_does_not_come_out_even(spec, size, words):
     with pytest.raises(UserError, match=words):
         share_of(spec, size)
+
+
+def test_heads_of_context_parallel_ranks(spec):
+    own = heads_of(spec, 2)
+    assert (own.num_heads, own.num_kv_heads, own.hidden_size) == (3, 1, spec.hidden_size)
+    with pytest.raises(UserError, match="context_parallel 3 does not divide the 2 key-value heads .* divisor of 2"):
+        heads_of(spec, 3)
+    with pytest.raises(UserError, match="does not divide the 1 key-value heads"):
+        heads_of(share_of(spec, 2), 2)
 
 
 def test_mindformers_accepts_what_a_rank_is_built_from(spec):

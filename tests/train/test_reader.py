@@ -6,6 +6,7 @@ import pytest
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.registry import Tokens, token_weights
+from npd_ascend.rows.slices import Slice
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.train.corpus import Corpus, EpochPlan
@@ -14,7 +15,7 @@ from npd_ascend.train.reader import Reader, ahead, head_rows
 ROW, VOCAB = 48, 53
 
 
-def reader(world, rank=0, size=1, topk=True, vocab=VOCAB, packs="packs", **settings):
+def reader(world, rank=0, size=1, topk=True, vocab=VOCAB, packs="packs", part=None, **settings):
     loss = settings.pop("loss", {})
     s = TrainConfig(**{"global_batch": 4, "micro_batch": 2, "vocab_chunk_rows": 32, **settings}, loss=loss)
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")),
@@ -22,7 +23,7 @@ def reader(world, rank=0, size=1, topk=True, vocab=VOCAB, packs="packs", **setti
     found = Dataset.open(world.root / packs, "packs")
     plans = [EpochPlan.read(found, e) for e in range(found.shards)]
     annotation = TopKReader(Dataset.open(world.root / "topk", "topk")) if topk else None
-    return Reader(corpus, plans, annotation, s, ROW, 0, vocab, rank, size)
+    return Reader(corpus, plans, annotation, s, ROW, 0, vocab, rank, size, part=part or Slice())
 
 
 def all_batches(r):
@@ -83,6 +84,26 @@ def test_ranks_share_a_batch_in_order(world):
             assert [p.tokens(epoch, b) for p in parts] == [whole.tokens(epoch, b)] * 2
             assert sum(m.tokens for m in whole.micro_batches(epoch, b)) == whole.tokens(epoch, b)
             np.testing.assert_array_equal(whole.samples(epoch, b), want)
+
+
+def test_slices_share_the_tokens_of_a_batch(world):
+    """Ranks that read the same rows have each token's loss once, at its position in the slice."""
+    loss = {"token_weight": "position_decay"}
+    whole, parts = reader(world, loss=loss), [reader(world, part=Slice(i, 3), loss=loss) for i in range(3)]
+    assert len({p.head_rows for p in parts}) == 1 and parts[0].head_rows <= 2 * ROW // 3
+    own = ROW // 3
+    for m, *cut in zip(*map(all_batches, (whole, *parts)), strict=True):
+        assert sum(c.tokens for c in cut) == m.tokens
+        found = []
+        for i, c in enumerate(cut):
+            np.testing.assert_array_equal(c.rows.input_ids, m.rows.input_ids)
+            row, position = np.divmod(c.positions[: c.tokens], own)
+            found += [(r * ROW + i * own + p, c.targets[n].tolist(), c.teacher[n].tolist(), c.weights[n].tolist())
+                      for n, (r, p) in enumerate(zip(row, position, strict=True))]
+            assert not c.weights[c.tokens :].any() and c.positions.max(initial=0) < 2 * own
+        assert sorted(found) == sorted(
+            (m.positions[n], m.targets[n].tolist(), m.teacher[n].tolist(), m.weights[n].tolist())
+            for n in range(m.tokens))
 
 
 def test_without_a_teacher(world):

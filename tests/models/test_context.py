@@ -1,0 +1,112 @@
+"""Ranks that share the positions of rows attend as one process does over the whole rows: values and gradients."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mindspore")
+
+pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
+RANK = """
+from types import SimpleNamespace
+import mindspore as ms
+import numpy as np
+from npd_ascend.config.jobs import Device
+from npd_ascend.models.attention import DenseCoreAttention, DenseMask
+from npd_ascend.models.context import WholeRows
+from npd_ascend.models.group import Group
+from npd_ascend.models.peers import Exchange
+
+B, S, N, G, D = 2, 32, 8, 4, 4
+group = Group(Device(), context_parallel=2)
+if group.schedules:
+    raise SystemExit
+peers = group.context
+assert (peers.rank, peers.size, group.replicas.size, group.data.size) == (group.rank, 2, 2, 1)
+block = np.arange(6, dtype=np.float32).reshape(2, 3)
+got = Exchange(peers)(ms.Tensor(block + 10 * peers.rank)).asnumpy()
+np.testing.assert_array_equal(got, [block[peers.rank], block[peers.rank] + 10])
+
+
+class Flat(ms.nn.Cell):
+    # Called as the flash kernel is: all positions of a row, then those of the next; told of segments aside.
+    def __init__(self, config, layer_number):
+        super().__init__()
+        self.core, self.mask = DenseCoreAttention(config, layer_number), DenseMask(S)
+
+    def construct(self, query, key, value, attention_mask, actual_seq_qlen=None, actual_seq_kvlen=None):
+        mask, _ = self.mask(actual_seq_qlen)
+        query, key, value = (x.reshape(B, S, -1, D).transpose(1, 0, 2, 3) for x in (query, key, value))
+        return self.core(query, key, value, mask).transpose(1, 0, 2).reshape(B * S, -1, D)
+
+
+class Differentiate(ms.nn.Cell):
+    def __init__(self, core, weight):
+        super().__init__()
+        self.core, self.weight = core, ms.Tensor(weight)
+        self.go = ms.grad(self.total, (0, 1, 2))
+
+    def attend(self, query, key, value, mask, segments):
+        if segments is None:
+            return self.core(query, key, value, mask)
+        return self.core(query, key, value, mask, actual_seq_qlen=segments)
+
+    def total(self, *inputs):
+        return (self.attend(*inputs) * self.weight).sum()
+
+    def construct(self, query, key, value, mask, segments):
+        return self.attend(query, key, value, mask, segments), self.go(query, key, value, mask, segments)
+
+
+rng = np.random.default_rng(0)
+arrays = [rng.standard_normal((S, B, n, D)).astype(np.float32) for n in (N, G, G)]
+weight = rng.standard_normal((S, B, N * D)).astype(np.float32)
+segments = ms.Tensor(np.sort(rng.integers(0, 4, (B, S)), 1).astype(np.int32))
+mask, _ = DenseMask(S)(segments)
+own = slice(peers.rank * S // 2, (peers.rank + 1) * S // 2)
+
+
+def attention(flash, core):
+    heads = dict(num_attention_heads=N, num_query_groups=G, kv_channels=D, use_flash_attention=flash)
+    return WholeRows(SimpleNamespace(**heads), 1, core=core, peers=peers, length=S // 2)
+
+
+def flat(x):
+    return np.ascontiguousarray(x.swapaxes(0, 1)).reshape(-1, *x.shape[2:])
+
+
+def check(core, inputs, weight, tell, of=lambda x: x):
+    out, gradients = Differentiate(core, weight)(*(ms.Tensor(x) for x in inputs), *tell)
+    for mine, want in zip((out, *gradients), expected):
+        want = of(want)
+        assert np.abs(want).max() > 0.1
+        np.testing.assert_allclose(mine.asnumpy().reshape(want.shape), want, rtol=0, atol=1e-5)
+
+
+one = Differentiate(DenseCoreAttention(SimpleNamespace(num_attention_heads=N, num_query_groups=G, kv_channels=D), 1), weight)
+out, gradients = one(*(ms.Tensor(x) for x in arrays), mask, None)
+expected = [x.asnumpy()[own] for x in (out, *gradients)]
+mine = [x[own] for x in arrays]
+check(attention(False, DenseCoreAttention), mine, weight[own], (mask, None))
+check(attention(True, Flat), [flat(x) for x in mine], flat(weight[own]).reshape(-1, N, D), (None, segments), flat)
+"""
+
+
+def test_two_ranks_attend_over_whole_rows(tmp_path):
+    """In the layout of the dense core attention, and in that of the flash kernel."""
+    (tmp_path / "rank.py").write_text(RANK)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    bin_dir = Path(sys.executable).parent
+    got = subprocess.run(
+        [bin_dir / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
+         f"--log_dir={tmp_path / 'logs'}", str(tmp_path / "rank.py")],
+        env={**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    logs = "".join(p.read_text(errors="replace")[-2000:] for p in sorted((tmp_path / "logs").glob("*.log")))
+    assert got.returncode == 0, logs
