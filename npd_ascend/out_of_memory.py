@@ -23,7 +23,8 @@ _REMEDIES = {
     "annotate": "lower annotate.micro_batch, annotate.vocab_chunk_rows, annotate.row_length or annotate.workers, or "
     "cut the teacher over devices with annotate.tensor_parallel",
     "train": "lower train.micro_batch, train.vocab_chunk_rows or pack.row_length (train.global_batch may stay), or set "
-    "train.recompute: true; train.optimizer_sharding and train.tensor_parallel cut the model over devices",
+    "train.recompute: true; train.optimizer_sharding and train.tensor_parallel cut the model over devices, "
+    "train.context_parallel the rows",
 }
 
 

@@ -72,7 +72,7 @@ class Placement:
         wanted: tuple[tuple[str, int, int, str, tuple[int, ...]], ...] = (
             ("rollout.workers", config.rollout.workers, config.rollout.tensor_parallel, "rollout", self.rollout),
             ("annotate.workers", annotate.workers, annotate.tensor_parallel, "annotate", self.rollout),
-            ("train.data_parallel", train.data_parallel, train.tensor_parallel, "train", self.train))
+            ("train.data_parallel", train.data_parallel, train.ranks // train.data_parallel, "train", self.train))
         for name, copies, width, section, devices in wanted:
             if nodes > 1 and copies > 1 and copies % nodes and section != "rollout":
                 raise UserError(f"{name} is {copies}, which {nodes} nodes cannot share evenly; make it a multiple "
@@ -84,7 +84,9 @@ class Placement:
                 raise UserError(f"{section}.tensor_parallel {width} does not divide the {where}")
             spread = nodes if copies > 1 else 1
             if copies * width > len(devices) * spread:
-                raise UserError(f"{name} {copies}" + (f" x tensor_parallel {width}" if width > 1 else "") +
+                cuts = ([("context_parallel", train.context_parallel), ("tensor_parallel", train.tensor_parallel)]
+                        if section == "train" else [("tensor_parallel", width)])
+                raise UserError(f"{name} {copies}" + "".join(f" x {cut} {n}" for cut, n in cuts if n > 1) +
                                 f" needs {copies * width} devices but there are {where}"
                                 + (f" on each of {nodes} nodes" if nodes > 1 else "") + "; lower it")
         if config.sync.lead and not self.split and self.target == "ascend":

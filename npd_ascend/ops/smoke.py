@@ -61,9 +61,11 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     tree = config.model_dump(mode="json")
     target = device["target"]
     longest = tree["data"]["max_prompt_tokens"] = min(config.data.max_prompt_tokens, 512)
-    row = max(_ROW[target], 16 * math.ceil((longest + ANSWER) / 16))
-    ranks = config.train.data_parallel if target == "ascend" else 1
-    cuts = {} if target == "ascend" else {"tensor_parallel": 1}
+    ranks, context, cuts = 1, 1, {"tensor_parallel": 1}
+    if target == "ascend":
+        ranks, context, cuts = config.train.data_parallel, config.train.context_parallel, {}
+    step = 16 * context
+    row = step * math.ceil(max(_ROW[target], longest + ANSWER) / step)
     tree["run"] = {"dir": str(out / "run"), "seed": 0}
     tree["data"] |= {"limit": PROMPTS, "too_long": "drop"}
     tree["rollout"] |= {"source": "student", "max_new_tokens": ANSWER, "greedy": True, "samples": 1, "shard_size": 8,
@@ -72,8 +74,8 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     tree["select"] = {"metric": "delta_ifd", "lower": None, "upper": None}
     tree["pack"]["row_length"] = row
     tree["train"] |= {"epochs": 2, "global_batch": ranks, "micro_batch": 1, "data_parallel": ranks, "lr": 1e-5,
-                      "min_lr": 1e-6, "checkpoint_every": 0, **cuts,
-                      "optimizer_sharding": config.train.optimizer_sharding and ranks > 1}
+                      "min_lr": 1e-6, "checkpoint_every": 0, **cuts, "context_parallel": context,
+                      "optimizer_sharding": config.train.optimizer_sharding and ranks * context > 1}
     tree["sync"] = {"policy": "static", "refreshes": 1, "probe_samples": 8, "lag_every": 0}
     tree["evaluate"] = {}
     tree["device"] |= device

@@ -7,6 +7,7 @@ import pytest
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import estimate
+from npd_ascend.ops.plan.cuts import what_fits
 from npd_ascend.ops.plan.devices import NPUS
 from npd_ascend.ops.plan.memory import (
     Memory,
@@ -35,6 +36,12 @@ def test_training_state_of_the_1b(paper, shapes):
                                                     - 2 * spec.parameters)
     cut = train_memory(paper(), spec, NPU, recompute=True, tensor_parallel=2)
     assert m.fixed - cut.fixed == pytest.approx((m.fixed - 4e9) / 2)
+    rows = train_memory(paper(), spec, NPU, recompute=False, context_parallel=2, data_parallel=4)
+    assert rows.fits and rows.fixed == m.fixed
+    assert 2 * rows.a_row == train_memory(paper(), spec, NPU, recompute=False).a_row
+    # Its ranks are copies among which the state is cut.
+    assert sharded.fixed == train_memory(paper(), spec, NPU, recompute=True, sharding=True, context_parallel=2,
+                                         data_parallel=4).fixed
 
 
 def test_the_7b_student_needs_sharding(paper, shapes):
@@ -42,6 +49,19 @@ def test_the_7b_student_needs_sharding(paper, shapes):
     assert train_memory(paper(), spec, NPU, recompute=True).largest == 0
     assert train_memory(paper(), spec, NPU, recompute=True, sharding=True, tensor_parallel=2, data_parallel=4).fits
     assert train_memory(paper(), spec, NPU, recompute=True, tensor_parallel=4).fits
+
+
+def test_what_fits(paper, shapes):
+    """No cut is named that heads or rows do not allow: the 1B has 6 key-value heads, the 7B 8."""
+    small, large = (ModelSpec.from_folder(shapes[n]) for n in ("pangu1b", "pangu7b"))
+    assert what_fits(paper(), small, NPU, 8) == (
+        "with train.recompute: true 35 GB, which fits; train.context_parallel: 2 and train.data_parallel: 4 fit without "
+        "it")
+    cut = what_fits(paper(), large, NPU, 8)
+    assert cut == "train.recompute: true, train.optimizer_sharding: true, train.tensor_parallel: 2 would, on 8 devices"
+    long = paper(pack={"row_length": 1 << 17})
+    assert "train.tensor_parallel: 4, train.context_parallel: 2 would" in what_fits(long, large, NPU, 8)
+    assert what_fits(paper(pack={"row_length": 1 << 21}), small, NPU, 8) == "a shorter pack.row_length would"
 
 
 def test_the_72b_teacher_takes_four_devices(paper, shapes):

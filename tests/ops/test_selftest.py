@@ -85,6 +85,9 @@ def test_small_keeps_models_and_shrinks_the_rest(paper, tmp_path):
     assert on_npu.models == c.models and on_npu.data.limit == 16
     assert on_npu.pack.row_length == on_npu.annotate.row_length == 2048
     assert on_npu.train.data_parallel == on_npu.train.global_batch == 8 and on_npu.sync_points() == [1.0]
+    rows = small(paper(train={"data_parallel": 1, "context_parallel": 3}, pack={"row_length": 96}), tmp_path,
+                 {"target": "ascend", "dtype": "bfloat16"})
+    assert rows.train.context_parallel == 3 and rows.pack.row_length == 2064
     on_cpu = small(c, tmp_path, {"target": "cpu", "dtype": "auto"})
     assert on_cpu.train.data_parallel == 1
     assert on_cpu.pack.row_length >= on_cpu.data.max_prompt_tokens + on_cpu.rollout.max_new_tokens

@@ -52,6 +52,12 @@ def test_training_spreads_over_all_nodes():
     assert launch.environment(train(1), NPUS, TWO[0]) == {"ASCEND_RT_VISIBLE_DEVICES": "2"}
 
 
+def test_every_cut_takes_processes():
+    job = train(2)
+    cut = job.settings.model_copy(update={"context_parallel": 3, "tensor_parallel": 2})
+    assert launch.ranks(job.model_copy(update={"settings": cut})) == 12
+
+
 def test_annotation_workers_have_a_node_and_a_device_each():
     jobs = [annotate(i) for i in range(4)]
     assert [launch.nodes_of(j, TWO[0]) for j in jobs] == [(0,), (0,), (1,), (1,)]

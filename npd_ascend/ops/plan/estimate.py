@@ -11,6 +11,7 @@ from npd_ascend.config.schema import Split
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import memory
 from npd_ascend.ops.plan.calibrate import Calibration
+from npd_ascend.ops.plan.cuts import what_fits
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, GOOD, PAPER, Npu, Pace, find_npu
 from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, weight_bytes
 from npd_ascend.ops.plan.memory import Memory
@@ -143,9 +144,8 @@ def devices_of(config: Config) -> int:
     """Devices that a configuration keeps busy in its widest stage."""
     engines = max(config.rollout.workers * config.rollout.tensor_parallel,
                   config.annotate.workers * config.annotate.tensor_parallel)
-    ranks = config.train.data_parallel * config.train.tensor_parallel
-    return config.device.count or (engines + ranks if isinstance(config.device.placement, Split)
-                                   else max(engines, ranks))
+    return config.device.count or (engines + config.train.ranks if isinstance(config.device.placement, Split)
+                                   else max(engines, config.train.ranks))
 
 
 class _Planner:
@@ -244,8 +244,7 @@ class _Planner:
         # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
         disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
         return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
-                         flops / self.npu.flops, min(self.training, c.train.data_parallel * c.train.tensor_parallel),
-                         "train", disk,
+                         flops / self.npu.flops, min(self.training, c.train.ranks), "train", disk,
                          memory.train_memory(c, spec, self.npu, recompute=c.train.recompute))
 
 
@@ -279,17 +278,7 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
             line += f"; at most {m.largest}"
             line = line if stage.stage != "rollout" else line + " at a time, the others wait"
         elif stage.stage == "train":
-            again = memory.train_memory(config, plan.student, plan.npu, recompute=True)
-            cut = next((n for n in (1, 2, 4, 8) if memory.train_memory(
-                config, plan.student, plan.npu, recompute=True, sharding=True, tensor_parallel=n,
-                data_parallel=max(1, plan.devices // n)).fits), None)
-            if again.fits:
-                line += f"; with train.recompute: true {again.needed / 1e9:.0f} GB, which fits"
-            elif cut:
-                line += "; train.recompute: true, train.optimizer_sharding: true"
-                line += f" and train.tensor_parallel: {cut} would, on {plan.devices} devices" if cut > 1 else " would"
-            else:
-                line += "; a shorter pack.row_length would"
+            line += f"; {what_fits(config, plan.student, plan.npu, plan.devices)}"
         else:
             spec = plan.teacher if stage.stage == "annotate_teacher" else plan.student
             cut = next((n for n in (2, 4, 8, 16) if memory.annotate_memory(config, spec, plan.npu, n).fits), 32)

@@ -74,7 +74,7 @@ def enough_devices(p: Patient) -> list[Finding]:
         return []  # devices_present has told it
     told = p.machine.env.get("NODES", "1")
     nodes = int(told) if told.isdigit() else 1  # several_nodes tells what is wrong with it
-    engines, ranks = c.rollout.workers * c.rollout.tensor_parallel, c.train.data_parallel
+    engines, ranks = c.rollout.workers * c.rollout.tensor_parallel, c.train.ranks
     try:
         placement = Placement.of(c, "ascend", here)
         placement.check(c, nodes)
