@@ -53,7 +53,7 @@ class Group:
             return
         width = tensor_parallel * context_parallel
         if self.size % width:
-            raise UserError(f"{self.size} process(es) cannot hold models that are cut over {width} devices each: start "
+            raise UserError(f"{self.size} process(es) cannot share models and rows that are cut over {width}: start "
                             f"a multiple of {width} with msrun")
         share, first = self.rank % tensor_parallel, self.rank - self.rank % width
         self.model = _peers(range(self.rank - share, self.rank - share + tensor_parallel), world)

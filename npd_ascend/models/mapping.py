@@ -90,8 +90,8 @@ def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
         UserError: its heads cannot be dealt out evenly.
     """
     if spec.num_kv_heads % size:  # of which the query heads are a multiple
-        raise UserError(f"context_parallel {size} does not divide the {spec.num_kv_heads} key-value heads that a device "
-                        f"holds; choose a divisor of {spec.num_kv_heads}")
+        raise UserError(f"context_parallel {size} does not divide the {spec.num_kv_heads} key-value heads that a "
+                        f"device holds; choose a divisor of {spec.num_kv_heads}")
     return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size)
 
 

@@ -87,8 +87,8 @@ def check(core, inputs, weight, tell, of=lambda x: x):
         np.testing.assert_allclose(mine.asnumpy().reshape(want.shape), want, rtol=0, atol=1e-5)
 
 
-one = Differentiate(DenseCoreAttention(SimpleNamespace(num_attention_heads=N, num_query_groups=G, kv_channels=D), 1), weight)
-out, gradients = one(*(ms.Tensor(x) for x in arrays), mask, None)
+alone = DenseCoreAttention(SimpleNamespace(num_attention_heads=N, num_query_groups=G, kv_channels=D), 1)
+out, gradients = Differentiate(alone, weight)(*(ms.Tensor(x) for x in arrays), mask, None)
 expected = [x.asnumpy()[own] for x in (out, *gradients)]
 mine = [x[own] for x in arrays]
 check(attention(False, DenseCoreAttention), mine, weight[own], (mask, None))

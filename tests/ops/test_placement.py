@@ -59,7 +59,7 @@ def test_cores_stand_in_for_devices_on_cpu():
     (config(annotate={"workers": 9}), "annotate.workers 9 needs 9 devices but there are 8"),
     (split(6, 2, train={"data_parallel": 4}), "train.data_parallel 4 needs 4 devices but there are 2"),
     (config(train={"data_parallel": 2, "context_parallel": 3, "tensor_parallel": 2, "global_batch": 64},
-            pack={"row_length": 96}), "train.data_parallel 2 x context_parallel 3 x tensor_parallel 2 needs 12 devices"),
+            pack={"row_length": 96}), "data_parallel 2 x context_parallel 3 x tensor_parallel 2 needs 12 devices"),
     (config(sync={"lead": 0.5}), "give each side its own"),
 ])
 def test_refusals(given, why):

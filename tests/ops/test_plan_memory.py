@@ -55,8 +55,8 @@ def test_what_fits(paper, shapes):
     """No cut is named that heads or rows do not allow: the 1B has 6 key-value heads, the 7B 8."""
     small, large = (ModelSpec.from_folder(shapes[n]) for n in ("pangu1b", "pangu7b"))
     assert what_fits(paper(), small, NPU, 8) == (
-        "with train.recompute: true 35 GB, which fits; train.context_parallel: 2 and train.data_parallel: 4 fit without "
-        "it")
+        "with train.recompute: true 35 GB, which fits; train.context_parallel: 2 and train.data_parallel: 4 fit "
+        "without it")
     cut = what_fits(paper(), large, NPU, 8)
     assert cut == "train.recompute: true, train.optimizer_sharding: true, train.tensor_parallel: 2 would, on 8 devices"
     long = paper(pack={"row_length": 1 << 17})
