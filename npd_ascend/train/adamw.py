@@ -32,12 +32,13 @@ class AdamW:
         weights: what is updated, float32: the parameters themselves, or this rank's runs of them.
         gradients, m, v: of the shapes of ``weights``.
         cut: whether tensor-parallel ranks hold different parts of each parameter.
+        names: of the trainable parameters of the whole model: ``params`` and those of the other pipeline stages.
 
     Args:
         params: trainable parameters; float32 unless sharded.
         settings: β, ε, decay.
         owners: ranks over which the state is cut.
-        shares: of the network, where tensor parallelism cuts it.
+        shares: of the network, where it is cut.
     """
 
     def __init__(self, params: list[Parameter], settings: TrainConfig, owners: Peers = ALONE,
@@ -56,12 +57,13 @@ class AdamW:
         self.settings = settings
         self.beta1, self.beta2 = settings.beta1, settings.beta2
         self._place = {p.name: i for i, p in enumerate(params)}
+        self.names = tuple(shares.rules if shares is not None and shares.dealt else self._place)
         self._gather = Gather(owners)
 
     @property
     def spread(self) -> bool:
         """Whether the state stands on several processes, which must then call ``whole`` together."""
-        return self.sharded or any(self.cut)
+        return self.sharded or any(self.cut) or len(self.names) > len(self.params)
 
     def scalars(self, lr: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(a, e, d) of step number ``step``, counted from 1; in float64 up to the last rounding."""
@@ -73,25 +75,21 @@ class AdamW:
 
     # ---- state, as one process by itself would hold it
 
-    def shape(self, i: int) -> tuple[int, ...]:
-        """Shape of parameter i of the whole model."""
-        p = self.params[i]
-        if self.shares is None or not self.cut[i]:
-            return tuple(p.shape)
-        rule = self.shares.rules[p.name]
-        return (sum(s[0] for s in rule.shapes), *rule.shapes[0][1:])
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter of the whole model."""
+        return tuple(self.params[self._place[name]].shape) if self.shares is None else self.shares.rules[name].shape
 
-    def whole(self, part: str, i: int) -> np.ndarray:
-        """``weights``, ``m`` or ``v`` of parameter i of the whole model, float32."""
-        p, value = self.params[i], getattr(self, part)[i]
-        if self.sharded:
-            own = self._gather(value + 0.0).asnumpy().reshape(-1)[: p.size].reshape(p.shape)
-        else:
-            own = value.asnumpy()
-        return self.shares.whole(p.name, own) if self.shares is not None else own
+    def whole(self, part: str, name: str) -> np.ndarray:
+        """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32."""
+        own = self._own(part, self._place[name]) if name in self._place else None
+        if self.shares is not None:
+            return self.shares.whole(name, own)
+        assert own is not None
+        return own
 
-    def load(self, part: str, i: int, whole: np.ndarray) -> None:
+    def load(self, part: str, name: str, whole: np.ndarray) -> None:
         """Inverse of ``whole``, for this process alone; loading ``weights`` fills the network as well."""
+        i = self._place[name]
         p = self.params[i]
         own = np.ascontiguousarray(self.shares.own(p.name, whole) if self.shares is not None else whole)
         if part == "weights":
@@ -105,6 +103,12 @@ class AdamW:
         """Sets this rank's float32 weights from its share of a parameter; for ``load_hf``."""
         if self.sharded:
             self._set_run(self.weights[self._place[name]], own)
+
+    def _own(self, part: str, i: int) -> np.ndarray:
+        p, value = self.params[i], getattr(self, part)[i]
+        if self.sharded:
+            return self._gather(value + 0.0).asnumpy().reshape(-1)[: p.size].reshape(p.shape)
+        return value.asnumpy()
 
     def _run(self, p: Parameter) -> int:
         return -(-p.size // self.owners.size)

@@ -83,8 +83,8 @@ class Checkpoints:
         """
         if not leads:
             for part in PARTS if optimizer.spread else ():
-                for i in range(len(optimizer.params)):
-                    _value(optimizer, part, i)
+                for name in optimizer.names:
+                    _value(optimizer, part, name)
             return
         with atomic_folder(self._path(state.step)) as tmp:
             for part in PARTS:
@@ -106,8 +106,8 @@ class Checkpoints:
         """Puts weights and moments of a checkpoint in place."""
         for part in PARTS:
             with safe_open(self._path(state.step) / f"{part}.safetensors", framework="np") as file:
-                for i, weight in enumerate(optimizer.params):
-                    optimizer.load(part, i, file.get_tensor(weight.name))
+                for weight in optimizer.params:
+                    optimizer.load(part, weight.name, file.get_tensor(weight.name))
 
     def drop_after(self, step: int) -> None:
         """Removes what lies beyond ``step``: damaged, or of a configuration that no longer holds."""
@@ -153,13 +153,12 @@ class Checkpoints:
 
 def _write(path: Path, optimizer: AdamW, part: str) -> None:
     """One file of tensors, named as the weights are, one at a time."""
-    place = {p.name: i for i, p in enumerate(optimizer.params)}
-    layout = [(name, "F32", optimizer.shape(i)) for name, i in place.items()]
-    tensorfile.write(path, layout, lambda name: _value(optimizer, part, place[name]))
+    layout = [(name, "F32", optimizer.shape(name)) for name in optimizer.names]
+    tensorfile.write(path, layout, lambda name: _value(optimizer, part, name))
 
 
-def _value(optimizer: AdamW, part: str, i: int) -> np.ndarray:
-    array = optimizer.whole(part, i)
+def _value(optimizer: AdamW, part: str, name: str) -> np.ndarray:
+    array = optimizer.whole(part, name)
     if not np.isfinite(array).all():
-        raise NotFinite(f"{'' if part == 'weights' else part + '.'}{optimizer.params[i].name}")
+        raise NotFinite(f"{'' if part == 'weights' else part + '.'}{name}")
     return array

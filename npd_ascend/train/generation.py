@@ -85,7 +85,8 @@ class Generation:
         """Means over the batch's tokens of (loss, CE, D), and the gradient norm: [4]."""
         number = self.state.step + 1
         tokens = self.reader.tokens(place.epoch, place.batch)
-        bad = [b.samples for b in batches if not np.isfinite(self.trainer.accumulate(b, tokens))]
+        losses = self.trainer.accumulate_all(batches, tokens)
+        bad = [b.samples for b, loss in zip(batches, losses, strict=True) if not np.isfinite(loss)]
         failed = self.group.sum(np.array([float(len(bad))]))[0] > 0
         if failed:
             samples = np.concatenate(bad) if bad else self.reader.samples(place.epoch, place.batch)

@@ -45,7 +45,7 @@ class Outcome:
     def export(self, net: CausalLM, state: State, group: Group) -> None:
         """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it.
 
-        All tensor-parallel ranks that hold ``net`` together call.
+        All ranks that hold the model together call.
         """
         if group.agree(np.array([self.exported]))[0]:
             return

@@ -26,7 +26,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
     ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
 
-    Under msrun the processes are data x context x tensor-parallel ranks.
+    Under msrun the processes are pipeline x data x context x tensor-parallel ranks.
 
     Args:
         job: what to train.
@@ -39,7 +39,8 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     outcome = Outcome(job)
     if outcome.finished:
         return
-    group = Group(job.device, job.settings.tensor_parallel, job.settings.context_parallel)
+    s = job.settings
+    group = Group(job.device, s.tensor_parallel, s.context_parallel, s.pipeline_parallel)
     if group.schedules:
         return
     progress.started("train")

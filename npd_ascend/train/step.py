@@ -25,35 +25,30 @@ class PackedLoss(nn.Cell):
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
                   positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
-                  scale: Tensor) -> tuple[Tensor, ...]:
-        """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens."""
-        hidden = self.net(input_ids, position_ids, segment_ids, window)
+                  scale: Tensor, before: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens; ``before`` are
+        the hidden states of an earlier pipeline stage."""
+        hidden = self.net(input_ids, position_ids, segment_ids, window, before)
         # The gradient of a gather is a segment sum, which CANN does not name bfloat16 for.
         rows = ops.gather(hidden.astype(ms.float32), positions, 0).astype(hidden.dtype)
         out = self.loss(rows, self.head, targets, teacher, weights, parameters)
         return out[0] * scale, out[0], out[1], out[2]
 
 
-class Accumulate(nn.Cell):
-    """Adds gradients and sums of one micro-batch to what the step has so far.
+class Adds(nn.Cell):
+    """Adds gradients of one micro-batch to what the step has so far.
 
     Of a sharded optimizer each rank keeps the sum over the ranks, of its own runs only.
     """
 
-    def __init__(self, forward: PackedLoss, optimizer: AdamW, sums: Parameter):
+    def __init__(self, optimizer: AdamW):
         super().__init__(auto_prefix=False)
-        self.forward, self.gradients, self.sums = forward, optimizer.gradients, sums
-        self.sharded = optimizer.sharded
+        self.gradients, self.sharded = optimizer.gradients, optimizer.sharded
         self.lengths = tuple(g.size * optimizer.owners.size for g in optimizer.gradients)
         self.scatter = ScatterSum(optimizer.owners)
-        self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
 
-    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
-                  positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
-                  scale: Tensor) -> Tensor:
-        """The micro-batch's loss sum."""
-        values, gradients = self.differentiate(input_ids, position_ids, segment_ids, window, positions, targets,
-                                               teacher, weights, parameters, scale)
+    def add(self, gradients: tuple[Tensor, ...]) -> None:
+        """One gradient a parameter, of its shape; part of a graph."""
         last = gradients
         for i in range(len(self.gradients)):
             g = gradients[i]
@@ -63,6 +58,23 @@ class Accumulate(nn.Cell):
                 g = self.scatter(_filled(flat, self.lengths[i]))
                 last = g
             ops.assign_add(self.gradients[i], g)
+
+
+class Accumulate(Adds):
+    """Adds gradients and sums of one micro-batch."""
+
+    def __init__(self, forward: PackedLoss, optimizer: AdamW, sums: Parameter):
+        super().__init__(optimizer)
+        self.forward, self.sums = forward, sums
+        self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
+
+    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
+                  positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
+                  scale: Tensor) -> Tensor:
+        """The micro-batch's loss sum."""
+        values, gradients = self.differentiate(input_ids, position_ids, segment_ids, window, positions, targets,
+                                               teacher, weights, parameters, scale)
+        self.add(gradients)
         ops.assign_add(self.sums, ops.stack((values[1], values[2], values[3])))
         return values[1]
 
@@ -75,11 +87,12 @@ class Update(nn.Cell):
         sums: loss, CE and D [3].
         clip: largest gradient norm.
         replicas: ranks with equal shares of the model; over them gradients and sums add up.
-        model: ranks that hold one model together.
+        model: ranks that hold one model, or one stage of it, together.
+        stages: ranks that hold the other layers.
     """
 
     def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: Peers = ALONE,
-                 model: Peers = ALONE):
+                 model: Peers = ALONE, stages: Peers = ALONE):
         super().__init__(auto_prefix=False)
         o = optimizer
         self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
@@ -87,7 +100,7 @@ class Update(nn.Cell):
         self.sizes = tuple(p.size for p in o.params)
         self.cut, self.sharded = o.cut, o.sharded
         self.sums, self.clip = sums, clip
-        self.over_replicas, self.over_model = Sum(replicas), Sum(model)
+        self.over_replicas, self.over_model, self.over_stages = Sum(replicas), Sum(model), Sum(stages)
         self.gather = Gather(o.owners)
         self.adamw = ops.AdamWeightDecay()
         self.beta1, self.beta2 = o.beta1, o.beta2
@@ -98,7 +111,7 @@ class Update(nn.Cell):
         Returns:
             Gradient norm before clipping, and the sums [3] over all ranks.
         """
-        sums = self.over_replicas(self.sums + 0.0)
+        sums = self.over_stages(self.over_replicas(self.sums + 0.0))  # only the last stage has any
         last = sums
         gradients: tuple[Tensor, ...] = ()
         cut, whole = rate * 0.0, rate * 0.0
@@ -117,7 +130,7 @@ class Update(nn.Cell):
         if self.sharded:
             squares = self.over_replicas(squares)
         # What tensor-parallel ranks hold each in part adds up; what all of them hold counts once.
-        norm = ops.sqrt(self.over_model(squares[0]) + squares[1])
+        norm = ops.sqrt(self.over_stages(self.over_model(squares[0]) + squares[1]))
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
         for i in range(len(self.params)):
             self.adamw(self.weights[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps,
@@ -149,10 +162,9 @@ class Trainer:
         self.net = net
         owners = replicas if settings.optimizer_sharding else ALONE
         self.optimizer = AdamW(net.trainable_params(), settings, owners, net.shares())
-        sums = self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
-        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers))
-        self._accumulate = Accumulate(forward, self.optimizer, sums)
-        self._update = Update(self.optimizer, sums, settings.clip, replicas, net.peers)
+        self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
+        self._make(settings, chunk)
+        self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.peers, net.stages)
 
     def reset(self) -> None:
         """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""
@@ -165,6 +177,10 @@ class Trainer:
         graphs.compile(self._accumulate, *self._arguments(batch, 1))
         graphs.compile(self._update, *self.optimizer.scalars(1e-3, 1))
 
+    def accumulate_all(self, batches: list[MicroBatch], tokens: int) -> list[float]:
+        """``accumulate``, one batch after the other."""
+        return [self.accumulate(b, tokens) for b in batches]
+
     def accumulate(self, batch: MicroBatch, tokens: int) -> float:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""
         return float(self._accumulate(*self._arguments(batch, tokens)).asnumpy())
@@ -173,6 +189,11 @@ class Trainer:
         """Optimiser step number ``step`` (from 1): gradient norm, and loss, CE and D summed over the batch."""
         norm, sums = self._update(*self.optimizer.scalars(lr, step))
         return float(norm.asnumpy()), sums.asnumpy().astype(np.float64)
+
+    def _make(self, settings: TrainConfig, chunk: int) -> None:
+        """Graphs of forward and backward pass."""
+        forward = PackedLoss(self.net, ChunkedLoss(settings.loss, chunk, self.net.peers))
+        self._accumulate = Accumulate(forward, self.optimizer, self._sums)
 
     def _arguments(self, batch: MicroBatch, tokens: int) -> tuple[Tensor | None, ...]:
         scale = Tensor(np.float32(1.0 / max(1, tokens)))

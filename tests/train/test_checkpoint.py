@@ -36,7 +36,7 @@ def optimizer(seed):
 
 
 def content(o):
-    return [[np.array(o.whole(part, i)) for i in range(len(o.params))] for part in PARTS]
+    return [[np.array(o.whole(part, name)) for name in o.names] for part in PARTS]
 
 
 @pytest.fixture(scope="module")

@@ -100,9 +100,9 @@ def layouts(world, tmp_path, kept):
 
 
 def test_two_processes(layouts, rows_of, tensors_of):
-    """The state cut over two copies, one model cut over both, or rows cut over both."""
+    """The state cut over two copies, one model cut over both, rows cut over both, or each with one of the layers."""
     one, jobs = layouts(2, sharded={"data_parallel": 2, "optimizer_sharding": True}, cut={"tensor_parallel": 2},
-                        rows={"context_parallel": 2, "micro_batch": 2})
+                        rows={"context_parallel": 2, "micro_batch": 2}, stages={"pipeline_parallel": 2})
     for job in jobs.values():
         compare(job, one, rows_of, tensors_of)
 
