@@ -108,11 +108,12 @@ def test_two_processes(layouts, rows_of, tensors_of):
 
 
 def test_four_processes(layouts, rows_of, tensors_of):
-    """Two copies of a model that is cut over two, their state cut over the copies; the same killed and resumed; and
-    copies that share rows."""
-    one, jobs = layouts(4, all=ALL, resumed=ALL,
-                        rows={**ALL, "data_parallel": 1, "context_parallel": 2})
-    for name in ("all", "rows"):
+    """Two copies of a model that is cut over two, their state cut over the copies; the same killed and resumed; copies
+    that share rows; and stages, cut or with copies among which their state is cut."""
+    one, jobs = layouts(4, all=ALL, resumed=ALL, rows={**ALL, "data_parallel": 1, "context_parallel": 2},
+                        cut={"pipeline_parallel": 2, "tensor_parallel": 2},
+                        stages={**ALL, "tensor_parallel": 1, "pipeline_parallel": 2})
+    for name in ("all", "rows", "cut", "stages"):
         compare(jobs[name], one, rows_of, tensors_of)
     whole, resumed = (tensors_of(jobs[n].out / "next") for n in ("all", "resumed"))
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
