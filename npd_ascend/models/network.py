@@ -113,6 +113,7 @@ class CausalLM(nn.Cell):
                  peers: Peers = ALONE, context: Peers = ALONE, stages: Peers = ALONE, bound: int | None = None):
         super().__init__(auto_prefix=True)
         self.spec, self.peers, self.stages, self._bound = spec, peers, stages, bound
+        self._shares: Shares | None = None
         self.first, self.last = stages.rank == 0, stages.rank == stages.size - 1
         self.slice = Slice(context.rank, context.size)
         self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
@@ -164,11 +165,13 @@ class CausalLM(nn.Cell):
 
     def shares(self) -> Shares:
         """How the parameters map to those of the whole model; gathering takes all peers and stages."""
-        peers, stages = self.peers, self.stages
-        cell, add = Gather(peers), Sum(stages)
-        return Shares(self.spec, interleaved=self.interleaved, rank=peers.rank, size=peers.size,
-                      gather=lambda x: cell(ms.Tensor(x)).asnumpy(), stage=stages.rank, stages=stages.size,
-                      add=lambda x: add(ms.Tensor(x)).asnumpy())
+        if self._shares is None:  # kept, because each of the cells compiles a graph for each shape
+            peers, stages = self.peers, self.stages
+            cell, add = Gather(peers), Sum(stages)
+            self._shares = Shares(self.spec, interleaved=self.interleaved, rank=peers.rank, size=peers.size,
+                                  gather=lambda x: cell(ms.Tensor(x)).asnumpy(), stage=stages.rank, stages=stages.size,
+                                  add=lambda x: add(ms.Tensor(x)).asnumpy())
+        return self._shares
 
     def hold_in_compute_type(self) -> None:
         """Rounds the layers' matrices to the compute type, in which they are used anyway; for a network whose float32
@@ -202,7 +205,9 @@ class CausalLM(nn.Cell):
         """
         mask, ends = self.mask(segment_ids, window)
         out = self.model(input_ids, position_ids, mask, decoder_input=hidden, actual_seq_len=ends)
-        return out.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size) if self.last else out
+        if not self.last:
+            return out.astype(self.compute_dtype)
+        return out.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
 
 
 def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str) -> Any:

@@ -82,6 +82,9 @@ class LastStage(Adds):
 class Links:
     """What goes between this stage and its neighbours.
 
+    Attributes:
+        before, after: meetings with them; at the ends of the pipeline not to be called.
+
     Args:
         net: this process's stage.
         group: who the neighbours are.
@@ -89,14 +92,13 @@ class Links:
 
     def __init__(self, net: CausalLM, group: Group):
         self.net = net
-        self.before = None if net.first else Swap(group.before)
-        self.after = None if net.last else Swap(group.after)
+        self.before, self.after = Swap(group.before), Swap(group.after)
 
     def hidden(self, rows: RowBatch) -> Tensor | None:
         """What the last stage makes of these rows; None on the others. All stages call."""
-        given = () if self.before is None else (self.before(self.net.no_hidden(rows)),)
+        given = () if self.net.first else (self.before(self.net.no_hidden(rows)),)
         out = self.net(*self.net.inputs(rows), *given)
-        if self.after is None:
+        if self.net.last:
             return out
         self.after(out)
         return None

@@ -21,7 +21,7 @@ from npd_ascend.config.jobs import TrainJob
 from npd_ascend.models.group import Group
 from npd_ascend.train.bench import Bench
 from npd_ascend.train.stage import run
-trainers = {}
+trainers, lags = {}, {}
 class Kept(Bench):  # jobs that differ in their folders only share the compiled graphs
     def trainer(self, job, spec, reader, group):
         key = job.settings.model_dump_json()
@@ -29,14 +29,17 @@ class Kept(Bench):  # jobs that differ in their folders only share the compiled 
             trainers[key] = super().trainer(job, spec, reader, group)
         trainers[key].reset()
         return trainers[key]
+    def divergence(self, group):
+        return lags.setdefault(group.model, super().divergence(group))
 for path in sys.argv[1:]:
     job = TrainJob.model_validate_json(open(path).read())
-    if job.out.parent.name == "resumed":  # what a run that was killed after its third step has left
+    folder, _, other = job.out.parent.name.partition("_")
+    if folder == "resumed":  # what a run that was killed after its third step has left
         group = Group(job.device)
         if group.leads:
             for step in (2, 3):
                 name = f"step-{step:08d}"
-                shutil.copytree(job.checkpoints.parents[1] / "all" / "checkpoints" / name, job.checkpoints / name)
+                shutil.copytree(job.checkpoints.parents[1] / other / "checkpoints" / name, job.checkpoints / name)
         group.wait()
     run(job, Kept())
 """
@@ -108,20 +111,21 @@ def test_two_processes(layouts, rows_of, tensors_of):
 
 
 def test_four_processes(layouts, rows_of, tensors_of):
-    """Two copies of a model that is cut over two, their state cut over the copies; the same killed and resumed; copies
-    that share rows; and stages, cut or with copies among which their state is cut."""
-    one, jobs = layouts(4, all=ALL, resumed=ALL, rows={**ALL, "data_parallel": 1, "context_parallel": 2},
-                        cut={"pipeline_parallel": 2, "tensor_parallel": 2},
-                        stages={**ALL, "tensor_parallel": 1, "pipeline_parallel": 2})
+    """Two copies of a model that is cut over two, their state cut over the copies; copies that share rows; stages that
+    are cut over two, and stages in two copies, their state cut over these. The sharded ones killed and resumed too."""
+    stages = {**ALL, "tensor_parallel": 1, "pipeline_parallel": 2}
+    one, jobs = layouts(4, all=ALL, resumed_all=ALL, rows={**ALL, "data_parallel": 1, "context_parallel": 2},
+                        cut={"pipeline_parallel": 2, "tensor_parallel": 2}, stages=stages, resumed_stages=stages)
     for name in ("all", "rows", "cut", "stages"):
         compare(jobs[name], one, rows_of, tensors_of)
-    whole, resumed = (tensors_of(jobs[n].out / "next") for n in ("all", "resumed"))
-    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
     last = f"step-{4:08d}"
-    for part in ("weights", "m", "v"):
-        a, b = ((jobs[n].checkpoints / last / f"{part}.safetensors").read_bytes() for n in ("all", "resumed"))
-        assert a == b
-    assert [r["step"] for r in rows_of(jobs["resumed"], "train")] == [4]
-    # Checkpoints hold the whole model, whatever the layout: one process could go on from them.
-    mine, other = (tensors_of(j.checkpoints / last) for j in (jobs["all"], one))
-    assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in other.items()}
+    for job, again in ((jobs[n], jobs[f"resumed_{n}"]) for n in ("all", "stages")):
+        whole, resumed = (tensors_of(j.out / "next") for j in (job, again))
+        assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+        for part in ("weights", "m", "v"):
+            a, b = ((j.checkpoints / last / f"{part}.safetensors").read_bytes() for j in (job, again))
+            assert a == b
+        assert [r["step"] for r in rows_of(again, "train")] == [4]
+        # Checkpoints hold the whole model, whatever the layout: one process could go on from them.
+        mine, other = (tensors_of(j.checkpoints / last) for j in (job, one))
+        assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in other.items()}

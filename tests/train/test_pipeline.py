@@ -47,16 +47,16 @@ def test_stages_make_the_gradients_of_the_whole_model(world, kept, monkeypatch):
 
     first, middle = (StageBackward(nets[s], optimizers[s]) for s in range(2))
     last = LastStage(PackedLoss(nets[2], ChunkedLoss(job.settings.loss, reader.chunk)), optimizers[2], sums)
-    for batch, loss in zip(batches, losses, strict=True):
-        inputs = nets[0].inputs(batch.rows)
-        one = nets[0](*inputs)
-        two = nets[1](*inputs, one)
+    inputs = [nets[0].inputs(b.rows) for b in batches]
+    ones = [nets[0](*x) for x in inputs]  # both in flight, as in a pipeline
+    twos = [nets[1](*x, one) for x, one in zip(inputs, ones, strict=True)]
+    for batch, loss, x, one, two in zip(batches, losses, inputs, ones, twos, strict=True):
         assert one.shape == two.shape == nets[1].no_hidden(batch.rows).shape
         assert one.dtype == nets[1].no_hidden(batch.rows).dtype
         scale = ms.Tensor(np.float32(1 / tokens))
-        got, gradient = last(*inputs, *(ms.Tensor(a) for a in batch.arrays), scale, two)
+        got, gradient = last(*x, *(ms.Tensor(a) for a in batch.arrays), scale, two)
         assert float(got.asnumpy()) == pytest.approx(loss, rel=1e-6)
-        first(*inputs, None, middle(*inputs, one, gradient))
+        first(*x, None, middle(*x, one, gradient))
     assert sums.asnumpy()[0] == pytest.approx(sum(losses), rel=1e-6)
     found = {g.name: g.asnumpy() for o in optimizers for g in o.gradients}
     assert found.keys() == want.keys()
