@@ -103,16 +103,16 @@ def layouts(world, tmp_path, kept):
 
 
 def test_two_processes(layouts, rows_of, tensors_of):
-    """The state cut over two copies, one model cut over both, rows cut over both, or each with one of the layers."""
-    one, jobs = layouts(2, sharded={"data_parallel": 2, "optimizer_sharding": True}, cut={"tensor_parallel": 2},
-                        rows={"context_parallel": 2, "micro_batch": 2}, stages={"pipeline_parallel": 2})
+    """One model cut over both, rows cut over both, or each with one of the layers."""
+    one, jobs = layouts(2, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2},
+                        stages={"pipeline_parallel": 2})
     for job in jobs.values():
         compare(job, one, rows_of, tensors_of)
 
 
 def test_four_processes(layouts, rows_of, tensors_of):
-    """Two copies of a model that is cut over two, their state cut over the copies; copies that share rows; stages that
-    are cut over two, and stages in two copies, their state cut over these. The sharded ones killed and resumed too."""
+    """Two copies of a model that is cut over two, their state cut over the copies; copies that share rows; stages
+    that are cut over two; and two copies of two stages, their state cut over the copies. Killed and resumed too."""
     stages = {**ALL, "tensor_parallel": 1, "pipeline_parallel": 2}
     one, jobs = layouts(4, all=ALL, resumed_all=ALL, rows={**ALL, "data_parallel": 1, "context_parallel": 2},
                         cut={"pipeline_parallel": 2, "tensor_parallel": 2}, stages=stages, resumed_stages=stages)
