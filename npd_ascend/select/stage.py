@@ -48,7 +48,8 @@ def run(job: SelectJob) -> None:
         missing = out.missing(rollouts.shards)
         spans = [slice(int(first[shard]), int(first[shard + 1])) for shard in missing]
         meter.advance(len(ids) - sum(rows.stop - rows.start for rows in spans))
-        tables = (_table(ids[rows], scores, decisions, rows) for rows in spans)
+        names = pa.array(decisions.reasons), pa.array(ZONES)
+        tables = (_table(ids[rows], scores, decisions, rows, *names) for rows in spans)
         for done in out.write_tables(zip(missing, tables, strict=True)):
             meter.advance(done)
     if advice := warning(chosen.name, decisions, job.settings):
@@ -56,16 +57,17 @@ def run(job: SelectJob) -> None:
     out.finish(rollouts.shards, **summary(decisions, scores, job.settings))
 
 
-def _table(ids: np.ndarray, scores: Scores, decisions: Decisions, rows: slice) -> pa.Table:
-    def category(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
-        return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names))
+def _table(ids: np.ndarray, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array,
+           zones: pa.Array) -> pa.Table:
+    def category(codes: np.ndarray, names: pa.Array) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(pa.array(codes), names, safe=False)
 
     return pa.table(
         {
             "sample_id": ids,
             "keep": decisions.keep[rows],
-            "reason": category(decisions.reason[rows], decisions.reasons),
-            "zone": category(decisions.zone[rows], ZONES),
+            "reason": category(decisions.reason[rows], reasons),
+            "zone": category(decisions.zone[rows], zones),
             "weight": decisions.weight[rows],
             "metric": decisions.metric[rows],
             "ifd_teacher": scores.ifd_teacher[rows],
