@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from npd_ascend.ops.environments import Environments
+from npd_ascend.pipeline.processes import free_port
 
 PAGE = 4096
 
@@ -86,6 +87,23 @@ def starved():
     """
     def run(job: Path, room: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", _STARVED, str(job), str(room)], capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def under_msrun(tmp_path):
+    """(processes, script, arguments) -> runs the script on so many processes, which must end well in time."""
+    def run(processes: int, script: str, *args: Path, seconds: float = 550) -> None:
+        (tmp_path / "rank.py").write_text(script)
+        bin_dir, logs = Path(sys.executable).parent, tmp_path / "logs"
+        got = subprocess.run(
+            [bin_dir / "msrun", f"--worker_num={processes}", f"--local_worker_num={processes}", "--join=True",
+             f"--master_port={free_port()}", f"--log_dir={logs}", str(tmp_path / "rank.py"), *map(str, args)],
+            env={**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path, capture_output=True, text=True, timeout=seconds)
+        said = "".join(p.read_text(errors="replace")[-2000:] for p in sorted(logs.glob("*.log")))
+        assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-3000:] + said
 
     return run
 

@@ -160,8 +160,8 @@ class CausalLM(nn.Cell):
 
     def no_hidden(self, rows: RowBatch) -> ms.Tensor:
         """Zeros of the shape and type in which hidden states of these rows go from stage to stage."""
-        batch, length = self.slice.cut(rows.input_ids).shape
-        return ops.zeros((length, batch, self.spec.hidden_size), self.compute_dtype)
+        batch, length = rows.input_ids.shape
+        return ops.zeros((length // self.slice.size, batch, self.spec.hidden_size), self.compute_dtype)
 
     def shares(self) -> Shares:
         """How the parameters map to those of the whole model; gathering takes all peers and stages."""

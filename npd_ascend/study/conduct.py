@@ -141,7 +141,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         def phase(part: list[Arm], workers: int) -> int:
             return _phase(part, min(workers, len(part)), resolved, results, progress) if part else 0
 
-        failed = phase([a for a in left if a not in timed and a not in twins], study.study.workers)
+        failed = phase([a for a in left if not serves[a.key].timed], study.study.workers)
         failed += phase(timed, 1)
         for twin in share(results, timed, twins):
             progress.done(twin)

@@ -1,11 +1,5 @@
 """A model cut over two processes annotates as a whole one does."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -27,7 +21,7 @@ for path in sys.argv[1:]:
 """
 
 
-def test_two_processes(tmp_path, model, data):
+def test_two_processes(tmp_path, model, data, under_msrun):
     prompts, rollouts, samples = data()
 
     def job(name, **settings):
@@ -38,19 +32,9 @@ def test_two_processes(tmp_path, model, data):
 
     one, two = job("one"), job("two", tensor_parallel=2)
     run(one)
-    (tmp_path / "rank.py").write_text(RANK)
-    (tmp_path / "job.json").write_text(two.model_dump_json())
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    bin_dir = Path(sys.executable).parent
-    # The second time there is nothing to do, and nobody waits for anybody.
-    got = subprocess.run(
-        [bin_dir / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
-         f"--log_dir={tmp_path / 'logs'}", str(tmp_path / "rank.py"), *[str(tmp_path / "job.json")] * 2],
-        env={**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=550)
-    assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-3000:]
+    file = tmp_path / "job.json"
+    file.write_text(two.model_dump_json())
+    under_msrun(2, RANK, file, file)  # the second time there is nothing to do, and nobody waits for anybody
     a, b = (Dataset.open(j.out, "scores").read_all().to_pydict() for j in (one, two))
     for column in ("nll_cond", "nll_uncond", "entropy", "topk_mass"):
         np.testing.assert_allclose(b[column], a[column], atol=1e-5)

@@ -1,11 +1,5 @@
 """Ranks that share the positions of rows attend as one process does over the whole rows: values and gradients."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("mindspore")
@@ -96,17 +90,6 @@ check(attention(True, Flat), [flat(x) for x in mine], flat(weight[own]).reshape(
 """
 
 
-def test_two_ranks_attend_over_whole_rows(tmp_path):
+def test_two_ranks_attend_over_whole_rows(under_msrun):
     """In the layout of the dense core attention, and in that of the flash kernel."""
-    (tmp_path / "rank.py").write_text(RANK)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    bin_dir = Path(sys.executable).parent
-    got = subprocess.run(
-        [bin_dir / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
-         f"--log_dir={tmp_path / 'logs'}", str(tmp_path / "rank.py")],
-        env={**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    logs = "".join(p.read_text(errors="replace")[-2000:] for p in sorted((tmp_path / "logs").glob("*.log")))
-    assert got.returncode == 0, logs
+    under_msrun(2, RANK, seconds=300)

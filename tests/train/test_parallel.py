@@ -1,11 +1,5 @@
 """Processes under msrun end with the parameters of one, whatever is cut; a sharded run resumes bit for bit."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -50,27 +44,6 @@ ALL = {"data_parallel": 2, "tensor_parallel": 2, "optimizer_sharding": True, "re
        "keep_checkpoints": 9}
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def under_msrun(n, tmp_path, *jobs):
-    """Runs the jobs one after the other on ``n`` processes, from one start."""
-    (tmp_path / "rank.py").write_text(RANK)
-    for i, job in enumerate(jobs):
-        (tmp_path / f"job{i}.json").write_text(job.model_dump_json())
-    bin_dir = Path(sys.executable).parent
-    env = {**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    got = subprocess.run(
-        [bin_dir / "msrun", f"--worker_num={n}", f"--local_worker_num={n}", "--join=True",
-         f"--master_port={free_port()}", f"--log_dir={tmp_path / 'logs'}", str(tmp_path / "rank.py"),
-         *(str(tmp_path / f"job{i}.json") for i in range(len(jobs)))],
-        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=550)
-    assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-3000:]
-
-
 def compare(many, one, rows_of, tensors_of):
     """Metrics row by row, and the exported students."""
     for mine, other in zip(rows_of(many, "train"), rows_of(one, "train"), strict=True):
@@ -88,7 +61,7 @@ def compare(many, one, rows_of, tensors_of):
 
 
 @pytest.fixture
-def layouts(world, tmp_path, kept):
+def layouts(world, tmp_path, kept, under_msrun):
     """(processes, settings by name) -> the job of one process and those of many, all done."""
 
     def make(n, **settings):
@@ -96,7 +69,10 @@ def layouts(world, tmp_path, kept):
         one = world.job("one", settings=SETTINGS, student=student)
         run(one, kept)
         jobs = {name: world.job(name, settings={**SETTINGS, **s}, student=student) for name, s in settings.items()}
-        under_msrun(n, tmp_path, *jobs.values())
+        files = [tmp_path / f"{name}.json" for name in jobs]
+        for file, job in zip(files, jobs.values(), strict=True):
+            file.write_text(job.model_dump_json())
+        under_msrun(n, RANK, *files)  # one after the other, from one start
         return one, jobs
 
     return make
