@@ -132,20 +132,22 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         results.drop({a.key: identity(a) for a in everything})
         share(results, everything, arms)
         left = _left(results, arms)
-        say(f"study {root}: {len(arms)} arms, {len(left)} to run")
         serves = sources(left)
-        timed = [a for a in left if a.timed]
-        twins = [a for a in left if not a.timed and serves[a.key].timed]
-        progress = _Progress(results, left, study.study.workers, say)
+        own = [a for a in left if serves[a.key] is a]
+        twins = [a for a in left if serves[a.key] is not a]
+        say(f"study {root}: {len(arms)} arms, {len(left)} to run"
+            + (f", {len(twins)} of them served by others that do the same" if twins else ""))
+        progress = _Progress(results, own, study.study.workers, say)
 
         def phase(part: list[Arm], workers: int) -> int:
             return _phase(part, min(workers, len(part)), resolved, results, progress) if part else 0
 
-        failed = phase([a for a in left if not serves[a.key].timed], study.study.workers)
-        failed += phase(timed, 1)
-        for twin in share(results, timed, twins):
-            progress.done(twin)
-        failed += phase(_left(results, twins), study.study.workers)  # whose timed run has failed
+        failed = phase([a for a in own if not a.timed], study.study.workers)
+        failed += phase([a for a in own if a.timed], 1)
+        share(results, own, twins)
+        orphans = _left(results, twins)  # whose run has failed
+        progress.expect(orphans)
+        failed += phase(orphans, study.study.workers)
         _report(root, say)
         return failed
     finally:
@@ -180,9 +182,6 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
             if event["event"] == "done":
                 results.take(done)
                 progress.done(done)
-                for twin in share(results, [done], waiting):
-                    waiting.remove(twin)
-                    progress.done(twin)
             else:
                 failed += 1
                 progress.failed(done, event["text"])
@@ -305,6 +304,11 @@ class _Progress:
         self._results, self._left, self._workers, self._say = results, list(left), workers, say
         self._total, self._estimate, self._start = len(left), Estimate(results), time.monotonic()
 
+    def expect(self, arms: Sequence[Arm]) -> None:
+        """More arms are to run."""
+        self._left += arms
+        self._total += len(arms)
+
     def done(self, arm: Arm) -> None:
         """An arm has finished."""
         seconds = self._results.seconds().get(arm.key, 0.0)
@@ -330,10 +334,15 @@ def sources(arms: Sequence[Arm]) -> dict[str, Arm]:
     """
     first: dict[str, Arm] = {}
     out = {}
-    for arm in sorted(arms, key=lambda a: not a.timed):
+    for arm in sorted(arms, key=lambda a: (not a.timed, -a.evaluations)):
         same = first.setdefault(content(arm), arm)
-        out[arm.key] = same if same.exposure >= arm.exposure and not arm.timed else arm
+        out[arm.key] = same if measures(same, arm) and not arm.timed else arm
     return out
+
+
+def measures(source: Arm, arm: Arm) -> bool:
+    """Whether a run of ``source`` measures all that ``arm`` asks for, at its points too."""
+    return source.exposure >= arm.exposure and source.evaluations % arm.evaluations == 0
 
 
 def share(results: Results, done: Sequence[Arm], arms: Sequence[Arm]) -> list[Arm]:
@@ -343,7 +352,7 @@ def share(results: Results, done: Sequence[Arm], arms: Sequence[Arm]) -> list[Ar
     served = []
     for arm in left:
         for source in done:
-            if content(source) == content(arm) and source.exposure >= arm.exposure and not arm.timed:
+            if content(source) == content(arm) and measures(source, arm) and not arm.timed:
                 results.share(source, arm)
                 served.append(arm)
                 break

@@ -25,11 +25,11 @@ def identity(arm: Arm) -> str:
 
 
 def content(arm: Arm) -> str:
-    """What an arm does, whatever it is called: arms of one content are one run. Exposure and timing are left out: a run
-    that has them serves arms that do not ask for them."""
+    """What an arm does, whatever it is called: arms of one content are one run. What is measured on the way is left
+    out: a run that measures more serves arms that ask for less."""
     config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
     live = arm.live.model_dump(mode="json") if live_method(arm.method) else None
-    return digest([arm.task, arm.method, config, live, arm.evaluations, arm.subset])
+    return digest([arm.task, arm.method, config, live, arm.subset])
 
 
 class Recorder:

@@ -178,6 +178,15 @@ def test_a_timed_run_serves_those_that_are_not(tmp_path):
     assert [(r["arm"], r["timed"]) for r in read_metrics(results.path)] == [("quick", True), ("npd", False)]
 
 
+def test_a_run_with_more_evaluations_serves_those_with_fewer(tmp_path):
+    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "evaluations": 1, "arms": {"once": {}}},
+                            b={"tasks": ["maze"], "evaluations": 3, "arms": {"thrice": {}}},
+                            c={"tasks": ["maze"], "evaluations": 2, "arms": {"twice": {}}}))
+    arms = {a.name: a for a in chosen(plan, []) if a.seed == 0}
+    serves = {name: sources(list(arms.values()))[arms[name].key].name for name in arms}
+    assert serves == {"once": "thrice", "thrice": "thrice", "twice": "twice"}  # halves are not among thirds
+
+
 def test_the_others_wait_for_timed_runs(tmp_path, monkeypatch):
     """Or run after them when those fail."""
     plan = load_study(study(tmp_path, a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},

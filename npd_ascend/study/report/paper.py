@@ -118,7 +118,7 @@ GROUPS: dict[str, Group] = {
     "seen": Group(
         "On prompts that the student knows by heart", "Table 2",
         claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",
-                              "seqkd": "Table 2: 64.37 > 59.55", "off_policy": "Table 9: 64.37 > 61.63"}), *_EXPOSURE),
+                              "off_policy": "Table 9: 64.37 > 61.63"}), *_EXPOSURE[:4]),
         note="In the groups above, supervised arms get labels for prompts that the student has not seen, and so new "
              "knowledge. Here the prompts are those of the student's own fine-tuning, and no arm gets a new label; "
              "what is new is the teacher's distribution, on the data's answers or on the student's own."),
