@@ -12,7 +12,10 @@ import pyarrow.compute as pc
 from npd_ascend.errors import UserError
 from npd_ascend.select.metrics import delta_ifd, ifd
 from npd_ascend.select.registry import Scores
+from npd_ascend.store.arrays import strings, to_numpy
 from npd_ascend.store.dataset import Dataset
+
+_CUT = strings(["length"])
 
 
 def read_scores(
@@ -59,12 +62,8 @@ def read_scores(
 
 def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[np.ndarray, ...]]:
     for table in rollouts.iter_tables(["sample_id", "tokens", "finish_reason"]):
-        finish = pc.cast(table["finish_reason"], pa.string())
-        yield (
-            table["sample_id"].to_numpy(),
-            table["tokens"].to_numpy(),
-            pc.fill_null(pc.equal(finish, "length"), False).to_numpy(),
-        )
+        truncated = pc.is_in(pc.cast(table["finish_reason"], pa.string()), value_set=_CUT)  # null: not
+        yield to_numpy(table["sample_id"]), to_numpy(table["tokens"]), to_numpy(pc.cast(truncated, pa.uint8()))
 
 
 def _nlls(scores: Dataset, rollouts: Path, ids: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
@@ -80,7 +79,7 @@ def _score_columns(
             f"remove that folder and run again"
         )
     for shard, table in enumerate(scores.iter_tables(["sample_id", "nll_cond", "nll_uncond"])):
-        want, got = ids[first[shard] : first[shard + 1]], table["sample_id"].to_numpy()
+        want, got = ids[first[shard] : first[shard + 1]], to_numpy(table["sample_id"])
         if len(got) != len(want):
             raise UserError(
                 f"{scores.folder}: shard {shard} has {len(got)} rows, {rollouts} has {len(want)}; "
@@ -92,7 +91,7 @@ def _score_columns(
                 f"{scores.folder}: shard {shard} row {row} is sample {got[row]}, in {rollouts} it is "
                 f"{want[row]}; remove that folder and run again"
             )
-        yield table["nll_cond"].to_numpy(), table["nll_uncond"].to_numpy()
+        yield to_numpy(table["nll_cond"]), to_numpy(table["nll_uncond"])
 
 
 def _gather(shards: Iterator[tuple[np.ndarray, ...]], dtypes: tuple[type, ...]) -> list[np.ndarray]:

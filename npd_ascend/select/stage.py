@@ -14,6 +14,7 @@ from npd_ascend.select.columns import read_scores
 from npd_ascend.select.decide import Decisions, decide, summary, warning
 from npd_ascend.select.metrics import ZONES
 from npd_ascend.select.registry import Scores, find
+from npd_ascend.store.arrays import strings, to_arrow
 from npd_ascend.store.dataset import Dataset
 
 
@@ -48,8 +49,8 @@ def run(job: SelectJob) -> None:
         missing = out.missing(rollouts.shards)
         spans = [slice(int(first[shard]), int(first[shard + 1])) for shard in missing]
         meter.advance(len(ids) - sum(rows.stop - rows.start for rows in spans))
-        names = pa.array(decisions.reasons), pa.array(ZONES)
-        tables = (_table(ids[rows], scores, decisions, rows, *names) for rows in spans)
+        names = strings(decisions.reasons), strings(ZONES)
+        tables = (_table(ids, scores, decisions, rows, *names) for rows in spans)
         for done in out.write_tables(zip(missing, tables, strict=True)):
             meter.advance(done)
     if advice := warning(chosen.name, decisions, job.settings):
@@ -59,19 +60,20 @@ def run(job: SelectJob) -> None:
 
 def _table(ids: np.ndarray, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array,
            zones: pa.Array) -> pa.Table:
-    def category(codes: np.ndarray, names: pa.Array) -> pa.DictionaryArray:
-        return pa.DictionaryArray.from_arrays(pa.array(codes), names, safe=False)
-
+    columns = {
+        "sample_id": ids[rows],
+        "keep": decisions.keep[rows],
+        "weight": decisions.weight[rows],
+        "metric": decisions.metric[rows],
+        "ifd_teacher": scores.ifd_teacher[rows],
+        "ifd_student": scores.ifd_student[rows],
+        "delta_ifd": scores.delta_ifd[rows],
+    }
+    categories = {"reason": (decisions.reason[rows], reasons), "zone": (decisions.zone[rows], zones)}
     return pa.table(
-        {
-            "sample_id": ids,
-            "keep": decisions.keep[rows],
-            "reason": category(decisions.reason[rows], reasons),
-            "zone": category(decisions.zone[rows], zones),
-            "weight": decisions.weight[rows],
-            "metric": decisions.metric[rows],
-            "ifd_teacher": scores.ifd_teacher[rows],
-            "ifd_student": scores.ifd_student[rows],
-            "delta_ifd": scores.delta_ifd[rows],
+        {name: to_arrow(values) for name, values in columns.items()}
+        | {
+            name: pa.DictionaryArray.from_arrays(to_arrow(codes), names, safe=False)
+            for name, (codes, names) in categories.items()
         }
     )

@@ -16,11 +16,12 @@ _SEAL = "seal"
 
 
 @contextmanager
-def atomic_file(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, sync_data: bool = True, sync_name: bool = True) -> Iterator[IO[bytes]]:
     """Opens a binary file beside ``path`` and puts it in place once it is written and on disk.
 
     On an exception the partial file is removed and ``path`` is what it was. Without ``sync_name`` its name is durable
-    only after the next ``sync_folder``.
+    only after the next ``sync_folder``, without ``sync_data`` its content only when the system gets round to it (a
+    killed process loses neither).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
@@ -28,7 +29,8 @@ def atomic_file(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
         with open(tmp, "wb") as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())
+            if sync_data:
+                os.fsync(f.fileno())
         os.replace(tmp, path)
         if sync_name:
             sync_folder(path.parent)
@@ -37,21 +39,21 @@ def atomic_file(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Atomic ``Path.write_bytes``."""
-    with atomic_file(path) as f:
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Atomic ``Path.write_bytes``; without ``sync``, durable only when the system gets round to it."""
+    with atomic_file(path, sync_data=sync, sync_name=sync) as f:
         f.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Atomic, indented, with a newline at the end; NaN is refused rather than written as invalid JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(), sync=sync)
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_sealed(path: Path, value: dict[str, Any], *, sync: bool = True) -> None:
     """``write_json`` with a hash of the content inside, for files whose every figure is relied upon."""
     value = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are text
-    write_json(path, {**value, _SEAL: _seal(value)})
+    write_json(path, {**value, _SEAL: _seal(value)}, sync=sync)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
