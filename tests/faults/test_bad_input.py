@@ -382,6 +382,11 @@ def sealed(kit: Any, dataset: str, file: str, **changes: Any) -> None:
     write_sealed(path, {k: v for k, v in {**read_sealed(path), **changes}.items() if v is not None})
 
 
+def recorded(kit: Any, dataset: str, shard: int, **changes: Any) -> None:
+    records = read_sealed(kit.at(dataset) / "manifest.json")["shards"]
+    sealed(kit, dataset, "manifest.json", shards=[{**r, **changes} if r["index"] == shard else r for r in records])
+
+
 def flip(path: Path, at: int = -9) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -404,10 +409,12 @@ store("manifest of another kind", lambda k: sealed(k, "rollouts", "manifest.json
       lambda k: select(k.select_job()), "holds packs, expected rollouts")
 store("manifest of another format", lambda k: sealed(k, "rollouts", "manifest.json", schema=7),
       lambda k: select(k.select_job()), "format version 7", "new run.dir")
-store("record flipped", lambda k: flip(k.at("rollouts") / "shard-00001.json", 60), lambda k: select(k.select_job()),
+store("record of another size", lambda k: recorded(k, "rollouts", 1, bytes=1), lambda k: select(k.select_job()),
       "shard 1 is damaged", "same command")
-store("record of other inputs", lambda k: sealed(k, "rollouts", "shard-00000.json", fingerprint="x"),
+store("record of other inputs", lambda k: recorded(k, "rollouts", 0, fingerprint="x"),
       lambda k: select(k.select_job()), "shard 0 is damaged")
+store("record without meta", lambda k: recorded(k, "rollouts", 0, meta=None), lambda k: select(k.select_job()),
+      "shard 0 is damaged")
 store("shard missing", lambda k: (k.at("rollouts") / "shard-00001.parquet").unlink(), lambda k: pack(k.pack_job()),
       "shard 1 is damaged")
 store("shard cut", lambda k: os.truncate(k.at("selection") / "shard-00000.parquet", 200), lambda k: pack(k.pack_job()),

@@ -192,7 +192,7 @@ def values(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("name", "kind"), [("select", "selection"), ("pack", "packs"), ("prepare", "prompts")])
 def test_damage_is_mended(kit, name, kind, damage):
-    """Any file of a dataset, manifest, record or shard, is made again as it was."""
+    """Any file of a dataset, manifest, shard, or record before there is a manifest, is made again as it was."""
     run, make = STAGES[name]
     kit.data()
     job = make(kit)
@@ -201,9 +201,23 @@ def test_damage_is_mended(kit, name, kind, damage):
     for file in ("manifest.json", "shard-00000.json", "shard-00001.parquet"):
         path = job.out / file
         path.write_bytes(DAMAGE[damage](bytearray(whole[file])))
+        if file == "shard-00000.json":
+            (job.out / "manifest.json").unlink()
         if path.read_bytes() != whole[file]:
             mended(run, job, kind)
         assert values(job.out) == original, file
+
+
+def test_a_finished_dataset_is_read_without_its_records(kit):
+    kit.data()
+    job = kit.select_job()
+    select(job)
+    whole = Dataset.open(job.out, "selection").read_all()
+    for record in job.out.glob("shard-*.json"):
+        record.write_bytes(b"")
+    select(job)  # nothing to do
+    assert Dataset.open(job.out, "selection").read_all().equals(whole)
+    assert all(r.stat().st_size == 0 for r in job.out.glob("shard-*.json"))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
