@@ -1,21 +1,27 @@
-"""Teacher log-probs of k tokens a position: packed prefill in one process against a generation engine that is asked.
+"""Teacher log-probs of k tokens a position: packed prefill against a generation engine and a scoring server.
 
     python benchmarks/teacher_scoring.py MODEL [--samples 400] [--k 10] [--batch 40] [--rounds 3]
 
-Run it with the interpreter of the MindSpore environment; the engine's part runs in the rollout environment, as
-``--part engine``. Samples are random, of the lengths of the mini maze (prompt 12, answer 2 to 32 tokens). Both models
-are warm. The engine is asked for ``prompt_logprobs`` of whole batches, as a scoring server would be by a synchronous
-loop, without the network in between; ``ratio`` is its time over that of the prefill, medians over rounds.
+Run it with the interpreter of the MindSpore environment; engine and server run in the rollout environment. Samples
+are random, of the lengths of the mini maze (prompt 12, answer 2 to 32 tokens). All are warm. ``engine`` is asked for
+``prompt_logprobs`` of whole batches in its own process; ``server`` is vLLM's OpenAI-compatible one, asked for the same
+over HTTP on this machine, one request a batch, answers parsed: how trainers ask a teacher that is served. ``ratios``
+are their times over that of the prefill, medians over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import platform
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +58,54 @@ def engine(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
     return out[1:]
 
 
+def server(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
+    """Seconds of each round over HTTP."""
+    from npd_ascend.rollout.engine import set_environment
+
+    set_environment("cpu")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    options = {"model": model, "served-model-name": "teacher", "dtype": "float32", "max-model-len": 64,
+               "max-num-seqs": 128, "max-num-batched-tokens": 2048, "kv-cache-memory-bytes": 2**30,
+               "gpu-memory-utilization": 0.3, "max-logprobs": k, "host": "127.0.0.1", "port": port}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager",
+               "--no-enable-prefix-caching", *(str(x) for name, value in options.items() for x in (f"--{name}", value))]
+    process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(f"{url}/health", process)
+        texts = samples(n)
+        out = []
+        for _ in range(rounds + 1):
+            start = time.monotonic()
+            for at in range(0, n, batch):
+                ids = [t.tolist() for t in texts[at : at + batch]]
+                body = {"model": "teacher", "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+                request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(),
+                                                 {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request) as response:
+                    found = json.load(response)["choices"]
+                if [len(c["prompt_logprobs"]) for c in found] != [len(i) for i in ids]:
+                    raise SystemExit("the server left positions out")
+            out.append(time.monotonic() - start)
+        return out[1:]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Returns when the server answers."""
+    for _ in range(600):
+        if process.poll() is not None:
+            raise SystemExit("the server ended; see its words above")
+        with contextlib.suppress(OSError), urllib.request.urlopen(url):
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"{url}: no answer in five minutes")
+
+
 def prefill(model: Path, n: int, k: int, rounds: int) -> list[float]:
     """Seconds of each round in packed rows of 128."""
     from npd_ascend.annotate.prefill import Scorer
@@ -78,19 +132,26 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--batch", type=int, default=40, help="samples that the engine is asked for at once")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part", choices=["all", "engine"], default="all")
+    parser.add_argument("--part", choices=["all", *PARTS], default="all")
     args = parser.parse_args()
-    if args.part == "engine":
-        print(json.dumps(engine(args.model, args.samples, args.k, args.batch, args.rounds)))
+    if args.part != "all":
+        print(json.dumps(PARTS[args.part](args.model, args.samples, args.k, args.batch, args.rounds)))
         return
     from npd_ascend.ops.environments import Environments
 
-    command = [str(Environments.find().rollout), __file__, *sys.argv[1:], "--part", "engine"]
-    theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    seconds = {}
+    for part in PARTS:
+        command = [str(Environments.find().rollout), __file__, *sys.argv[1:], "--part", part]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        seconds[part] = json.loads(done.stdout.splitlines()[-1])
     ours = prefill(args.model, args.samples, args.k, args.rounds)
-    tokens = sum(len(t) - PROMPT for t in samples(args.samples))
-    print(json.dumps({"engine_seconds": theirs, "prefill_seconds": ours, "answer_tokens": tokens, "k": args.k,
-                      "ratio": float(np.median(theirs) / np.median(ours)), "machine": platform.machine()}))
+    tokens = sum(map(len, samples(args.samples)))
+    print(json.dumps({"seconds": {**seconds, "prefill": ours}, "tokens": tokens, "k": args.k,
+                      "ratios": {part: round(float(np.median(s) / np.median(ours)), 2) for part, s in seconds.items()},
+                      "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+
+
+PARTS = {"engine": engine, "server": server}
 
 
 if __name__ == "__main__":

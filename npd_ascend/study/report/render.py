@@ -113,8 +113,9 @@ def _tiles(found: list[Section]) -> list[tuple[str, str, str]]:
     for section in found:
         for v in section.verdicts:
             if v.claim.measure == "seconds" and v.gain is not None:
-                tiles.append((f"Time against {v.claim.worse}, {v.task}", f"{v.gain.mean:.1f}x",
-                              f"same prompts; paper: {v.claim.where}"))
+                where = v.claim.where if v.claim.where.startswith("part of") else f"paper: {v.claim.where}"
+                tiles.append((f"Time of {v.claim.worse} / {v.claim.better}, {v.task}", f"{v.gain.mean:.1f}x",
+                              f"same prompts; {where}"))
     return tiles[:8]
 
 
