@@ -164,6 +164,7 @@ class Dataset:
         """
         # Data are on disk before their record is written. The record's rename makes both names durable; a record
         # without its data, or a torn one, does not count.
+        self._manifest = None  # which, if there was one, spoke of other bytes
         with atomic_file(self.path(index), sync_name=False) as f:
             hashed = _Hashing(f)
             fill(hashed)  # type: ignore[arg-type]

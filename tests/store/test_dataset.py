@@ -141,3 +141,12 @@ def test_token_counts_are_filled_in(tmp_path):
     d.write_table(1, table.append_column("tokens", pa.array([None] * n, pa.int32())))
     for shard in (0, 1):
         assert d.read(shard, ["tokens"])["tokens"].to_pylist() == [2, 0, 1]
+
+
+def test_a_finished_dataset_can_be_written_again(dataset):
+    for d in (dataset, Dataset.open(dataset.folder, "scores")):
+        for seed in (7, 8):
+            d.write_table(1, scores(6, seed))
+            d.finish(3)
+            again = Dataset.open(d.folder, "scores")
+            assert again.rows == 16 and again.read(1).equals(scores(6, seed).cast(again.read(1).schema))
