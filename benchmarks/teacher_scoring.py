@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -60,12 +59,11 @@ def engine(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
 
 def server(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
     """Seconds of each round over HTTP."""
+    from npd_ascend.pipeline.processes import free_port
     from npd_ascend.rollout.engine import set_environment
 
     set_environment("cpu")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     options = {"model": model, "served-model-name": "teacher", "dtype": "float32", "max-model-len": 64,
                "max-num-seqs": 128, "max-num-batched-tokens": 2048, "kv-cache-memory-bytes": 2**30,
                "gpu-memory-utilization": 0.3, "max-logprobs": k, "host": "127.0.0.1", "port": port}
