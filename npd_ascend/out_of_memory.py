@@ -24,7 +24,7 @@ _REMEDIES = {
     "cut the teacher over devices with annotate.tensor_parallel",
     "train": "lower train.micro_batch, train.vocab_chunk_rows or pack.row_length (train.global_batch may stay), or set "
     "train.recompute: true; train.optimizer_sharding and train.tensor_parallel cut the model over devices, "
-    "train.context_parallel the rows, train.pipeline_parallel the layers",
+    "train.context_parallel the rows",
 }
 
 

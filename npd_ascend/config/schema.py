@@ -220,10 +220,6 @@ class TrainConfig(Section):
     context_parallel: Count = 1
     """Copies that share the positions of each row, for long rows; data_parallel x context_parallel copies in all. A
     divisor of the key-value heads (of a tensor-parallel share) and of pack.row_length."""
-    pipeline_parallel: Count = 1
-    """Stages into which the layers of each copy are cut, where tensor_parallel is not enough or links between nodes are
-    slow. Untied embeddings only. A stage computes its activations again in the backward pass, which is a third more
-    work; with m micro-batches a copy and step it is idle for (p - 1) of (m + p - 1) turns."""
     optimizer_sharding: bool = False
     """Cuts gradients, moments and float32 weights over the copies."""
     loss: LossConfig = LossConfig()
@@ -252,7 +248,7 @@ class TrainConfig(Section):
     @property
     def ranks(self) -> int:
         """Processes that train together, each on a device."""
-        return self.pipeline_parallel * self.data_parallel * self.context_parallel * self.tensor_parallel
+        return self.data_parallel * self.context_parallel * self.tensor_parallel
 
 
 class SyncConfig(Section):

@@ -1,5 +1,4 @@
-"""The processes that msrun started, as a grid of pipeline x data x context x tensor-parallel ranks; or one process by
-itself."""
+"""The processes that msrun started, as a grid of data x context x tensor-parallel ranks; or one process by itself."""
 
 from __future__ import annotations
 
@@ -21,28 +20,24 @@ class Group:
     """Who this process is, and with whom it works.
 
     Attributes:
-        model: neighbouring ranks, which hold one model, or one stage of it, together.
+        model: neighbouring ranks, which hold one model together.
         context: those that see different positions of the same rows with equal shares of the model.
         data: those that see the same positions of different rows; nothing is exchanged among them alone.
         replicas: those with equal shares of the model, whatever they see (``context`` by ``data``): over them gradients
             are sums.
-        stages: those that hold the other layers for the same rows and the same tensor-parallel share, in order.
-        before, after: this process and the one of the stage before or after it; ``ALONE`` at the ends.
         leads: rank 0 writes files and reports.
         schedules: this process only served the others.
 
     Args:
         device: what the process runs on; its context is set up here.
-        tensor_parallel: processes that hold one model, or stage.
+        tensor_parallel: processes that hold one model.
         context_parallel: such groups that read one batch.
-        pipeline_parallel: stages; each is held by a run of ranks, so that few links lead from node to node.
 
     Raises:
         UserError: the processes cannot be dealt into groups of that size.
     """
 
-    def __init__(self, device: Device, tensor_parallel: int = 1, context_parallel: int = 1,
-                 pipeline_parallel: int = 1):
+    def __init__(self, device: Device, tensor_parallel: int = 1, context_parallel: int = 1):
         role = os.environ.get("MS_ROLE")
         setup_context(device)
         self.schedules = role == "MS_SCHED"
@@ -57,22 +52,16 @@ class Group:
         if self.schedules:
             return
         width = tensor_parallel * context_parallel
-        if self.size % (width * pipeline_parallel):
-            width *= pipeline_parallel
+        if self.size % width:
             raise UserError(f"{self.size} process(es) cannot share models and rows that are cut over {width}: start "
                             f"a multiple of {width} with msrun")
-        rank, stage = self.rank, self.size // pipeline_parallel
-        share, place = rank % tensor_parallel, rank % stage
+        rank, share = self.rank, self.rank % tensor_parallel
         first = rank - rank % width
         self.model = _peers(range(rank - share, rank - share + tensor_parallel), world)
         self.context = _peers(range(first + share, first + width, tensor_parallel), world)
-        self.data = Peers(rank=place // width, size=stage // width)
-        self.replicas = _peers(range(rank - place + share, rank - place + stage, tensor_parallel), world)
-        self.stages = _peers(range(place, self.size, stage), world)
-        self.before = _peers(range(rank - stage, rank + 1, stage), world) if rank >= stage else ALONE
-        self.after = _peers(range(rank, rank + stage + 1, stage), world) if rank + stage < self.size else ALONE
-        alike = _peers(range(share, self.size, tensor_parallel), world)
-        self._sums = {"world": Sum(world), "alike": Sum(alike), "model": Sum(self.model), "stages": Sum(self.stages)}
+        self.data = Peers(rank=rank // width, size=self.size // width)
+        self.replicas = _peers(range(share, self.size, tensor_parallel), world)
+        self._sums = {"world": Sum(world), "replicas": Sum(self.replicas), "model": Sum(self.model)}
 
     @property
     def leads(self) -> bool:
@@ -80,12 +69,12 @@ class Group:
         return self.rank == 0
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Elementwise sum over the replicas and over the stages, float32; every rank gets the same bits."""
-        return self._sum("alike", values)
+        """Elementwise sum over the replicas, float32; every rank gets the same bits."""
+        return self._sum("replicas", values)
 
     def agree(self, values: np.ndarray) -> np.ndarray:
         """The values [...] that the first of the processes that hold one model gives, float32, on all of them."""
-        return self._sum("stages", self._sum("model", values * (self.model.rank == 0)) * (self.stages.rank == 0))
+        return self._sum("model", values * (self.model.rank == 0))
 
     def wait(self) -> None:
         """Returns once all ranks have come here."""

@@ -46,17 +46,6 @@ class FusedNorm(FusedRMSNorm):
         return self.cast(out, x.dtype)
 
 
-class NoNorm(nn.Cell):
-    """In the place of the final norm, where the last layer is not the model's."""
-
-    def __init__(self, config: Any, dim: int, eps: float):
-        super().__init__()
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """x -> x."""
-        return x
-
-
 class BiasedProjection(RowParallelLinear):
     """Attention output projection with a bias; in MindFormers a flag shared with the MLP decides, which has none."""
 
@@ -157,9 +146,9 @@ class Leaves:
 
     def patch(self, model: Any, peers: Peers) -> None:
         """Replaces inside a built GPTModel what its specification cannot name."""
-        if model.pre_process and peers.size > 1:
+        if peers.size > 1:
             model.embedding.word_embeddings.embedding_morph = EmbeddingShare(peers)
-        elif model.pre_process and not self.flash:
+        elif not self.flash:
             model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
         if not self.flash:
             model.rotary_pos_emb = RotaryTables(model.rotary_pos_emb, model.config)

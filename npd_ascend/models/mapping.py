@@ -6,7 +6,6 @@ numpy, one parameter at a time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,6 @@ from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 
 Arrays = list[np.ndarray]
-_LAYER = re.compile(r"model\.decoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -100,31 +98,6 @@ def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
         raise UserError(f"context_parallel {size} does not divide the {spec.num_kv_heads} key-value heads that a "
                         f"device holds; choose a divisor of {spec.num_kv_heads}")
     return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size)
-
-
-def layers_of(spec: ModelSpec, size: int) -> list[range]:
-    """The layers of each of ``size`` pipeline stages, as even as can be; the first ones have one more, since the last
-    has the head.
-
-    Raises:
-        UserError: the architecture cannot be cut into so many stages.
-    """
-    if size > spec.num_layers:
-        raise UserError(f"pipeline_parallel {size} is more than the model's {spec.num_layers} layers; lower it")
-    if size > 1 and spec.tie_embeddings:
-        raise UserError(f"pipeline_parallel {size} keeps embedding and head on different devices, but the model ties "
-                        f"them; use tensor_parallel instead")
-    each, more = divmod(spec.num_layers, size)
-    starts = [i * each + min(i, more) for i in range(size + 1)]
-    return [range(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-
-
-def stage_of(param: str, layers: list[range]) -> int:
-    """The stage that holds a parameter of ``rules``: the first one the embedding, the last one final norm and head."""
-    found = _LAYER.match(param)
-    if found is None:
-        return 0 if ".embedding." in param else len(layers) - 1
-    return next(i for i, own in enumerate(layers) if int(found[1]) in own)
 
 
 def _same(param: str, hf: str, *shape: int, cut: int | None = None) -> Rule:

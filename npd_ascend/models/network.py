@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
@@ -22,15 +21,15 @@ from mindformers.parallel_core.transformer_config import TransformerConfig
 from mindformers.parallel_core.utils.init_method import init_method_zero
 from mindformers.parallel_core.utils.spec_utils import ModuleSpec
 from mindformers.tools.logger import get_logger
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, nn
 
 from npd_ascend.config.jobs import Device
 from npd_ascend.errors import UserError
 from npd_ascend.models.attention import window_of
 from npd_ascend.models.context import WholeRows
-from npd_ascend.models.leaves import LEAVES, MAX_SEGMENTS, BiasedProjection, ColumnShare, Leaves, NoNorm, RowShare
-from npd_ascend.models.mapping import heads_of, layers_of, share_of
-from npd_ascend.models.peers import ALONE, Gather, Peers, Sum
+from npd_ascend.models.leaves import LEAVES, MAX_SEGMENTS, BiasedProjection, ColumnShare, Leaves, RowShare
+from npd_ascend.models.mapping import heads_of, share_of
+from npd_ascend.models.peers import ALONE, Gather, Peers
 from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.rows.collate import RowBatch, segment_ends
@@ -61,7 +60,7 @@ def setup_context(device: Device) -> None:
 
 
 def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32",
-          peers: Peers = ALONE, context: Peers = ALONE, stages: Peers = ALONE, bound: int | None = None) -> CausalLM:
+          peers: Peers = ALONE, context: Peers = ALONE, bound: int | None = None) -> CausalLM:
     """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
 
     Args:
@@ -71,7 +70,6 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         params_dtype: type in which weights are held: float32 to train, the compute type to annotate.
         peers: the processes that hold the model together (tensor parallel); all of them must call the network together.
         context: those that hold the positions of the rows together (context parallel); likewise.
-        stages: those that hold the layers together (pipeline parallel); they call one after the other.
         bound: tokens that a sample may have, whatever those at hand have; of ``attention.window_of``.
 
     Raises:
@@ -87,14 +85,11 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         raise UserError(f"row_length {row_length}: not a multiple of context_parallel {context.size}")
     setup_context(device)
     return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype, peers,
-                    context, stages, bound).set_train(False)
+                    context, bound).set_train(False)
 
 
 class CausalLM(nn.Cell):
     """Packed rows in, final hidden states out; the head is left to the caller, who takes it in chunks.
-
-    One of several pipeline stages takes the hidden states of the stage before it as well, and gives those that the next
-    one takes.
 
     Args:
         spec: architecture.
@@ -104,21 +99,17 @@ class CausalLM(nn.Cell):
         peers: the tensor-parallel group. Each rank is a GPTModel with its share of the heads, MLP columns and
             vocabulary (Megatron-LM, arXiv:1909.08053); activations between the layers are whole on every rank.
         context: the context-parallel group. Each rank has its ``Slice`` of the positions everywhere but in attention.
-        stages: the pipeline. Each rank is a GPTModel of its layers, the first with the embedding, the last with final
-            norm and head; parameters are named as in the whole model.
         bound: as ``build`` has it.
     """
 
     def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str,
-                 peers: Peers = ALONE, context: Peers = ALONE, stages: Peers = ALONE, bound: int | None = None):
+                 peers: Peers = ALONE, context: Peers = ALONE, bound: int | None = None):
         super().__init__(auto_prefix=True)
-        self.spec, self.peers, self.stages, self._bound = spec, peers, stages, bound
+        self.spec, self.peers, self._bound = spec, peers, bound
         self._shares: Shares | None = None
-        self.first, self.last = stages.rank == 0, stages.rank == stages.size - 1
         self.slice = Slice(context.rank, context.size)
         self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
-        layers = layers_of(spec, stages.size)[stages.rank]
-        own = replace(share_of(spec, peers.size), num_layers=len(layers))
+        own = share_of(spec, peers.size)
         heads_of(own, context.size)
         self.row_length = row_length
         self.interleaved, self._flash = leaves.interleaved, leaves.flash
@@ -129,21 +120,17 @@ class CausalLM(nn.Cell):
             core = ModuleSpec(module=WholeRows, params={"core": core, "peers": context,
                                                         "length": row_length // context.size})
         self.model = GPTModel(
-            config=config, transformer_layer_spec=_block(own, leaves, core, peers, self.last),
+            config=config, transformer_layer_spec=_block(own, leaves, core, peers),
             vocab_size=own.vocab_size, max_sequence_length=spec.max_positions, position_embedding_type="rope",
-            rotary_base=spec.rope_theta, pre_process=self.first, post_process=False)
+            rotary_base=spec.rope_theta, post_process=False)
         leaves.patch(self.model, peers)
-        for i, layer in zip(layers, self.model.decoder.layers, strict=True):
-            for name, p in layer.parameters_and_names():
-                p.name = f"model.decoder.layers.{i}.{name}"
-        if self.last and not spec.tie_embeddings:
+        if not spec.tie_embeddings:
             zeros = init_method_zero(config.params_dtype)((own.vocab_size, own.hidden_size))
             self.lm_head = Parameter(zeros, name="lm_head")
 
     @property
     def head_weight(self) -> Parameter:
-        """Output projection [V, H], or this rank's rows of it; the embedding table itself when tied. Of the last
-        stage only."""
+        """Output projection [V, H], or this rank's rows of it; the embedding table itself when tied."""
         return self.model.embedding.word_embeddings.weight if self.spec.tie_embeddings else self.lm_head
 
     def window(self, rows: RowBatch) -> ms.Tensor | None:
@@ -158,19 +145,12 @@ class CausalLM(nn.Cell):
         arrays = (self.slice.cut(rows.input_ids), self.slice.cut(rows.position_ids), rows.segment_ids)
         return (*(ms.Tensor(a) for a in arrays), self.window(rows))
 
-    def no_hidden(self, rows: RowBatch) -> ms.Tensor:
-        """Zeros of the shape and type in which hidden states of these rows go from stage to stage."""
-        batch, length = rows.input_ids.shape
-        return ops.zeros((length // self.slice.size, batch, self.spec.hidden_size), self.compute_dtype)
-
     def shares(self) -> Shares:
-        """How the parameters map to those of the whole model; gathering takes all peers and stages."""
+        """How the parameters map to those of the whole model; gathering takes all peers."""
         if self._shares is None:  # kept, because each of the cells compiles a graph for each shape
-            peers, stages = self.peers, self.stages
-            cell, add = Gather(peers), Sum(stages)
+            peers, cell = self.peers, Gather(self.peers)
             self._shares = Shares(self.spec, interleaved=self.interleaved, rank=peers.rank, size=peers.size,
-                                  gather=lambda x: cell(ms.Tensor(x)).asnumpy(), stage=stages.rank, stages=stages.size,
-                                  add=lambda x: add(ms.Tensor(x)).asnumpy())
+                                  gather=lambda x: cell(ms.Tensor(x)).asnumpy())
         return self._shares
 
     def hold_in_compute_type(self) -> None:
@@ -187,8 +167,8 @@ class CausalLM(nn.Cell):
             layer.recompute()
 
     def construct(self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor,
-                  window: ms.Tensor | None = None, hidden: ms.Tensor | None = None) -> ms.Tensor:
-        """Hidden states after the final norm, or after this stage.
+                  window: ms.Tensor | None = None) -> ms.Tensor:
+        """Hidden states after the final norm.
 
         Args:
             input_ids, position_ids: [B, S] int32; of S / C own positions under context parallelism over C.
@@ -197,16 +177,12 @@ class CausalLM(nn.Cell):
             window: of ``attention.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
                 tells the graph how far attention looks is its length. On Ascend the segments' ends, which the flash
                 kernel needs in its place.
-            hidden: [S, B, H] in the compute type, of the stage before; None on the first.
 
         Returns:
             [B * S, H] in the compute type; position s of row b is row b * S + s. Own positions only, as above.
-            [S, B, H] of a stage that is not the last.
         """
         mask, ends = self.mask(segment_ids, window)
-        out = self.model(input_ids, position_ids, mask, decoder_input=hidden, actual_seq_len=ends)
-        if not self.last:
-            return out.astype(self.compute_dtype)
+        out = self.model(input_ids, position_ids, mask, actual_seq_len=ends)
         return out.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
 
 
@@ -225,7 +201,7 @@ def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str
         init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **leaves.config)
 
 
-def _block(spec: ModelSpec, leaves: Leaves, core: Any, peers: Peers, last: bool) -> TransformerBlockSubmodules:
+def _block(spec: ModelSpec, leaves: Leaves, core: Any, peers: Peers) -> TransformerBlockSubmodules:
     column: Any = ColumnParallelLinear
     out: Any = BiasedProjection if spec.o_bias else RowParallelLinear
     down: Any = RowParallelLinear
@@ -238,4 +214,4 @@ def _block(spec: ModelSpec, leaves: Leaves, core: Any, peers: Peers, last: bool)
     layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
         input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))
     # A bare layer spec would bring the fused final norm, which no CPU has.
-    return TransformerBlockSubmodules(layer_specs=[layer] * spec.num_layers, layer_norm=leaves.norm if last else NoNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * spec.num_layers, layer_norm=leaves.norm)

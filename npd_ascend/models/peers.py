@@ -90,20 +90,6 @@ class ScatterSum(nn.Cell):
         return self.reduce(x).reshape(self.size, -1)[self.rank]
 
 
-class Swap(nn.Cell):
-    """What this process holds, against what its one peer holds. Either may send what the other has no use for."""
-
-    def __init__(self, peers: Peers):
-        super().__init__()
-        self.other = 1 - peers.rank
-        self.gather, self.part = Gather(peers), ops.Slice()
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """x of one shape on both -> the same shape."""
-        both = self.gather(x)
-        return self.part(both, (self.other,) + (0,) * x.ndim, (1, *x.shape)).reshape(x.shape)
-
-
 class Exchange(nn.Cell):
     """What this process holds for each of its peers, against what they hold for it (all-to-all). It undoes itself, and
     its gradient is the same exchange."""

@@ -1,5 +1,4 @@
-"""Parameters that tensor parallelism cuts and pipeline stages deal out: from whole tensors to a rank's share, and back.
-Plain numpy."""
+"""Parameters that tensor parallelism cuts: from whole tensors to a rank's share, and back. Plain numpy."""
 
 from __future__ import annotations
 
@@ -7,37 +6,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-from npd_ascend.models.mapping import Arrays, Rule, layers_of, rules, share_of, stage_of
+from npd_ascend.models.mapping import Arrays, Rule, rules, share_of
 from npd_ascend.models.spec import ModelSpec
 
 
 class Shares:
-    """The rules of a network of which this process holds one of ``size`` shares of one of ``stages`` stages.
+    """The rules of a network of which this process holds one of ``size`` shares.
 
     Attributes:
         rules: of the parameters of the whole model.
-        held: names of those of which this process has its share.
 
     Args:
         spec: the whole architecture.
         interleaved: as in ``rules``.
         rank, size: tensor-parallel place.
         gather: what every rank holds of an array [...] -> [size, ...]; every rank must call together.
-        stage, stages: pipeline place.
-        add: sum of an array over the stages; every stage must call together.
     """
 
     def __init__(self, spec: ModelSpec, *, interleaved: bool, rank: int = 0, size: int = 1,
-                 gather: Callable[[np.ndarray], np.ndarray] | None = None, stage: int = 0, stages: int = 1,
-                 add: Callable[[np.ndarray], np.ndarray] | None = None):
+                 gather: Callable[[np.ndarray], np.ndarray] | None = None):
         self.rank, self.size = rank, size
         self.rules: dict[str, Rule] = {r.param: r for r in rules(spec, interleaved=interleaved)}
         own = rules(share_of(spec, size), interleaved=interleaved) if size > 1 else self.rules.values()
         self._own: dict[str, Rule] = {r.param: r for r in own}
-        layers = layers_of(spec, stages)
-        self.held = tuple(name for name in self.rules if stage_of(name, layers) == stage)
-        self.dealt = stages > 1
-        self._gather, self._add = gather, add
+        self._gather = gather
 
     def cuts(self, param: str) -> bool:
         """Whether ranks hold different parts of a parameter."""
@@ -47,20 +39,20 @@ class Shares:
         """This rank's parameter from its parts of the checkpoint's tensors."""
         return self._own[param].merge(tensors)
 
-    def tensors(self, param: str, own: np.ndarray | None) -> Arrays:
-        """The checkpoint's whole tensors of a parameter, of which this rank holds ``own``; None: another stage does."""
-        rule, own = self._own[param], self._told(param, own)
+    def tensors(self, param: str, own: np.ndarray) -> Arrays:
+        """The checkpoint's whole tensors of a parameter, of which this rank holds ``own``."""
+        rule = self._own[param]
         if not self.cuts(param):
             return rule.split(own)
         assert self._gather is not None
         parts = [rule.split(p) for p in self._gather(own)]
         return [np.concatenate(same, rule.cut) for same in zip(*parts, strict=True)]
 
-    def whole(self, param: str, own: np.ndarray | None) -> np.ndarray:
+    def whole(self, param: str, own: np.ndarray) -> np.ndarray:
         """The parameter as one process by itself would hold it; ``own`` as for ``tensors``."""
         if self.cuts(param):
             return self.rules[param].merge(self.tensors(param, own))
-        return self._told(param, own)
+        return own
 
     def own(self, param: str, whole: np.ndarray) -> np.ndarray:
         """This rank's part of ``whole``; inverse of ``whole``."""
@@ -69,11 +61,3 @@ class Shares:
             return whole
         assert rule.cut is not None
         return self.merge(param, [np.split(t, self.size, rule.cut)[self.rank] for t in rule.split(whole)])
-
-    def _told(self, param: str, own: np.ndarray | None) -> np.ndarray:
-        """This rank's share of a parameter, or what its peer of the stage that has the parameter holds."""
-        if self.dealt:
-            assert self._add is not None
-            return self._add(np.zeros(self._own[param].shape, np.float32) if own is None else own)
-        assert own is not None
-        return own

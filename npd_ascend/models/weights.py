@@ -39,7 +39,7 @@ def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None] | None = None) -> None:
-    """Fills the network from a checkpoint folder; of a model that is cut, with this rank's share of its stage.
+    """Fills the network from a checkpoint folder; of a model that is cut, with this rank's share.
 
     Holds the network and the tensors of one parameter. Tolerated extras: an ``lm_head.weight`` equal to the embedding
     where both are tied, and rotary frequency buffers.
@@ -59,9 +59,8 @@ def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None]
     found = checked(net.spec, Path(folder))
     parameters = {p.name: p for p in net.get_parameters()}
     shares = net.shares()
-    assert set(parameters) == set(shares.held), sorted(set(parameters) ^ set(shares.held))
-    for param in shares.held:
-        rule = shares.rules[param]
+    assert set(parameters) == set(shares.rules), sorted(set(parameters) ^ set(shares.rules))
+    for param, rule in shares.rules.items():
         cut = rule.cut if shares.size > 1 else None
         tensors = [finite(found[name], cut, shares.rank, shares.size) for name in rule.hf]
         merged = np.ascontiguousarray(shares.merge(param, tensors))
@@ -161,8 +160,7 @@ class _Splitter:
     def __call__(self, name: str) -> np.ndarray:
         if name not in self._parts:
             rule = self._rule[name]
-            own = self._parameters.get(rule.param)
-            value = None if own is None else own.float().asnumpy()
+            value = self._parameters[rule.param].float().asnumpy()
             # Waiting parts of other parameters are few: shards keep a layer's tensors together.
             names = (name,) if len(rule.hf) == 1 else rule.hf
             self._parts.update(zip(names, self._shares.tensors(rule.param, value), strict=True))

@@ -69,16 +69,13 @@ class Placement:
             UserError: they do not; says which setting to change.
         """
         annotate, train = config.annotate, config.train
-        # Of training, copies here are runs of ranks that share rows or layers: stages may stand on different nodes.
-        runs = train.data_parallel * train.pipeline_parallel
         wanted: tuple[tuple[str, int, int, str, tuple[int, ...]], ...] = (
             ("rollout.workers", config.rollout.workers, config.rollout.tensor_parallel, "rollout", self.rollout),
             ("annotate.workers", annotate.workers, annotate.tensor_parallel, "annotate", self.rollout),
-            ("train.data_parallel", runs, train.ranks // runs, "train", self.train))
+            ("train.data_parallel", train.data_parallel, train.ranks // train.data_parallel, "train", self.train))
         for name, copies, width, section, devices in wanted:
             if nodes > 1 and copies > 1 and copies % nodes and section != "rollout":
-                what = f"{name} x pipeline_parallel" if section == "train" and train.pipeline_parallel > 1 else name
-                raise UserError(f"{what} is {copies}, which {nodes} nodes cannot share evenly; make it a multiple "
+                raise UserError(f"{name} is {copies}, which {nodes} nodes cannot share evenly; make it a multiple "
                                 f"of {nodes}")
             if self.target != "ascend" and not self.split:
                 continue  # processes share the cores
@@ -87,12 +84,10 @@ class Placement:
                 raise UserError(f"{section}.tensor_parallel {width} does not divide the {where}")
             spread = nodes if copies > 1 else 1
             if copies * width > len(devices) * spread:
-                cuts, shown = [("tensor_parallel", width)], copies
+                cuts = [("tensor_parallel", width)]
                 if section == "train":
-                    shown = train.data_parallel
-                    cuts = [(cut, getattr(train, cut))
-                            for cut in ("pipeline_parallel", "context_parallel", "tensor_parallel")]
-                raise UserError(f"{name} {shown}" + "".join(f" x {cut} {n}" for cut, n in cuts if n > 1) +
+                    cuts = [(cut, getattr(train, cut)) for cut in ("context_parallel", "tensor_parallel")]
+                raise UserError(f"{name} {copies}" + "".join(f" x {cut} {n}" for cut, n in cuts if n > 1) +
                                 f" needs {copies * width} devices but there are {where}"
                                 + (f" on each of {nodes} nodes" if nodes > 1 else "") + "; lower it")
         if config.sync.lead and not self.split and self.target == "ascend":

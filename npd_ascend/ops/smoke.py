@@ -61,10 +61,10 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     tree = config.model_dump(mode="json")
     target = device["target"]
     longest = tree["data"]["max_prompt_tokens"] = min(config.data.max_prompt_tokens, 512)
-    ranks, context, stages, cuts = 1, 1, 1, {"tensor_parallel": 1}
+    ranks, context, cuts = 1, 1, {"tensor_parallel": 1}
     if target == "ascend":
         t = config.train
-        ranks, context, stages, cuts = t.data_parallel, t.context_parallel, t.pipeline_parallel, {}
+        ranks, context, cuts = t.data_parallel, t.context_parallel, {}
     step = 16 * context
     row = step * math.ceil(max(_ROW[target], longest + ANSWER) / step)
     tree["run"] = {"dir": str(out / "run"), "seed": 0}
@@ -74,9 +74,8 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     tree["annotate"] |= {"row_length": row, "micro_batch": 1, "student_nll": "prefill", **cuts}
     tree["select"] = {"metric": "delta_ifd", "lower": None, "upper": None}
     tree["pack"]["row_length"] = row
-    tree["train"] |= {"epochs": 2, "global_batch": ranks * stages, "micro_batch": 1, "data_parallel": ranks, "lr": 1e-5,
+    tree["train"] |= {"epochs": 2, "global_batch": ranks, "micro_batch": 1, "data_parallel": ranks, "lr": 1e-5,
                       "min_lr": 1e-6, "checkpoint_every": 0, **cuts, "context_parallel": context,
-                      "pipeline_parallel": stages,
                       "optimizer_sharding": config.train.optimizer_sharding and ranks * context > 1}
     tree["sync"] = {"policy": "static", "refreshes": 1, "probe_samples": 8, "lag_every": 0}
     tree["evaluate"] = {}

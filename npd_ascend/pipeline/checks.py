@@ -11,7 +11,7 @@ from npd_ascend.config import Config, dump_config
 from npd_ascend.data.compat import check_pair
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import get_checker, load_checker_data
-from npd_ascend.models.mapping import heads_of, layers_of, share_of
+from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import checked
 from npd_ascend.objectives.registry import find_divergences, find_token_weight
@@ -66,17 +66,15 @@ def check_config(config: Config) -> None:
 
 
 def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
-    """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out;
-    each pipeline stage needs a layer."""
+    """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out."""
     t = config.train
-    for key, size, spec, context, stages in (
-        ("annotate", config.annotate.tensor_parallel if config.needs_teacher else 1, teacher, 1, 1),
-        ("annotate", config.annotate_student.tensor_parallel if config.needs_scores else 1, student, 1, 1),
-        ("train", t.tensor_parallel, student, t.context_parallel, t.pipeline_parallel),
+    for key, size, spec, context in (
+        ("annotate", config.annotate.tensor_parallel if config.needs_teacher else 1, teacher, 1),
+        ("annotate", config.annotate_student.tensor_parallel if config.needs_scores else 1, student, 1),
+        ("train", t.tensor_parallel, student, t.context_parallel),
     ):
         try:
             heads_of(share_of(spec, size), context)
-            layers_of(spec, stages)
         except UserError as e:
             raise UserError(f"{key}.{e}") from None
 

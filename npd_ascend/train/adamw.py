@@ -1,8 +1,8 @@
 """AdamW, whole on every process or with its state cut over the ranks with equal shares of the model.
 
-With optimizer sharding (ZeRO stage 2, arXiv:1910.02054) a rank owns an equal run of every parameter's values: their
-fp32 weights, two moments and the sum of their gradients. The network's own weights are then copies in the compute
-type, brought up to date after each step.
+With optimizer sharding (ZeRO stage 2, arXiv:1910.02054) parameters are joined into flat buckets, of each of which a rank
+owns an equal run: float32 weights, two moments and the sum of their gradients. The network's own weights are then copies
+in the compute type, brought up to date after each step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, ops
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.peers import ALONE, Gather, Peers
 from npd_ascend.models.shares import Shares
+from npd_ascend.train.buckets import Bucket, make_buckets
 
 PARTS = ("weights", "m", "v")
 
@@ -28,11 +29,13 @@ class AdamW:
     Matrices decay, vectors (norms, biases) do not.
 
     Attributes:
-        params: trainable parameters of the network.
-        weights: what is updated, float32: the parameters themselves, or this rank's runs of them.
+        params: trainable parameters of the network; those that are treated alike stand side by side.
+        buckets: of ``params``, for collectives; of the state as well when it is sharded.
+        weights: what is updated, float32: the parameters themselves, or this rank's run of each bucket.
         gradients, m, v: of the shapes of ``weights``.
-        cut: whether tensor-parallel ranks hold different parts of each parameter.
-        names: of the trainable parameters of the whole model: ``params`` and those of the other pipeline stages.
+        decays: whether each of ``weights`` decays.
+        cut: whether tensor-parallel ranks hold different parts of each of ``weights``.
+        names: of ``params``.
 
     Args:
         params: trainable parameters; float32 unless sharded.
@@ -43,27 +46,33 @@ class AdamW:
 
     def __init__(self, params: list[Parameter], settings: TrainConfig, owners: Peers = ALONE,
                  shares: Shares | None = None):
-        self.params = ParameterTuple(params)
-        self.owners, self.shares = owners, shares
-        self.sharded = owners.size > 1
-        self.cut = tuple(shares is not None and shares.cuts(p.name) for p in params)
-        shapes = [(self._run(p),) if self.sharded else p.shape for p in params]
-        self.weights = self.params
-        if self.sharded:
-            self.weights = _zeros("weight", params, shapes)
-            for i, p in enumerate(params):
-                self._set_run(self.weights[i], p.float().asnumpy())
-        self.gradients, self.m, self.v = (_zeros(name, params, shapes) for name in ("gradient", "m", "v"))
-        self.settings = settings
+        self.settings, self.owners, self.shares = settings, owners, shares
         self.beta1, self.beta2 = settings.beta1, settings.beta2
-        self._place = {p.name: i for i, p in enumerate(params)}
-        self.names = tuple(shares.rules if shares is not None and shares.dealt else self._place)
+        self.sharded = owners.size > 1
+        self.params = ParameterTuple(sorted(params, key=self._kind))
+        self.names = tuple(p.name for p in self.params)
+        self._place = {name: i for i, name in enumerate(self.names)}
+        kinds = [self._kind(p) for p in self.params]
+        self.buckets = make_buckets([p.size for p in self.params], kinds, owners.size)
+        if self.sharded:
+            kinds = [kinds[b.first] for b in self.buckets]
+            names, shapes = [str(i) for i in range(len(kinds))], [(b.length // owners.size,) for b in self.buckets]
+        else:
+            names, shapes = list(self.names), [p.shape for p in self.params]
+        self.cut, self.decays = tuple(k[0] for k in kinds), tuple(k[1] for k in kinds)
+        self.gradients, self.m, self.v = (_zeros(part, names, shapes) for part in ("gradient", "m", "v"))
+        self.weights = _zeros("weight", names, shapes) if self.sharded else self.params
+        self._arriving: dict[tuple[str, int], tuple[np.ndarray, set[int]]] = {}
+        self._gathered: tuple[str, int, np.ndarray] | None = None
         self._gather = Gather(owners)
+        if self.sharded:
+            for p in self.params:
+                self.take(p.name, p.float().asnumpy())
 
     @property
     def spread(self) -> bool:
-        """Whether the state stands on several processes, which must then call ``whole`` together."""
-        return self.sharded or any(self.cut) or len(self.names) > len(self.params)
+        """Whether the state is on several processes, which must then call ``whole`` together, name by name."""
+        return self.sharded or any(self.cut)
 
     def scalars(self, lr: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(a, e, d) of step number ``step``, counted from 1; in float64 up to the last rounding."""
@@ -73,6 +82,11 @@ class AdamW:
         d = s.weight_decay * lr / a if a else 0.0
         return Tensor(np.float32(a)), Tensor(np.float32(s.eps * root)), Tensor(np.float32(d))
 
+    def reset(self) -> None:
+        """Sets moments and summed gradients to zero."""
+        for parameter in (*self.gradients, *self.m, *self.v):
+            parameter.set_data(ops.zeros(parameter.shape, parameter.dtype))
+
     # ---- state, as one process by itself would hold it
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -80,47 +94,63 @@ class AdamW:
         return tuple(self.params[self._place[name]].shape) if self.shares is None else self.shares.rules[name].shape
 
     def whole(self, part: str, name: str) -> np.ndarray:
-        """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32."""
-        own = self._own(part, self._place[name]) if name in self._place else None
-        if self.shares is not None:
-            return self.shares.whole(name, own)
-        assert own is not None
-        return own
+        """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32. Quickest in the order of ``names``."""
+        own = self._own(part, self._place[name])
+        return own if self.shares is None else self.shares.whole(name, own)
 
     def load(self, part: str, name: str, whole: np.ndarray) -> None:
-        """Inverse of ``whole``, for this process alone; loading ``weights`` fills the network as well."""
+        """Inverse of ``whole``, for this process alone; loading ``weights`` fills the network as well. Of a sharded
+        optimizer the value is in place once all parameters of its bucket have come."""
         i = self._place[name]
         p = self.params[i]
         own = np.ascontiguousarray(self.shares.own(p.name, whole) if self.shares is not None else whole)
         if part == "weights":
             p.set_data(Tensor(own, dtype=p.dtype))
         if self.sharded:
-            self._set_run(getattr(self, part)[i], own)
+            self._arrive(part, i, own)
         elif part != "weights":
             getattr(self, part)[i].set_data(Tensor(own))
 
     def take(self, name: str, own: np.ndarray) -> None:
-        """Sets this rank's float32 weights from its share of a parameter; for ``load_hf``."""
+        """Sets this rank's float32 weights from its share of a parameter, as ``load`` does; for ``load_hf``."""
         if self.sharded:
-            self._set_run(self.weights[self._place[name]], own)
+            self._arrive("weights", self._place[name], own)
+
+    def _kind(self, p: Parameter) -> tuple[bool, bool, str]:
+        return self.shares is not None and self.shares.cuts(p.name), p.ndim > 1, str(p.dtype)
 
     def _own(self, part: str, i: int) -> np.ndarray:
-        p, value = self.params[i], getattr(self, part)[i]
-        if self.sharded:
-            return self._gather(value + 0.0).asnumpy().reshape(-1)[: p.size].reshape(p.shape)
-        return value.asnumpy()
+        """This rank's share of a parameter's part, gathered from the owners of its bucket."""
+        if not self.sharded:
+            return getattr(self, part)[i].asnumpy()
+        number, bucket = self._bucket(i)
+        if self._gathered is None or self._gathered[:2] != (part, number):
+            value = self._gather(getattr(self, part)[number] + 0.0).asnumpy().reshape(-1)
+            self._gathered = (part, number, value)
+        start, size = bucket.starts[i - bucket.first], bucket.sizes[i - bucket.first]
+        value = self._gathered[2][start : start + size].reshape(self.params[i].shape)
+        if i == bucket.stop - 1:
+            self._gathered = None
+        return value
 
-    def _run(self, p: Parameter) -> int:
-        return -(-p.size // self.owners.size)
+    def _arrive(self, part: str, i: int, own: np.ndarray) -> None:
+        """Puts a parameter's values into this rank's run of its bucket, which is set when it is complete."""
+        number, bucket = self._bucket(i)
+        n = bucket.length // self.owners.size
+        run, seen = self._arriving.setdefault((part, number), (np.zeros(n, np.float32), set()))
+        start = bucket.starts[i - bucket.first] - self.owners.rank * n  # in this rank's run
+        low, high = max(0, start), min(n, start + own.size)
+        if low < high:
+            run[low:high] = own.reshape(-1)[low - start : high - start]
+        seen.add(i)
+        if len(seen) == bucket.stop - bucket.first:
+            getattr(self, part)[number].set_data(Tensor(run))
+            del self._arriving[part, number]
 
-    def _set_run(self, piece: Parameter, own: np.ndarray) -> None:
-        n = piece.size
-        run = np.zeros(n, np.float32)
-        given = own.reshape(-1)[self.owners.rank * n: (self.owners.rank + 1) * n]
-        run[: given.size] = given
-        piece.set_data(Tensor(run))
+    def _bucket(self, i: int) -> tuple[int, Bucket]:
+        return next((n, b) for n, b in enumerate(self.buckets) if b.first <= i < b.stop)
 
 
-def _zeros(name: str, params: list[Parameter], shapes: list) -> ParameterTuple:
-    return ParameterTuple([Parameter(ops.zeros(s, ms.float32), name=f"{name}.{p.name}", requires_grad=False)
-                           for p, s in zip(params, shapes, strict=True)])
+def _zeros(part: str, names: list[str], shapes: list) -> ParameterTuple:
+    return ParameterTuple([Parameter(ops.zeros(s, ms.float32), name=f"{part}.{name}", requires_grad=False)
+                           for name, s in zip(names, shapes, strict=True)])

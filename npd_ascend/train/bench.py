@@ -15,7 +15,6 @@ from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.train.checkpoint import Checkpoints, State
 from npd_ascend.train.lag import Divergence
-from npd_ascend.train.pipeline import StageTrainer
 from npd_ascend.train.reader import Reader
 from npd_ascend.train.step import Trainer
 
@@ -38,20 +37,18 @@ class Bench:
             reader: of the generation; shapes of its batches.
             group: the processes that train.
         """
-        net = build(spec, job.device, job.row_length, peers=group.model, context=group.context, stages=group.stages,
-                    bound=job.longest)
+        net = build(spec, job.device, job.row_length, peers=group.model, context=group.context, bound=job.longest)
         if job.settings.recompute:
             net.recompute_layers()
         if job.settings.optimizer_sharding:
             net.hold_in_compute_type()
-        trainer = (Trainer(net, job.settings, reader.chunk, group.replicas) if group.stages.size == 1 else
-                   StageTrainer(net, job.settings, reader.chunk, group))
+        trainer = Trainer(net, job.settings, reader.chunk, group.replicas)
         # Beside the shapes of a batch, which the graphs' identities have in them anyway.
         graphs = Graphs("train", job.compiled, network_key(
             spec, job.device, settings=job.settings.model_dump(mode="json"), chunk=reader.chunk))
         plan = reader.plans[0]
         batch = reader.make(plan, len(plan), len(plan))
-        graphs.compile(net, *net.inputs(batch.rows), *(() if net.first else (net.no_hidden(batch.rows),)))
+        graphs.compile(net, *net.inputs(batch.rows))
         trainer.compile(batch, graphs)
         return trainer
 

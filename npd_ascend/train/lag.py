@@ -18,7 +18,6 @@ from npd_ascend.models.peers import ALONE, Peers, Sum
 from npd_ascend.models.vocabulary import LogProbs
 from npd_ascend.rows.bfd import best_fit_decreasing
 from npd_ascend.train.corpus import EpochPlan
-from npd_ascend.train.pipeline import Links
 from npd_ascend.train.reader import Reader, head_rows
 
 
@@ -68,13 +67,12 @@ class LagProbe:
         reader: of the generation.
         samples: at most so many, the first of those that are trained on.
         group: probe batches are shared among the ranks that read different ones, their positions among those that read
-            the same; the last pipeline stage has the answers.
+            the same.
         divergence: what computes a chunk; it may be kept from an earlier probe.
     """
 
     def __init__(self, net: CausalLM, reader: Reader, samples: int, group: Group, divergence: nn.Cell | None = None):
         self.net, self.reader, self.group = net, reader, group
-        self._links = Links(net, group)
         plan = probe_plan(reader.plans[0], samples, reader.row_length)
         reader.check_segments(plan)
         micro = reader.settings.micro_batch
@@ -87,14 +85,14 @@ class LagProbe:
         self._chunk = rows // -(-rows // max(8, limit))
         self._divergence = divergence or Divergence(net.peers)
         self._old_hidden = [self._hidden(i) for i in range(len(self._inputs))]
-        self._old_head = net.head_weight.asnumpy().copy() if net.last else np.zeros(0, np.float32)
+        self._old_head = net.head_weight.asnumpy().copy()
 
     def measure(self) -> Lag:
         """Lag of the network's weights as they are now."""
         old_head = Tensor(self._old_head)
         total = np.zeros(2)
         for i, old in enumerate(self._old_hidden):
-            new = self._hidden(i)  # of no tokens but on the last stage
+            new = self._hidden(i)
             for start in range(0, len(new), self._chunk):
                 part = slice(start, start + self._chunk)
                 mask = np.zeros(self._chunk, np.float32)
@@ -106,11 +104,9 @@ class LagProbe:
         return Lag(float(forward), float(reverse))
 
     def _hidden(self, i: int) -> np.ndarray:
-        """[tokens, H] float32 of probe batch ``i`` under the present weights; [0, H] where another stage has them."""
+        """[tokens, H] float32 of probe batch ``i`` under the present weights."""
         rows, _, where = self._inputs[i]
-        hidden = self._links.hidden(rows)
-        if hidden is None:
-            return np.zeros((0, self.net.spec.hidden_size), np.float32)
+        hidden = self.net(*self.net.inputs(rows))
         return hidden.astype(ms.float32).asnumpy()[where]
 
     def _padded(self, hidden: np.ndarray) -> np.ndarray:

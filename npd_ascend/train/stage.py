@@ -26,7 +26,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
     ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
 
-    Under msrun the processes are pipeline x data x context x tensor-parallel ranks.
+    Under msrun the processes are data x context x tensor-parallel ranks.
 
     Args:
         job: what to train.
@@ -40,7 +40,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     if outcome.finished:
         return
     s = job.settings
-    group = Group(job.device, s.tensor_parallel, s.context_parallel, s.pipeline_parallel)
+    group = Group(job.device, s.tensor_parallel, s.context_parallel)
     if group.schedules:
         return
     progress.started("train")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -12,6 +14,7 @@ from npd_ascend.models.network import CausalLM
 from npd_ascend.models.peers import ALONE, Gather, Peers, ScatterSum, Sum
 from npd_ascend.objectives.chunked import ChunkedLoss
 from npd_ascend.train.adamw import AdamW
+from npd_ascend.train.buckets import MAX_TENSORS, Bucket
 from npd_ascend.train.reader import MicroBatch
 
 
@@ -25,48 +28,87 @@ class PackedLoss(nn.Cell):
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
                   positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
-                  scale: Tensor, before: Tensor | None = None) -> tuple[Tensor, ...]:
-        """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens; ``before`` are
-        the hidden states of an earlier pipeline stage."""
-        hidden = self.net(input_ids, position_ids, segment_ids, window, before)
+                  scale: Tensor) -> tuple[Tensor, ...]:
+        """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens."""
+        hidden = self.net(input_ids, position_ids, segment_ids, window)
         # The gradient of a gather is a segment sum, which CANN does not name bfloat16 for.
         rows = ops.gather(hidden.astype(ms.float32), positions, 0).astype(hidden.dtype)
         out = self.loss(rows, self.head, targets, teacher, weights, parameters)
         return out[0] * scale, out[0], out[1], out[2]
 
 
-class Adds(nn.Cell):
-    """Adds gradients of one micro-batch to what the step has so far.
+_add, _square, _step = (ops.MultitypeFuncGraph(name) for name in ("add", "square", "step"))
+_flatten, _place, _clear = (ops.MultitypeFuncGraph(name) for name in ("flatten", "place", "clear"))
+# What is done to each of hundreds of parameters is mapped over their tuples. A loop would be unrolled into functions
+# that call each other: MindSpore ends at a depth of 1,000 calls, and takes a time that grows with its square.
+
+
+@_add.register("Tensor", "Tensor")
+def _add_tensor(total: Tensor, value: Tensor) -> Tensor:
+    return ops.assign_add(total, value)
+
+
+@_square.register("Tensor")
+def _square_tensor(value: Tensor) -> Tensor:
+    return ops.square(value).sum()
+
+
+@_step.register("Function", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
+                "Tensor", "Bool")
+def _step_tensor(kernel: Any, beta1: float, beta2: float, rate: Tensor, eps: Tensor, decay: Tensor, factor: Tensor,
+                 weight: Tensor, m: Tensor, v: Tensor, gradient: Tensor, decays: bool) -> Tensor:
+    return kernel(weight, m, v, rate, beta1, beta2, eps, decay if decays else 0.0, gradient * factor)
+
+
+@_flatten.register("Tensor")
+def _flatten_tensor(value: Tensor) -> Tensor:
+    return value.reshape(-1).astype(ms.float32)
+
+
+@_place.register("Tensor", "Tensor", "Number", "Number")
+def _place_tensor(flat: Tensor, target: Tensor, start: int, size: int) -> Tensor:
+    return ops.assign(target, flat[start : start + size].reshape(target.shape).astype(target.dtype))
+
+
+@_clear.register("Tensor", "Tensor")
+def _clear_tensor(after: Tensor, value: Tensor) -> Tensor:
+    return ops.assign(value, ops.depend(ops.zeros_like(value), after))
+
+
+class Buckets(nn.Cell):
+    """Joins tensors into a bucket's flat array, and puts such an array into tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = ops.HyperMap()
+
+    def join(self, bucket: Bucket, values: tuple[Tensor, ...]) -> Tensor:
+        """The bucket's tensors -> [bucket.length] float32."""
+        flat = self.map(_flatten, values)
+        missing = bucket.length - sum(bucket.sizes)
+        if missing:
+            flat = flat + (ops.zeros((missing,), ms.float32),)
+        return flat[0] if len(flat) == 1 else ops.concat(flat)
+
+    def place(self, bucket: Bucket, flat: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Sets the bucket's tensors from [>= bucket.length]; their new values."""
+        return self.map(ops.partial(_place, flat), targets, bucket.starts, bucket.sizes)
+
+
+class Accumulate(nn.Cell):
+    """Adds gradients and sums of one micro-batch to what the step has so far.
 
     Of a sharded optimizer each rank keeps the sum over the ranks, of its own runs only.
     """
 
-    def __init__(self, optimizer: AdamW):
-        super().__init__(auto_prefix=False)
-        self.gradients, self.sharded = optimizer.gradients, optimizer.sharded
-        self.lengths = tuple(g.size * optimizer.owners.size for g in optimizer.gradients)
-        self.scatter = ScatterSum(optimizer.owners)
-
-    def add(self, gradients: tuple[Tensor, ...]) -> None:
-        """One gradient a parameter, of its shape; part of a graph."""
-        last = gradients
-        for i in range(len(self.gradients)):
-            g = gradients[i]
-            if self.sharded:
-                # One collective after the other, and all after the backward pass: ranks must not meet in another order.
-                flat = ops.depend(g.reshape(-1).astype(ms.float32), last)
-                g = self.scatter(_filled(flat, self.lengths[i]))
-                last = g
-            ops.assign_add(self.gradients[i], g)
-
-
-class Accumulate(Adds):
-    """Adds gradients and sums of one micro-batch."""
-
     def __init__(self, forward: PackedLoss, optimizer: AdamW, sums: Parameter):
-        super().__init__(optimizer)
+        super().__init__(auto_prefix=False)
         self.forward, self.sums = forward, sums
         self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
+        self.gradients, self.sharded = optimizer.gradients, optimizer.sharded
+        self.buckets, self.flat = optimizer.buckets, Buckets()
+        self.scatter = ScatterSum(optimizer.owners)
+        self.map = ops.HyperMap()
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
                   positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
@@ -74,9 +116,21 @@ class Accumulate(Adds):
         """The micro-batch's loss sum."""
         values, gradients = self.differentiate(input_ids, position_ids, segment_ids, window, positions, targets,
                                                teacher, weights, parameters, scale)
-        self.add(gradients)
+        if self.sharded:
+            gradients = self._owned(gradients)
+        added = self.map(_add, self.gradients, gradients)
         ops.assign_add(self.sums, ops.stack((values[1], values[2], values[3])))
-        return values[1]
+        return ops.depend(values[1], added)
+
+    def _owned(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """This rank's run of each bucket of gradients, summed over the ranks."""
+        last, runs = gradients, ()
+        for bucket in self.buckets:
+            # One collective after the other, and all after the backward pass: ranks must not meet in another order.
+            flat = ops.depend(self.flat.join(bucket, gradients[bucket.first : bucket.stop]), last)
+            last = self.scatter(flat)
+            runs += (last,)
+        return runs
 
 
 class Update(nn.Cell):
@@ -87,22 +141,19 @@ class Update(nn.Cell):
         sums: loss, CE and D [3].
         clip: largest gradient norm.
         replicas: ranks with equal shares of the model; over them gradients and sums add up.
-        model: ranks that hold one model, or one stage of it, together.
-        stages: ranks that hold the other layers.
+        model: ranks that hold one model together.
     """
 
-    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: Peers = ALONE,
-                 model: Peers = ALONE, stages: Peers = ALONE):
+    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: Peers = ALONE, model: Peers = ALONE):
         super().__init__(auto_prefix=False)
         o = optimizer
         self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
-        self.decays = tuple(p.ndim > 1 for p in o.params)
-        self.sizes = tuple(p.size for p in o.params)
-        self.cut, self.sharded = o.cut, o.sharded
+        self.decays, self.whole = o.decays, o.cut.count(False)  # what is cut comes last
+        self.sharded, self.reduced = o.sharded, replicas.size > 1 and not o.sharded
         self.sums, self.clip = sums, clip
-        self.over_replicas, self.over_model, self.over_stages = Sum(replicas), Sum(model), Sum(stages)
-        self.gather = Gather(o.owners)
-        self.adamw = ops.AdamWeightDecay()
+        self.over_replicas, self.over_model = Sum(replicas), Sum(model)
+        self.buckets, self.flat, self.gather = o.buckets, Buckets(), Gather(o.owners)
+        self.map, self.kernel = ops.HyperMap(), ops.AdamWeightDecay()
         self.beta1, self.beta2 = o.beta1, o.beta2
 
     def construct(self, rate: Tensor, eps: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,41 +162,47 @@ class Update(nn.Cell):
         Returns:
             Gradient norm before clipping, and the sums [3] over all ranks.
         """
-        sums = self.over_stages(self.over_replicas(self.sums + 0.0))  # only the last stage has any
-        last = sums
-        gradients: tuple[Tensor, ...] = ()
-        cut, whole = rate * 0.0, rate * 0.0
-        for i in range(len(self.gradients)):
-            g = self.gradients[i]
-            if not self.sharded:
-                g = self.over_replicas(ops.depend(g, last))
-                last = g
-            gradients += (g,)
-            square = ops.square(g).sum()
-            if self.cut[i]:
-                cut = cut + square
-            else:
-                whole = whole + square
-        squares = ops.depend(ops.stack((cut, whole)), last)
+        sums = self.over_replicas(self.sums + 0.0)
+        gradients = self._summed(sums) if self.reduced else self.gradients
+        squares = self.map(_square, gradients)
+        squares = ops.stack((self._total(squares[: self.whole]), self._total(squares[self.whole :])))
         if self.sharded:
-            squares = self.over_replicas(squares)
+            squares = self.over_replicas(ops.depend(squares, sums))
         # What tensor-parallel ranks hold each in part adds up; what all of them hold counts once.
-        norm = ops.sqrt(self.over_stages(self.over_model(squares[0]) + squares[1]))
+        norm = ops.sqrt(squares[0] + self.over_model(squares[1]))
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
-        for i in range(len(self.params)):
-            self.adamw(self.weights[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps,
-                       decay if self.decays[i] else 0.0, gradients[i] * factor)
+        stepped = self.map(ops.partial(_step, self.kernel, self.beta1, self.beta2, rate, eps, decay, factor),
+                           self.weights, self.m, self.v, gradients, self.decays)
         if self.sharded:
-            last = norm
-            for i in range(len(self.params)):
-                runs = self.gather(ops.depend(self.weights[i] + 0.0, last))
-                last = runs
-                p = self.params[i]
-                ops.assign(p, runs.reshape(-1)[: self.sizes[i]].reshape(p.shape).astype(p.dtype))
-        for total in self.gradients:
-            ops.assign(total, ops.zeros(total.shape, total.dtype))
-        ops.assign(self.sums, ops.zeros((3,), ms.float32))
-        return norm, sums
+            stepped = self._published(ops.depend(norm, stepped))
+        cleared = self.map(ops.partial(_clear, ops.depend(norm, stepped)), self.gradients)
+        ops.assign(self.sums, ops.depend(ops.zeros((3,), ms.float32), sums))
+        return ops.depend(norm, cleared), sums
+
+    def _summed(self, last: Tensor) -> tuple[Tensor, ...]:
+        """The gradients, summed over the replicas bucket by bucket."""
+        out = ()
+        for bucket in self.buckets:
+            own = self.gradients[bucket.first : bucket.stop]
+            last = self.over_replicas(ops.depend(self.flat.join(bucket, own), last))
+            out += self.flat.place(bucket, last, own)
+        return out
+
+    def _published(self, last: Tensor) -> tuple[Tensor, ...]:
+        """Weights of all owners, put into the network bucket by bucket."""
+        out = ()
+        for i in range(len(self.buckets)):
+            bucket = self.buckets[i]
+            last = self.gather(ops.depend(self.weights[i] + 0.0, last)).reshape(-1)
+            out += self.flat.place(bucket, last, self.params[bucket.first : bucket.stop])
+        return out
+
+    def _total(self, values: tuple[Tensor, ...]) -> Tensor:
+        """Sum of scalars, in groups that an operator takes at once."""
+        total = ops.zeros((), ms.float32)
+        for i in range(0, len(values), MAX_TENSORS):
+            total = total + ops.stack(values[i : i + MAX_TENSORS]).sum()
+        return total
 
 
 class Trainer:
@@ -163,14 +220,14 @@ class Trainer:
         owners = replicas if settings.optimizer_sharding else ALONE
         self.optimizer = AdamW(net.trainable_params(), settings, owners, net.shares())
         self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
-        self._make(settings, chunk)
-        self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.peers, net.stages)
+        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers))
+        self._accumulate = Accumulate(forward, self.optimizer, self._sums)
+        self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.peers)
 
     def reset(self) -> None:
         """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""
-        o = self.optimizer
-        for parameter in (*o.gradients, *o.m, *o.v, self._sums):
-            parameter.set_data(ops.zeros(parameter.shape, parameter.dtype))
+        self.optimizer.reset()
+        self._sums.set_data(ops.zeros((3,), ms.float32))
 
     def compile(self, batch: MicroBatch, graphs: Graphs) -> None:
         """Compiles both graphs for micro-batches of this shape."""
@@ -190,16 +247,6 @@ class Trainer:
         norm, sums = self._update(*self.optimizer.scalars(lr, step))
         return float(norm.asnumpy()), sums.asnumpy().astype(np.float64)
 
-    def _make(self, settings: TrainConfig, chunk: int) -> None:
-        """Graphs of forward and backward pass."""
-        forward = PackedLoss(self.net, ChunkedLoss(settings.loss, chunk, self.net.peers))
-        self._accumulate = Accumulate(forward, self.optimizer, self._sums)
-
     def _arguments(self, batch: MicroBatch, tokens: int) -> tuple[Tensor | None, ...]:
         scale = Tensor(np.float32(1.0 / max(1, tokens)))
         return (*self.net.inputs(batch.rows), *(Tensor(a) for a in batch.arrays), scale)
-
-
-def _filled(flat: Tensor, length: int) -> Tensor:
-    missing = length - flat.shape[0]
-    return ops.concat((flat, ops.zeros((missing,), flat.dtype))) if missing else flat

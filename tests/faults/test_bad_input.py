@@ -330,7 +330,6 @@ def before(key: str, value: Any, *fragments: str, **more: Any) -> None:
 
 before("select.metric", "delta_idf", "no filter 'delta_idf'", "delta_ifd")
 before("train.context_parallel", 4, "train.context_parallel 4 does not divide the", "choose a divisor of")
-before("train.pipeline_parallel", 99, "train.pipeline_parallel 99 is", "lower it")
 before("train.loss.divergence", "forward", "no divergence 'forward'", "did you mean forward_kl?")
 before("train.loss.divergence", "jsd:2", "between 0 and 1", train__loss__topk_norm="tail")
 before("train.loss.divergence", "reverse_kl", "topk_norm")

@@ -16,7 +16,7 @@ SIZE = 12
 
 @pytest.fixture
 def grid(monkeypatch):
-    """(tensor, context, pipeline) -> the group of each of 12 ranks, and the ranks of each communication group."""
+    """(tensor, context) -> the group of each of 12 ranks, and the ranks of each communication group."""
 
     def make(*cuts):
         made, groups = {}, []
@@ -46,28 +46,6 @@ def test_data_by_context_by_model(grid):
         assert made[g.replicas.group] == list(range(t, SIZE, 2)) and g.replicas.rank == rank // 2
 
 
-def test_stages_are_runs_of_ranks(grid):
-    groups, made = grid(2, 1, 3)
-    for rank, g in enumerate(groups):
-        p, d, t = rank // 4, rank % 4 // 2, rank % 2
-        assert (g.stages.rank, g.stages.size) == (p, 3) and made[g.stages.group] == [rank % 4 + 4 * i for i in range(3)]
-        assert (g.data.rank, g.data.size) == (d, 2)
-        assert made[g.model.group] == [rank - t, rank - t + 1]
-        # Gradients are summed within a stage.
-        assert made[g.replicas.group] == [4 * p + t, 4 * p + t + 2] and g.replicas.rank == d
-        for peers, other, place in ((g.before, rank - 4, 1), (g.after, rank + 4, 0)):
-            assert made[peers.group] == (sorted((rank, other)) if 0 <= other < SIZE else None)
-            assert peers.rank == (place if peers.size == 2 else 0)
-        assert g.context == ALONE and g.leads == (rank == 0)
-
-
-def test_stages_by_themselves(grid):
-    groups, made = grid(1, 1, 12)
-    assert all(g.stages.rank == i and g.replicas == g.model == ALONE for i, g in enumerate(groups))
-    assert groups[0].before == groups[-1].after == ALONE
-    assert made[groups[3].before.group] == [2, 3] == made[groups[2].after.group]
-
-
 @pytest.mark.parametrize("cuts", [(1, 1), (12, 1), (1, 12)])
 def test_the_world_is_no_new_group(grid, cuts):
     groups, made = grid(*cuts)
@@ -80,5 +58,3 @@ def test_the_world_is_no_new_group(grid, cuts):
 def test_what_does_not_fill_groups(grid):
     with pytest.raises(UserError, match=r"12 process\(es\) cannot .* multiple of 8"):
         grid(4, 2)
-    with pytest.raises(UserError, match="multiple of 24"):
-        grid(4, 1, 6)

@@ -1,12 +1,10 @@
 """Cutting parameters over ranks and putting them together again, and what a rank's network may look like."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from npd_ascend.errors import UserError
-from npd_ascend.models.mapping import heads_of, layers_of, rules, share_of
+from npd_ascend.models.mapping import heads_of, rules, share_of
 from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
 
@@ -38,38 +36,6 @@ def test_ranks_hold_the_checkpoints_tensors_in_equal_parts(spec, interleaved):
         for rank in range(2):
             shares = Shares(spec, interleaved=interleaved, rank=rank, size=2, gather=lambda x, p=parts: np.stack(p))
             np.testing.assert_array_equal(shares.whole(rule.param, parts[rank]), whole)
-
-
-def test_stages_hold_all_parameters_between_them(spec):
-    """Cut by two as well: whoever does not hold a parameter adds zeros, and everyone gets the whole."""
-    spec = replace(spec, num_layers=4)
-    everything = rules(spec)
-    held = [Shares(spec, interleaved=False, size=2, stage=s, stages=3).held for s in range(3)]
-    assert sorted(sum(held, ())) == sorted(r.param for r in everything)
-    rng = np.random.default_rng(0)
-    for rule in everything:
-        whole = rule.merge([rng.standard_normal(s).astype(np.float32) for s in rule.shapes])
-        assert whole.shape == rule.shape
-        parts = [Shares(spec, interleaved=False, rank=r, size=2).own(rule.param, whole) for r in range(2)]
-        for stage in range(3):
-            told = []
-            shares = Shares(spec, interleaved=False, size=2, stage=stage, stages=3,
-                            gather=lambda x, p=parts: np.stack((x, p[1])),
-                            add=lambda x, p=parts, t=told: t.append(x) or p[0])
-            mine = rule.param in shares.held
-            np.testing.assert_array_equal(shares.whole(rule.param, parts[0] if mine else None), whole)
-            assert told[0].shape == parts[0].shape and (mine or not told[0].any())
-
-
-def test_layers_of_stages(spec):
-    assert [len(r) for r in layers_of(replace(spec, num_layers=11), 4)] == [3, 3, 3, 2]
-    assert layers_of(replace(spec, num_layers=4), 2) == [range(2), range(2, 4)]
-    with pytest.raises(UserError, match="pipeline_parallel 3 is more than the model's 2 layers; lower it"):
-        layers_of(replace(spec, num_layers=2), 3)
-    tied = replace(spec, num_layers=4, tie_embeddings=True)
-    assert layers_of(tied, 1) == [range(4)]
-    with pytest.raises(UserError, match="pipeline_parallel 2 .* the model ties them; use tensor_parallel instead"):
-        layers_of(tied, 2)
 
 
 @pytest.mark.parametrize(("size", "words"), [(3, "2 key-value heads"), (5, "6 attention heads")])

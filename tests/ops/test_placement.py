@@ -60,8 +60,6 @@ def test_cores_stand_in_for_devices_on_cpu():
     (split(6, 2, train={"data_parallel": 4}), "train.data_parallel 4 needs 4 devices but there are 2"),
     (config(train={"data_parallel": 2, "context_parallel": 3, "tensor_parallel": 2, "global_batch": 64},
             pack={"row_length": 96}), "data_parallel 2 x context_parallel 3 x tensor_parallel 2 needs 12 devices"),
-    (config(train={"data_parallel": 2, "pipeline_parallel": 5, "global_batch": 64}),
-     "data_parallel 2 x pipeline_parallel 5 needs 10 devices"),
     (config(sync={"lead": 0.5}), "give each side its own"),
 ])
 def test_refusals(given, why):
@@ -79,11 +77,6 @@ def test_several_nodes():
     odd = config(train={"data_parallel": 3, "global_batch": 63})
     with pytest.raises(UserError, match="which 2 nodes cannot share evenly"):
         Placement.of(odd, "ascend", EIGHT).check(odd, 2)
-    stages = config(train={"pipeline_parallel": 2, "tensor_parallel": 8})
-    Placement.of(stages, "ascend", EIGHT).check(stages, 2)
-    with pytest.raises(UserError, match="data_parallel x pipeline_parallel is 3, which 2 nodes"):
-        uneven = config(train={"pipeline_parallel": 3})
-        Placement.of(uneven, "ascend", EIGHT).check(uneven, 2)
 
 
 def test_nodes_of_the_environment():

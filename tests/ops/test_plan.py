@@ -53,16 +53,6 @@ def test_training_takes_three_forward_passes(config):
     assert e.stage("train").flops == pytest.approx(3 * 2 * forward_flops(spec, 7, 50, 7 * 20))
 
 
-def test_stages_wait_for_each_other(config):
-    train = {"epochs": 2, "global_batch": 16, "micro_batch": 2, "data_parallel": 2}
-    one, cut = (estimate(config(train={**train, "pipeline_parallel": p}), workload=Workload(7, 30, 20)) for p in (1, 4))
-    a, b = one.stage("train"), cut.stage("train")
-    assert b.flops == pytest.approx(a.flops * 4 / 3)
-    assert b.limit / b.flops == pytest.approx(a.limit / a.flops * (4 + 3) / 4)  # four micro-batches and step
-    assert any("4 stages wait for each other 43% of the time" in n for n in cut.assumptions)
-    assert not any("wait" in n for n in one.assumptions)
-
-
 def test_sft_needs_no_teacher(config):
     e = estimate(config(train={"loss": {"kd_weight": 0}}, select={"metric": "none"}))
     assert [s.stage for s in e.stages] == ["rollout", "train"]

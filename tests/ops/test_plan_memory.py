@@ -44,34 +44,6 @@ def test_training_state_of_the_1b(paper, shapes):
                                          data_parallel=4).fixed
 
 
-def test_stages(paper, shapes):
-    """Of the 7B's 34 layers in four stages the first has nine, the embedding and four inputs in flight; the last has
-    eight, head and loss."""
-    spec = ModelSpec.from_folder(shapes["pangu7b"])
-    h, v, tokens = spec.hidden_size, spec.vocab_size, 32768
-    layers = spec.parameters - 2 * v * h
-    cut = train_memory(paper(), spec, NPU, recompute=True, pipeline_parallel=4)
-    first = 20 * (layers * 9 / 34 + v * h) + 4e9
-    last = 20 * (layers * 8 / 34 + v * h) + 4 * v * h + 12 * 1024 * v + 4e9
-    assert min(abs(cut.fixed - first), abs(cut.fixed - last)) < 1
-    one = train_memory(paper(), spec, NPU, recompute=True)
-    assert cut.fixed < one.fixed / 2
-    # Of the inputs of its layers the one of the first stands among the four in flight as well.
-    kept = cut.a_row / tokens
-    layer = one.a_row / tokens - 2 * h * 34 - 8 * h
-    assert min(abs(kept - layer - 2 * h * 9 - 16 * h), abs(kept - layer - 2 * h * 8 - 8 * h - 10 * h)) < 1
-
-
-def test_a_model_of_few_heads_takes_stages(paper, shapes):
-    (shapes["small"] / "config.json").write_text(json.dumps({
-        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 5120, "intermediate_size": 27648,
-        "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 2, "tie_word_embeddings": False}))
-    spec = ModelSpec.from_folder(shapes["small"])
-    assert what_fits(paper(), spec, NPU, 32) == (
-        "train.recompute: true, train.optimizer_sharding: true, train.tensor_parallel: 2, train.pipeline_parallel: 4 "
-        "would, on 32 devices")
-
-
 def test_the_7b_student_needs_sharding(paper, shapes):
     spec = ModelSpec.from_folder(shapes["pangu7b"])
     assert train_memory(paper(), spec, NPU, recompute=True).largest == 0

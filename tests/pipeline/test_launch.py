@@ -56,8 +56,6 @@ def test_every_cut_takes_processes():
     job = train(2)
     cut = job.settings.model_copy(update={"context_parallel": 3, "tensor_parallel": 2})
     assert launch.ranks(job.model_copy(update={"settings": cut})) == 12
-    stages = cut.model_copy(update={"pipeline_parallel": 2})
-    assert launch.ranks(job.model_copy(update={"settings": stages})) == 24
 
 
 def test_annotation_workers_have_a_node_and_a_device_each():

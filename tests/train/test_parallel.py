@@ -79,29 +79,26 @@ def layouts(world, tmp_path, kept, under_msrun):
 
 
 def test_two_processes(layouts, rows_of, tensors_of):
-    """One model cut over both, rows cut over both, or each with one of the layers."""
-    one, jobs = layouts(2, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2},
-                        stages={"pipeline_parallel": 2})
+    """One model cut over both, or rows cut over both."""
+    one, jobs = layouts(2, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2})
     for job in jobs.values():
         compare(job, one, rows_of, tensors_of)
 
 
 def test_four_processes(layouts, rows_of, tensors_of):
-    """Two copies of a model that is cut over two, their state cut over the copies; copies that share rows; stages
-    that are cut over two; and two copies of two stages, their state cut over the copies. Killed and resumed too."""
-    stages = {**ALL, "tensor_parallel": 1, "pipeline_parallel": 2}
-    one, jobs = layouts(4, all=ALL, resumed_all=ALL, rows={**ALL, "data_parallel": 1, "context_parallel": 2},
-                        cut={"pipeline_parallel": 2, "tensor_parallel": 2}, stages=stages, resumed_stages=stages)
-    for name in ("all", "rows", "cut", "stages"):
+    """Two copies of a model that is cut over two, their state cut over the copies, killed and resumed too; copies
+    that share rows."""
+    one, jobs = layouts(4, all=ALL, resumed_all=ALL, rows={**ALL, "data_parallel": 1, "context_parallel": 2})
+    for name in ("all", "rows"):
         compare(jobs[name], one, rows_of, tensors_of)
     last = f"step-{4:08d}"
-    for job, again in ((jobs[n], jobs[f"resumed_{n}"]) for n in ("all", "stages")):
-        whole, resumed = (tensors_of(j.out / "next") for j in (job, again))
-        assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
-        for part in ("weights", "m", "v"):
-            a, b = ((j.checkpoints / last / f"{part}.safetensors").read_bytes() for j in (job, again))
-            assert a == b
-        assert [r["step"] for r in rows_of(again, "train")] == [4]
-        # Checkpoints hold the whole model, whatever the layout: one process could go on from them.
-        mine, other = (tensors_of(j.checkpoints / last) for j in (job, one))
-        assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in other.items()}
+    job, again = jobs["all"], jobs["resumed_all"]
+    whole, resumed = (tensors_of(j.out / "next") for j in (job, again))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    for part in ("weights", "m", "v"):
+        a, b = ((j.checkpoints / last / f"{part}.safetensors").read_bytes() for j in (job, again))
+        assert a == b
+    assert [r["step"] for r in rows_of(again, "train")] == [4]
+    # Checkpoints hold the whole model, whatever the layout: one process could go on from them.
+    mine, other = (tensors_of(j.checkpoints / last) for j in (job, one))
+    assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in other.items()}

@@ -178,8 +178,6 @@ class _Planner:
             *(f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
               f"{p.train:.0%} in training ({why})"
               for p, why in ((PAPER, "backed out of the paper's Table 19"), (GOOD, "well-tuned software"))),
-            *([f"train.pipeline_parallel: {c.train.pipeline_parallel} stages wait for each other {self._idle:.0%} of "
-               "the time, and compute their activations twice"] if c.train.pipeline_parallel > 1 else []),
             "decoding reads all weights and the KV cache of the batch for every token; attention is causal; lengths "
             "are taken at their means",
         ]
@@ -197,13 +195,6 @@ class _Planner:
                                       conditioned=c.annotate.student_nll == "prefill", disk=0))
         out.append(self._train())
         return out + ([self._evaluate()] if c.evaluate.prompts else [])
-
-    @property
-    def _idle(self) -> float:
-        """Share of a training step in which a pipeline stage has nothing to do."""
-        t = self.config.train
-        others, batches = t.pipeline_parallel - 1, t.global_batch // (t.micro_batch * t.data_parallel)
-        return others / (batches + others)
 
     # ---- stages
 
@@ -249,13 +240,11 @@ class _Planner:
 
     def _train(self) -> StageCost:
         c, spec = self.config, self.student
-        # The backward pass of a pipeline stage begins with another forward pass.
-        forwards = 3 if c.train.pipeline_parallel == 1 else 4
-        flops = forwards * c.train.epochs * forward_flops(spec, self.samples, self.length, self.answers)
+        flops = 3 * c.train.epochs * forward_flops(spec, self.samples, self.length, self.answers)
         # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
         disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
         return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
-                         flops / self.npu.flops / (1 - self._idle), min(self.training, c.train.ranks), "train", disk,
+                         flops / self.npu.flops, min(self.training, c.train.ranks), "train", disk,
                          memory.train_memory(c, spec, self.npu, recompute=c.train.recompute))
 
 

@@ -92,47 +92,35 @@ def annotate_memory(config: Config, spec: ModelSpec, npu: Npu, tensor_parallel: 
 
 def train_memory(config: Config, spec: ModelSpec, npu: Npu, *, recompute: bool, tensor_parallel: int | None = None,
                  sharding: bool | None = None, data_parallel: int | None = None,
-                 context_parallel: int | None = None, pipeline_parallel: int | None = None) -> Memory:
+                 context_parallel: int | None = None) -> Memory:
     """fp32 weights, gradients (fresh and summed) and two moments; activations of all layers or, with recomputation, of
     one and the inputs of the others; chunked head and loss.
 
     Optimizer sharding leaves weights and fresh gradients whole, the layers' in bf16, and cuts fp32 weights, summed
     gradients and moments over the copies. Tensor parallelism cuts all of it, but no activation between the layers.
-    Context parallelism cuts activations only; its ranks are copies like any others. A pipeline stage has its layers
-    only, and the inputs of the micro-batches in flight; the figures are those of the stage that needs most.
+    Context parallelism cuts activations only; its ranks are copies like any others.
 
     Args:
         config: the run.
         spec: the student.
         npu: the device.
         recompute: activations are computed again in the backward pass.
-        tensor_parallel, sharding, data_parallel, context_parallel, pipeline_parallel: None: as in ``train``.
+        tensor_parallel, sharding, data_parallel, context_parallel: None: as in ``train``.
     """
     t, length, hidden = config.train, config.pack.row_length, spec.hidden_size
     tp, cp = tensor_parallel or t.tensor_parallel, context_parallel or t.context_parallel
-    pp = pipeline_parallel or t.pipeline_parallel
     copies = cp * (data_parallel or t.data_parallel)
     table = spec.vocab_size * hidden
-    layers = spec.parameters - table * (1 if spec.tie_embeddings else 2)
-    stages = []
-    for stage in range(pp):
-        last = stage == pp - 1
-        number = -(-(spec.num_layers - stage) // pp)
-        tables = table * (1 if spec.tie_embeddings else (stage == 0) + last)
-        own = layers * number / spec.num_layers + tables
-        state = 5 * 4 * own / tp
-        if t.optimizer_sharding if sharding is None else sharding:
-            state = (2 * (2 * (own - tables) + 4 * tables) + 16 * own / copies) / tp
-        head = (4 * table + 3 * 4 * t.vocab_chunk_rows * spec.vocab_size) / tp if last else 0.0
-        layer = _layer_activations(spec, tp)
-        kept = layer + 2 * hidden * number if recompute else layer * number
-        # The chunked loss keeps hidden states of the response positions and their gradients.
-        kept += 4 * 2 * hidden if last else 0
-        # Inputs in flight, and what comes from the neighbours and goes to them.
-        kept += (pp - stage + 4) * 2 * hidden if pp > 1 else 0
-        stages.append(Memory(state + head + _RUNTIME, length / cp * kept, _budget(config, npu), t.micro_batch,
-                             "train.micro_batch"))
-    return max(stages, key=lambda m: m.needed)
+    tables = table * (1 if spec.tie_embeddings else 2)
+    state = 5 * 4 * spec.parameters / tp
+    if t.optimizer_sharding if sharding is None else sharding:
+        state = (2 * (2 * (spec.parameters - tables) + 4 * tables) + 16 * spec.parameters / copies) / tp
+    head = (4 * table + 3 * 4 * t.vocab_chunk_rows * spec.vocab_size) / tp
+    layer = _layer_activations(spec, tp)
+    kept = layer + 2 * hidden * spec.num_layers if recompute else layer * spec.num_layers
+    kept += 4 * 2 * hidden  # the chunked loss keeps hidden states of the response positions and their gradients
+    return Memory(state + head + _RUNTIME, length / cp * kept, _budget(config, npu), t.micro_batch,
+                  "train.micro_batch")
 
 
 def _layer_activations(spec: ModelSpec, tensor_parallel: int) -> float:
