@@ -1,8 +1,8 @@
 """AdamW, whole on every process or with its state cut over the ranks with equal shares of the model.
 
-With optimizer sharding (ZeRO stage 2, arXiv:1910.02054) parameters are joined into flat buckets, of each of which a rank
-owns an equal run: float32 weights, two moments and the sum of their gradients. The network's own weights are then copies
-in the compute type, brought up to date after each step.
+With optimizer sharding (ZeRO stage 2, arXiv:1910.02054) parameters are joined into flat buckets, of each of which a
+rank owns an equal run: float32 weights, two moments and the sum of their gradients. The network's own weights are then
+copies in the compute type, brought up to date after each step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class AdamW:
     Matrices decay, vectors (norms, biases) do not.
 
     Attributes:
-        params: trainable parameters of the network; those that are treated alike stand side by side.
+        params: trainable parameters of the network, those whose gradients come first in front: then a gradient is added
+            to the sum, and its memory free, while the backward pass goes on. Of a sharded optimizer those that are
+            treated alike are side by side.
         buckets: of ``params``, for collectives; of the state as well when it is sharded.
         weights: what is updated, float32: the parameters themselves, or this rank's run of each bucket.
         gradients, m, v: of the shapes of ``weights``.
@@ -49,15 +51,18 @@ class AdamW:
         self.settings, self.owners, self.shares = settings, owners, shares
         self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.sharded = owners.size > 1
-        self.params = ParameterTuple(sorted(params, key=self._kind))
+        late_first = params[::-1]
+        self.params = ParameterTuple(sorted(late_first, key=self._kind) if self.sharded else late_first)
         self.names = tuple(p.name for p in self.params)
         self._place = {name: i for i, name in enumerate(self.names)}
         kinds = [self._kind(p) for p in self.params]
-        self.buckets = make_buckets([p.size for p in self.params], kinds, owners.size)
+        sizes = [p.size for p in self.params]
         if self.sharded:
+            self.buckets = make_buckets(sizes, kinds, owners.size)
             kinds = [kinds[b.first] for b in self.buckets]
             names, shapes = [str(i) for i in range(len(kinds))], [(b.length // owners.size,) for b in self.buckets]
         else:
+            self.buckets = make_buckets(sizes, [None] * len(sizes))
             names, shapes = list(self.names), [p.shape for p in self.params]
         self.cut, self.decays = tuple(k[0] for k in kinds), tuple(k[1] for k in kinds)
         self.gradients, self.m, self.v = (_zeros(part, names, shapes) for part in ("gradient", "m", "v"))
@@ -94,7 +99,7 @@ class AdamW:
         return tuple(self.params[self._place[name]].shape) if self.shares is None else self.shares.rules[name].shape
 
     def whole(self, part: str, name: str) -> np.ndarray:
-        """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32. Quickest in the order of ``names``."""
+        """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32; quickest in order of ``names``."""
         own = self._own(part, self._place[name])
         return own if self.shares is None else self.shares.whole(name, own)
 

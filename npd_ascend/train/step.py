@@ -14,7 +14,7 @@ from npd_ascend.models.network import CausalLM
 from npd_ascend.models.peers import ALONE, Gather, Peers, ScatterSum, Sum
 from npd_ascend.objectives.chunked import ChunkedLoss
 from npd_ascend.train.adamw import AdamW
-from npd_ascend.train.buckets import MAX_TENSORS, Bucket
+from npd_ascend.train.buckets import Bucket
 from npd_ascend.train.reader import MicroBatch
 
 
@@ -48,9 +48,9 @@ def _add_tensor(total: Tensor, value: Tensor) -> Tensor:
     return ops.assign_add(total, value)
 
 
-@_square.register("Tensor")
-def _square_tensor(value: Tensor) -> Tensor:
-    return ops.square(value).sum()
+@_square.register("Tensor", "Tensor")
+def _square_tensor(after: Tensor, value: Tensor) -> Tensor:
+    return ops.square(ops.depend(value, after)).sum()
 
 
 @_step.register("Function", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
@@ -72,7 +72,8 @@ def _place_tensor(flat: Tensor, target: Tensor, start: int, size: int) -> Tensor
 
 @_clear.register("Tensor", "Tensor")
 def _clear_tensor(after: Tensor, value: Tensor) -> Tensor:
-    return ops.assign(value, ops.depend(ops.zeros_like(value), after))
+    # In place: zeros to assign would be folded into a constant of the parameter's size, kept with the graph.
+    return ops.assign_sub(value, ops.depend(value, after))
 
 
 class Buckets(nn.Cell):
@@ -124,7 +125,8 @@ class Accumulate(nn.Cell):
 
     def _owned(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """This rank's run of each bucket of gradients, summed over the ranks."""
-        last, runs = gradients, ()
+        last: Any = gradients
+        runs: tuple[Tensor, ...] = ()
         for bucket in self.buckets:
             # One collective after the other, and all after the backward pass: ranks must not meet in another order.
             flat = ops.depend(self.flat.join(bucket, gradients[bucket.first : bucket.stop]), last)
@@ -148,9 +150,12 @@ class Update(nn.Cell):
         super().__init__(auto_prefix=False)
         o = optimizer
         self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
-        self.decays, self.whole = o.decays, o.cut.count(False)  # what is cut comes last
+        self.decays = o.decays
+        # Squares and scaled gradients are temporary: groups one after the other bound what these take.
+        self.groups = ((0, len(o.weights)),) if o.sharded else tuple((b.first, b.stop) for b in o.buckets)
         self.sharded, self.reduced = o.sharded, replicas.size > 1 and not o.sharded
         self.sums, self.clip = sums, clip
+        self.cut = tuple(Tensor(np.array(o.cut[first:stop], np.float32)) for first, stop in self.groups)
         self.over_replicas, self.over_model = Sum(replicas), Sum(model)
         self.buckets, self.flat, self.gather = o.buckets, Buckets(), Gather(o.owners)
         self.map, self.kernel = ops.HyperMap(), ops.AdamWeightDecay()
@@ -164,20 +169,22 @@ class Update(nn.Cell):
         """
         sums = self.over_replicas(self.sums + 0.0)
         gradients = self._summed(sums) if self.reduced else self.gradients
-        squares = self.map(_square, gradients)
-        squares = ops.stack((self._total(squares[: self.whole]), self._total(squares[self.whole :])))
+        squares = self._squares(gradients)
         if self.sharded:
             squares = self.over_replicas(ops.depend(squares, sums))
         # What tensor-parallel ranks hold each in part adds up; what all of them hold counts once.
         norm = ops.sqrt(squares[0] + self.over_model(squares[1]))
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
-        stepped = self.map(ops.partial(_step, self.kernel, self.beta1, self.beta2, rate, eps, decay, factor),
-                           self.weights, self.m, self.v, gradients, self.decays)
+        last = factor
+        for first, stop in self.groups:
+            stepped = self.map(ops.partial(_step, self.kernel, self.beta1, self.beta2, rate, eps, decay,
+                                           ops.depend(factor, last)), self.weights[first:stop], self.m[first:stop],
+                               self.v[first:stop], gradients[first:stop], self.decays[first:stop])
+            last = self.map(ops.partial(_clear, ops.depend(factor, stepped)), self.gradients[first:stop])
         if self.sharded:
-            stepped = self._published(ops.depend(norm, stepped))
-        cleared = self.map(ops.partial(_clear, ops.depend(norm, stepped)), self.gradients)
+            last = self._published(ops.depend(norm, last))
         ops.assign(self.sums, ops.depend(ops.zeros((3,), ms.float32), sums))
-        return ops.depend(norm, cleared), sums
+        return ops.depend(norm, last), sums
 
     def _summed(self, last: Tensor) -> tuple[Tensor, ...]:
         """The gradients, summed over the replicas bucket by bucket."""
@@ -197,11 +204,13 @@ class Update(nn.Cell):
             out += self.flat.place(bucket, last, self.params[bucket.first : bucket.stop])
         return out
 
-    def _total(self, values: tuple[Tensor, ...]) -> Tensor:
-        """Sum of scalars, in groups that an operator takes at once."""
-        total = ops.zeros((), ms.float32)
-        for i in range(0, len(values), MAX_TENSORS):
-            total = total + ops.stack(values[i : i + MAX_TENSORS]).sum()
+    def _squares(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Sums of squares [2]: of what all tensor-parallel ranks hold, and of what is cut over them."""
+        total = ops.zeros((2,), ms.float32)
+        for i in range(len(self.groups)):
+            first, stop = self.groups[i]
+            some = ops.stack(self.map(ops.partial(_square, total), gradients[first:stop]))
+            total = total + ops.stack(((some * (1 - self.cut[i])).sum(), (some * self.cut[i]).sum()))
         return total
 
 
