@@ -10,6 +10,7 @@ import typer
 
 from npd_ascend import __version__, out_of_memory
 from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
+from npd_ascend.visible import one_line, visible
 
 app = typer.Typer(
     name="npd",
@@ -38,7 +39,7 @@ def run(
     if dry_run:
         from npd_ascend.pipeline.describe import describe
 
-        typer.echo(describe(loaded))
+        _say(describe(loaded))
         return
     _conduct(loaded, stage, redo)
 
@@ -73,10 +74,10 @@ def evaluate(
 
     result = evaluate_checkpoint(load_config(config, set_), checkpoint, out)
     low, high = result["interval"]
-    typer.echo(f"accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, n = {result['n']})")
+    _say(f"accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, n = {result['n']})")
     for k, value in result.get("pass_at", {}).items():
-        typer.echo(f"pass@{k} {value if isinstance(value, float) else value['value']:.4f}")
-    typer.echo(f"written to {out / 'result.json'}")
+        _say(f"pass@{k} {value if isinstance(value, float) else value['value']:.4f}")
+    _say(f"written to {out / 'result.json'}")
 
 
 @app.command()
@@ -87,11 +88,11 @@ def report(
     """Builds report.html of a run, finished or not."""
     from npd_ascend.report.build import build
 
-    typer.echo(f"report: {build(run_dir)}")
+    _say(f"report: {build(run_dir)}")
     if tensorboard:
         from npd_ascend.report.tensorboard import export
 
-        typer.echo(f"TensorBoard events: {export(run_dir)}")
+        _say(f"TensorBoard events: {export(run_dir)}")
 
 
 @app.command()
@@ -110,7 +111,7 @@ def plan(
     from npd_ascend.ops.plan import estimate_run, render
 
     loaded = load_config(config, set_)
-    typer.echo(render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
+    _say(render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
 
 
 @app.command()
@@ -126,7 +127,7 @@ def doctor(
     from npd_ascend.ops.doctor import render, visit
 
     findings = visit(config, set_, selftest, smoke, cpu, out)
-    typer.echo(render(findings))
+    _say(render(findings))
     if any(f.level == "error" for f in findings):
         raise typer.Exit(2)
 
@@ -144,8 +145,8 @@ def study(
 
     loaded = load_study(config, set_)
     if dry_run:
-        typer.echo(describe(loaded, only or []))
-    elif failed := conduct(loaded, only or [], typer.echo):
+        _say(describe(loaded, only or []))
+    elif failed := conduct(loaded, only or [], _say):
         raise UserError(f"{failed} arms failed, see above; the same command runs them again")
 
 
@@ -158,7 +159,7 @@ def convert(
     """Checks a checkpoint key by key and writes it anew as Hugging Face safetensors."""
     from npd_ascend.models.convert import convert as convert_checkpoint
 
-    typer.echo(convert_checkpoint(source, target, dtype or None))
+    _say(convert_checkpoint(source, target, dtype or None))
 
 
 @app.command()
@@ -177,7 +178,7 @@ def join(config: ConfigPath, set_: Set = None) -> None:
 @app.command()
 def version() -> None:
     """Prints the version."""
-    typer.echo(__version__)
+    _say(__version__)
 
 
 def _conduct(config: object, stage: str | None, redo: bool) -> None:
@@ -188,7 +189,7 @@ def _conduct(config: object, stage: str | None, redo: bool) -> None:
     try:
         conductor = Conductor(config, redo)
         conductor.run(stage)
-        typer.echo(f"report: {conductor.run_dir.report}")
+        _say(f"report: {conductor.run_dir.report}")
     except Stopped as e:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(exit_code(e)) from None
@@ -207,8 +208,13 @@ def main() -> None:
         _end(told, EXIT_USER)
 
 
+def _say(text: str) -> None:
+    """Prints text for people; names and texts within it cannot steer the terminal."""
+    typer.echo(visible(text))
+
+
 def _end(text: str, code: int) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from npd_ascend.visible import one_line
+
 EXIT_USER = 2
 EXIT_CORRUPT = 3
 
@@ -20,7 +22,7 @@ class UserError(Exception):
     exit_code = EXIT_USER
 
     def __init__(self, text: str):
-        super().__init__(" ".join(text.splitlines()))  # what is quoted may hold line feeds
+        super().__init__(one_line(text))  # what is quoted may hold line feeds, or steer a terminal
 
 
 class CorruptShard(UserError):

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from npd_ascend.visible import one_line
+
 ENV = "NPD_PROGRESS"
 STARTED = "NPD_STARTED"
 """Variable with the time at which the conductor started this process."""
@@ -38,7 +40,7 @@ def emit(event: str, **fields: Any) -> None:
         finally:
             os.close(fd)
     elif event == "message":
-        print(fields["text"], file=sys.stderr, flush=True)
+        print(one_line(str(fields["text"])), file=sys.stderr, flush=True)
 
 
 def message(text: str, level: str = "info") -> None:
@@ -127,7 +129,8 @@ class Meter:
             self._plain_last = now
             of = f"/{self.total}" if self.total is not None else ""
             rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens and seconds > 0 else ""
-            print(f"{self.stage}: {event} {self.done}{of} {self.unit}{rate}", file=sys.stderr, flush=True)
+            line = one_line(f"{self.stage}: {event} {self.done}{of} {self.unit}{rate}")
+            print(line, file=sys.stderr, flush=True)
 
 
 class ProgressTail:

@@ -20,6 +20,7 @@ from npd_ascend.config import jobs
 from npd_ascend.errors import EXIT_USER, CorruptShard, UserError, of_the_disk
 from npd_ascend.pipeline.processes import die_with_parent
 from npd_ascend.progress import emit
+from npd_ascend.visible import one_line
 
 _ROOMS: dict[str, type[jobs.Section]] = {
     "data": jobs.PrepareJob,
@@ -105,7 +106,7 @@ def _advice(e: Exception, room: str) -> str | None:
 
 def _say(what: object, code: int) -> int:
     try:
-        print(f"error: {what}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(str(what))}", file=sys.stderr, flush=True)
     except OSError:
         pass  # the log is on the full disk, too
     return code

@@ -17,6 +17,7 @@ from npd_ascend.report.samples import gallery
 from npd_ascend.report.warnings import warnings_of
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.store.layout import RunDir
+from npd_ascend.visible import visible
 
 _DEFAULT_SAMPLES = 6
 _ANSWERS = 4
@@ -43,6 +44,17 @@ def build(run_dir: Path, out: Path | None = None) -> Path:
     return out
 
 
+def environment(templates: Path) -> Environment:
+    """Where pages are rendered: what did not come from this package is escaped, and its control characters are shown
+    as such, so that they cannot change the layout."""
+    return Environment(loader=FileSystemLoader(templates), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True, finalize=_harmless)
+
+
+def _harmless(value: object) -> object:
+    return type(value)(visible(value)) if isinstance(value, str) else value
+
+
 def render(run: Run) -> str:
     """The page as HTML; everything that did not come from this package is escaped."""
     # Matplotlib takes a while to import: whoever only may write a report at the end should not wait at the start.
@@ -50,8 +62,7 @@ def render(run: Run) -> str:
 
     count = run.config.report.samples if run.config else _DEFAULT_SAMPLES
     samples = gallery(RunDir(run.root), run.config, count, run.problems)
-    env = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = environment(Path(__file__).parent / "templates")
     env.filters.update(number=numbers.number, percent=numbers.percent, duration=numbers.duration, size=numbers.size)
     return env.get_template("report.html.j2").render(
         run=run, name=run.root.resolve().name, tiles=_tiles(run), warnings=warnings_of(run),

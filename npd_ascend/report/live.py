@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column
 from rich.text import Text
 
+from npd_ascend.visible import one_line
+
 _PLAIN_EVERY_S = 10.0
 # Rates look back so far: long enough to be steady, short enough to forget compilation and warm-up.
 _WINDOW_S = 30.0
@@ -167,8 +169,7 @@ class LiveView:
             self._progress.remove_task(task)
 
     def _say(self, line: str, style: str = "") -> None:
-        # Text of models and errors must not steer the terminal.
-        line = "".join(c if c.isprintable() else " " for c in line)
+        line = one_line(line)  # text of models and errors must not steer the terminal
         clock = time.strftime("%H:%M:%S")
         if self._progress:
             text = Text.assemble((clock, "dim"), "  ", (line, style))
@@ -187,7 +188,9 @@ class _Part(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         shown = self._show(task.fields["state"])
-        return shown if isinstance(shown, Text) else Text(shown)
+        if isinstance(shown, Text):
+            return Text(one_line(shown.plain), style=shown.style)
+        return Text(one_line(shown))
 
 
 def _eta_text(state: StageState) -> Text:

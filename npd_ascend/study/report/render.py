@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import npd_ascend.report
 from npd_ascend import __version__
+from npd_ascend.report.build import environment
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.report import peers
 from npd_ascend.study.report.compare import COUNTED, VERDICTS
@@ -18,6 +18,7 @@ from npd_ascend.study.report.figures import standalone
 from npd_ascend.study.report.paper import LOWER_IS_BETTER
 from npd_ascend.study.report.readings import Readings
 from npd_ascend.study.report.sections import Section, Table, absent, gain_text, headline, sections
+from npd_ascend.visible import visible
 
 _SIGN = {"accuracy": "accuracy", "kl_st": "KL(S‖T)", "kl_ts": "KL(T‖S)", "exaccerr": "ExAccErr", "seconds": "time"}
 READING = (
@@ -52,7 +53,7 @@ def build(root: Path, out: Path | None = None) -> Path:
     for section in found:
         for picture in section.pictures:
             write_bytes(out / f"{picture.name}.svg", standalone(str(picture.svg)).encode())
-    write_bytes(out / "summary.md", markdown(root.resolve().name, found, facts).encode())
+    write_bytes(out / "summary.md", visible(markdown(root.resolve().name, found, facts)).encode())
     page = out / "index.html"
     write_bytes(page, html(root.resolve().name, found, facts).encode())
     return page
@@ -61,8 +62,7 @@ def build(root: Path, out: Path | None = None) -> Path:
 def html(name: str, found: list[Section], facts: list[tuple[str, str]]) -> str:
     """The page; everything that did not come from this package is escaped."""
     css = (Path(npd_ascend.report.__file__).parent / "templates" / "report.css").read_text()
-    env = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = environment(Path(__file__).parent / "templates")
     return env.get_template("study.html.j2").render(
         name=name, sections=found, facts=facts, css=css, tiles=_tiles(found), verdict=_verdict,
         reading=READING.replace("**", ""))
