@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.data.pangu import is_pangu
+from npd_ascend.data.render import TemplateFault, render
 from npd_ascend.data.tokenizer import TOKENIZER_FILES, has_tokenizer, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
@@ -105,7 +106,7 @@ def _compare(teacher: Path, theirs: Any, student: Path, ours: Any) -> None:
 
 def _render(tokenizer: Any, conversation: list[dict[str, str]]) -> str:
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        text = render(tokenizer, [conversation], generation=True)[0]
         return text.removeprefix(tokenizer.bos_token or "")  # BOS comes from the template or from the tokenizer
-    except Exception as e:  # a template may refuse a role; both must then refuse it
-        return f"refused: {type(e).__name__}"
+    except TemplateFault:  # a template may refuse a role; both must then refuse it
+        return "refused"

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.config.schema import DataConfig
+from npd_ascend.data import parquet
+from npd_ascend.data.bounded import MAX_ROW, too_large
 from npd_ascend.errors import UserError
 
-_PARQUET_BATCH = 1024
 _SUFFIXES = ".jsonl, .jsonl.gz, .json (one object a line) or .parquet"
 
 
@@ -56,10 +57,10 @@ def read_prompts(files: list[Path], settings: DataConfig, need_reference: bool =
         UserError: a file that is missing, unreadable, empty or malformed; a row that lacks a field or has an
             empty or wrongly typed one.
     """
-    count = 0
+    count, fields = 0, _fields(settings)
     for path in expand(files):
         rows = 0
-        for where, record in _records(path):
+        for where, record in _records(path, fields):
             if limit is not None and count >= limit:
                 return
             yield _check(where, record, settings, need_reference, need_answer)
@@ -67,6 +68,29 @@ def read_prompts(files: list[Path], settings: DataConfig, need_reference: bool =
             count += 1
         if not rows and (limit is None or count < limit):
             raise UserError(f"{path}: there are no rows in it")
+
+
+def measure(files: list[Path]) -> tuple[int, int]:
+    """(rows, bytes) of prompt files, without a look at what the rows say; blank lines count.
+
+    Raises:
+        UserError: as ``read_prompts``, of files.
+    """
+    count = size = 0
+    for path in expand(files):
+        if _kind(path) == "parquet":
+            more, text = parquet.measure(path)
+            count, size = count + more, size + text
+            continue
+        for _, raw in _lines(path):
+            count, size = count + 1, size + len(raw)
+    return count, size
+
+
+def _fields(settings: DataConfig) -> list[str]:
+    """Names of the fields that are used."""
+    named = (settings.prompt_field, settings.response_field, settings.labels_field, settings.answer_field)
+    return list(dict.fromkeys(name for name in named if name is not None))
 
 
 def expand(files: list[Path]) -> list[Path]:
@@ -104,19 +128,28 @@ def _kind(path: Path) -> str | None:
     return None
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return _parquet(path) if _kind(path) == "parquet" else _jsonl(path)
+def _records(path: Path, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _parquet(path, fields) if _kind(path) == "parquet" else _jsonl(path)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, raw in _lines(path):
+        where = f"{path}, line {number}"
+        record = _parse(where, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+        if record is not None:
+            yield where, record
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a file, plain or gzipped."""
     number = 0
     try:
         with (gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")) as f:
-            for number, raw in enumerate(f, 1):
-                where = f"{path}, line {number}"
-                record = _parse(where, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-                if record is not None:
-                    yield where, record
+            while raw := f.readline(MAX_ROW + 1):
+                number += 1
+                if len(raw) > MAX_ROW:
+                    raise UserError(f"{path}, line {number}: {too_large('line')}")
+                yield number, raw
     except (OSError, EOFError, zlib.error) as e:
         after = f" after line {number}" if number else ""
         raise UserError(f"prompt file {path}: cannot be read{after} "
@@ -143,20 +176,13 @@ def _parse(where: str, raw: bytes) -> dict[str, Any] | None:
     return record
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as f:
-            for batch in f.iter_batches(batch_size=_PARQUET_BATCH):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", record
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise UserError(f"prompt file {path}: not a readable Parquet file "
-                        f"({(str(e) or type(e).__name__).splitlines()[0]})") from None
+def _parquet(path: Path, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = parquet.rows(path, fields)
+    names = json.loads(next(lines, b"[]"))
+    # Columns that were not read: messages about a missing field name them.
+    unread = {name: ... for name in names if name not in fields}
+    for number, line in enumerate(lines, 1):
+        yield f"{path}, row {number}", json.loads(line) | unread
 
 
 def _check(where: str, record: dict[str, Any], settings: DataConfig, need_reference: bool,

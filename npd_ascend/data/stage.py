@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from npd_ascend.store.identity import prompt_id
 from npd_ascend.store.schemas import PROMPTS
 
 _BLOCK = 4096  # rows tokenised in one call: enough to keep all threads of a fast tokenizer busy
+_BLOCK_TEXT = 32 << 20  # characters: a block of the longest rows must fit into memory, too
 
 
 def run(job: PrepareJob) -> None:
@@ -66,7 +66,7 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
                meter: Meter) -> Iterator[dict[str, Any]]:
     """Rows of the dataset in order; ``counts`` is kept up to date."""
     limit = job.settings.max_prompt_tokens
-    while block := list(islice(rows, _BLOCK)):
+    for block in _blocks(rows):
         heads = template.render([row.messages for row in block])
         prompts = template.prompts(heads)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
@@ -90,6 +90,20 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
             yield {"prompt_index": index, "prompt_id": prompt_id(ids, index), "prompt_ids": ids,
                    "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text}
         meter.advance(len(block), tokens=sum(map(len, prompts)))
+
+
+def _blocks(rows: Iterator[PromptRow]) -> Iterator[list[PromptRow]]:
+    """Runs of at most ``_BLOCK`` rows that end once they hold ``_BLOCK_TEXT`` characters."""
+    block: list[PromptRow] = []
+    text = 0
+    for row in rows:
+        block.append(row)
+        text += sum(len(m["content"]) for m in row.messages) + len(row.response or "") + len(row.labels or "")
+        if len(block) == _BLOCK or text >= _BLOCK_TEXT:
+            yield block
+            block, text = [], 0
+    if block:
+        yield block
 
 
 def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from npd_ascend.data.render import TemplateFault, render
 from npd_ascend.data.tokenizer import encode
 from npd_ascend.errors import UserError
 
@@ -62,7 +63,7 @@ class Template:
     def render(self, conversations: Sequence[Messages]) -> list[str]:
         """Text of conversations up to the place where the answer begins."""
         if self.chat:
-            return [self._render(c, generation=True) for c in conversations]
+            return self._render_all(conversations, generation=True)
         return [c[-1]["content"] for c in conversations]
 
     def prompts(self, heads: list[str]) -> list[list[int]]:
@@ -83,8 +84,8 @@ class Template:
         """
         if not self.chat:
             return [ids + self.end_ids for ids in encode(self.tokenizer, list(texts))]
-        wholes = [self._render([*c, {"role": "assistant", "content": t}], generation=False)
-                  for c, t in zip(conversations, texts, strict=True)]
+        wholes = self._render_all([[*c, {"role": "assistant", "content": t}]
+                                   for c, t in zip(conversations, texts, strict=True)], generation=False)
         rests = [whole[len(head):] if whole.startswith(head) else text + self._tail
                  for head, whole, text in zip(heads, wholes, texts, strict=True)]
         full = self.prompts([head + rest for head, rest in zip(heads, rests, strict=True)])
@@ -94,12 +95,14 @@ class Template:
         return [self._close(row if row is not None else next(alone)) for row in cut]
 
     def _render(self, messages: Messages, generation: bool) -> str:
+        return self._render_all([messages], generation)[0]
+
+    def _render_all(self, conversations: Sequence[Messages], generation: bool) -> list[str]:
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except Exception as e:  # jinja errors, and what a template raises by itself
-            detail = (str(e).strip() or type(e).__name__).splitlines()[0]
-            raise UserError(f"the chat template refuses a conversation of roles "
-                            f"{', '.join(str(m.get('role')) for m in messages)}: {detail}") from None
+            return render(self.tokenizer, conversations, generation)
+        except TemplateFault as e:
+            roles = ", ".join(str(m.get("role")) for m in conversations[e.index])
+            raise UserError(f"the chat template refuses a conversation of roles {roles}: {e}") from None
 
     # ---- what the template puts around an answer
 

@@ -4,7 +4,7 @@ import pytest
 
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.ops.plan import estimate, render
+from npd_ascend.ops.plan import estimate, estimate_run, render
 from npd_ascend.ops.plan.devices import GOOD, NPUS, PAPER, find_npu
 from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, matrix_parameters
 from npd_ascend.ops.plan.workload import Workload, workload
@@ -129,8 +129,8 @@ def test_devices():
 def test_given_statistics_need_no_file(paper):
     w = workload(paper(), prompts=10, prompt_tokens=5, answer_tokens=7)
     assert (w.prompts, w.prompt_tokens, w.answer_tokens) == (10, 5, 7)
-    with pytest.raises(UserError, match="--prompts"):
-        workload(paper())
+    with pytest.raises(UserError, match="none.jsonl: no such file; or give --prompts"):
+        estimate_run(paper())
 
 
 def test_text_says_what_bounds_and_what_does_not_fit(paper):

@@ -64,7 +64,7 @@ def test_messages_and_errors_are_lines_of_their_own_and_cannot_steer_the_termina
                  {"event": "message", "text": "\x1b[2Jhello\nworld"},
                  {"event": "error", "stage": "train", "text": "loss is NaN"}, {"event": "future"})
     lines = [line[10:] for line in text.splitlines()]
-    assert lines == ["warning: keep rate 40 %", " [2Jhello world", "error in train: loss is NaN"]
+    assert lines == ["warning: keep rate 40 %", "␛[2Jhello world", "error in train: loss is NaN"]
 
 
 def test_terminal_shows_a_bar_for_each_active_stage(monkeypatch):

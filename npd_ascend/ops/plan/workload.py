@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from npd_ascend.config import Config
+from npd_ascend.data.prompts import measure
 from npd_ascend.errors import UserError
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
@@ -60,7 +60,7 @@ def workload(config: Config, prompts: float | None = None, prompt_tokens: float 
 
 def count_prompts(files: list[Path], limit: int | None) -> float:
     """Rows of prompt files, as far as they are used."""
-    return min(sum(_rows(path)[0] for path in files), limit or float("inf"))
+    return min(measure(files)[0], limit or float("inf"))
 
 
 def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
@@ -77,10 +77,7 @@ def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
             return rows, mean, f"{rows:,.0f} prompts of {mean:.0f} tokens, as those in {like}"
         except UserError:
             pass
-    rows = text = 0.0
-    for path in config.data.prompts:
-        n, size = _rows(path)
-        rows, text = rows + n, text + size
+    rows, text = measure(config.data.prompts)
     if not rows:
         raise UserError(f"no prompts in {', '.join(map(str, config.data.prompts))}")
     mean = min(text / rows / _BYTES_PER_TEXT_TOKEN, config.data.max_prompt_tokens)
@@ -98,22 +95,6 @@ def _tokenised(run: Path) -> tuple[int, float]:
     done = Dataset.open(RunDir(run).prompts, "prompts")
     lengths = done.read(0, ["prompt_ids"]).column("prompt_ids").combine_chunks()
     return done.rows, len(lengths.values) / max(1, len(lengths))
-
-
-def _rows(path: Path) -> tuple[int, int]:
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return pq.read_metadata(path).num_rows, path.stat().st_size
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            n = size = 0
-            for line in f:
-                n, size = n + 1, size + len(line)
-            return n, size
-    except OSError as e:
-        raise UserError(f"prompt file {path} cannot be read: {e.strerror or e}; or give --prompts and --prompt-tokens"
-                        ) from None
 
 
 def _answer_tokens(config: Config, like: Path | None) -> tuple[float, str]:
