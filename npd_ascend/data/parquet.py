@@ -2,7 +2,7 @@
 
 Dictionaries and run lengths let a file of a few kilobytes decode to any size, and what its metadata say of that size
 may be false. So the file is read by this process, which has ``MEMORY`` bytes to do it in, reads the named columns only
-and ends at the first row that is too large. Exit code 2: the last line of stderr is ``{"row": number or null, "text"}``.
+and ends at the first row that is too large. Exit code 2: stderr ends with ``{"row": number or null, "text": ...}``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from npd_ascend.config.jobs import PrepareJob
-from npd_ascend.data.prompts import PromptRow, read_prompts
+from npd_ascend.data.prompts import PromptRow, expand, read_prompts
 from npd_ascend.data.template import Template
 from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
@@ -36,11 +36,10 @@ def run(job: PrepareJob) -> None:
     dataset = Dataset(job.out, "prompts", job.fingerprint)
     if dataset.complete:
         return
-    tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
-    template = Template(tokenizer, job.settings.template, eos_token_ids(job.tokenizer, tokenizer))
+    template = _template(job)
+    tokenizer = template.tokenizer
     rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
-    counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
-              "longest_prompt_and_reference": 0}
+    counts = _counts()
     shards, pending = 0, []
     with Meter("prepare", None, "prompts") as meter:
         for record in _tokenised(rows, template, job, counts, meter):
@@ -60,6 +59,39 @@ def run(job: PrepareJob) -> None:
     dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=template.eos,
                    bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
                    tokenizer_size=tokenizer_size(tokenizer), template="chat" if template.chat else "raw")
+
+
+def look(job: PrepareJob, rows: int) -> dict[str, int]:
+    """Does what ``run`` does with the tokenizer, its template and the first rows of each file, and writes nothing.
+
+    Args:
+        job: as for ``run``; ``out`` is not looked at.
+        rows: how many of each file.
+
+    Returns:
+        ``prompts``, ``dropped_too_long`` and the longest of them, as in the manifest of ``run``.
+
+    Raises:
+        UserError: what ``run`` would refuse of these.
+    """
+    template, counts = _template(job), _counts()
+    for path in expand(job.files):
+        if job.limit is not None and counts["prompts"] + counts["dropped_too_long"] >= job.limit:
+            break
+        some = read_prompts([path], job.settings, job.need_reference, job.need_answer, rows)
+        for _ in _tokenised(some, template, job, counts, Meter("prepare", None, silent=True)):
+            pass
+    return counts
+
+
+def _template(job: PrepareJob) -> Template:
+    tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
+    return Template(tokenizer, job.settings.template, eos_token_ids(job.tokenizer, tokenizer))
+
+
+def _counts() -> dict[str, int]:
+    return {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
+            "longest_prompt_and_reference": 0}
 
 
 def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, counts: dict[str, int],

@@ -137,6 +137,10 @@ class _Reader:
 
 def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
     # Better refused than run as another model than the checkpoint is.
+    named, ours = config.get("architectures"), FAMILIES[config["model_type"]]
+    if named is not None and (not isinstance(named, list) or ours not in named):
+        raise UserError(f"{where}: architectures is {named!r}, expected [{ours!r}]; vLLM would take it for another "
+                        "model")
     act = config.get("hidden_act", "silu")
     if act != "silu":
         raise UserError(f"{where}: hidden_act {act!r} is not supported; only silu is")

@@ -29,7 +29,7 @@ _MAX_HEADER = 100 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor stands: file, dtype name of the format (``BF16``), shape, byte range in the file."""
+    """Where one tensor is: file, dtype name of the format (``BF16``), shape, byte range in the file."""
 
     path: Path
     name: str
@@ -37,6 +37,13 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    def check_dtype(self) -> None:
+        """Raises:
+            UserError: the tensor is of a dtype that no weight has.
+        """
+        if self.dtype not in _BITS:
+            raise UserError(f"{self.path}: tensor {self.name} has dtype {self.dtype}; supported: {', '.join(_BITS)}")
 
     def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
         """The tensor as float32 (float32, float16, bfloat16 are widened exactly).
@@ -47,9 +54,8 @@ class Entry:
         Raises:
             UserError: of a dtype that no weight has, or the file ends too early.
         """
-        bits = _BITS.get(self.dtype)
-        if bits is None:
-            raise UserError(f"{self.path}: tensor {self.name} has dtype {self.dtype}; supported: {', '.join(_BITS)}")
+        self.check_dtype()
+        bits = _BITS[self.dtype]
         with open(self.path, "rb") as f:
             count = prod(self.shape) // parts
             f.seek(self.start + part * count * bits.itemsize)
@@ -104,10 +110,14 @@ def entries(folder: Path) -> dict[str, Entry]:
     if (folder / INDEX).is_file():
         return _indexed(folder)
     if (folder / SINGLE).is_file():
+        others = sorted(p.name for p in folder.glob("*.safetensors") if p.name != SINGLE)
+        if others:  # vLLM reads whatever is there
+            raise UserError(f"{folder}: beside {SINGLE} there is {_some(others)}, and no {INDEX} says which files "
+                            "count; move it out of the folder")
         return _header(folder / SINGLE)
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise UserError(f"{folder}: holds pickled weights (.bin, .pt), which can run code when read and are refused; "
-                        f"convert them to safetensors first")
+    if any(p for suffix in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{suffix}")):
+        raise UserError(f"{folder}: holds pickled weights (.bin, .pt, .pth or .ckpt), which can run code when read and "
+                        "are refused; convert them to safetensors first")
     raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} there")
 
 
@@ -179,11 +189,23 @@ def _header(path: Path) -> dict[str, Entry]:
             if stop > size - 8 - length:
                 raise ValueError(f"it ends inside tensor {name}")
             found[name] = Entry(path, name, info["dtype"], shape, 8 + length + start, 8 + length + stop)
+        _check_cover(found, 8 + length, size)
         return found
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as e:
         raise UserError(f"{path}: damaged safetensors file ({e}); fetch it again") from None
+
+
+def _check_cover(found: dict[str, Entry], begin: int, end: int) -> None:
+    """The public library, which vLLM reads with, refuses files whose tensors overlap or leave bytes between them."""
+    at = begin
+    for entry in sorted(found.values(), key=lambda e: (e.start, e.stop)):
+        if entry.start != at:
+            raise ValueError(f"tensor {entry.name} does not begin where the one before it ends")
+        at = entry.stop
+    if at != end:
+        raise ValueError(f"{end - at} bytes follow its last tensor")
 
 
 def _some(names: list[str]) -> str:

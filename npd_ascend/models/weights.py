@@ -170,8 +170,25 @@ class _Splitter:
         return value
 
 
+def check_checkpoint(folder: Path) -> ModelSpec:
+    """Config, and headers and sizes of the weight files. Values are not read: NaN and infinite ones are found when the
+    weights are loaded.
+
+    Raises:
+        UserError: unsupported; a file is missing, pickled, cut off or damaged; tensors are missing, too many, or of
+            other shapes or types.
+    """
+    spec = ModelSpec.from_folder(folder)
+    checked(spec, folder)
+    return spec
+
+
 def checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
-    """The folder's tensors, once they are known to be exactly those of the architecture."""
+    """The folder's tensors, once they are known to be exactly those of the architecture.
+
+    Raises:
+        UserError: they are not, or a file is not usable.
+    """
     found = tensorfile.entries(folder)
     expected = {name: shape for rule in rules(spec) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
     missing = sorted(set(expected) - set(found))
@@ -188,6 +205,7 @@ def checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
         if found[name].shape != shape:
             raise UserError(f"{folder}: tensor {name} has shape {list(found[name].shape)}, config.json asks for "
                             f"{list(shape)}")
+        found[name].check_dtype()
     return found
 
 

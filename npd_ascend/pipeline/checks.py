@@ -8,14 +8,8 @@ from typing import Any
 import yaml
 
 from npd_ascend.config import Config, dump_config
-from npd_ascend.data.compat import check_pair
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers import get_checker, load_checker_data
-from npd_ascend.models.mapping import heads_of, share_of
-from npd_ascend.models.spec import ModelSpec
-from npd_ascend.models.weights import checked
-from npd_ascend.objectives.registry import find_divergences, find_token_weight
-from npd_ascend.select.registry import find as find_filter
+from npd_ascend.ops.inputs import check_models, check_names
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.layout import RunDir
 
@@ -48,46 +42,8 @@ def check_config(config: Config) -> None:
         UserError: an unknown filter, divergence or checker, a checkpoint that is missing or not what its config.json
             says, or models that do not fit together.
     """
-    find_filter(config.select.metric)
-    find_divergences(config.train.loss)
-    find_token_weight(config.train.loss)
-    if config.evaluate.prompts:
-        get_checker(config.evaluate.checker)
-        load_checker_data(config.evaluate.checker_data)
-    models = config.models
-    asked = config.needs_teacher or config.rollout.source == "teacher"
-    teacher = models.teacher if asked else models.student
-    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code)
-    _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
-    for folder in dict.fromkeys((models.student, teacher)):
-        width = check_checkpoint(folder).vocab_size
-        if asked and config.annotate.k > width:
-            raise UserError(f"annotate.k is {config.annotate.k} but the logits of {folder} cover {width} ids; lower it")
-
-
-def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
-    """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out."""
-    t = config.train
-    for key, size, spec, context in (
-        ("annotate", config.annotate.tensor_parallel if config.needs_teacher else 1, teacher, 1),
-        ("annotate", config.annotate_student.tensor_parallel if config.needs_scores else 1, student, 1),
-        ("train", t.tensor_parallel, student, t.context_parallel),
-    ):
-        try:
-            heads_of(share_of(spec, size), context)
-        except UserError as e:
-            raise UserError(f"{key}.{e}") from None
-
-
-def check_checkpoint(folder: Path) -> ModelSpec:
-    """Config and tensor headers of a checkpoint: better now than after the rollouts. Values are looked at on loading.
-
-    Raises:
-        UserError: unsupported, or its tensors are missing, too many, or of other shapes.
-    """
-    spec = ModelSpec.from_folder(folder)
-    checked(spec, folder)
-    return spec
+    check_names(config)
+    check_models(config)
 
 
 def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:

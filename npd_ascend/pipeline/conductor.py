@@ -21,6 +21,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
+from npd_ascend.ops.plan import check_room
 from npd_ascend.pipeline.checks import check_config, check_run_dir
 from npd_ascend.pipeline.orders import Running
 from npd_ascend.pipeline.runner import Runner, ShardLost
@@ -77,6 +78,7 @@ class Conductor:
             raise UserError(f"--stage {stage}: there is no such stage; known: {', '.join(_STAGES)}")
         check_config(self.config)
         self.placement.check(self.config, self.nodes.count)
+        check_room(self.config)
         self.run_dir.lock()
         try:
             check_run_dir(self.config, self.run_dir, self.redo)

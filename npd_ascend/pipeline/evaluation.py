@@ -8,9 +8,9 @@ from typing import Any
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import get_checker, load_checker_data
+from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.placement import Placement
-from npd_ascend.pipeline.checks import check_checkpoint
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.report.live import LiveView

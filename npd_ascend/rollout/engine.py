@@ -63,7 +63,7 @@ class Engine:
 
     def __init__(self, job: RolloutJob):
         config = _read_config(job.model)
-        _check(job, config)
+        check_servable(job.model, job.device.target, job.max_model_len)
         self.vocab_size = int(config["vocab_size"])
         self._config, self._job = config, job
         self._weights = _weights(job.model)
@@ -181,18 +181,29 @@ def _read_config(model: Path) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in _ARCHITECTURE_FREE}
 
 
-def _check(job: RolloutJob, config: dict[str, Any]) -> None:
+def check_servable(model: Path, target: str, length: int) -> None:
+    """Whether vLLM can answer with a checkpoint, as far as its config and file names say.
+
+    Args:
+        model: Hugging Face folder.
+        target: ``cpu`` or ``ascend``.
+        length: most tokens of a prompt and its answer together.
+
+    Raises:
+        UserError: it cannot.
+    """
+    config = _read_config(model)
     limit = config.get("max_position_embeddings")
-    if limit is not None and job.max_model_len > limit:
-        raise UserError(f"{job.model} was made for {limit} positions but prompts and answers need {job.max_model_len}; "
+    if limit is not None and length > limit:
+        raise UserError(f"{model} was made for {limit} positions but prompts and answers need {length}; "
                         "lower rollout.max_new_tokens or data.max_prompt_tokens")
-    if job.device.target == "cpu" and {"hidden_size", "num_attention_heads"} <= config.keys():
+    if target == "cpu" and {"hidden_size", "num_attention_heads"} <= config.keys():
         dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         if dim not in _CPU_HEAD_DIMS:
-            raise UserError(f"{job.model} has heads of {dim}; vLLM's CPU attention knows "
+            raise UserError(f"{model} has heads of {dim}; vLLM's CPU attention knows "
                             f"{', '.join(map(str, _CPU_HEAD_DIMS))}")
-    if not _weights(job.model):
-        raise UserError(f"{job.model}: no *.safetensors there; expected a Hugging Face checkpoint folder")
+    if not _weights(model):
+        raise UserError(f"{model}: no *.safetensors there; expected a Hugging Face checkpoint folder")
 
 
 def _weights(model: Path) -> tuple[tuple[str, int, int], ...] | None:

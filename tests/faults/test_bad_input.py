@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from npd_ascend.config.jobs import Section
 from npd_ascend.config.load import load_config
@@ -22,9 +23,10 @@ from npd_ascend.data.prompts import read_prompts
 from npd_ascend.data.stage import run as prepare
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
 from npd_ascend.evaluate.stage import run as evaluate
+from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.pack.stage import run as pack
 from npd_ascend.pipeline import child
-from npd_ascend.pipeline.checks import check_checkpoint, check_config, check_run_dir
+from npd_ascend.pipeline.checks import check_config, check_run_dir
 from npd_ascend.report.build import build
 from npd_ascend.select.stage import run as select
 from npd_ascend.store.atomic import read_sealed, write_sealed
@@ -234,6 +236,9 @@ spec("with rope of text", {"rope_scaling": "yarn"}, "expected an object")
 spec("with an end token outside", {"eos_token_id": 9999}, "expected token ids below")
 spec("with eps zero", {"rms_norm_eps": 0}, "rms_norm_eps")
 spec("with eps huge", {"rms_norm_eps": 10**400}, "rms_norm_eps")
+spec("of another class", {"architectures": ["Qwen2ForRewardModel"]}, "architectures is ['Qwen2ForRewardModel']",
+     "PanguEmbeddedForCausalLM")
+spec("of text for a class", {"architectures": "PanguEmbeddedForCausalLM"}, "architectures is", "expected [")
 spec("of a list as family", {"model_type": []}, "is not supported")
 spec("of other shapes", {"intermediate_size": 32}, "has shape", "config.json asks for")
 spec("of more layers", {"num_hidden_layers": 2}, "missing", "layers.1")
@@ -269,8 +274,30 @@ row("weights empty", tensors(lambda d: b"\0"), "damaged safetensors file", "fetc
 row("weights cut", tensors(lambda d: d[:-8]), "ends inside tensor")
 row("weights header length", tensors(lambda d: b"\xff" * 8 + d[8:]), "longer than the file")
 row("weights header not JSON", tensors(lambda d: d[:8] + b"!" + d[9:]), "damaged safetensors file")
-row("weights a tensor lost", header(lambda h: h.pop("model.norm.weight")), "missing: model.norm.weight")
-row("weights a tensor more", header(lambda h: h.update({"extra": first(h)})), "not expected: extra")
+row("weights a tensor unnamed", header(lambda h: h.pop("model.norm.weight")), "does not begin where", "fetch it again")
+row("weights a tensor named twice", header(lambda h: h.update({"extra": first(h)})), "does not begin where")
+row("weights with bytes after them", tensors(lambda d: d + b"1234"), "4 bytes follow its last tensor", "fetch it again")
+
+
+def rewritten(change: Callable[[dict[str, np.ndarray]], None]) -> Act:
+    """The weight file written anew by the public library, with other tensors."""
+    def act(kit):
+        path = kit.student / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+        check_checkpoint(kit.student)
+
+    return act
+
+
+NORM = "model.norm.weight"
+row("weights a tensor lost", rewritten(lambda t: t.pop(NORM)), f"missing: {NORM}")
+row("weights a tensor more", rewritten(lambda t: t.update(extra=t[NORM])), "not expected: extra")
+row("weights of float64", rewritten(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), NORM, "has dtype F64")
+row("weights of integers", rewritten(lambda t: t.update({NORM: t[NORM].astype(np.int8)})), NORM, "has dtype I8")
+row("weights beside others", lambda k: ((k.student / "adapter_model.safetensors").write_bytes(
+    (k.student / "model.safetensors").read_bytes()), check_checkpoint(k.student)), "adapter_model.safetensors", "move it")
 row("weights of unknown type", header(lambda h: first(h).update(dtype="F4")), "damaged safetensors file")
 row("weights with bad offsets", header(lambda h: first(h).update(data_offsets=[0, 1 << 60])), "does not fit its shape")
 row("weights pickled", lambda k: ((k.student / "model.safetensors").rename(k.student / "pytorch_model.bin"),

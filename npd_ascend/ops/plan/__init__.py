@@ -9,10 +9,11 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.devices import DEFAULT_NPU
 from npd_ascend.ops.plan.estimate import Estimate, StageCost, estimate
+from npd_ascend.ops.plan.room import check_room
 from npd_ascend.ops.plan.text import render
 from npd_ascend.ops.plan.workload import workload
 
-__all__ = ["Estimate", "StageCost", "estimate", "estimate_run", "render"]
+__all__ = ["Estimate", "StageCost", "check_room", "estimate", "estimate_run", "render"]
 
 
 def estimate_run(config: Config, device: str = DEFAULT_NPU, devices: int | None = None, prompts: int | None = None,

@@ -1,29 +1,67 @@
-"""The configuration's models: do they speak the same ids, and do they fit on a device."""
+"""The configuration's models and prompts: what a run would refuse, found by the functions that it refuses it with."""
 
 from __future__ import annotations
 
-from npd_ascend.data.compat import check_pair
+from collections.abc import Callable
+
+from npd_ascend.config import Config
 from npd_ascend.errors import UserError
-from npd_ascend.ops.doctor.finding import Finding, error, ok
+from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.doctor.registry import Patient, check
 from npd_ascend.ops.environments import resolve_device
+from npd_ascend.ops.inputs import FIRST_ROWS, NOT_READ, check_engine, check_models, check_names, check_prompts
+from npd_ascend.ops.nodes import Nodes
+from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, find_npu
 from npd_ascend.ops.plan.workload import Workload
 
 
 @check
+def settings(p: Patient) -> list[Finding]:
+    """Names that the configuration mentions, and devices for all of its workers and ranks."""
+    def look(config: Config) -> None:
+        check_names(config)
+        Placement.of(config, resolve_device(config.device).target).check(config, Nodes.from_environment().count)
+
+    def said(config: Config) -> str:
+        device = resolve_device(config.device)
+        return f"configuration valid; device {device.target}, {device.dtype}"
+
+    return _told(p, look, said)
+
+
+@check
 def models(p: Patient) -> list[Finding]:
-    """Vocabulary, template and logits' widths of teacher and student; device settings."""
+    """Tokens, templates, configs and weight files of teacher and student."""
+    return _told(p, check_models, lambda _: f"teacher and student fit together; {NOT_READ}")
+
+
+@check
+def prompts(p: Patient) -> list[Finding]:
+    """The tokenizer, its template and the first prompts, as the first stage will take them; and whether vLLM will."""
     if p.config is None:
         return []
-    m = p.config.models
     try:
-        check_pair(m.teacher, m.student, m.tokenizer, m.trust_remote_code)
-        device = resolve_device(p.config.device)
+        counts = check_prompts(p.config)
+        check_engine(p.config, p.target, counts["longest_prompt"])
     except UserError as e:
         return [error(str(e))]
-    return [ok(f"configuration valid; teacher and student fit together; device {device.target}, {device.dtype}")]
+    seen = f"prompts: {counts['prompts']} looked at (the first {FIRST_ROWS} of each file)"
+    if not counts["prompts"]:
+        return [warning(f"{seen}, all of them longer than data.max_prompt_tokens", "raise it")]
+    return [ok(f"{seen}, longest {counts['longest_prompt']} tokens")]
+
+
+def _told(p: Patient, look: Callable[[Config], object], said: Callable[[Config], str]) -> list[Finding]:
+    """What ``look`` refuses, or what is ``said`` when it does not."""
+    if p.config is None:
+        return []
+    try:
+        look(p.config)
+        return [ok(said(p.config))]
+    except UserError as e:
+        return [error(str(e))]
 
 
 @check

@@ -1,0 +1,106 @@
+"""What the inputs of a run are refused for, each as one function: ``run`` and its stages call them, and so does
+``doctor``, which therefore cannot say ``ok`` of what a run would not take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from npd_ascend.config import Config
+from npd_ascend.config.jobs import PrepareJob
+from npd_ascend.data.compat import check_pair
+from npd_ascend.data.stage import look
+from npd_ascend.errors import UserError
+from npd_ascend.evaluate.checkers import get_checker, load_checker_data
+from npd_ascend.models.mapping import heads_of, share_of
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import check_checkpoint
+from npd_ascend.objectives.registry import find_divergences, find_token_weight
+from npd_ascend.rollout.engine import check_servable
+from npd_ascend.select.registry import find as find_filter
+
+FIRST_ROWS = 256
+"""Rows of each prompt file that ``check_prompts`` looks at."""
+NOT_READ = "configs, tokenizers, and names, shapes and sizes of all tensors; their values were not read"
+"""What ``check_models`` covers."""
+
+
+def check_names(config: Config) -> None:
+    """Names that the schema cannot know.
+
+    Raises:
+        UserError: an unknown filter, divergence, token weight or checker, or unusable data of the checker.
+    """
+    find_filter(config.select.metric)
+    find_divergences(config.train.loss)
+    find_token_weight(config.train.loss)
+    if config.evaluate.prompts:
+        get_checker(config.evaluate.checker)
+        load_checker_data(config.evaluate.checker_data)
+
+
+def check_models(config: Config) -> None:
+    """The two models: they speak the same token ids, hold what their configs say, and can be cut as asked.
+
+    Raises:
+        UserError: a checkpoint that is missing or not what its config.json says, or models that do not fit together.
+    """
+    models, asked = config.models, _asks_teacher(config)
+    teacher = models.teacher if asked else models.student
+    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code)
+    _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
+    for folder in dict.fromkeys((models.student, teacher)):
+        width = check_checkpoint(folder).vocab_size
+        if asked and config.annotate.k > width:
+            raise UserError(f"annotate.k is {config.annotate.k} but the logits of {folder} cover {width} ids; lower it")
+
+
+def check_prompts(config: Config) -> dict[str, int]:
+    """Tokenizer, template and the first rows of all prompt files, as the first stage takes them.
+
+    Returns:
+        Of the training prompts looked at: ``prompts``, ``dropped_too_long``, ``longest_prompt``, ...
+
+    Raises:
+        UserError: what that stage would refuse.
+    """
+    def job(files: list[Path], evaluation: bool, limit: int | None) -> PrepareJob:
+        return PrepareJob(out=config.run.dir, fingerprint="", files=files, settings=config.data, limit=limit,
+                          tokenizer=config.models.tokenizer or config.models.student, need_answer=evaluation,
+                          need_reference=not evaluation and config.rollout.source == "reference",
+                          trust_remote_code=config.models.trust_remote_code)
+
+    found = look(job(config.data.prompts, False, config.data.limit), FIRST_ROWS)
+    if config.evaluate.prompts:
+        look(job(config.evaluate.prompts, True, config.evaluate.limit), FIRST_ROWS)
+    return found
+
+
+def check_engine(config: Config, target: str, longest_prompt: int) -> None:
+    """Whether vLLM can answer prompts of this length with the models that it is given.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if config.rollout.source != "reference":
+        model = config.models.teacher if config.rollout.source == "teacher" else config.models.student
+        check_servable(model, target, longest_prompt + config.rollout.max_new_tokens)
+    if config.evaluate.prompts:
+        check_servable(config.models.student, target, 1)
+
+
+def _asks_teacher(config: Config) -> bool:
+    return config.needs_teacher or config.rollout.source == "teacher"
+
+
+def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
+    """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out."""
+    t = config.train
+    for key, size, spec, context in (
+        ("annotate", config.annotate.tensor_parallel if config.needs_teacher else 1, teacher, 1),
+        ("annotate", config.annotate_student.tensor_parallel if config.needs_scores else 1, student, 1),
+        ("train", t.tensor_parallel, student, t.context_parallel),
+    ):
+        try:
+            heads_of(share_of(spec, size), context)
+        except UserError as e:
+            raise UserError(f"{key}.{e}") from None
