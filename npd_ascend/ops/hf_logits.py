@@ -1,6 +1,10 @@
 """Logits of transformers' own implementation, for comparison: ``python -m npd_ascend.ops.hf_logits JOB.json``.
 
 Runs in the rollout environment, which has torch. openPangu-Embedded is Llama with attention biases.
+
+Two of them: in the type that the device under test computes in, and in float64. How far transformers is from its own
+float64 is what that type costs with these weights; hidden states of some models reach tens of thousands, where float32
+is off by more than a tolerance for usual models allows.
 """
 
 from __future__ import annotations
@@ -8,44 +12,132 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from npd_ascend.models import tensorfile
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.ops.selftest import sequences
+from npd_ascend.ops.selftest import announce, sequences
+
+_HEAD_ROWS = 8192
 
 
-def main() -> None:
-    """Writes ``reference``, an .npz with ``s0``, ``s1``, ...: [length, V] float32 for each sequence of the test."""
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # the CPU will do, and torch-npu may be without an NPU
-    import torch
+def load(spec: ModelSpec, folder: Path) -> Any:
+    """The checkpoint as transformers' class, float32.
+
+    Raises:
+        SystemExit: transformers misses tensors, or does not know some.
+    """
     from safetensors.torch import load_file
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    job = json.loads(Path(sys.argv[1]).read_text())
-    folder = Path(job["student"])
-    spec, theirs = ModelSpec.from_folder(folder), ModelSpec.from_folder(Path(job["teacher"]))
     shape = dict(vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size,
                  num_hidden_layers=spec.num_layers, num_attention_heads=spec.num_heads,
                  num_key_value_heads=spec.num_kv_heads, head_dim=spec.head_dim, rms_norm_eps=spec.rms_norm_eps,
                  max_position_embeddings=spec.max_positions, tie_word_embeddings=spec.tie_embeddings,
-                 rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta}, pad_token_id=None)
+                 rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta}, pad_token_id=None,
+                 attn_implementation="sdpa")  # the eager one computes its softmax in float32 whatever the type
     if spec.model_type == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**shape))
     else:
         model = LlamaForCausalLM(LlamaConfig(**shape, attention_bias=spec.o_bias))
-    weights = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
-    report = model.load_state_dict(weights, strict=False)
-    missing = set(report.missing_keys) - {"lm_head.weight"}
-    if missing:
+    model = model.float().eval()
+    missing = {name for name, _ in model.named_parameters()}
+    for file in sorted({e.path for e in tensorfile.entries(folder).values()}):  # one at a time: memory
+        part = load_file(file)
+        unknown = [n for n in model.load_state_dict(part, strict=False).unexpected_keys
+                   if not n.endswith("rotary_emb.inv_freq")]
+        if unknown:
+            sys.exit(f"transformers does not know {sorted(unknown)[:3]} of {folder}")
+        missing -= set(part)
+    if missing - {"lm_head.weight"}:
         sys.exit(f"transformers misses {sorted(missing)[:3]} in {folder}")
     model.tie_weights()
-    model = model.float().eval()
+    return model
+
+
+def logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
+    """[length, V] float32 of each sequence, in the model's type."""
+    import torch
+
     with torch.no_grad():
-        logits = [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()
-                  for ids in sequences(min(spec.vocab_size, theirs.vocab_size))]
-    np.savez(job["reference"], **{f"s{i}": x for i, x in enumerate(logits)})
+        return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().numpy() for ids in texts]
+
+
+def exact_logits(model: Any, spec: ModelSpec, texts: list[np.ndarray]) -> list[np.ndarray]:
+    """[length, V] float64 of each sequence. Takes the memory of one layer beyond the model.
+
+    ``model.double()`` would not do: transformers' norms and rotary tables are computed in float32 whatever the type.
+    """
+    import torch
+
+    inner, undo = model.model, []
+    for layer in inner.layers:  # each is widened for the time of its own work
+        undo += [layer.register_forward_pre_hook(lambda m, args: m.double() and None),
+                 layer.register_forward_hook(lambda m, args, out: m.float() and None)]
+    undo += [inner.embed_tokens.register_forward_hook(lambda m, args, out: out.double()),
+             inner.rotary_emb.register_forward_hook(lambda m, args, out: _rotary(spec, out[0].shape[1]))]
+    norms = [m for m in inner.modules() if type(m).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        norm.forward = _wide_norm(norm)
+    try:
+        with torch.no_grad():
+            return [_wide_head(model, inner(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False
+                                            ).last_hidden_state[0]) for ids in texts]
+    finally:
+        for hook in undo:
+            hook.remove()
+        for norm in norms:
+            del norm.forward
+
+
+def _wide_norm(norm: Any) -> Callable[[Any], Any]:
+    def forward(x: Any) -> Any:
+        return x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt() * norm.weight.double()
+
+    return forward
+
+
+def _rotary(spec: ModelSpec, length: int) -> tuple[Any, Any]:
+    """Cosine and sine tables [1, length, head_dim], float64."""
+    import torch
+
+    half = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * spec.rope_theta ** -half
+    angles = torch.cat([angles, angles], -1)[None]
+    return angles.cos(), angles.sin()
+
+
+def _wide_head(model: Any, hidden: Any) -> np.ndarray:
+    """Rows of the head a few at a time: widened, a head of 150,000 ids takes gigabytes."""
+    import torch
+
+    weight = model.lm_head.weight
+    return torch.cat([hidden @ weight[i: i + _HEAD_ROWS].double().T
+                      for i in range(0, len(weight), _HEAD_ROWS)], -1).numpy()
+
+
+def main() -> None:
+    """Writes ``reference``, an .npz with ``s0``, ``s1``, ... in the device's type and ``e0``, ``e1``, ... in float64,
+    each [length, V], for each sequence of the test."""
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # the CPU will do, and torch-npu may be without an NPU
+    import torch
+
+    job = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(job["student"])
+    spec, theirs = ModelSpec.from_folder(folder), ModelSpec.from_folder(Path(job["teacher"]))
+    texts = sequences(min(spec.vocab_size, theirs.vocab_size))
+    dtype = job["device"]["dtype"]
+    announce("transformers loads the student")
+    model = load(spec, folder)
+    announce("logits of transformers in float64")
+    exact = exact_logits(model, spec, texts)
+    announce(f"logits of transformers in {dtype}")
+    plain = logits(model.to(getattr(torch, dtype)), texts)
+    np.savez(job["reference"], **{f"e{i}": x for i, x in enumerate(exact)}, **{f"s{i}": x for i, x in enumerate(plain)})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from npd_ascend.config import Config, dump_config
 from npd_ascend.config.load import parse_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok
-from npd_ascend.ops.doctor.selftest import engine, judge
+from npd_ascend.ops.doctor.selftest import engine, judge, tell
 from npd_ascend.ops.environments import Environments, resolve_device, visible_npus
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
@@ -114,7 +114,10 @@ def _run(config: Config, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "smoke.yaml"
     path.write_text(dump_config(config))
-    done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", str(path)], text=True, capture_output=True)
+    tell(f"a tiny run in {config.run.dir}")
+    # Its progress goes where messages go: standard output is for the findings.
+    done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", str(path)], text=True, stdout=2,
+                          stderr=subprocess.PIPE)
     if done.returncode:
         last = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "no message")
         raise UserError(f"the smoke run stopped: {last.removeprefix('error: ')} (its logs: {config.run.dir / 'logs'})")
@@ -122,6 +125,7 @@ def _run(config: Config, out: Path) -> None:
 
 def _numerics(config: Config) -> list[Finding]:
     """Kernels and types of the NPU, in a process of the MindSpore environment."""
+    tell("kernels and types of the NPU")
     job = config.run.dir.parent / "numerics.json"
     job.parent.mkdir(parents=True, exist_ok=True)
     job.write_text(json.dumps({"student": str(config.models.student), "row_length": _ROW["ascend"],

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from npd_ascend.config import Config
@@ -13,7 +14,9 @@ from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.doctor.finding import Finding, error, ok
 from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.progress import message
 
+_STARTED = time.monotonic()
 _ROW = {"cpu": 128, "ascend": 2048}
 _REMEDY = "do not train with these models and versions; report the line with npd version and the models' config.json"
 
@@ -43,17 +46,35 @@ def selftest(config: Config) -> list[Finding]:
 
 
 def engine(python: Path, module: str, job: Path) -> list[Finding]:
-    """Runs a module of tests with an interpreter; its result lines as findings, and an error when it stops."""
+    """Runs a module of tests with an interpreter, telling what it is at; its result lines as findings, and an error
+    when it stops."""
     env = {**os.environ, "GLOG_v": "3", "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    try:
-        said = subprocess.run([str(python), "-m", module, str(job)], capture_output=True, text=True, env=env)
-    except OSError as e:
-        raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
-    out = [judge(json.loads(line)) for line in said.stdout.splitlines() if line.startswith('{"name"')]
-    if said.returncode:
-        last = next((line for line in reversed(said.stderr.splitlines()) if line.strip()), "no message")
-        out.append(error(f"{module.rpartition('.')[2]}: stopped ({last})", f"look at the environment of {python}"))
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        try:
+            child = subprocess.Popen([str(python), "-m", module, str(job)], stdout=subprocess.PIPE, stderr=errors,
+                                     text=True, errors="replace", env=env)
+        except OSError as e:
+            raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
+        assert child.stdout is not None
+        out = [judge(result) for line in child.stdout if (result := _result(line)) is not None]
+        if child.wait():
+            errors.seek(0)
+            last = next((line for line in reversed(errors.readlines()) if line.strip()), "no message").strip()
+            out.append(error(f"{module.rpartition('.')[2]}: stopped ({last})", f"look at the environment of {python}"))
     return out
+
+
+def _result(line: str) -> dict | None:
+    """A result that a line holds; what begins is passed on to who watches."""
+    if line.startswith('{"begins"'):
+        tell(json.loads(line)["begins"])
+    return json.loads(line) if line.startswith('{"name"') else None
+
+
+def tell(what: str) -> None:
+    """A line about what begins, with the time that the command has taken so far."""
+    seconds = round(time.monotonic() - _STARTED)
+    message(f"{seconds // 60}:{seconds % 60:02d}  {what} ...")
 
 
 def judge(result: dict) -> Finding:
