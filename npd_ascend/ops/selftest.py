@@ -28,8 +28,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
 """Of logits, nats, by ``distance``, for models of usual hidden states. Eight bits of mantissa at logits of 20 to 40
 leave differences of 0.1."""
 _TIMES = {"float32": 4.0, "bfloat16": 3.0}
-"""This multiple of the distance of transformers from its own float64 is taken for rounding: sums in another order differ by
-as much, and the largest of a million differences (float32) varies more than a root mean square (bfloat16)."""
+"""This multiple of the distance of transformers from its own float64 is taken for rounding: sums in another order are
+off by as much, and the largest of a million differences (float32) varies more than a root mean square (bfloat16)."""
 _MOST = {"float32": 0.05, "bfloat16": 1.0}
 """Beyond that a tolerance would let faults pass; a model that needs more should not be computed in this type."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npd_ascend.config.schema import DataConfig
-from npd_ascend.data.prompts import read_prompts
+from npd_ascend.data.bounded import MAX_ROW
+from npd_ascend.data.prompts import measure, read_prompts
 from npd_ascend.errors import UserError
 
 CONFIG = DataConfig(prompts=[], response_field="response", answer_field="answer")
@@ -147,3 +150,87 @@ def test_any_bytes_give_rows_or_one_clear_line(tmp_path, data):
         assert rows and all(r.text.strip() for r in rows)
     except UserError as e:
         assert "fuzz.jsonl" in str(e) and "\n" not in str(e)
+
+
+def test_parquet_reads_the_named_columns_only(tmp_path):
+    """A column that nobody asked for may hold anything, of any size: here 600 GB in less than 2 kB."""
+    path, n = tmp_path / "t.parquet", 200_000
+    heavy = pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), pa.array(["x" * (3 << 20)]))
+    pq.write_table(pa.table({"prompt": ["a"] * n, "heavy": heavy}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    assert len(read(path, DataConfig(prompts=[]), limit=1000)) == 1000
+    with pytest.raises(UserError, match="row 1: no field 'question'; the fields there are: 'prompt', 'heavy'"):
+        read(path, DataConfig(prompts=[], prompt_field="question"))
+
+
+BOMBS = {
+    "a dictionary": ({"prompt": pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()),
+                                                               pa.array(["x" * (60 << 20)]))}, "row 1: this row has"),
+    "a long run": ({"prompt": pa.array(["a", "b", "x" * (600 << 20)])}, "rows 1 to 64 take more than 1 GB to decode"),
+    "nulls in a list": ({"prompt": pa.ListArray.from_arrays(pa.array([0, 10_000_000], pa.int32()),
+                                                            pa.nulls(10_000_000))}, "row 1: this row has|rows 1 to 64"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOMBS)
+def test_parquet_that_decodes_to_gigabytes(tmp_path, name):
+    columns, said = BOMBS[name]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=said) as e:
+        read(path, DataConfig(prompts=[]))
+    assert "t.parquet" in str(e.value) and "4 MB" in str(e.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kB
+
+
+def test_gzip_that_unpacks_to_one_endless_line(tmp_path):
+    path = tmp_path / "t.jsonl.gz"
+    with gzip.open(path, "wb") as f:
+        f.write(b'{"prompt": "a"}\n{"prompt": "')
+        for _ in range(64):
+            f.write(b"x" * (1 << 20))
+    rows = read_prompts([path], DataConfig(prompts=[]))
+    assert next(rows).text == "a"
+    with pytest.raises(UserError, match="line 2: this line has more than 4 MB"):
+        next(rows)
+
+
+def test_row_at_the_limit_is_taken(tmp_path):
+    text = "x" * (MAX_ROW - 100)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": text}) + "\n")
+    pq.write_table(pa.table({"prompt": [text] * 3}), tmp_path / "t.parquet")
+    assert [len(r.text) for r in read(tmp_path, DataConfig(prompts=[]))] == [len(text)] * 4
+
+
+def test_reader_of_parquet_ends_with_who_asked(tmp_path):
+    pq.write_table(pa.table({"prompt": ["x" * 1000] * 100_000}), tmp_path / "t.parquet")
+    rows = read_prompts([tmp_path / "t.parquet"], DataConfig(prompts=[]))
+    next(rows)
+    children = {int(p.name) for p in Path("/proc").glob("[0-9]*") if _parent(p) == os.getpid()}
+    rows.close()
+    assert any(not Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def _parent(proc: Path) -> int:
+    try:
+        return int((proc / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_numbers_and_dictionaries_of_parquet(tmp_path):
+    pq.write_table(pa.table({"prompt": pa.array(["a", "b"]).dictionary_encode(), "answer": [7, 8], "response": [
+        "r", None], "other": [b"\xff", b""]}), tmp_path / "t.parquet")
+    assert [(r.text, r.answer, r.response) for r in read(tmp_path / "t.parquet")] == [("a", "7", "r"), ("b", "8", None)]
+
+
+def test_measure_counts_what_is_read(tmp_path, lines):
+    lines({"prompt": "a"}, {"prompt": "b"}, name="a.jsonl")
+    pq.write_table(pa.table({"prompt": ["x"] * 5}), tmp_path / "b.parquet")
+    assert measure([tmp_path])[0] == 7
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 not")
+    with pytest.raises(UserError, match="c.parquet: not a readable Parquet file"):
+        measure([tmp_path])

@@ -201,6 +201,9 @@ def parquet(name: str, table: pa.Table, *fragments: str) -> None:
 
 parquet("without prompts", pa.table({"q": ["a"]}), "row 1", "no field 'prompt'")
 parquet("of numbers", pa.table({"prompt": [1]}), "row 1", "is a number")
+parquet("with a huge row", pa.table({"prompt": ["a", "b", "c" * (5 << 20)]}), "row 3", "more than 4 MB", "shorten")
+parquet("with bytes in messages", pa.table({"prompt": [[{"role": "user", "content": b"a"}]]}), "row 1", "expected text")
+line("too long", '{"prompt": "' + "a" * (5 << 20) + '"}', "more than 4 MB", "shorten")
 parquet("without rows", pa.table({"prompt": pa.array([], pa.string())}), "there are no rows")
 parquet("of bytes", pa.table({"prompt": [b"a"]}), "row 1", "expected text")
 row("prompt file missing", lambda k: prepare(k.prepare_job(prompts=[k.root / "none.jsonl"])), "none.jsonl", "no such")
@@ -297,7 +300,8 @@ row("weights a tensor more", rewritten(lambda t: t.update(extra=t[NORM])), "not 
 row("weights of float64", rewritten(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), NORM, "has dtype F64")
 row("weights of integers", rewritten(lambda t: t.update({NORM: t[NORM].astype(np.int8)})), NORM, "has dtype I8")
 row("weights beside others", lambda k: ((k.student / "adapter_model.safetensors").write_bytes(
-    (k.student / "model.safetensors").read_bytes()), check_checkpoint(k.student)), "adapter_model.safetensors", "move it")
+    (k.student / "model.safetensors").read_bytes()), check_checkpoint(k.student)),
+    "adapter_model.safetensors", "move it out")
 row("weights of unknown type", header(lambda h: first(h).update(dtype="F4")), "damaged safetensors file")
 row("weights with bad offsets", header(lambda h: first(h).update(data_offsets=[0, 1 << 60])), "does not fit its shape")
 row("weights pickled", lambda k: ((k.student / "model.safetensors").rename(k.student / "pytorch_model.bin"),

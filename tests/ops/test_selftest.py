@@ -1,17 +1,21 @@
 """The tests that a user runs on own models: that they pass on sound models, and fail on what they are there to find."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from npd_ascend.config.jobs import Device
 from npd_ascend.config.load import load_config, parse_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor import visit
 from npd_ascend.ops.doctor.selftest import engine, judge, selftest
 from npd_ascend.ops.environments import Environments
-from npd_ascend.ops.selftest import TOLERANCE, distance, sequences
+from npd_ascend.ops.selftest import TOLERANCE, distance, sequences, tolerance
 from npd_ascend.ops.smoke import small, smoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +105,27 @@ def test_a_process_that_stops_is_an_error(tmp_path):
     assert found.level == "error" and "no config.json" in found.what
 
 
+def test_what_is_at_work_is_told_as_it_begins_with_the_time(tmp_path):
+    """Before it ends: the process waits for the line to arrive."""
+    program = tmp_path / "python"
+    program.write_text("""#!/bin/sh
+echo '{"begins": "rows"}'
+while ! [ -e "$3.seen" ]; do sleep 0.05; done
+echo '{"name": "rows", "value": 0.0, "limit": 1.0}'
+""")
+    program.chmod(0o755)
+    job = tmp_path / "job"
+
+    def message(text):
+        assert re.fullmatch(r"\d+:\d\d  rows \.\.\.", text), text
+        (tmp_path / "job.seen").touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("npd_ascend.ops.doctor.selftest.message", message)
+        (found,) = engine(program, "m", job)
+    assert found.level == "ok"
+
+
 @pytest.mark.slow
 @needs_engines
 def test_sound_models_pass(tmp_path):
@@ -109,27 +134,109 @@ def test_sound_models_pass(tmp_path):
     assert len(found) == 12
 
 
+def enlarge(folder):
+    """Hidden states that reach tens of thousands, as some trained models have them: one dimension of the residual
+    stream is blown up by the first layer, and the last norm takes it back."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.down_proj.weight"][5] *= 3e4
+    tensors["model.norm.weight"] *= 100
+    save_file(tensors, path)
+
+
+@pytest.fixture(scope="module", params=["usual", "large"])
+def examined(request, tmp_path_factory, engines):
+    """The tests of a student of usual or of large hidden states, with its reference; its folder."""
+    from npd_ascend.ops.selftest import Selftest
+
+    root = tmp_path_factory.mktemp(request.param)
+    config = tiny(root, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
+    student, reference = config.models.student, root / "reference.npz"
+    if request.param == "large":
+        enlarge(student)
+    job = root / "job.json"
+    job.write_text(json.dumps({"student": str(student), "teacher": str(config.models.teacher),
+                               "device": {"dtype": "float32"}, "reference": str(reference)}))
+    assert engine(engines.rollout, "npd_ascend.ops.hf_logits", job) == []
+    return Selftest(config.models.teacher, student, Device(), 128, reference), student, reference, request.param
+
+
+def compared(test, capsys):
+    """The finding on transformers."""
+    capsys.readouterr()
+    test._reference()
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+LAYER = "model.layers.1."
+FAULTS = {
+    "two rows exchanged": lambda t: t[LAYER + "self_attn.q_proj.weight"].__setitem__(
+        [0, 1], t[LAYER + "self_attn.q_proj.weight"][[1, 0]]),
+    "a matrix transposed": lambda t: t.update({LAYER + "self_attn.o_proj.weight": np.ascontiguousarray(
+        t[LAYER + "self_attn.o_proj.weight"].T)}),
+    "gate for up": lambda t: t.update({LAYER + "mlp.gate_proj.weight": t[LAYER + "mlp.up_proj.weight"]}),
+    "a bias left out": lambda t: t[LAYER + "self_attn.q_proj.bias"].fill(0),
+    "a norm of another layer": lambda t: t.update({LAYER + "input_layernorm.weight": t[
+        "model.layers.2.input_layernorm.weight"]}),
+}
+
+
 @pytest.mark.slow
-@needs_engines
-def test_weights_that_are_not_those_of_the_reference_fail(tmp_path, monkeypatch):
-    """The reference is computed from other weights: exactly the comparison with transformers must fail."""
-    import npd_ascend.ops.doctor.selftest as module
+@pytest.mark.mindspore
+def test_sound_models_are_within_what_their_type_lets_them(examined, capsys):
+    test, _, reference, kind = examined
+    with np.load(reference) as found:
+        own = max(np.abs(found[f"s{i}"] - found[f"e{i}"]).max() for i in range(len(test.texts)))
+    assert test.tolerance == max(1e-4, 4 * own)
+    assert (test.tolerance > 3e-4) == (kind == "large")
+    said = compared(test, capsys)
+    assert said["value"] <= said["limit"] == test.tolerance
+    test._packing()
+    packing = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(packing) == 2 and all(x["value"] <= x["limit"] == test.tolerance for x in packing)
 
-    config = tiny(tmp_path)
-    other = tiny(tmp_path / "other", num_hidden_layers=1, rms_norm_eps=1e-3)
 
-    def swapped(python, name, job):
-        if name.endswith("hf_logits"):
-            text = json.loads(job.read_text())
-            job.write_text(json.dumps({**text, "student": str(other.models.student)}))
-            found = engine(python, name, job)
-            job.write_text(json.dumps(text))
-            return found
-        return engine(python, name, job)
+@pytest.mark.slow
+@pytest.mark.mindspore
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_network_that_is_not_the_checkpoint_is_found(examined, capsys, tmp_path, fault):
+    from npd_ascend.models.weights import load_hf
 
-    monkeypatch.setattr(module, "engine", swapped)
-    bad = [f.what for f in selftest(config) if f.level != "ok"]
-    assert len(bad) == 1 and "transformers" in bad[0]
+    test, student, _, _ = examined
+    shutil.copytree(student, tmp_path / "bad")
+    tensors = load_file(student / "model.safetensors")
+    FAULTS[fault](tensors)
+    save_file(tensors, tmp_path / "bad" / "model.safetensors")
+    sound = test.packed
+    try:
+        load_hf(test.net, tmp_path / "bad")
+        test.packed = test._hidden(test.net, [test.texts])
+        said = compared(test, capsys)
+    finally:
+        test.packed = sound
+        load_hf(test.net, student)
+    assert said["value"] > said["limit"], said
+
+
+@pytest.mark.slow
+@pytest.mark.mindspore
+@pytest.mark.parametrize("change", [{"rope_theta": 1.05e4}, {"rms_norm_eps": 3e-4}])
+def test_a_network_of_another_config_is_found(examined, capsys, tmp_path, change):
+    from npd_ascend.ops.selftest import Selftest
+
+    test, student, reference, _ = examined
+    shutil.copytree(student, tmp_path / "bad")
+    config = json.loads((student / "config.json").read_text())
+    (tmp_path / "bad" / "config.json").write_text(json.dumps({**config, **change}))
+    said = compared(Selftest(test.teacher, tmp_path / "bad", Device(), 128, reference), capsys)
+    assert said["value"] > said["limit"], said
+
+
+def test_tolerance_grows_with_what_the_type_costs_but_not_without_end():
+    assert tolerance("float32", 1e-6) == TOLERANCE["float32"]
+    assert tolerance("float32", 9e-4) == pytest.approx(3.6e-3)
+    assert tolerance("float32", 1.0) == 0.05 and tolerance("bfloat16", 9.0) == 1.0
 
 
 @pytest.mark.slow

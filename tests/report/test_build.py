@@ -250,3 +250,19 @@ def test_metrics_of_any_shape_make_a_page(tmp_path, rows):
     html = build(tmp_path).read_text()
     Page(html)
     assert "<script" not in html
+
+
+def test_control_characters_of_texts_and_names_are_shown_not_sent(make_run, monkeypatch):
+    from npd_ascend.report import build as room
+    from npd_ascend.report.samples import Gallery, Sample, Token
+
+    hostile = "x\x1b[31m\x00\u202eevil\u2066 <b>"
+    sample = Sample(hostile, hostile, [Token(hostile, 1.0, 0.5, 0.1)], 0, 1, 0, hostile, hostile, hostile, 0.1)
+    monkeypatch.setattr(room, "gallery", lambda *args: Gallery(0, [sample], 1.0, True))
+    run = collect(make_run().run.root)
+    run.problems.append(hostile)
+    run.state["error"] = hostile
+    run.config_text = hostile
+    page = room.render(run)
+    assert not [c for c in "\x1b\x00\u202e\u2066" if c in page]
+    assert page.count("x␛[31m␀‹U+202E›evil‹U+2066› &lt;b&gt;") >= 6 and "<svg" in page

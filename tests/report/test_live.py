@@ -90,3 +90,16 @@ def test_terminal_shows_a_bar_for_each_active_stage(monkeypatch):
     view.stop()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "train: done, 40/40 steps in 20 s" in plain and "error in rollout 1: [red]died[/red]" in plain
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_and_notes_cannot_steer_the_terminal(monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", "200")
+    out = io.StringIO()
+    with LiveView(file=out, terminal=terminal, every=0.0) as view:
+        for kind in ("begin", "progress", "end"):
+            view.handle(event(kind, "ro\x1b]0;x\x07llout\u202e", unit="sam\x9bples", notes={"loss\x00": "\x1b[2J"}))
+            if view._progress is not None:
+                view._progress.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert not re.search("[\x00\x07\x1b\x9b\u202e]", text) and "[2J" in text and "\x1b[2J" not in out.getvalue()
