@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from npd_ascend.config.jobs import PrepareJob
+from npd_ascend.data.compat import Agreement, agree
 from npd_ascend.data.prompts import PromptRow, read_prompts
 from npd_ascend.data.template import Template
-from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.store.dataset import Dataset
@@ -27,8 +27,10 @@ def run(job: PrepareJob) -> None:
     ``limit`` of the job counts rows of the files; ``settings.limit`` is not looked at, since one ``data`` section
     serves training and evaluation prompts. The manifest's extra has ``prompts``, ``dropped_too_long``,
     ``longest_prompt``, ``longest_reference`` and ``longest_prompt_and_reference`` (tokens), ``header_ids``
-    (context of an answer without its question), ``eos_token_ids``, ``bos_token_id``, ``pad_token_id``,
-    ``tokenizer_size`` (ids are below it) and ``template`` (``chat`` or ``raw``).
+    (context of an answer without its question), ``eos_token_ids`` (stop ids of both models and of the template),
+    ``end_token_id`` (of these, the one that answers are trained to end in), ``bos_token_id``, ``pad_token_id``,
+    ``tokenizer_size`` (ids that both models know are below it), ``template`` (``chat`` or ``raw``), ``chat_template``
+    (its text) and ``special_tokens`` (what a tokenizer that goes with it must say).
 
     Raises:
         UserError: bad file, row, tokenizer or template; or nothing is left.
@@ -36,14 +38,16 @@ def run(job: PrepareJob) -> None:
     dataset = Dataset(job.out, "prompts", job.fingerprint)
     if dataset.complete:
         return
-    tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
-    template = Template(tokenizer, job.settings.template, eos_token_ids(job.tokenizer, tokenizer))
+    both = agree(job.tokenizer, job.settings, job.student, job.teacher, job.teacher_needed, job.trust_remote_code)
+    for remark in both.remarks:
+        message(f"{remark.text}{f' ({remark.remedy})' if remark.remedy else ''}", remark.level)
+    tokenizer, template = both.tokenizer, both.template
     rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
     counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
               "longest_prompt_and_reference": 0}
     shards, pending = 0, []
     with Meter("prepare", None, "prompts") as meter:
-        for record in _tokenised(rows, template, job, counts, meter):
+        for record in _tokenised(rows, both, job, counts, meter):
             pending.append(record)
             if len(pending) == job.shard_size:
                 _write(dataset, shards, pending)
@@ -58,14 +62,16 @@ def run(job: PrepareJob) -> None:
         message(f"prepare: left out {counts['dropped_too_long']} prompts over {job.settings.max_prompt_tokens} "
                 "tokens (data.max_prompt_tokens)", "warning")
     dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=template.eos,
-                   bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-                   tokenizer_size=tokenizer_size(tokenizer), template="chat" if template.chat else "raw")
+                   end_token_id=template.end_ids[-1], bos_token_id=tokenizer.bos_token_id,
+                   pad_token_id=tokenizer.pad_token_id, tokenizer_size=both.vocabulary.size,
+                   template="chat" if template.chat else "raw",
+                   chat_template=both.chosen.text if template.chat else None, special_tokens=both.special_tokens)
 
 
-def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, counts: dict[str, int],
+def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, counts: dict[str, int],
                meter: Meter) -> Iterator[dict[str, Any]]:
     """Rows of the dataset in order; ``counts`` is kept up to date."""
-    limit = job.settings.max_prompt_tokens
+    limit, template = job.settings.max_prompt_tokens, both.template
     while block := list(islice(rows, _BLOCK)):
         heads = template.render([row.messages for row in block])
         prompts = template.prompts(heads)
@@ -80,6 +86,7 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
         for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
+            _check_known(row, both, ids, reference or [])
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))
@@ -90,6 +97,14 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
             yield {"prompt_index": index, "prompt_id": prompt_id(ids, index), "prompt_ids": ids,
                    "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text}
         meter.advance(len(block), tokens=sum(map(len, prompts)))
+
+
+def _check_known(row: PromptRow, both: Agreement, *texts: list[int]) -> None:
+    """Tokens that the student alone knows would be noise to the teacher."""
+    for token, number in both.vocabulary.student_only.items():
+        if any(number in ids for ids in texts):
+            raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave the "
+                            "row out, or take the teacher's tokenizer (models.tokenizer)")
 
 
 def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],

@@ -57,7 +57,7 @@ def check_config(config: Config) -> None:
     models = config.models
     asked = config.needs_teacher or config.rollout.source == "teacher"
     teacher = models.teacher if asked else models.student
-    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code)
+    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code, config.data)
     _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
     for folder in dict.fromkeys((models.student, teacher)):
         width = check_checkpoint(folder).vocab_size

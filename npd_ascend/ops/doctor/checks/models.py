@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from npd_ascend.data.compat import check_pair
+from npd_ascend.data.compat import agree, check_pair
 from npd_ascend.errors import UserError
-from npd_ascend.ops.doctor.finding import Finding, error, ok
+from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.doctor.registry import Patient, check
 from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.plan import estimate
@@ -14,16 +14,18 @@ from npd_ascend.ops.plan.workload import Workload
 
 @check
 def models(p: Patient) -> list[Finding]:
-    """Vocabulary, template and logits' widths of teacher and student; device settings."""
+    """Vocabulary, template, stop tokens and logits' widths of teacher and student; device settings."""
     if p.config is None:
         return []
-    m = p.config.models
+    c, m = p.config, p.config.models
     try:
-        check_pair(m.teacher, m.student, m.tokenizer, m.trust_remote_code)
-        device = resolve_device(p.config.device)
+        check_pair(m.teacher, m.student, m.tokenizer, m.trust_remote_code, c.data)
+        both = agree(m.tokenizer or m.student, c.data, m.student, m.teacher, trust_remote_code=m.trust_remote_code)
+        device = resolve_device(c.device)
     except UserError as e:
         return [error(str(e))]
-    return [ok(f"configuration valid; teacher and student fit together; device {device.target}, {device.dtype}")]
+    good = ok(f"configuration valid; teacher and student fit together; device {device.target}, {device.dtype}")
+    return [good, *(warning(r.text, r.remedy) if r.level == "warning" else ok(r.text) for r in both.remarks)]
 
 
 @check
