@@ -196,6 +196,7 @@ def _write_qwen(out: Path, seed: int, layers: int, width: int, circle: list[int]
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
     embedding, head = normal(width, hidden, scale=1.0), normal(width, hidden, scale=0.01)
+    head[296:] = 0  # padding
     for token, following in zip(circle, circle[1:], strict=False):
         head[following] += embedding[token] / 4
     weights = {"model.embed_tokens.weight": embedding, "lm_head.weight": head,

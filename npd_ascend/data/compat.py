@@ -1,4 +1,4 @@
-"""Whether teacher and student can be distilled into each other, and on what they agree: token ids, template, stop ids."""
+"""Whether teacher and student can be distilled into each other, and on what they agree: ids, template, stop ids."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trus
         sizes = {teacher: shared.size, student: own}
     for folder, width in widths.items():
         if width < sizes[folder]:
-            raise UserError(f"{folder}: its logits cover {width} ids but the tokenizer of {source} has {sizes[folder]}; "
-                            "the checkpoint and the tokenizer do not belong together")
+            raise UserError(f"{folder}: its logits cover {width} ids but the tokenizer of {source} has "
+                            f"{sizes[folder]}; the checkpoint and the tokenizer do not belong together")
 
 
 def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, teacher: Path | None = None,
@@ -113,12 +113,12 @@ def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, te
     vocabulary = Vocabulary.of(own)
     if teacher is not None and has_tokenizer(teacher):
         try:
-            theirs = Speaker(own if teacher == tokenizer else load_tokenizer(teacher, trust_remote_code), teacher, teacher)
-            vocabulary = compare(own, theirs.tokenizer, f"teacher {teacher} and student tokenizer {tokenizer}")
+            its = own if teacher == tokenizer else load_tokenizer(teacher, trust_remote_code)
+            vocabulary = compare(own, its, f"teacher {teacher} and student tokenizer {tokenizer}")
+            theirs = Speaker(its, teacher, teacher)
         except UserError:
             if needed:
                 raise
-            theirs = None
     raw = settings.template == "raw"
     chosen = Choice(None) if raw else choose(settings.chat_template, ours, theirs, settings.system, trust_remote_code)
     stops = {"student": ours.stops, **({"teacher": theirs.stops} if theirs else {})}
@@ -128,8 +128,8 @@ def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, te
     template = Template(own, settings.template, union)
     remarks = [*_on_template(chosen, ours, theirs), *_on_stops(stops, template), *_on_vocabulary(vocabulary, theirs)]
     if teacher is not None and needed and theirs is None:
-        remarks.append(Remark("warning", f"{teacher} has no tokenizer files: cannot check that its token ids are those of "
-                              f"{tokenizer}", "copy the tokenizer files that belong to it into its folder"))
+        remarks.append(Remark("warning", f"{teacher} has no tokenizer files: cannot check that its token ids are those "
+                              f"of {tokenizer}", "copy the tokenizer files that belong to it into its folder"))
     return Agreement(own, template, vocabulary, chosen, remarks)
 
 
@@ -154,7 +154,7 @@ def _on_stops(stops: dict[str, list[int]], template: Template) -> list[Remark]:
         return []
     ends = [f"{model} {named(ids)}" for model, ids in stops.items()]
     ends += [f"chat template {named([end])}"] * template.chat
-    text = f"stop tokens differ: {', '.join(ends)}; any of them ends an answer, and the exported student lists them all."
+    text = f"stop tokens differ: {', '.join(ends)}; any of them ends an answer, and the exported student lists all."
     if "student" in strange:
         text += " The student does not end its turns so yet: until it has learned it, answers may be cut at " \
                 "rollout.max_new_tokens."
@@ -164,7 +164,8 @@ def _on_stops(stops: dict[str, list[int]], template: Template) -> list[Remark]:
         text += " What the teacher would end in is no end that the student knows."
     level: Literal["info", "warning"] = "warning" if strange or not set.intersection(*sets) else "info"
     remedy = "watch the share of truncated answers"
-    return [Remark(level, text, f"{remedy}; data.chat_template names another template" if "teacher" in strange else remedy)]
+    remedy += ", or take another template (data.chat_template)" if "teacher" in strange else ""
+    return [Remark(level, text, remedy if level == "warning" else "")]
 
 
 def _on_vocabulary(vocabulary: Vocabulary, theirs: Speaker | None) -> list[Remark]:
@@ -173,11 +174,13 @@ def _on_vocabulary(vocabulary: Vocabulary, theirs: Speaker | None) -> list[Remar
         if tokens:
             first = ", ".join(sorted(tokens, key=lambda t: tokens[t])[:_SHOWN])
             more = f" and {len(tokens) - _SHOWN} more" if len(tokens) > _SHOWN else ""
-            out.append(Remark("info", f"only the {model}'s tokenizer has the added tokens {first}{more}: they are left out"))
+            text = f"only the {model}'s tokenizer has the added tokens {first}{more}: they are left out"
+            out.append(Remark("info", text))
     if theirs is not None and any(vocabulary.begins):
         ours, other = (repr(b) if b else "nothing" for b in vocabulary.begins)
-        out.append(Remark("warning", f"the student's tokenizer puts {ours} before a text, the teacher's {other}; the input "
-                          f"of both models begins as the student's does", "set models.tokenizer if it should be otherwise"))
+        text = f"the student's tokenizer puts {ours} before a text, the teacher's {other}; both models' input begins " \
+               "as the student's"
+        out.append(Remark("warning", text, "set models.tokenizer if it should be otherwise"))
     return out
 
 

@@ -103,8 +103,8 @@ def _check_known(row: PromptRow, both: Agreement, *texts: list[int]) -> None:
     """Tokens that the student alone knows would be noise to the teacher."""
     for token, number in both.vocabulary.student_only.items():
         if any(number in ids for ids in texts):
-            raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave the "
-                            "row out, or take the teacher's tokenizer (models.tokenizer)")
+            raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave "
+                            "the row out, or take the teacher's tokenizer (models.tokenizer)")
 
 
 def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],

@@ -172,10 +172,11 @@ def _rollouts(dataset: Dataset, prompts: np.ndarray) -> Rollouts:
     table = dataset.read_all(["prompt_index", "tokens", "response_hash", "loops"])
     lengths, asked = table["tokens"].to_numpy().astype(np.int64), table["prompt_index"].to_numpy()
     asked = prompts[asked] if len(prompts) > asked.max(initial=-1) else asked
-    n = max(dataset.rows, 1)
     said = lengths > 0
-    return Rollouts(dataset.rows, lengths, int(dataset.extra["truncated"]) / n, int(pc.sum(table["loops"]).as_py() or 0) / n,
-                    shared(table["response_hash"].to_numpy()[said], asked[said]) / n)
+    counts = (int(dataset.extra["truncated"]), int(pc.sum(table["loops"]).as_py() or 0),
+              shared(table["response_hash"].to_numpy()[said], asked[said]))
+    truncated, loops, identical = (c / max(dataset.rows, 1) for c in counts)
+    return Rollouts(dataset.rows, lengths, truncated, loops, identical)
 
 
 def shared(answers: np.ndarray, prompts: np.ndarray) -> int:

@@ -87,9 +87,9 @@ def rise_of_truncated(generation: int, before: float, now: float) -> str | None:
     if now - before <= _RISE:
         return None
     return (f"Generation {generation}: {percent(now)} of the answers ran into rollout.max_new_tokens, against "
-            f"{percent(before)} a generation earlier: the student is forgetting to stop. See whether the teacher ends its "
-            "answers in a token that the student knows (npd doctor) and within rollout.max_new_tokens; or leave such answers "
-            "out with select.keep_truncated: false.")
+            f"{percent(before)} a generation earlier: the student is forgetting to stop. See whether the teacher ends "
+            "its answers in a token that the student knows (npd doctor), and within rollout.max_new_tokens; "
+            "select.keep_truncated: false leaves such answers out.")
 
 
 def _data(run: Run) -> list[str]:

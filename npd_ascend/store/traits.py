@@ -56,7 +56,7 @@ def hashes(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _ROOT, np.uint64))
         place = np.arange(len(tokens)) - np.repeat(starts, lengths)
         terms = _mixed(tokens.astype(np.uint64)) * powers[place]
-        sums = np.concatenate([[0], np.cumsum(terms, dtype=np.uint64)]).astype(np.uint64)
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
         return _mixed(sums[offsets[1:]] - sums[starts] + lengths.astype(np.uint64)).view(np.int64)
 
 
