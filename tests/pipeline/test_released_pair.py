@@ -77,7 +77,8 @@ def test_snapshot_and_export_say_where_the_student_ends(finished):
 
 def test_transformers_and_vllm_stop_where_training_stopped(finished, engines):
     run, student, _ = finished
-    done = subprocess.run([engines.rollout, "-c", _GENERATE, str(run.export), str(student)], capture_output=True, text=True)
+    command = [engines.rollout, "-c", _GENERATE, str(run.export), str(student)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     own, text, ids, answer, finish = json.loads(done.stdout.splitlines()[-1])
     assert text == ("<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n"
