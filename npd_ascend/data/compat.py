@@ -154,14 +154,15 @@ def _on_stops(stops: dict[str, list[int]], template: Template) -> list[Remark]:
         return []
     ends = [f"{model} {named(ids)}" for model, ids in stops.items()]
     ends += [f"chat template {named([end])}"] * template.chat
-    text = f"stop tokens differ: {', '.join(ends)}; any of them ends an answer, and the exported student lists all."
+    text = f"stop tokens differ: {', '.join(ends)}; each of them ends an answer, and the exported student lists " \
+           "them all."
     if "student" in strange:
-        text += " The student does not end its turns so yet: until it has learned it, answers may be cut at " \
-                "rollout.max_new_tokens."
+        text += " The student does not stop at the template's end of turn yet: until it has learned to, answers may " \
+                "run to rollout.max_new_tokens."
     if "teacher" in strange:
-        text += " The teacher does not end its turns so: the student may learn from it not to stop."
+        text += " The teacher does not stop at the template's end of turn: the student may learn not to stop either."
     if not strange and not set.intersection(*sets):
-        text += " What the teacher would end in is no end that the student knows."
+        text += " The two models have no stop token in common."
     level: Literal["info", "warning"] = "warning" if strange or not set.intersection(*sets) else "info"
     remedy = "watch the share of truncated answers"
     remedy += ", or take another template (data.chat_template)" if "teacher" in strange else ""

@@ -100,14 +100,14 @@ def test_pair_as_released(qwen_pair, tmp_path):
     assert stops.level == "warning" and stops.text.startswith(
         "stop tokens differ: student <|endoftext|> (290), teacher <|im_end|> (292) or <|endoftext|> (290), chat "
         "template <|im_end|> (292)")
-    assert "answers may be cut at rollout.max_new_tokens" in stops.text
+    assert "answers may run to rollout.max_new_tokens" in stops.text
 
 
 @pytest.mark.parametrize("theirs, ours, level, fragment", [
     ([290, 292], [292, 290], None, ""),
-    ([292], [292, 290], "info", "any of them ends an answer"),
-    ([290], [292], "warning", "The teacher does not end its turns so"),
-    ([292], [290], "warning", "The student does not end its turns so yet"),
+    ([292], [292, 290], "info", "each of them ends an answer"),
+    ([290], [292], "warning", "The teacher does not stop at the template's end of turn"),
+    ([292], [290], "warning", "The student does not stop at the template's end of turn yet"),
 ])
 def test_stop_sets_are_compared(qwen_pair, tmp_path, theirs, ours, level, fragment):
     teacher, student = qwen_pair(tmp_path)
