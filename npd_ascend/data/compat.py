@@ -173,7 +173,7 @@ def _on_vocabulary(vocabulary: Vocabulary, theirs: Speaker | None) -> list[Remar
     out = []
     for model, tokens in (("student", vocabulary.student_only), ("teacher", vocabulary.teacher_only)):
         if tokens:
-            first = ", ".join(sorted(tokens, key=lambda t: tokens[t])[:_SHOWN])
+            first = ", ".join(list(tokens)[:_SHOWN])
             more = f" and {len(tokens) - _SHOWN} more" if len(tokens) > _SHOWN else ""
             text = f"only the {model}'s tokenizer has the added tokens {first}{more}: they are left out"
             out.append(Remark("info", text))

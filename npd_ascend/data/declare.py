@@ -33,8 +33,11 @@ def declare(folder: Path, by: Declaration, like: Path) -> None:
     if by.tokenizer.resolve() != like.resolve():
         _take_tokenizer(folder, by.tokenizer)
     stops: int | list[int] = by.stop_token_ids if len(by.stop_token_ids) > 1 else by.stop_token_ids[0]
-    for name in ("config.json", "generation_config.json"):
-        _update(folder / name, {"eos_token_id": stops})
+    config = _update(folder / "config.json", {"eos_token_id": stops})
+    # Where there is no generation_config.json, transformers takes these from config.json; a new one must have them all.
+    given = {} if (folder / "generation_config.json").is_file() else config
+    others = {k: given[k] for k in ("bos_token_id", "pad_token_id") if given.get(k) is not None}
+    _update(folder / "generation_config.json", {**others, "eos_token_id": stops})
     if by.chat_template is None:
         return
     _update(folder / "tokenizer_config.json", {**by.special_tokens, "chat_template": by.chat_template})
@@ -53,8 +56,8 @@ def _take_tokenizer(folder: Path, source: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _update(path: Path, values: dict[str, Any]) -> None:
-    """Puts values into a JSON object; a file that is not there is made."""
+def _update(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Puts values into a JSON object, which it returns; a file that is not there is made."""
     try:
         old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(old, dict):
@@ -62,3 +65,4 @@ def _update(path: Path, values: dict[str, Any]) -> None:
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path.name}: not readable as JSON ({e})") from None
     write_json(path, {**old, **values})
+    return {**old, **values}

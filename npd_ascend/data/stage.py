@@ -86,7 +86,7 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
         for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
-            _check_known(row, both, ids, reference or [])
+            _check_known(row, both, ids + (reference or []))
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))
@@ -99,12 +99,13 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
         meter.advance(len(block), tokens=sum(map(len, prompts)))
 
 
-def _check_known(row: PromptRow, both: Agreement, *texts: list[int]) -> None:
+def _check_known(row: PromptRow, both: Agreement, ids: list[int]) -> None:
     """Tokens that the student alone knows would be noise to the teacher."""
-    for token, number in both.vocabulary.student_only.items():
-        if any(number in ids for ids in texts):
-            raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave "
-                            "the row out, or take the teacher's tokenizer (models.tokenizer)")
+    found = both.vocabulary.strange.intersection(ids)
+    if found:
+        token = both.tokenizer.convert_ids_to_tokens(min(found))
+        raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave the "
+                        "row out, or take the teacher's tokenizer (models.tokenizer)")
 
 
 def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],

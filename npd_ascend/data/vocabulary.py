@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from npd_ascend.data.tokenizer import encode, tokenizer_size
@@ -30,6 +31,11 @@ class Vocabulary:
     teacher_only: dict[str, int]
     begins: tuple[str, str] = ("", "")
 
+    @cached_property
+    def strange(self) -> frozenset[int]:
+        """Ids that the teacher does not know."""
+        return frozenset(self.student_only.values())
+
     @classmethod
     def of(cls, tokenizer: Any) -> Vocabulary:
         """That of one tokenizer."""
@@ -48,7 +54,7 @@ def compare(ours: Any, theirs: Any, pair: str) -> Vocabulary:
         UserError: a token has two ids, or an id two tokens; one tokenizer has more than added tokens beyond the other;
             or they cut text differently.
     """
-    a, b = theirs.get_vocab(), ours.get_vocab()
+    a, b = (dict(sorted(t.get_vocab().items(), key=lambda entry: entry[1])) for t in (theirs, ours))
     only_a, only_b = ({t: i for t, i in x.items() if t not in y} for x, y in ((a, b), (b, a)))
     by_id = {i: t for t, i in b.items()}
     differing = [t for t, i in a.items() if t in b and b[t] != i]

@@ -69,7 +69,7 @@ def test_one_stop_id_is_a_number_and_raw_prompts_leave_the_tokenizer_alone(base,
     (student / "generation_config.json").unlink()
     out = shutil.copytree(student, tmp_path / "out")
     declare(out, by.model_copy(update={"stop_token_ids": [290], "chat_template": None, "special_tokens": {}}), student)
-    assert read(out, "generation_config.json") == {"eos_token_id": 290}
+    assert read(out, "generation_config.json") == {"bos_token_id": 290, "eos_token_id": 290}
     assert read(out, "config.json")["eos_token_id"] == 290
     assert (out / "tokenizer_config.json").read_bytes() == (student / "tokenizer_config.json").read_bytes()
 
