@@ -131,12 +131,13 @@ class StepBuilder:
 
     # ---- steps
 
-    def prepare(self, evaluation: bool = False) -> Step:
+    def prepare(self, evaluation: bool = False, alone: bool = False) -> Step:
+        """Prompts as token ids; ``alone``: of a checkpoint that is only evaluated, whatever the teacher may be."""
         c = self.config
         files = c.evaluate.prompts if evaluation else c.data.prompts
         limit = c.evaluate.limit if evaluation else c.data.limit
         need_reference = not evaluation and c.rollout.source == "reference"
-        teacher_needed = c.needs_teacher or c.rollout.source == "teacher"
+        teacher_needed = not alone and (c.needs_teacher or c.rollout.source == "teacher")
         fp = fingerprint(
             "prompts",
             {

@@ -51,6 +51,11 @@ def test_prompts_depend_on_templates_and_stop_ids_of_both_models(made, tmp_path)
     assert prepared() == seen[-1]
 
 
+def test_evaluation_of_a_checkpoint_does_not_ask_whether_the_teacher_fits(made):
+    steps = made[0]().steps
+    assert steps.prepare(evaluation=True).job.teacher_needed and not steps.prepare(True, alone=True).job.teacher_needed
+
+
 @pytest.mark.parametrize("cut, said", [((2, 5), True), ((2, 3), False), ((9, 1), False)])
 def test_rise_of_truncated_answers_is_said_when_the_rollout_is_there(made, monkeypatch, tmp_path, cut, said):
     monkeypatch.setenv(PROGRESS_ENV, str(tmp_path / "progress"))
