@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from npd_ascend.config.load import parse_config
+from npd_ascend.config.schema import EvaluateConfig
 from npd_ascend.pipeline.conductor import Conductor
 from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.store.dataset import Dataset
@@ -53,6 +54,7 @@ def test_prompts_depend_on_templates_and_stop_ids_of_both_models(made, tmp_path)
 
 def test_evaluation_of_a_checkpoint_does_not_ask_whether_the_teacher_fits(made):
     steps = made[0]().steps
+    steps.config = steps.config.model_copy(update={"evaluate": EvaluateConfig(prompts=steps.config.data.prompts)})
     assert steps.prepare(evaluation=True).job.teacher_needed and not steps.prepare(True, alone=True).job.teacher_needed
 
 
