@@ -91,7 +91,8 @@ def make(root: Path, shards: int) -> None:
             pass
         dataset.finish(shards, **extra)
 
-    write(steps.prepare().outputs[0], prompts, longest_prompt=5, eos_token_ids=[2], header_ids=[1])
+    write(steps.prepare().outputs[0], prompts, longest_prompt=5, eos_token_ids=[2], header_ids=[1],
+          end_token_id=2, chat_template=None, special_tokens={})
     write(steps.rollout(0).outputs[0], rollouts)
     write(steps.annotate(0, "student").outputs[0], lambda s: scores(s, False))
     teacher, topk = steps.annotate(0, "teacher").outputs

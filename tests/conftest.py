@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -115,3 +117,104 @@ def engines():
     if found.mindspore == found.rollout:
         pytest.skip("needs both environments (scripts/setup_env.sh)")
     return found
+
+
+QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_QWEN_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\nDEFAULT<|im_end|>\\n' }}{%- endif %}"
+    "{%- for m in messages %}{%- if m.role != 'system' or not loop.first %}"
+    "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer():
+    """``make(folder, eos, default, added)``: files as in Qwen2.5's folders, with few tokens.
+
+    Special tokens come after the byte-level BPE, as added tokens; there is no BOS; base and Instruct differ in the end
+    token and in the default system turn.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def make(folder: Path, eos: str = "<|im_end|>", default: str | None = "You are Qwen.",
+             added: tuple[str, ...] = ("<tool_call>", "</tool_call>"), **config: Any) -> Path:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.train_from_iterator(["user assistant system", "How many clips? 48 + 24 = 72."], trainers.BpeTrainer(
+            vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in QWEN_SPECIALS])
+        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in added])
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        template = {} if default is None else {"chat_template": _QWEN_TEMPLATE.replace("DEFAULT", default)}
+        (folder / "tokenizer_config.json").write_text(json.dumps({
+            "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "eos_token": eos,
+            "pad_token": "<|endoftext|>", "unk_token": None, "split_special_tokens": False, "errors": "replace",
+            "clean_up_tokenization_spaces": False, "model_max_length": 512, "tokenizer_class": "Qwen2Tokenizer",
+            **template, **config}))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def qwen_pair(qwen_tokenizer):
+    """``make(folder)`` -> (Instruct teacher, base student) as Qwen2.5 releases them: one tokenizer, two ends, two
+    widths.
+
+    Both answer every chat with the same few tokens, then ``<|im_end|>``, ``<|endoftext|>`` and the same again: layers
+    add nothing, and the head leads from each token of that circle to the next.
+    """
+    def make(folder: Path) -> tuple[Path, Path]:
+        teacher, student = folder / "teacher", folder / "student"
+        qwen_tokenizer(teacher, default="You are Qwen.")
+        qwen_tokenizer(student, eos="<|endoftext|>", default="You are a helpful assistant.")
+        vocab = json.loads((teacher / "tokenizer.json").read_text())
+        ids = vocab["model"]["vocab"] | {t["content"]: t["id"] for t in vocab["added_tokens"]}
+        end, text = ids["<|im_end|>"], ids["<|endoftext|>"]
+        circle = [ids["Ċ"], ids["4"], ids["8"], ids["+"], end, text, ids["4"]]
+        for out, seed, layers, width, config, stops in (
+                (teacher, 1, 3, 320, {"bos_token_id": text, "eos_token_id": end}, [end, text]),
+                (student, 2, 2, 304, {"bos_token_id": text, "eos_token_id": text}, text)):
+            _write_qwen(out, seed, layers, width, circle, config)
+            (out / "generation_config.json").write_text(json.dumps({
+                "bos_token_id": text, "pad_token_id": text, "do_sample": False, "eos_token_id": stops}))
+        return teacher, student
+
+    return make
+
+
+def _write_qwen(out: Path, seed: int, layers: int, width: int, circle: list[int], config: dict[str, Any]) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng, hidden, ffn, kv = np.random.default_rng(seed), 64, 64, 32
+
+    def normal(*shape: int, scale: float = 0.1):
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    embedding, head = normal(width, hidden, scale=1.0), normal(width, hidden, scale=0.01)
+    head[296:] = 0  # padding
+    for token, following in zip(circle, circle[1:], strict=False):
+        head[following] += embedding[token] / 4
+    weights = {"model.embed_tokens.weight": embedding, "lm_head.weight": head,
+               "model.norm.weight": np.ones(hidden, np.float32)}
+    for i in range(layers):
+        at = f"model.layers.{i}."
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+            weights |= {f"{at}self_attn.{name}_proj.weight": normal(rows, hidden),
+                        f"{at}self_attn.{name}_proj.bias": normal(rows)}
+        weights |= {f"{at}self_attn.o_proj.weight": np.zeros((hidden, hidden), np.float32),
+                    f"{at}mlp.gate_proj.weight": normal(ffn, hidden), f"{at}mlp.up_proj.weight": normal(ffn, hidden),
+                    f"{at}mlp.down_proj.weight": np.zeros((hidden, ffn), np.float32),
+                    f"{at}input_layernorm.weight": np.ones(hidden, np.float32),
+                    f"{at}post_attention_layernorm.weight": np.ones(hidden, np.float32)}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0, "hidden_act": "silu",
+        "hidden_size": hidden, "initializer_range": 0.02, "intermediate_size": ffn, "max_position_embeddings": 512,
+        "max_window_layers": layers, "num_attention_heads": 2, "num_hidden_layers": layers, "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 512, "tie_word_embeddings": False,
+        "torch_dtype": "float32", "use_cache": True, "use_sliding_window": False, "vocab_size": width, **config}))

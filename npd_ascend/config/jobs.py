@@ -44,6 +44,12 @@ class PrepareJob(Section):
     """A row without a reference answer is then an error."""
     need_answer: bool = False
     trust_remote_code: bool = False
+    student: Path | None = None
+    """Checkpoint whose stop ids end an answer; that of the tokenizer if None."""
+    teacher: Path | None = None
+    """Checkpoint whose stop ids end an answer too, and whose chat template may be the one that is used."""
+    teacher_needed: bool = True
+    """Whether the run asks the teacher anything; if not, one that does not fit the student is left aside."""
 
 
 class RolloutJob(Section):
@@ -115,6 +121,19 @@ class PackJob(Section):
     settings: PackConfig
 
 
+class Declaration(Section):
+    """What the files beside a student's weights must say of how it was trained."""
+
+    tokenizer: Path
+    """Folder whose tokenizer files belong to it."""
+    stop_token_ids: list[int]
+    """Ids that end an answer, the one that it was trained to give first."""
+    chat_template: str | None
+    """None: it was trained on prompts as they stand; the tokenizer keeps its own template."""
+    special_tokens: dict[str, str | None]
+    """Entries of tokenizer_config.json."""
+
+
 class TrainJob(Section):
     """One generation of training (room ``train``): from the last checkpoint to the next sync or the end."""
 
@@ -144,6 +163,8 @@ class TrainJob(Section):
     last: bool
     """No further generation may follow: train to the end of the run."""
     pad_token_id: int
+    declares: Declaration | None = None
+    """What snapshots say of how to speak to the student and where it ends; None: what ``student`` says."""
     seed: int
     settings: TrainConfig
     row_length: int

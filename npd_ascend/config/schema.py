@@ -60,6 +60,11 @@ class DataConfig(Section):
     """What the answer checker compares with."""
     template: Literal["auto", "chat", "raw"] = "auto"
     """``chat``: the tokenizer's chat template; ``raw``: the prompt as it stands; ``auto``: chat when there is one."""
+    chat_template: Annotated[str, Field(min_length=1)] = "auto"
+    """Which chat template renders the input of both models: ``student``, ``teacher``, the path of a template's file or
+    of a tokenizer's folder, or ``auto``: the only one there is; of two that differ, the teacher's where the student is
+    a base model (its stop tokens lack its template's end of turn, as Qwen2.5's base models' do), the student's where
+    only the default system turn differs; else the run asks for this setting."""
     system: str | None = None
     """System turn; openPangu's template emits an empty one when none is given."""
     suffix: str | None = None

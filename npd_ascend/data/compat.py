@@ -1,62 +1,188 @@
-"""Whether teacher and student speak the same token ids: distillation over logits means nothing if they do not."""
+"""Whether teacher and student can be distilled into each other, and on what they agree: ids, template, stop ids."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from npd_ascend.config.schema import DataConfig
+from npd_ascend.data.chat_template import Choice, Speaker, choose
 from npd_ascend.data.pangu import is_pangu
-from npd_ascend.data.render import TemplateFault, render
-from npd_ascend.data.tokenizer import TOKENIZER_FILES, has_tokenizer, load_tokenizer, tokenizer_size
+from npd_ascend.data.template import Template
+from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES, has_tokenizer, load_tokenizer
+from npd_ascend.data.vocabulary import Vocabulary, compare
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.progress import message
 
-_FILES = (*TOKENIZER_FILES, "merges.txt", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
-_PROBES = (
-    "The quick brown fox jumps over the lazy dog.", "  two  spaces\tand\ttabs\n\n\nlines ", "3.14159 + 2,718 = 1e-5 %",
-    "def f(x):\n    return {'a': [x ** 2]}\n", "自然语言处理：你好，世界。", "Größe, façade, naïve, Ωμέγα, ёлка",
-    "نص عربي", "日本語テキスト", "한국어", "👩‍🔬🚀 ½ ﬁ Ａ", "\\frac{1}{2} \\boxed{42} #### 7",
-)
-_CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
-    [{"role": "user", "content": "ping"}],
-    [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ping"}],
-)
+_FILES = (*TOKENIZER_FILES, *COMPANIONS)
+_SHOWN = 4
 
 
-def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None,
-               trust_remote_code: bool = False) -> None:
+@dataclass(frozen=True)
+class Remark:
+    """Something that the two models do not have in common, and what follows from it."""
+
+    level: Literal["info", "warning"]
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How both models are spoken to.
+
+    Attributes:
+        tokenizer: the student's, with the chosen chat template.
+        template: renders and tokenises with it; its ``eos`` are the stop ids of both models and the template's end of a
+            turn: any of them ends an answer.
+        vocabulary: the ids that both know.
+        chosen: the chat template and its origin.
+        remarks: where the models differ.
+    """
+
+    tokenizer: Any
+    template: Template
+    vocabulary: Vocabulary
+    chosen: Choice
+    remarks: list[Remark]
+
+    @property
+    def special_tokens(self) -> dict[str, str | None]:
+        """What the tokenizer of a student that was trained so must say: the end of an answer, and what the template
+        names. Empty where prompts are taken as they stand."""
+        if not self.template.chat:
+            return {}
+        return {**self.chosen.tokens, "eos_token": self.tokenizer.convert_ids_to_tokens(self.template.end_ids[-1])}
+
+
+def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trust_remote_code: bool = False,
+               settings: DataConfig | None = None) -> None:
     """Checks that two checkpoints can be distilled into each other over token ids.
 
-    The tokenizers must map the same text to the same ids, have the same begin and end tokens, and render chats
-    alike. The widths of the two models' logits may differ, but only in padding: both must hold every token.
+    The tokenizers must map the same text to the same ids. Stop ids may differ, and so may the widths of the logits, if
+    both hold every shared token. Where chat templates differ, one must be settled on.
 
     Args:
-        teacher: checkpoint folder; if it has no tokenizer files, its vocabulary cannot be compared and a warning
-            says so.
+        teacher: checkpoint folder; if it has no tokenizer files, its vocabulary cannot be compared.
         student: checkpoint folder.
         tokenizer: folder of the tokenizer, if it is not the student's own.
         trust_remote_code: run tokenizer code that the folders bring along.
+        settings: the ``data`` section; its defaults if None.
 
     Raises:
         UserError: a folder or file is missing, or the two do not fit together; says in what.
     """
     teacher, student = Path(teacher), Path(student)
     source = Path(tokenizer) if tokenizer else student
+    settings = settings or DataConfig(prompts=[])
     widths = {folder: ModelSpec.from_folder(folder).vocab_size for folder in (teacher, student)}
-    size = _same_files(teacher, source)
-    if size is None:
-        ours = load_tokenizer(source, trust_remote_code)
-        size = tokenizer_size(ours)
-        if teacher != source and has_tokenizer(teacher):
-            _compare(teacher, load_tokenizer(teacher, trust_remote_code), source, ours)
-        elif teacher != source:
-            message(f"{teacher} has no tokenizer files: cannot check that its token ids are those of {source}",
-                    "warning")
+    # The quick way does not render, so it will do only where there is nothing to choose.
+    size = _same_files(teacher, source) if settings.chat_template in ("auto", "student") else None
+    if size is not None:
+        sizes = {teacher: size, student: size}
+    else:
+        shared = agree(source, settings, student, teacher, trust_remote_code=trust_remote_code).vocabulary
+        own = max([shared.size - 1, *shared.student_only.values()]) + 1
+        sizes = {teacher: shared.size, student: own}
     for folder, width in widths.items():
-        if width < size:
-            raise UserError(f"{folder}: its logits cover {width} ids but the tokenizer of {source} has {size}; the "
-                            "checkpoint and the tokenizer do not belong together")
+        if width < sizes[folder]:
+            raise UserError(f"{folder}: its logits cover {width} ids but the tokenizer of {source} has "
+                            f"{sizes[folder]}; the checkpoint and the tokenizer do not belong together")
+
+
+def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, teacher: Path | None = None,
+          needed: bool = True, trust_remote_code: bool = False) -> Agreement:
+    """Loads the tokenizers and settles on token ids, chat template and stop ids.
+
+    Args:
+        tokenizer: the student's folder, or that of ``models.tokenizer``.
+        settings: the ``data`` section.
+        student: checkpoint folder, whose stop ids count; that of the tokenizer if None.
+        teacher: checkpoint folder; None: there is none.
+        needed: whether the run asks the teacher anything. If not, a teacher that does not fit is left aside; one that
+            fits still has its say, so that a student trained on references reads what a distilled one reads.
+        trust_remote_code: run tokenizer code that the folders bring along.
+
+    Raises:
+        UserError: the two do not fit together, there is no template as asked for, or nothing ends an answer.
+    """
+    own = load_tokenizer(tokenizer, trust_remote_code)
+    ours, theirs = Speaker(own, tokenizer, student or tokenizer), None
+    vocabulary = Vocabulary.of(own)
+    if teacher is not None and has_tokenizer(teacher):
+        try:
+            its = own if teacher == tokenizer else load_tokenizer(teacher, trust_remote_code)
+            vocabulary = compare(own, its, f"teacher {teacher} and student tokenizer {tokenizer}")
+            theirs = Speaker(its, teacher, teacher)
+        except UserError:
+            if needed:
+                raise
+    raw = settings.template == "raw"
+    chosen = Choice(None) if raw else choose(settings.chat_template, ours, theirs, settings.system, trust_remote_code)
+    stops = {"student": ours.stops, **({"teacher": theirs.stops} if theirs else {})}
+    if not raw:  # after the stop ids were taken: a template may bring its own end-of-sequence token
+        chosen.apply(own)
+    union = [i for i in dict.fromkeys(i for ids in stops.values() for i in ids) if i < vocabulary.size]
+    template = Template(own, settings.template, union)
+    remarks = [*_on_template(chosen, ours, theirs), *_on_stops(stops, template), *_on_vocabulary(vocabulary, theirs)]
+    if teacher is not None and needed and theirs is None:
+        remarks.append(Remark("warning", f"{teacher} has no tokenizer files: cannot check that its token ids are those "
+                              f"of {tokenizer}", "copy the tokenizer files that belong to it into its folder"))
+    return Agreement(own, template, vocabulary, chosen, remarks)
+
+
+def _on_template(chosen: Choice, ours: Speaker, theirs: Speaker | None) -> list[Remark]:
+    if not chosen.why or theirs is None:
+        return []
+    owner = {"student": ours, "teacher": theirs}[chosen.source]
+    return [Remark("info", f"chat template: the {chosen.source}'s ({owner.folder}) renders the input of both models; "
+                   f"{chosen.why} (data.chat_template)")]
+
+
+def _on_stops(stops: dict[str, list[int]], template: Template) -> list[Remark]:
+    """Where the models end in different tokens, or the template in one that a model does not know as an end."""
+
+    def named(ids: Sequence[int]) -> str:
+        return " or ".join(f"{template.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids[:_SHOWN]) or "none"
+
+    end = template.end_ids[-1]
+    strange = [model for model, ids in stops.items() if end not in ids] if template.chat else []
+    sets = [set(ids) for ids in stops.values()]
+    if not strange and all(s == sets[0] for s in sets):
+        return []
+    ends = [f"{model} {named(ids)}" for model, ids in stops.items()]
+    ends += [f"chat template {named([end])}"] * template.chat
+    text = f"stop tokens differ: {', '.join(ends)}; each of them ends an answer, and the exported student lists " \
+           "them all."
+    if "student" in strange:
+        text += " The student does not stop at the template's end of turn yet: until it has learned to, answers may " \
+                "run to rollout.max_new_tokens."
+    if "teacher" in strange:
+        text += " The teacher does not stop at the template's end of turn: the student may learn not to stop either."
+    if not strange and not set.intersection(*sets):
+        text += " The two models have no stop token in common."
+    level: Literal["info", "warning"] = "warning" if strange or not set.intersection(*sets) else "info"
+    remedy = "watch the share of truncated answers"
+    remedy += ", or take another template (data.chat_template)" if "teacher" in strange else ""
+    return [Remark(level, text, remedy if level == "warning" else "")]
+
+
+def _on_vocabulary(vocabulary: Vocabulary, theirs: Speaker | None) -> list[Remark]:
+    out = []
+    for model, tokens in (("student", vocabulary.student_only), ("teacher", vocabulary.teacher_only)):
+        if tokens:
+            first = ", ".join(list(tokens)[:_SHOWN])
+            more = f" and {len(tokens) - _SHOWN} more" if len(tokens) > _SHOWN else ""
+            text = f"only the {model}'s tokenizer has the added tokens {first}{more}: they are left out"
+            out.append(Remark("info", text))
+    if theirs is not None and any(vocabulary.begins):
+        ours, other = (repr(b) if b else "nothing" for b in vocabulary.begins)
+        text = f"the student's tokenizer puts {ours} before a text, the teacher's {other}; both models' input begins " \
+               "as the student's"
+        out.append(Remark("warning", text, "set models.tokenizer if it should be otherwise"))
+    return out
 
 
 def _same_files(teacher: Path, student: Path) -> int | None:
@@ -77,36 +203,3 @@ def _same_files(teacher: Path, student: Path) -> int | None:
         return max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values(), default=-1) + 1
     except Exception as e:  # the Rust side raises bare exceptions
         raise UserError(f"tokenizer {path}: cannot be read ({str(e).splitlines()[0]})") from None
-
-
-def _compare(teacher: Path, theirs: Any, student: Path, ours: Any) -> None:
-    pair = f"teacher {teacher} and student tokenizer {student}"
-    a, b = theirs.get_vocab(), ours.get_vocab()
-    if a != b:
-        differing = sorted((t for t in a.keys() | b.keys() if a.get(t) != b.get(t)),
-                           key=lambda t: min(a.get(t, 1 << 30), b.get(t, 1 << 30)))
-        first = differing[0]
-        raise UserError(f"{pair} have different vocabularies ({len(differing)} tokens differ, first {first!r}: id "
-                        f"{a.get(first, 'none')} and {b.get(first, 'none')}); distillation over logits needs the same")
-    for kind in ("bos", "eos"):
-        x, y = getattr(theirs, f"{kind}_token_id"), getattr(ours, f"{kind}_token_id")
-        if x != y:
-            raise UserError(f"{pair} have different {kind} tokens (ids {x} and {y}); if the student's is meant for "
-                            "both, copy its tokenizer files into the teacher's folder")
-    for probe in _PROBES:
-        if theirs(probe, add_special_tokens=False)["input_ids"] != ours(probe, add_special_tokens=False)["input_ids"]:
-            raise UserError(f"{pair} have the same tokens but cut text differently, e.g. {probe!r}; use one tokenizer "
-                            "for both")
-    if theirs.chat_template and ours.chat_template:
-        for conversation in _CONVERSATIONS:
-            if _render(theirs, conversation) != _render(ours, conversation):
-                raise UserError(f"{pair} have different chat templates; if the student's is meant for both, copy its "
-                                "tokenizer files into the teacher's folder")
-
-
-def _render(tokenizer: Any, conversation: list[dict[str, str]]) -> str:
-    try:
-        text = render(tokenizer, [conversation], generation=True)[0]
-        return text.removeprefix(tokenizer.bos_token or "")  # BOS comes from the template or from the tokenizer
-    except TemplateFault:  # a template may refuse a role; both must then refuse it
-        return "refused"

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from npd_ascend.config.jobs import PrepareJob
+from npd_ascend.data.compat import Agreement, agree
 from npd_ascend.data.prompts import PromptRow, expand, read_prompts
 from npd_ascend.data.template import Template
-from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.store.dataset import Dataset
@@ -27,8 +27,10 @@ def run(job: PrepareJob) -> None:
     ``limit`` of the job counts rows of the files; ``settings.limit`` is not looked at, since one ``data`` section
     serves training and evaluation prompts. The manifest's extra has ``prompts``, ``dropped_too_long``,
     ``longest_prompt``, ``longest_reference`` and ``longest_prompt_and_reference`` (tokens), ``header_ids``
-    (context of an answer without its question), ``eos_token_ids``, ``bos_token_id``, ``pad_token_id``,
-    ``tokenizer_size`` (ids are below it) and ``template`` (``chat`` or ``raw``).
+    (context of an answer without its question), ``eos_token_ids`` (stop ids of both models and of the template),
+    ``end_token_id`` (of these, the one that answers are trained to end in), ``bos_token_id``, ``pad_token_id``,
+    ``tokenizer_size`` (ids that both models know are below it), ``template`` (``chat`` or ``raw``), ``chat_template``
+    (its text) and ``special_tokens`` (what a tokenizer that goes with it must say).
 
     Raises:
         UserError: bad file, row, tokenizer or template; or nothing is left.
@@ -36,13 +38,15 @@ def run(job: PrepareJob) -> None:
     dataset = Dataset(job.out, "prompts", job.fingerprint)
     if dataset.complete:
         return
-    template = _template(job)
-    tokenizer = template.tokenizer
+    both = _agreement(job)
+    for remark in both.remarks:
+        message(f"{remark.text}{f' ({remark.remedy})' if remark.remedy else ''}", remark.level)
+    tokenizer, template = both.tokenizer, both.template
     rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
     counts = _counts()
     shards, pending = 0, []
     with Meter("prepare", None, "prompts") as meter:
-        for record in _tokenised(rows, template, job, counts, meter):
+        for record in _tokenised(rows, both, job, counts, meter):
             pending.append(record)
             if len(pending) == job.shard_size:
                 _write(dataset, shards, pending)
@@ -57,8 +61,10 @@ def run(job: PrepareJob) -> None:
         message(f"prepare: left out {counts['dropped_too_long']} prompts over {job.settings.max_prompt_tokens} "
                 "tokens (data.max_prompt_tokens)", "warning")
     dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=template.eos,
-                   bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-                   tokenizer_size=tokenizer_size(tokenizer), template="chat" if template.chat else "raw")
+                   end_token_id=template.end_ids[-1], bos_token_id=tokenizer.bos_token_id,
+                   pad_token_id=tokenizer.pad_token_id, tokenizer_size=both.vocabulary.size,
+                   template="chat" if template.chat else "raw",
+                   chat_template=both.chosen.text if template.chat else None, special_tokens=both.special_tokens)
 
 
 def look(job: PrepareJob, rows: int) -> dict[str, int]:
@@ -74,19 +80,18 @@ def look(job: PrepareJob, rows: int) -> dict[str, int]:
     Raises:
         UserError: what ``run`` would refuse of these.
     """
-    template, counts = _template(job), _counts()
+    both, counts = _agreement(job), _counts()
     for path in expand(job.files):
         if job.limit is not None and counts["prompts"] + counts["dropped_too_long"] >= job.limit:
             break
         some = read_prompts([path], job.settings, job.need_reference, job.need_answer, rows)
-        for _ in _tokenised(some, template, job, counts, Meter("prepare", None, silent=True)):
+        for _ in _tokenised(some, both, job, counts, Meter("prepare", None, silent=True)):
             pass
     return counts
 
 
-def _template(job: PrepareJob) -> Template:
-    tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
-    return Template(tokenizer, job.settings.template, eos_token_ids(job.tokenizer, tokenizer))
+def _agreement(job: PrepareJob) -> Agreement:
+    return agree(job.tokenizer, job.settings, job.student, job.teacher, job.teacher_needed, job.trust_remote_code)
 
 
 def _counts() -> dict[str, int]:
@@ -94,10 +99,10 @@ def _counts() -> dict[str, int]:
             "longest_prompt_and_reference": 0}
 
 
-def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, counts: dict[str, int],
+def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, counts: dict[str, int],
                meter: Meter) -> Iterator[dict[str, Any]]:
     """Rows of the dataset in order; ``counts`` is kept up to date."""
-    limit = job.settings.max_prompt_tokens
+    limit, template = job.settings.max_prompt_tokens, both.template
     for block in _blocks(rows):
         heads = template.render([row.messages for row in block])
         prompts = template.prompts(heads)
@@ -112,6 +117,7 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
         for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
+            _check_known(row, both, ids + (reference or []))
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))
@@ -136,6 +142,15 @@ def _blocks(rows: Iterator[PromptRow]) -> Iterator[list[PromptRow]]:
             block, text = [], 0
     if block:
         yield block
+
+
+def _check_known(row: PromptRow, both: Agreement, ids: list[int]) -> None:
+    """Tokens that the student alone knows would be noise to the teacher."""
+    found = both.vocabulary.strange.intersection(ids)
+    if found:
+        token = both.tokenizer.convert_ids_to_tokens(min(found))
+        raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave the "
+                        "row out, or take the teacher's tokenizer (models.tokenizer)")
 
 
 def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],

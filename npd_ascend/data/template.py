@@ -33,7 +33,7 @@ class Template:
     Attributes:
         chat: whether the chat template is used.
         header_ids: context of an answer without its question: BOS, where prompts begin with it, and the header
-            of the assistant's turn. Never empty.
+            of the assistant's turn, which may itself open with BOS (SmolLM2). Never empty.
         eos: the given ids, and the template's own end of a turn where it is not among them.
         end_ids: tokens after the answer's text that belong to the answer: its end token.
 
@@ -136,14 +136,18 @@ class Template:
         bos = self.tokenizer.bos_token_id
         messages: Messages = [{"role": "user", "content": _PROBE}]
         prompt = self.prompts(self.render([messages]))[0]
-        header = [bos] if bos is not None and prompt[:1] == [bos] else []
-        if self.chat:
-            with_header, without = self._render(messages, True), self._render(messages, False)
-            if with_header.startswith(without) and with_header != without:
-                before = self.prompts([without])[0]
-                header += (prompt[len(before):] if prompt[: len(before)] == before
-                           else encode(self.tokenizer, [with_header[len(without):]])[0])
-        if header:
-            return header
+        turn = self._answer_turn(messages, prompt) if self.chat else []
+        # Where BOS opens every turn, that of the turn is the one at the start of the text.
+        begins = bos is not None and prompt[:1] == [bos] and turn[:1] != [bos]
         # The first token of an answer needs some context even without BOS and header.
-        return [bos if bos is not None else self.eos[0]]
+        return [bos] * begins + turn or [bos if bos is not None else self.eos[0]]
+
+    def _answer_turn(self, messages: Messages, prompt: list[int]) -> list[int]:
+        """What the template puts between the user's turn and the answer."""
+        with_header, without = self._render(messages, True), self._render(messages, False)
+        if not with_header.startswith(without) or with_header == without:
+            return []
+        before = self.prompts([without])[0]
+        if prompt[: len(before)] == before:
+            return prompt[len(before):]
+        return encode(self.tokenizer, [with_header[len(without):]])[0]

@@ -11,6 +11,8 @@ from npd_ascend.data.pangu import MODEL_FILE, PANGU_TEMPLATE, TURN_END, TURN_STA
 from npd_ascend.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+COMPANIONS = ("merges.txt", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+"""Files that say more of a tokenizer but are none by themselves."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -48,16 +50,29 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def eos_token_ids(folder: Path, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the tokenizer's own first, then those of generation_config.json and config.json."""
-    found = [tokenizer.eos_token_id]
+def declared_stop_ids(folder: Path) -> list[int]:
+    """Ids that end an answer by the checkpoint's generation_config.json and config.json; unreadable ones count as none.
+    """
+    found: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         try:
             value = json.loads((Path(folder) / name).read_text(encoding="utf-8")).get("eos_token_id")
         except (OSError, ValueError, AttributeError, RecursionError):
             continue
         found += value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(i for i in found if isinstance(i, int) and not isinstance(i, bool)))
+    return list(dict.fromkeys(i for i in found if isinstance(i, int) and not isinstance(i, bool) and i >= 0))
+
+
+def eos_token_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the tokenizer's own first, then those of generation_config.json and config.json."""
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*own, *declared_stop_ids(folder)]))
+
+
+def template_text(tokenizer: Any) -> str | None:
+    """The chat template, of several the one named ``default``; None where there is none."""
+    template = tokenizer.chat_template
+    return (template.get("default") if isinstance(template, dict) else template) or None
 
 
 def tokenizer_size(tokenizer: Any) -> int:

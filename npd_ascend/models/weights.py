@@ -71,7 +71,8 @@ def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None]
             also(param, merged)
 
 
-def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, leads: bool = True) -> None:
+def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, leads: bool = True,
+            declare: Callable[[Path], None] | None = None) -> None:
     """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
     Config and tokenizer files are copied. The folder appears whole or not at all. Of a model that is cut, all peers
@@ -83,6 +84,7 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
         like: checkpoint of the same architecture.
         dtype: a key of ``DTYPES``; None: each tensor in the dtype that it has in ``like``.
         leads: whether this process is the one that writes.
+        declare: changes the copied files of the folder before it appears.
 
     Raises:
         UserError: ``like`` is not such a checkpoint, or a weight is NaN or infinite.
@@ -95,7 +97,7 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
         return source(name) if name in source else found[name].read()
 
     if leads:
-        rewrite(out, like, found, dtype, values)
+        rewrite(out, like, found, dtype, values, declare)
         return
     for entries in _files(found).values():
         for entry in entries:
@@ -103,7 +105,7 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
 
 
 def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
-            values: Callable[[str], np.ndarray]) -> None:
+            values: Callable[[str], np.ndarray], declare: Callable[[Path], None] | None = None) -> None:
     """Writes a folder with the files, shards and tensor order of ``like`` and other values or another dtype.
 
     Args:
@@ -112,6 +114,7 @@ def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
         found: its tensors.
         dtype: a key of ``DTYPES``; None: each tensor keeps its own.
         values: gives the float32 values of a name.
+        declare: changes the copied files before the folder appears.
     """
     with atomic_folder(out) as folder:
         for pattern in COMPANIONS:
@@ -122,6 +125,8 @@ def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
             tensorfile.write(folder / file.name, layout, values)
         if dtype:
             _declare_dtype(folder, dtype)
+        if declare:
+            declare(folder)
 
 
 def _files(found: dict[str, Entry]) -> dict[Path, list[Entry]]:

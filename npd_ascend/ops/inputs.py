@@ -7,7 +7,7 @@ from pathlib import Path
 
 from npd_ascend.config import Config
 from npd_ascend.config.jobs import PrepareJob
-from npd_ascend.data.compat import check_pair
+from npd_ascend.data.compat import Remark, agree, check_pair
 from npd_ascend.data.stage import look
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers import get_checker, load_checker_data
@@ -46,12 +46,19 @@ def check_models(config: Config) -> None:
     """
     models, asked = config.models, _asks_teacher(config)
     teacher = models.teacher if asked else models.student
-    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code)
+    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code, config.data)
     _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
     for folder in dict.fromkeys((models.student, teacher)):
         width = check_checkpoint(folder).vocab_size
         if asked and config.annotate.k > width:
             raise UserError(f"annotate.k is {config.annotate.k} but the logits of {folder} cover {width} ids; lower it")
+
+
+def remarks(config: Config) -> list[Remark]:
+    """Where models that ``check_models`` takes differ, and what follows."""
+    models = config.models
+    return agree(models.tokenizer or models.student, config.data, models.student, models.teacher,
+                 _asks_teacher(config), models.trust_remote_code).remarks
 
 
 def check_prompts(config: Config) -> dict[str, int]:
@@ -67,7 +74,8 @@ def check_prompts(config: Config) -> dict[str, int]:
         return PrepareJob(out=config.run.dir, fingerprint="", files=files, settings=config.data, limit=limit,
                           tokenizer=config.models.tokenizer or config.models.student, need_answer=evaluation,
                           need_reference=not evaluation and config.rollout.source == "reference",
-                          trust_remote_code=config.models.trust_remote_code)
+                          trust_remote_code=config.models.trust_remote_code, student=config.models.student,
+                          teacher=config.models.teacher, teacher_needed=_asks_teacher(config))
 
     found = look(job(config.data.prompts, False, config.data.limit), FIRST_ROWS)
     if config.evaluate.prompts:

@@ -30,6 +30,7 @@ from npd_ascend.progress import message
 from npd_ascend.report.build import build as build_report
 from npd_ascend.report.live import LiveView
 from npd_ascend.report.tensorboard import export as export_tensorboard
+from npd_ascend.report.warnings import rise_of_truncated
 from npd_ascend.store.atomic import atomic_folder, read_sealed, sweep, write_sealed
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import seals_hold
@@ -168,7 +169,10 @@ class Conductor:
     def _data(self, generation: int) -> None:
         """Everything of a generation that needs its snapshot only."""
         c = self.config
-        self.runner.run_step(self.steps.rollout(generation))
+        rollout = self.steps.rollout(generation)
+        if not rollout.complete:
+            self.runner.run_step(rollout)
+            self._compare_truncated(generation)
         if generation == 0:
             self._evaluate("start", self.steps.snapshot(0), 0)
         elif c.evaluate.at_sync:
@@ -178,6 +182,15 @@ class Conductor:
         if c.needs_scores:
             self.runner.run_step(self.steps.annotate(generation, "student"))
         self.runner.run_step(self.steps.select(generation))
+
+    def _compare_truncated(self, generation: int) -> None:
+        """Says at once, and not only in the report, when the student stops less often than a generation ago."""
+        if generation == 0:
+            return
+        folders = [self.run_dir.generation(g).rollouts for g in (generation - 1, generation)]
+        before, now = (d.extra["truncated"] / max(d.rows, 1) for d in (Dataset.open(f, "rollouts") for f in folders))
+        if line := rise_of_truncated(generation, before, now):
+            message(line, level="warning")
 
     def _evaluate(self, name: str, model: Path, generation: int) -> None:
         if not self.config.evaluate.prompts:

@@ -43,7 +43,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     try:
         runner.start()
         steps = StepBuilder(config, run, device)
-        runner.run_step(steps.prepare(evaluation=True))
+        runner.run_step(steps.prepare(evaluation=True, alone=True))
         runner.run_step(steps.eval_rollout("checkpoint", checkpoint, 0), stage="evaluate")
         step = steps.evaluate("checkpoint", 0)
         runner.run_step(step)

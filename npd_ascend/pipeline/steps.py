@@ -12,6 +12,7 @@ from typing import Any
 
 from npd_ascend.config.jobs import (
     AnnotateJob,
+    Declaration,
     Device,
     EvaluateJob,
     PackJob,
@@ -22,6 +23,7 @@ from npd_ascend.config.jobs import (
 )
 from npd_ascend.config.schema import Config, Section
 from npd_ascend.data.prompts import expand
+from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES, declared_stop_ids, has_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.pipeline.sync import Span, span
@@ -129,11 +131,13 @@ class StepBuilder:
 
     # ---- steps
 
-    def prepare(self, evaluation: bool = False) -> Step:
+    def prepare(self, evaluation: bool = False, alone: bool = False) -> Step:
+        """Prompts as token ids; ``alone``: of a checkpoint that is only evaluated, whatever the teacher may be."""
         c = self.config
         files = c.evaluate.prompts if evaluation else c.data.prompts
         limit = c.evaluate.limit if evaluation else c.data.limit
         need_reference = not evaluation and c.rollout.source == "reference"
+        teacher_needed = not alone and (c.needs_teacher or c.rollout.source == "teacher")
         fp = fingerprint(
             "prompts",
             {
@@ -141,6 +145,11 @@ class StepBuilder:
                 "settings": c.data.model_dump(mode="json", exclude={"prompts", "limit"}),
                 "limit": limit,
                 "tokenizer": _tokenizer_identity(self.tokenizer),
+                # Stop ids and chat template are settled on between the two models, by these files alone.
+                "teacher": _tokenizer_identity(c.models.teacher) if has_tokenizer(c.models.teacher) else None,
+                "teacher_needed": teacher_needed,
+                "chat_template": _template_identity(c.data.chat_template),
+                "stops": [declared_stop_ids(m) for m in (self.tokenizer, c.models.student, c.models.teacher)],
                 "shard": c.rollout.shard_size,
                 "reference": need_reference,
                 "answer": evaluation,
@@ -158,6 +167,9 @@ class StepBuilder:
             need_reference=need_reference,
             need_answer=evaluation,
             trust_remote_code=c.models.trust_remote_code,
+            student=c.models.student,
+            teacher=c.models.teacher,
+            teacher_needed=teacher_needed,
         )
         return Step("prepare", "data", job, -1, [Dataset(out, "prompts", fp)])
 
@@ -286,6 +298,7 @@ class StepBuilder:
         kd = c.train.loss.kd_weight > 0
         packs = Dataset.open(g.packs, "packs")  # first: without it there is no need to hash a large checkpoint
         before = self._done(generation - 1).get("fingerprint") if generation else self.model(c.models.student)
+        declares = self._declaration()
         fp = fingerprint(
             "train",
             {
@@ -297,6 +310,7 @@ class StepBuilder:
                 "sync": c.sync.model_dump(mode="json"),
                 "span": [where.start, where.end, where.last],
                 "dtype": self.device.dtype,
+                "declares": declares.model_dump(mode="json", exclude={"tokenizer"}),
             },
         )
         job = TrainJob(
@@ -317,6 +331,7 @@ class StepBuilder:
             snapshot_progress=where.snapshot,
             last=where.last,
             pad_token_id=self.spec.pad_token_id,
+            declares=declares,
             seed=c.run.seed,
             settings=c.train,
             row_length=c.pack.row_length,
@@ -418,8 +433,19 @@ class StepBuilder:
         return read_sealed(self.run.generation(generation).done) or {}
 
     def _eos(self, prompts: Dataset) -> list[int]:
-        """End tokens: the checkpoint's, and that of the chat template, which a base model's config may not list."""
+        """Stop ids: those of both checkpoints and of the chat template, which a base model's config may not list."""
         return sorted({*self.spec.eos_token_ids, *prompts.extra["eos_token_ids"]})
+
+    def _declaration(self) -> Declaration:
+        prompts = Dataset.open(self.run.prompts, "prompts")
+        end, extra = prompts.extra["end_token_id"], prompts.extra
+        others = {*self._eos(prompts), *self.config.rollout.stop_token_ids} - {end}
+        return Declaration(
+            tokenizer=self.tokenizer,
+            stop_token_ids=[end, *sorted(others)],
+            chat_template=extra["chat_template"],
+            special_tokens=extra["special_tokens"],
+        )
 
     @property
     def _longest(self) -> int:
@@ -454,16 +480,15 @@ def _file_identity(path: Path) -> str:
 
 
 def _tokenizer_identity(folder: Path) -> str:
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-        "vocab.json",
-        "merges.txt",
-        "special_tokens_map.json",
-    )
-    found = {n: file_sha256(folder / n) for n in names if (folder / n).is_file()}
+    found = {n: _file_identity(folder / n) for n in (*TOKENIZER_FILES, *COMPANIONS) if (folder / n).is_file()}
     if not found:
         raise UserError(f"{folder}: no tokenizer there (tokenizer.json or tokenizer.model); set models.tokenizer")
     return digest(found)
+
+
+def _template_identity(setting: str) -> str | None:
+    """Content of a template given by its path; a name of one of the models needs none beside their tokenizers'."""
+    if setting in ("auto", "student", "teacher"):
+        return None
+    path = Path(setting)
+    return _tokenizer_identity(path) if path.is_dir() else _file_identity(path)

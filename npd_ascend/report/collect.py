@@ -12,7 +12,7 @@ import numpy as np
 from npd_ascend.config.load import load_config
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
-from npd_ascend.report.generation import Generation, read_generation
+from npd_ascend.report.generation import Generation, prompt_hashes, read_generation
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 
@@ -141,7 +141,8 @@ def collect(run_dir: Path) -> Run:
     problems: list[str] = []
     config, text = _config(run, problems)
     rows = {kind: [_plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "sync", "stage")}
-    generations = [read_generation(run.generation(i), i, problems) for i in run.generations()]
+    prompts = prompt_hashes(run.prompts)
+    generations = [read_generation(run.generation(i), i, prompts, problems) for i in run.generations()]
     return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["sync"], rows["stage"],
                _evaluations(run.evaluations, rows, problems), generations, problems)
 

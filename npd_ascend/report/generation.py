@@ -11,12 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from npd_ascend.errors import UserError
+from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import GenerationDir
 
-# Token columns are read from at most so many shards, evenly spread: a report must not read the whole of a big run.
-_MAX_SHARDS = 48
 _T = TypeVar("_T")
 
 
@@ -25,13 +23,17 @@ class Rollouts:
     """Answers of a generation.
 
     Attributes:
-        lengths: [N] int64, tokens of all answers, or of those in the shards that were looked at.
+        lengths: [N] int64, tokens of each answer.
         truncated: share of answers cut at max_new_tokens.
+        loops: share of answers that end in a repeated cycle (``store.traits.looping``).
+        identical: share of answers, empty ones aside, whose tokens are also the answer to a different prompt.
     """
 
     samples: int
     lengths: np.ndarray
     truncated: float
+    loops: float
+    identical: float
 
 
 @dataclass
@@ -128,8 +130,15 @@ class Generation:
     entropy: float | None
 
 
-def read_generation(folder: GenerationDir, index: int, problems: list[str]) -> Generation:
-    """Reads the finished datasets of a generation; damage is named in ``problems``, not raised."""
+def read_generation(folder: GenerationDir, index: int, prompts: np.ndarray, problems: list[str]) -> Generation:
+    """Reads the finished datasets of a generation; damage is named in ``problems``, not raised.
+
+    Args:
+        folder: its folder.
+        index: its number.
+        prompts: [P] int64, hash of each prompt (see ``prompt_hashes``).
+        problems: gets a line for each dataset that cannot be read.
+    """
 
     def attempt(path: Path, kind: str, read: Callable[[Dataset], _T]) -> _T | None:
         if not (path / "manifest.json").exists():
@@ -142,7 +151,7 @@ def read_generation(folder: GenerationDir, index: int, problems: list[str]) -> G
             problems.append(f"{path}/manifest.json: not as this version writes it ({type(e).__name__}: {e})")
         return None
 
-    rollouts = attempt(folder.rollouts, "rollouts", _rollouts)
+    rollouts = attempt(folder.rollouts, "rollouts", lambda d: _rollouts(d, prompts))
     selection = attempt(folder.selection, "selection", _selection)
     entropy, mass = attempt(folder.teacher_scores, "scores", _scores) or (None, None)
     packing = attempt(folder.packs, "packs", _packing)
@@ -150,16 +159,40 @@ def read_generation(folder: GenerationDir, index: int, problems: list[str]) -> G
     return Generation(index, rollouts, selection, packing, store, entropy)
 
 
-def spread(shards: int, at_most: int = _MAX_SHARDS) -> list[int]:
-    """Numbers of at most so many shards, evenly spread."""
-    return sorted({int(i) for i in np.linspace(0, shards - 1, min(shards, at_most))}) if shards else []
+def prompt_hashes(folder: Path) -> np.ndarray:
+    """[P] int64, the same for equal prompts; empty where they cannot be read."""
+    try:
+        return Dataset.open(folder, "prompts").read_all(["prompt_hash"])["prompt_hash"].to_numpy()
+    except (UserError, CorruptShard):
+        return np.zeros(0, np.int64)
 
 
-def _rollouts(dataset: Dataset) -> Rollouts:
-    lengths = [dataset.read(i, ["tokens"])["tokens"].to_numpy()
-               for i in spread(dataset.shards)]
-    return Rollouts(dataset.rows, np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64),
-                    int(dataset.extra["truncated"]) / max(dataset.rows, 1))
+def _rollouts(dataset: Dataset, prompts: np.ndarray) -> Rollouts:
+    # A few bytes an answer, so that those of all shards can be compared with each other.
+    table = dataset.read_all(["prompt_index", "tokens", "response_hash", "loops"])
+    lengths, asked = table["tokens"].to_numpy().astype(np.int64), table["prompt_index"].to_numpy()
+    asked = prompts[asked] if len(prompts) > asked.max(initial=-1) else asked
+    said = lengths > 0
+    counts = (int(dataset.extra["truncated"]), int(pc.sum(table["loops"]).as_py() or 0),
+              shared(table["response_hash"].to_numpy()[said], asked[said]))
+    truncated, loops, identical = (c / max(dataset.rows, 1) for c in counts)
+    return Rollouts(dataset.rows, lengths, truncated, loops, identical)
+
+
+def shared(answers: np.ndarray, prompts: np.ndarray) -> int:
+    """How many answers were given to more than one prompt.
+
+    Args:
+        answers: [N] hash of each answer.
+        prompts: [N] hash, or number, of the prompt that it answers.
+    """
+    if not len(answers):
+        return 0
+    order = np.lexsort((prompts, answers))
+    first = np.flatnonzero(np.diff(answers[order], prepend=~answers[order[0]]))  # of each run of equal answers
+    last = np.append(first[1:], len(order)) - 1
+    several = prompts[order[first]] != prompts[order[last]]
+    return int((last - first + 1)[several].sum())
 
 
 def _selection(dataset: Dataset) -> Selection:

@@ -9,6 +9,7 @@ from npd_ascend.report.numbers import number, percent
 from npd_ascend.report.paper import LAG
 
 _TRUNCATED = 0.05
+_RISE = 0.10
 _DENSITY = 0.97
 _FEW_ROWS = 20
 _TOPK_MASS = 0.9
@@ -76,6 +77,21 @@ def _training(run: Run) -> list[str]:
     return out
 
 
+def rise_of_truncated(generation: int, before: float, now: float) -> str | None:
+    """What to say when many more answers are cut than a generation earlier; None: they are not.
+
+    Args:
+        generation: number of the later one.
+        before, now: shares of truncated answers of the earlier one and of this one.
+    """
+    if now - before <= _RISE:
+        return None
+    return (f"Generation {generation}: {percent(now)} of the answers ran into rollout.max_new_tokens, against "
+            f"{percent(before)} a generation earlier: the student is forgetting to stop. See whether the teacher ends "
+            "its answers in a token that the student knows (npd doctor), and within rollout.max_new_tokens; "
+            "select.keep_truncated: false leaves such answers out.")
+
+
 def _data(run: Run) -> list[str]:
     found: list[tuple[str, list[tuple[int, float]]]] = [
         ("{} of the answers ran into rollout.max_new_tokens; raise it, or see whether the student stops at all.",
@@ -87,7 +103,9 @@ def _data(run: Run) -> list[str]:
         ("rows are only {} full; a longer pack.row_length packs better.",
          [(g.index, g.packing.density) for g in run.generations
           if g.packing and g.packing.rows > _FEW_ROWS and g.packing.density < _DENSITY])]
-    out = []
+    rolled = [(g.index, g.rollouts.truncated) for g in run.generations if g.rollouts]
+    rises = [rise_of_truncated(i, before, now) for (_, before), (i, now) in zip(rolled, rolled[1:], strict=False)]
+    out = [line for line in rises if line]
     for text, cases in found:
         if cases:
             values = sorted(v for _, v in cases)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.store.atomic import atomic_file, read_sealed, sync_folder, write_sealed
 from npd_ascend.store.identity import SCHEMA_VERSION
-from npd_ascend.store.schemas import SCHEMAS, encodings, with_counts
+from npd_ascend.store.schemas import SCHEMAS, encodings, with_traits
 
 MANIFEST = "manifest.json"
 _READERS, _WRITERS = 2, 4
@@ -133,7 +133,7 @@ class Dataset:
     def write_table(self, index: int, table: pa.Table, *, sync: bool = True, **meta: Any) -> None:
         """Commits one Parquet shard; the table is cast to the kind's schema (missing columns are an error)."""
         schema = SCHEMAS[self.kind]
-        table = with_counts(self.kind, table).select(schema.names).cast(schema)
+        table = with_traits(self.kind, table).select(schema.names).cast(schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True, write_statistics=False, **encodings(schema))
         data = sink.getvalue()

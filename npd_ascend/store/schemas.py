@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from npd_ascend.store.arrays import to_arrow, to_numpy
+from npd_ascend.store.traits import hashes, looping
 
 _ids = pa.list_(pa.int32())
 _category = pa.dictionary(pa.int8(), pa.string())
@@ -21,6 +25,7 @@ PROMPTS = pa.schema(
         ("prompt_id", pa.int64()),
         ("prompt_ids", _ids),  # chat-templated prompt, generation header included
         ("tokens", pa.int32()),  # of prompt_ids; filled in by the store
+        ("prompt_hash", pa.int64()),  # of prompt_ids, the same for equal prompts; filled in by the store
         ("reference_ids", _ids),  # reference answer with end token, or null
         ("label_ids", _ids),  # targets aligned with reference_ids where they differ from it, or null
         ("answer", pa.string()),  # for the checker, or null
@@ -35,6 +40,8 @@ ROLLOUTS = pa.schema(
         ("path", pa.int8()),  # 0 is greedy when there is a greedy path; references have path 0
         ("response_ids", _ids),  # end token included when the model gave one; may be empty
         ("tokens", pa.int32()),  # of response_ids; filled in by the store
+        ("response_hash", pa.int64()),  # of response_ids, the same for equal answers; filled in by the store
+        ("loops", pa.bool_()),  # ends in a repeated cycle (store.traits), end token aside; filled in by the store
         (
             "logprobs",
             pa.list_(pa.float32()),
@@ -79,17 +86,33 @@ PACKS = pa.schema(
 
 SCHEMAS = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "scores": SCORES, "selection": SELECTION, "packs": PACKS}
 
-_COUNTED = {"prompts": "prompt_ids", "rollouts": "response_ids"}
+_NOTED = {"prompts": "prompt_ids", "rollouts": "response_ids"}
 
 
-def with_counts(kind: str, table: pa.Table) -> pa.Table:
-    """Adds ``tokens`` to a table of prompts or rollouts: lengths are read far more often than what they measure."""
-    if kind not in _COUNTED:
+def with_traits(kind: str, table: pa.Table) -> pa.Table:
+    """Adds what the store fills in of prompts and rollouts: lengths, hashes and loops are read far more often than the
+    tokens of which they tell."""
+    if kind not in _NOTED:
         return table
-    if "tokens" in table.column_names:  # a table made after the schema has the column, empty
-        table = table.drop(["tokens"])
-    lists = table[_COUNTED[kind]].cast(_ids)
-    return table.append_column("tokens", pc.fill_null(pc.list_value_length(lists), 0))
+    lists = table[_NOTED[kind]].cast(_ids)
+    counts = pc.fill_null(pc.list_value_length(lists), 0)
+    tokens = to_numpy(pc.list_flatten(lists))
+    offsets = np.concatenate([[0], np.cumsum(to_numpy(counts), dtype=np.int64)])
+    added = {"tokens": counts, f"{_NOTED[kind].removesuffix('_ids')}_hash": to_arrow(hashes(tokens, offsets))}
+    if kind == "rollouts":
+        cut = pc.equal(pc.cast(table["finish_reason"], pa.string()), "length").fill_null(False)
+        added["loops"] = to_arrow(looping(*_without_end(tokens, offsets, np.array(cut.to_pylist(), bool))))
+    for name, column in added.items():  # a table made after the schema has the columns, empty
+        table = table.drop([name] if name in table.column_names else []).append_column(name, column)
+    return table
+
+
+def _without_end(tokens: np.ndarray, offsets: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Takes the end token off the sequences that have one: those that were not cut."""
+    off = ~cut & (np.diff(offsets) > 0)
+    keep = np.ones(len(tokens), bool)
+    keep[offsets[1:][off] - 1] = False
+    return tokens[keep], offsets - np.concatenate([[0], np.cumsum(off)])
 
 
 def encodings(schema: pa.Schema) -> dict[str, Any]:

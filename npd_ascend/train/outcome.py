@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from npd_ascend.config.jobs import TrainJob
+from npd_ascend.data.declare import declare
 from npd_ascend.errors import UserError
 from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM
@@ -45,11 +47,14 @@ class Outcome:
     def export(self, net: CausalLM, state: State, group: Group) -> None:
         """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it.
 
-        All ranks that hold the model together call.
+        Its files say how the student was spoken to and where it ends, which may be otherwise than at its start. All
+        ranks that hold the model together call.
         """
         if group.agree(np.array([self.exported]))[0]:
             return
-        save_hf(net, self.next, self.job.student, self.job.device.dtype, leads=group.leads)
+        job = self.job
+        save_hf(net, self.next, job.student, job.device.dtype, leads=group.leads,
+                declare=partial(declare, by=job.declares, like=job.student) if job.declares else None)
         if group.leads:
             write_sealed(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
                                       "progress": state.progress, "files": file_seals(self.next)})

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.config.schema import DataConfig
 from npd_ascend.data.stage import run
+from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.store.dataset import Dataset
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"
@@ -72,6 +73,14 @@ def lines(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def progress_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Texts of the messages that a stage has sent to whoever watches."""
+    path = tmp_path / "progress.jsonl"
+    monkeypatch.setenv(PROGRESS_ENV, str(path))
+    return lambda: [e["text"] for e in map(json.loads, path.read_text().splitlines()) if e["event"] == "message"]
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from npd_ascend.data.compat import check_pair
+from npd_ascend.config.schema import DataConfig
+from npd_ascend.data.compat import agree, check_pair
 from npd_ascend.errors import UserError
 
 
@@ -78,14 +79,90 @@ def test_merges_differ(pair):
         check_pair(*pair)
 
 
-def test_special_tokens_and_templates_differ(pair):
+def test_templates_that_differ_in_more_than_the_default_system_turn_are_for_the_user_to_choose(pair):
     original = (pair[0] / "tokenizer_config.json").read_text()
-    edit(pair[0] / "tokenizer_config.json", lambda tree: tree.update(eos_token="<|endoftext|>"))
-    with pytest.raises(UserError, match=r"different eos tokens \(ids 0 and 2\)"):
-        check_pair(*pair)
     (pair[0] / "tokenizer_config.json").write_text(original.replace("assistant", "Assistant"))
-    with pytest.raises(UserError, match="different chat templates"):
+    with pytest.raises(UserError, match="different chat templates.*set data.chat_template to student or teacher"):
         check_pair(*pair)
+    for choice in ("student", "teacher", str(pair[1])):
+        check_pair(*pair, settings=DataConfig(prompts=[], chat_template=choice))
+    check_pair(*pair, settings=DataConfig(prompts=[], template="raw"))
+
+
+def test_pair_as_released(qwen_pair, tmp_path):
+    teacher, student = qwen_pair(tmp_path)
+    check_pair(teacher, student)
+    both = agree(student, DataConfig(prompts=[]), student, teacher)
+    assert both.chosen.source == "teacher" and both.template.eos == [290, 292] and both.template.end_ids == [292]
+    assert both.vocabulary.size == 295 and both.special_tokens == {"eos_token": "<|im_end|>"}
+    template, stops = both.remarks
+    assert template.level == "info" and "data.chat_template" in template.text and "base model" in template.text
+    assert stops.level == "warning" and stops.text.startswith(
+        "stop tokens differ: student <|endoftext|> (290), teacher <|im_end|> (292) or <|endoftext|> (290), chat "
+        "template <|im_end|> (292)")
+    assert "answers may run to rollout.max_new_tokens" in stops.text
+
+
+@pytest.mark.parametrize("theirs, ours, level, fragment", [
+    ([290, 292], [292, 290], None, ""),
+    ([292], [292, 290], "info", "each of them ends an answer"),
+    ([290], [292], "warning", "The teacher does not stop at the template's end of turn"),
+    ([292], [290], "warning", "The student does not stop at the template's end of turn yet"),
+])
+def test_stop_sets_are_compared(qwen_pair, tmp_path, theirs, ours, level, fragment):
+    teacher, student = qwen_pair(tmp_path)
+    shutil.copy(teacher / "tokenizer_config.json", student)  # one template, so that only the ids differ
+    for folder, ids in ((teacher, theirs), (student, ours)):
+        for name in ("config.json", "generation_config.json"):
+            edit(folder / name, lambda tree, ids=ids: tree.update(eos_token_id=ids))
+        edit(folder / "tokenizer_config.json", lambda tree, ids=ids: tree.update(
+            eos_token={290: "<|endoftext|>", 292: "<|im_end|>"}[ids[0]]))
+    remarks = agree(student, DataConfig(prompts=[]), student, teacher).remarks
+    assert [r.level for r in remarks] == [level] * bool(level) and all(fragment in r.text for r in remarks)
+
+
+def test_nothing_that_ends_an_answer_is_refused(qwen_tokenizer, tmp_path):
+    for name in ("teacher", "student"):
+        qwen_tokenizer(tmp_path / name, eos=None, default=None)
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        agree(tmp_path / "student", DataConfig(prompts=[]), tmp_path / "student", tmp_path / "teacher")
+
+
+def test_tokenizers_of_which_one_has_more_added_tokens(qwen_pair, qwen_tokenizer, tmp_path):
+    teacher, student = qwen_pair(tmp_path)
+    qwen_tokenizer(teacher, added=())  # as Qwen2 beside Qwen2.5
+    check_pair(teacher, student)
+    both = agree(student, DataConfig(prompts=[]), student, teacher)
+    assert both.vocabulary.size == 293 and list(both.vocabulary.student_only) == ["<tool_call>", "</tool_call>"]
+    assert "only the student's tokenizer has the added tokens <tool_call>, </tool_call>" in both.remarks[-1].text
+    qwen_tokenizer(teacher, added=("<a>", "</tool_call>"))  # other tokens at the same ids
+    with pytest.raises(UserError, match="first '<a>': id 293 and none, where the other has '<tool_call>'"):
+        check_pair(teacher, student)
+    qwen_tokenizer(student, added=("<tool_call>", "</tool_call>", *(f"<{i}>" for i in range(20))))
+    qwen_tokenizer(teacher)
+    with pytest.raises(UserError, match=r"student: its logits cover 304 ids but the tokenizer .* has 315"):
+        check_pair(teacher, student)
+
+
+def test_tokenizer_that_alone_puts_bos_before_a_text(metaspace, tmp_path):
+    for name in ("teacher", "student"):
+        shutil.copytree(metaspace, tmp_path / name)
+        config(tmp_path / name, 200)
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    edit(teacher / "tokenizer.json", lambda tree: tree.update(post_processor=None))
+    check_pair(teacher, student)
+    warning = agree(student, DataConfig(prompts=[]), student, teacher).remarks[-1]
+    assert warning.level == "warning" and "puts '<s>' before a text, the teacher's nothing" in warning.text
+
+
+def test_teacher_that_is_not_asked_may_have_another_vocabulary(qwen_pair, metaspace, tmp_path):
+    teacher, student = qwen_pair(tmp_path)
+    both = agree(student, DataConfig(prompts=[]), student, teacher, needed=False)
+    assert both.chosen.source == "teacher"  # it fits: a student trained on references reads what a distilled one reads
+    alone = agree(student, DataConfig(prompts=[]), student, metaspace, needed=False)
+    assert alone.chosen.source == "student" and "helpful assistant" in alone.chosen.text
+    with pytest.raises(UserError, match="different vocabularies"):
+        agree(student, DataConfig(prompts=[]), student, metaspace)
 
 
 def test_missing_files(pair, tmp_path):

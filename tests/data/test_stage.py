@@ -26,8 +26,9 @@ def test_rows_and_manifest(lines, prepare, mini_tokenizer):
     assert first["prompt_id"] == prompt_id(first["prompt_ids"], 0) and second["prompt_index"] == 1
     assert dataset.extra == {
         "prompts": 2, "dropped_too_long": 0, "longest_prompt": 15, "longest_reference": 2,
-        "longest_prompt_and_reference": 16, "header_ids": [1, 3, 9, 12], "eos_token_ids": [4], "bos_token_id": 1,
-        "pad_token_id": 0, "tokenizer_size": 77, "template": "chat"}
+        "longest_prompt_and_reference": 16, "header_ids": [1, 3, 9, 12], "eos_token_ids": [4], "end_token_id": 4,
+        "bos_token_id": 1, "pad_token_id": 0, "tokenizer_size": 77, "template": "chat",
+        "chat_template": tokenizer.chat_template, "special_tokens": {"bos_token": "<s>", "eos_token": "[unused10]"}}
 
 
 def test_labels_align_or_the_line_is_named(lines, prepare):
@@ -82,6 +83,36 @@ def test_raw_template(lines, prepare, chatml):
     assert tokenizer.decode(row["prompt_ids"]) == "The way"
     assert tokenizer.decode(row["reference_ids"]) == " is long<|im_end|>"
     assert dataset.extra["template"] == "raw" and dataset.extra["bos_token_id"] is None
+    assert dataset.extra["chat_template"] is None and dataset.extra["special_tokens"] == {}
+
+
+def test_pair_as_released_is_rendered_by_the_teachers_template_and_ends_in_any_stop_token(lines, prepare, qwen_pair,
+                                                                                          tmp_path, progress_lines):
+    teacher, student = qwen_pair(tmp_path)
+    files = {"tokenizer": student, "student": student, "teacher": teacher}
+    dataset = prepare(lines({"prompt": "How many?", "response": "72"}), response_field="response", **files)
+    row, tokenizer = dataset.read(0).to_pylist()[0], load_tokenizer(student)
+    assert tokenizer.decode(row["prompt_ids"]) == (
+        "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(row["reference_ids"]) == "72<|im_end|>"
+    extra, ids = dataset.extra, tokenizer.convert_tokens_to_ids
+    assert extra["eos_token_ids"] == [ids("<|endoftext|>"), ids("<|im_end|>")]
+    assert extra["end_token_id"] == ids("<|im_end|>") and extra["special_tokens"] == {"eos_token": "<|im_end|>"}
+    assert extra["chat_template"] == load_tokenizer(teacher).chat_template
+    said = "\n".join(progress_lines())
+    assert f"the teacher's ({teacher}) renders the input of both models" in said and "stop tokens differ" in said
+    own = prepare(lines({"prompt": "How many?"}), out="own", chat_template="student", **files)
+    assert "You are a helpful assistant." in tokenizer.decode(own.read(0).to_pylist()[0]["prompt_ids"])
+
+
+def test_token_that_the_teacher_lacks_is_refused_with_its_line(lines, prepare, qwen_tokenizer, tmp_path):
+    teacher = qwen_tokenizer(tmp_path / "teacher")
+    student = qwen_tokenizer(tmp_path / "student", added=("<tool_call>", "</tool_call>", "<fim>"))
+    files = {"tokenizer": student, "student": student, "teacher": teacher}
+    dataset = prepare(lines({"prompt": "a"}, {"prompt": "b"}), **files)
+    assert dataset.extra["tokenizer_size"] == 295  # that of the teacher; the student's is 296
+    with pytest.raises(UserError, match=r"line 2: it has the token '<fim>', which only the student's tokenizer knows"):
+        prepare(lines({"prompt": "a"}, {"prompt": "b <fim>"}), out="fim", **files)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

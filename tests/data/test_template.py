@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
+from tokenizers import Tokenizer, processors
 
 from npd_ascend.data.pangu import PANGU_TEMPLATE
 from npd_ascend.data.template import Template
@@ -159,3 +163,33 @@ def test_eos_ids_come_from_all_places(tmp_path, chatml):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
     (tmp_path / "config.json").write_text('{"eos_token_id": 9}')
     assert eos_token_ids(tmp_path, load_tokenizer(chatml)) == [2, 7, 9]
+
+
+@pytest.mark.parametrize("added_by_tokenizer", [False, True])
+def test_bos_that_opens_every_turn_is_not_doubled_in_the_header(chatml, tmp_path, added_by_tokenizer):
+    folder = variant(chatml, tmp_path / "t", "<|im_start|>", added_by_tokenizer)  # SmolLM2's files say so
+    tokenizer = load_tokenizer(folder)
+    template = Template(tokenizer, "chat", [2])
+    assert tokenizer.decode(template.header_ids) == "<|im_start|>assistant\n" and template.header_ids.count(1) == 1
+    prompt, _ = answer_ids(template, "q", "sold")
+    assert tokenizer.decode(prompt) == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_separate_bos_of_the_tokenizer_is_before_the_header(chatml, tmp_path):
+    tokenizer = load_tokenizer(variant(chatml, tmp_path / "t", "<|endoftext|>", True))
+    template = Template(tokenizer, "chat", [2])
+    assert tokenizer.decode(template.header_ids) == "<|endoftext|><|im_start|>assistant\n"
+    prompt, _ = answer_ids(template, "q", "sold")
+    assert prompt[0] == 0 and prompt[-len(template.header_ids) + 1:] == template.header_ids[1:]
+
+
+def variant(chatml, folder, bos, added_by_tokenizer):
+    shutil.copytree(chatml, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": bos}))
+    if added_by_tokenizer:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

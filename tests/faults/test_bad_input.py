@@ -338,8 +338,11 @@ def pair(name: str, spoil: Act, *fragments: str) -> None:
 
 pair("of different vocabularies", lambda k: k.edit(
     k.teacher / "tokenizer.json", lambda t: t["model"]["vocab"].update({"zzz": 76})), "different vocabularies")
-pair("of different end tokens", lambda k: k.edit(
-    k.teacher / "tokenizer_config.json", lambda t: t.update(eos_token=t["bos_token"])), "different eos tokens")
+pair("of different chat formats", lambda k: [
+    k.edit(k.student / "config.json", lambda c: c.update(eos_token_id=4)),
+    k.edit(k.teacher / "tokenizer_config.json", lambda t: t.update(
+        chat_template=t["chat_template"].replace("用户", "人类")))],
+    "different chat templates", "set data.chat_template")
 pair("with too few logits", lambda k: k.edit(k.student / "config.json", lambda c: c.update(vocab_size=50)),
      "logits cover 50 ids")
 pair("without tokenizer", lambda k: [p.unlink() for p in k.student.glob("token*")], "none of tokenizer.json")

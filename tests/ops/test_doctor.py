@@ -207,6 +207,27 @@ def test_memory_of_the_configured_models(node, paper):
     assert levels(run("device_memory", node(), fits)) == ["ok"]
 
 
+def test_pair_as_released_is_taken_and_what_follows_from_its_differences_is_told(node, config, qwen_pair, tmp_path):
+    teacher, student = qwen_pair(tmp_path)
+
+    def told(**data):
+        return run("models", node(npus=0), config(models={"teacher": str(teacher), "student": str(student)},
+                                                  data={"prompts": [], **data}))
+
+    findings = told()
+    assert levels(findings) == ["ok", "ok", "warning"] and all(f.remedy for f in findings if f.level == "warning")
+    assert "the teacher's" in findings[1].what and findings[2].what.startswith("stop tokens differ")
+    assert levels(told(chat_template="student")) == ["ok", "warning"]
+    missing = told(chat_template=str(tmp_path / "gone.jinja"))
+    assert levels(missing) == ["error"] and "data.chat_template" in missing[0].what
+    for folder in (teacher, student):  # neither has an end, nor a template that has one
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            old = json.loads((folder / name).read_text())
+            new = {k: None if "eos" in k else v for k, v in old.items() if k != "chat_template"}
+            (folder / name).write_text(json.dumps(new))
+    assert levels(told()) == ["error"] and "no answer could ever end" in told()[0].what
+
+
 def test_disk(node, config, monkeypatch):
     assert run("disk", node(), config())[0].level == "ok"
     huge = config(train={"keep_checkpoints": 10**9})

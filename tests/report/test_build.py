@@ -5,14 +5,19 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npd_ascend.errors import UserError
-from npd_ascend.report.build import build
+from npd_ascend.report.build import build, render
 from npd_ascend.report.collect import collect
+from npd_ascend.report.generation import shared
 from npd_ascend.report.numbers import percent
+from npd_ascend.report.warnings import rise_of_truncated, warnings_of
+from npd_ascend.store.dataset import Dataset
 
 SECTIONS = ["headline", "accuracy", "training", "selection", "data", "time", "samples", "settings"]
 VOID = {"meta", "br", "img", "hr", "input", "link"}
@@ -126,12 +131,60 @@ def test_data_figures_are_those_of_the_inputs(make_run):
     rows = cells(page_of(facts)[0], "data")
     rollouts, stored, packed = rows[1:3], rows[4:6], rows[7:9]
     for i, g in enumerate(facts.generations):
-        assert rollouts[i] == [str(i), "400", f"{g.lengths.mean():.1f}", "120", percent((g.lengths >= 120).mean())]
+        assert rollouts[i][:5] == [str(i), "400", f"{g.lengths.mean():.1f}", "120", percent((g.lengths >= 120).mean())]
         tokens = int(g.lengths.sum())
         assert stored[i][1] == f"{tokens:,}" and stored[i][3] == f"{g.topk_bytes / tokens:.1f}"
         assert stored[i][4] == "98.50 %"
         density = g.pack_tokens / (g.pack_rows * 512)
         assert packed[i][2] == str(g.pack_rows) and packed[i][6:8] == [percent(density, 2), percent(1 - density, 2)]
+
+
+def answers(facts, generation, responses, prompts, finish="stop"):
+    """Replaces the rollouts of a generation by these answers to these prompts (token ids)."""
+    n, column = len(responses), pa.list_(pa.int32())
+    data = Dataset(facts.run.prompts, "prompts", "mine")
+    data.write_table(0, pa.table({
+        "prompt_index": range(n), "prompt_id": range(n), "prompt_ids": pa.array(prompts, column),
+        "reference_ids": pa.nulls(n, column), "label_ids": pa.nulls(n, column), "answer": ["x"] * n,
+        "text": ["x"] * n}))
+    data.finish(1)
+    rollouts = Dataset(facts.run.generation(generation).rollouts, "rollouts", f"mine{generation}")
+    rollouts.write_table(0, pa.table({
+        "sample_id": range(n), "prompt_index": range(n), "path": pa.array([0] * n, pa.int8()),
+        "response_ids": pa.array(responses, column), "logprobs": pa.nulls(n, pa.list_(pa.float32())),
+        "label_ids": pa.nulls(n, column), "finish_reason": [finish] * n}))
+    rollouts.finish(1, truncated=n * (finish == "length"))
+
+
+def test_truncated_looping_and_identical_answers(make_run):
+    facts = make_run()
+    loop = [9, 8, *[4, 5, 6] * 20, 3]
+    # The first two prompts are the same, so their equal answers are no news; those of the third and fourth are.
+    answers(facts, 0, [[7, 1], [7, 1], loop, loop, [7, 2], [], []], [[1], [1], [2], [3], [4], [5], [6]])
+    answers(facts, 1, [[7, i] for i in range(7)], [[1], [1], [2], [3], [4], [5], [6]], finish="length")
+    run = collect(facts.root)
+    first, second = (g.rollouts for g in run.generations)
+    assert (first.truncated, first.loops, first.identical) == pytest.approx((0, 2 / 7, 2 / 7))
+    assert (second.truncated, second.loops, second.identical) == (1, 0, 0)
+    rows = cells(render(run), "data")
+    assert rows[1][4:] == ["0.0 %", "28.6 %", "28.6 %"] and rows[2][4:] == ["100.0 %", "0.0 %", "0.0 %"]
+    assert any("100.0 % of the answers ran into rollout.max_new_tokens, against 0.0 % a generation earlier" in w
+               for w in warnings_of(run))
+
+
+def test_a_rise_of_truncated_answers_of_up_to_ten_points_is_no_warning():
+    assert rise_of_truncated(1, 0.05, 0.15) is None and rise_of_truncated(1, 0.9, 0.1) is None
+    assert "Generation 3: 16.0 %" in rise_of_truncated(3, 0.05, 0.16)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shared_counts_like_a_naive_loop(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 60))
+    said, asked = rng.integers(-3, 4, n) << 61, rng.integers(0, 4, n)
+    naive = sum(any(s == t and a != b for t, b in zip(said, asked, strict=True))
+                for s, a in zip(said, asked, strict=True))
+    assert shared(said, asked) == naive
 
 
 def test_time_table_has_shares_beside_the_papers(make_run):

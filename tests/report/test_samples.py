@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from npd_ascend.report.generation import spread
 from npd_ascend.report.numbers import duration, number, percent, size
 from npd_ascend.report.samples import gallery, pick, pieces
 
@@ -69,9 +68,3 @@ def test_units():
                                                                               "2:03:05 h"]
     assert [size(0), size(999), size(588_123), size(1.44e10), size(3e15)] == ["0 B", "999 B", "588 kB", "14.4 GB",
                                                                             "3,000 TB"]
-
-
-def test_spread_covers_both_ends():
-    assert spread(0) == [] and spread(3, 48) == [0, 1, 2]
-    chosen = spread(1000, 48)
-    assert len(chosen) == 48 and chosen[0] == 0 and chosen[-1] == 999

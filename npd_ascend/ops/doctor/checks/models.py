@@ -9,7 +9,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.doctor.registry import Patient, check
 from npd_ascend.ops.environments import resolve_device
-from npd_ascend.ops.inputs import FIRST_ROWS, NOT_READ, check_engine, check_models, check_names, check_prompts
+from npd_ascend.ops.inputs import FIRST_ROWS, NOT_READ, check_engine, check_models, check_names, check_prompts, remarks
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate
@@ -34,7 +34,10 @@ def settings(p: Patient) -> list[Finding]:
 @check
 def models(p: Patient) -> list[Finding]:
     """Tokens, templates, configs and weight files of teacher and student."""
-    return _told(p, check_models, lambda _: f"teacher and student fit together; {NOT_READ}")
+    found = _told(p, check_models, lambda _: f"teacher and student fit together; {NOT_READ}")
+    if p.config is not None and found[0].level == "ok":
+        found += [warning(r.text, r.remedy) if r.level == "warning" else ok(r.text) for r in remarks(p.config)]
+    return found
 
 
 @check
