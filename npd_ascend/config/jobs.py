@@ -60,6 +60,8 @@ class RolloutJob(Section):
     max_model_len: int
     """Longest prompt + max_new_tokens that the engine must hold."""
     eos_token_ids: list[int]
+    vocabulary: int
+    """Token ids below this count; logits from here on are padding."""
 
 
 class AnnotateJob(Section):
@@ -74,6 +76,8 @@ class AnnotateJob(Section):
     prompts: Path
     rollouts: Path
     model: Path
+    vocabulary: int
+    """Token ids below this count; logits from here on are padding."""
     role: Literal["teacher", "student"]
     worker: int = 0
     """Which of ``settings.workers`` processes this is: shard s belongs to process s mod workers."""
@@ -144,6 +148,8 @@ class TrainJob(Section):
     last: bool
     """No further generation may follow: train to the end of the run."""
     pad_token_id: int
+    vocabulary: int
+    """Token ids below this count; logits from here on are padding."""
     seed: int
     settings: TrainConfig
     row_length: int

@@ -37,13 +37,14 @@ def run(job: PrepareJob) -> None:
     if dataset.complete:
         return
     tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
+    size = tokenizer_size(tokenizer)
     template = Template(tokenizer, job.settings.template, eos_token_ids(job.tokenizer, tokenizer))
     rows = read_prompts(job.files, job.settings, job.need_reference, job.need_answer, job.limit)
     counts = {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
               "longest_prompt_and_reference": 0}
     shards, pending = 0, []
     with Meter("prepare", None, "prompts") as meter:
-        for record in _tokenised(rows, template, job, counts, meter):
+        for record in _tokenised(rows, template, size, job, counts, meter):
             pending.append(record)
             if len(pending) == job.shard_size:
                 _write(dataset, shards, pending)
@@ -59,12 +60,12 @@ def run(job: PrepareJob) -> None:
                 "tokens (data.max_prompt_tokens)", "warning")
     dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=template.eos,
                    bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-                   tokenizer_size=tokenizer_size(tokenizer), template="chat" if template.chat else "raw")
+                   tokenizer_size=size, template="chat" if template.chat else "raw")
 
 
-def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, counts: dict[str, int],
+def _tokenised(rows: Iterator[PromptRow], template: Template, size: int, job: PrepareJob, counts: dict[str, int],
                meter: Meter) -> Iterator[dict[str, Any]]:
-    """Rows of the dataset in order; ``counts`` is kept up to date."""
+    """Rows of the dataset in order, all ids below ``size``; ``counts`` is kept up to date."""
     limit = job.settings.max_prompt_tokens
     while block := list(islice(rows, _BLOCK)):
         heads = template.render([row.messages for row in block])
@@ -80,6 +81,10 @@ def _tokenised(rows: Iterator[PromptRow], template: Template, job: PrepareJob, c
         for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
+            top = max(max(part, default=0) for part in (ids, reference or (), label or ()))
+            if top >= size:
+                raise UserError(f"{row.where}: the tokenizer makes token id {top} of this row but lists {size} ids; "
+                                f"its files in {job.tokenizer} do not belong together")
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))

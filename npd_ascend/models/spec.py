@@ -6,7 +6,7 @@ Light on purpose: the conductor and the rollout worker read it too, without any 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class ModelSpec:
     Attributes:
         model_type: ``PanguEmbedded``, ``llama`` or ``qwen2``.
         vocab_size: width of the logits; may exceed the number of tokens of the tokenizer.
+        vocabulary: ids below this count; those from here to ``vocab_size`` pad the logits and have no probability. As
+            read from a folder, all count; see ``sharing``.
         head_dim: size of one attention head, not always ``hidden_size / num_heads``.
         max_positions: positions the checkpoint was made for.
         qkv_bias, o_bias: biases of the attention projections; the MLP never has any.
@@ -48,6 +50,7 @@ class ModelSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    vocabulary: int
     dtype: str = "float32"
 
     @classmethod
@@ -96,8 +99,23 @@ class ModelSpec:
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=biases[family], o_bias=biases[family] and family != "qwen2",
             bos_token_id=next(iter(ids["bos_token_id"]), None), eos_token_ids=ids["eos_token_id"],
-            pad_token_id=next(iter(ids["pad_token_id"] + ids["eos_token_id"]), 0),
+            pad_token_id=next(iter(ids["pad_token_id"] + ids["eos_token_id"]), 0), vocabulary=vocab,
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+
+    def sharing(self, vocabulary: int, where: Path) -> ModelSpec:
+        """The same model over the ids that it shares with another, those of their tokenizer.
+
+        Args:
+            vocabulary: ids of the tokenizer lie below this.
+            where: checkpoint folder, for the message.
+
+        Raises:
+            UserError: the logits do not cover them.
+        """
+        if self.vocab_size < vocabulary:
+            raise UserError(f"{where}: its logits cover {self.vocab_size} ids but the tokenizer has {vocabulary}; the "
+                            "checkpoint and the tokenizer do not belong together")
+        return replace(self, vocabulary=vocabulary)
 
     @property
     def parameters(self) -> int:

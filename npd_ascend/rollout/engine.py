@@ -54,7 +54,6 @@ class Engine:
         job: the first job; later ones must pass ``suits``.
 
     Attributes:
-        vocab_size: width of the logits.
         llm: the ``vllm.LLM`` itself.
 
     Raises:
@@ -64,7 +63,6 @@ class Engine:
     def __init__(self, job: RolloutJob):
         config = _read_config(job.model)
         _check(job, config)
-        self.vocab_size = int(config["vocab_size"])
         self._config, self._job = config, job
         self._weights = _weights(job.model)
         set_environment(job.device.target)
@@ -92,13 +90,14 @@ class Engine:
                                 f"{str(e).splitlines()[0]}") from e
             raise
         self._engine = self.llm.llm_engine
+        self.llm.collective_rpc("npd_mask_padding", args=(job.vocabulary,))
         self._verify(job.model)
 
     def suits(self, job: RolloutJob) -> bool:
         """Whether this engine can take a job, possibly after a reload of weights."""
         mine, its = self._job, job
         return (_read_config(its.model) == self._config and its.max_model_len <= mine.max_model_len
-                and its.device == mine.device
+                and its.device == mine.device and its.vocabulary == mine.vocabulary
                 and all(getattr(its.settings, k) == getattr(mine.settings, k) for k in
                         ("max_num_seqs", "tensor_parallel", "kv_cache_gib", "memory_fraction", "enforce_eager")))
 
@@ -182,6 +181,9 @@ def _read_config(model: Path) -> dict[str, Any]:
 
 
 def _check(job: RolloutJob, config: dict[str, Any]) -> None:
+    if config["vocab_size"] < job.vocabulary:
+        raise UserError(f"{job.model}: its logits cover {config['vocab_size']} ids but the tokenizer has "
+                        f"{job.vocabulary}; the checkpoint and the tokenizer do not belong together")
     limit = config.get("max_position_embeddings")
     if limit is not None and job.max_model_len > limit:
         raise UserError(f"{job.model} was made for {limit} positions but prompts and answers need {job.max_model_len}; "
