@@ -15,6 +15,7 @@ import numpy as np
 
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
+from npd_ascend.models.hf_files import shared_config
 from npd_ascend.rollout.requests import Answer, Request
 
 ENVIRONMENT = {
@@ -177,7 +178,7 @@ def _read_config(model: Path) -> dict[str, Any]:
         raise UserError(f"{model}/config.json: cannot be read ({e})") from None
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise UserError(f"{model}/config.json: vocab_size is missing; it is no causal language model's configuration")
-    return {k: v for k, v in config.items() if k not in _ARCHITECTURE_FREE}
+    return {k: v for k, v in shared_config(config).items() if k not in _ARCHITECTURE_FREE}
 
 
 def _check(job: RolloutJob, config: dict[str, Any]) -> None:

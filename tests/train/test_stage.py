@@ -100,7 +100,9 @@ def test_a_padded_student_trains_as_one_without_padding(world, train, rows_of, t
             assert [mine[k] for k in keys] == pytest.approx([other[k] for k in keys], rel=1e-4)
     a, b, start = tensors_of(jobs[0].out / "next"), tensors_of(jobs[1].out / "next"), tensors_of(wide)
     for name in b:
-        np.testing.assert_allclose(a[name][: len(b[name])], b[name], rtol=1e-4, atol=2e-5, err_msg=name)
+        # A bias of the keys moves no probability: its gradient is noise, which Adam makes steps of.
+        atol = 2e-3 if name.endswith("k_proj.bias") else 2e-5
+        np.testing.assert_allclose(a[name][: len(b[name])], b[name], rtol=1e-4, atol=atol, err_msg=name)
     head = "model.embed_tokens.weight" if tied else "lm_head.weight"
     assert np.array_equal(a[head][53:], start[head][53:]) and (a[head][:53] != start[head][:53]).any()
 
