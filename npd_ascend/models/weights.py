@@ -74,8 +74,8 @@ def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None]
 def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, leads: bool = True) -> None:
     """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
-    Config and tokenizer files are copied, in the form that transformers 4 and 5 both read. The folder appears whole or not at all. Of a model that is cut, all peers
-    must call; the folder is that of the whole model.
+    Config and tokenizer files are copied, in the form that transformers 4 and 5 both read. The folder appears whole or
+    not at all. Of a model that is cut, all peers must call; the folder is that of the whole model.
 
     Args:
         net: the network.

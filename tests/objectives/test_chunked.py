@@ -208,7 +208,7 @@ def test_student_weighted_needs_a_normalised_student(case):
 @pytest.mark.parametrize(("chunk", "name", "norm"), [(100, "forward_kl", "teacher"), (4, "skew_kl", "tail")])
 @pytest.mark.parametrize("padding", [1, 7, 45])
 def test_padding_has_no_probability_and_no_gradient(make_case, padding, chunk, name, norm):
-    """A head that is wider than the vocabulary, with padding whose logits tower over all: the loss of the vocabulary."""
+    """A head wider than the vocabulary, with padding whose logits tower over all: the loss of the vocabulary."""
     case, loss = make_case(v=19), LossConfig(topk_norm=norm, divergence=name)
     parameter = PARAMETER.get(name, 0.0)
     want, (hidden, head) = case.naive(loss, name, parameter), case.naive_gradients(loss, name, parameter)
