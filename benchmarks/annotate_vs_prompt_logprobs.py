@@ -71,12 +71,13 @@ def vllm_side(model: Path, samples: int, long: int) -> None:
     from npd_ascend.config.schema import RolloutConfig
     from npd_ascend.rollout.engine import Engine
 
-    contexts, responses = sequences(samples, json.loads((model / "config.json").read_text())["vocab_size"], long)
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    contexts, responses = sequences(samples, vocab, long)
     longest = 16 + max(len(c) + len(r) for c, r in zip(contexts, responses, strict=True))
     here = Path("/nonexistent")
     engine = Engine(RolloutJob(out=here, fingerprint="", prompts=here, model=model, generation=0, seed=0,
                                settings=RolloutConfig(max_num_seqs=64), device=Device(), max_model_len=longest,
-                               eos_token_ids=[]))
+                               eos_token_ids=[], vocabulary=vocab))
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 

@@ -62,7 +62,8 @@ def main() -> None:
     job = RolloutJob(
         out=root / "out", fingerprint="benchmark", prompts=root / "prompts", model=args.model, generation=0, seed=0,
         settings=RolloutConfig(max_new_tokens=args.tokens, samples=args.samples, max_num_seqs=args.max_num_seqs),
-        device=Device(dtype=args.dtype), max_model_len=64 + args.tokens, eos_token_ids=[])
+        device=Device(dtype=args.dtype), max_model_len=64 + args.tokens, eos_token_ids=[],
+        vocabulary=vocab)
     engine = Engine(job)
     rates: dict[str, list[tuple[float, float]]] = {"generate": [], "worker": []}
     for _ in range(args.rounds + 1):
@@ -86,7 +87,7 @@ def bare(engine: Engine, job: RolloutJob) -> int:
     from vllm.inputs import TokensPrompt
 
     source = Dataset.open(job.prompts, "prompts")
-    requests = [r for i in range(source.shards) for r in requests_of(job, i, source.read(i), engine.vocab_size)]
+    requests = [r for i in range(source.shards) for r in requests_of(job, i, source.read(i))]
     outputs = engine.llm.generate([TokensPrompt(prompt_token_ids=r.prompt_ids) for r in requests],
                                   [engine.params(job, r) for r in requests], use_tqdm=False)
     return sum(len(o.outputs[0].token_ids) for o in outputs)

@@ -111,6 +111,25 @@ def under_msrun(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def loud_padding():
+    """(checkpoint of one F32 file, vocabulary): the head's rows from there on get logits that no model could overlook,
+    so what does not mask them is wrong by nats."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    def make(folder: Path, vocabulary: int) -> Path:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+        padding = head[vocabulary:]
+        padding[:] = np.random.default_rng(0).standard_normal(padding.shape).astype(np.float32) * 4 * np.abs(head).max()
+        save_file(tensors, path, metadata={"format": "pt"})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def engines():
     """The interpreters of both engines; skips where one environment stands for both."""
     found = Environments.find()

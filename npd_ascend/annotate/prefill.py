@@ -27,7 +27,7 @@ class Scorer:
 
     Args:
         model: Hugging Face folder.
-        spec: its architecture.
+        spec: its architecture; probabilities are over its ``vocabulary``.
         settings: row length, micro batch, chunk size.
         device: where it runs.
         peers: the processes that hold the model together; all must call ``score`` with the same samples.
@@ -46,7 +46,8 @@ class Scorer:
         self._graphs = Graphs("annotate", compiled, network_key(spec, device), compiling)
         positions = settings.row_length * settings.micro_batch
         self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
-                                 on_host=device.target == "cpu", peers=peers, run=self._graphs)
+                                 on_host=device.target == "cpu", peers=peers, vocabulary=spec.vocabulary,
+                                 run=self._graphs)
 
     def load(self, model: Path) -> None:
         """Takes over the weights of another checkpoint of the same architecture."""

@@ -72,8 +72,7 @@ def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Devic
     if not leads or _missing(scores, topk, shards):
         return  # another worker is still at it
     if topk is not None:
-        topk.finish(shards, k=job.settings.k, vocab_size=annotator.spec.vocab_size,
-                    value_bits=job.settings.value_bits)
+        topk.finish(shards, k=job.settings.k, vocab_size=job.vocabulary, value_bits=job.settings.value_bits)
     scores.finish(shards, role=job.role, model=str(job.model))
 
 
@@ -96,11 +95,11 @@ class _Annotator:
     def __init__(self, job: AnnotateJob, header: np.ndarray, load: Callable[..., Scorer] | None, group: Group | None):
         self.job, self.header, self._load = job, header, load
         self._shared: dict[str, Any] = {} if group is None else {"peers": group.model}
-        self.spec = ModelSpec.from_folder(job.model)
+        self.spec = ModelSpec.from_folder(job.model).sharing(job.vocabulary, job.model)
         self.k = job.settings.k if job.topk_out else 0
-        if self.k > self.spec.vocab_size:
-            raise UserError(f"annotate.k is {self.k} but the vocabulary of {job.model} has {self.spec.vocab_size}")
-        self.form = TopKFormat(max(self.k, 1), self.spec.vocab_size, job.settings.value_bits)
+        if self.k > job.vocabulary:
+            raise UserError(f"annotate.k is {self.k} but the vocabulary has {job.vocabulary} ids; lower it")
+        self.form = TopKFormat(max(self.k, 1), job.vocabulary, job.settings.value_bits)
         self._from_rollout = job.role == "student" and job.settings.student_nll == "rollout"
         self._scorer: Scorer | None = None
 
@@ -159,12 +158,12 @@ class _Annotator:
                             f"{self.job.prompts}; use a new run.dir") from None
 
     def _check(self, contexts: list[np.ndarray], responses: list[np.ndarray]) -> None:
-        vocab = self.spec.vocab_size
+        vocab = self.job.vocabulary
         for what, lists in (("prompt", contexts), ("response", responses), ("header", [self.header])):
             top = max((int(x.max()) for x in lists if len(x)), default=-1)
             if top >= vocab:
-                raise UserError(f"{self.job.model}: a {what} holds token id {top} but this model's vocabulary has "
-                                f"{vocab}; teacher and student must share a tokenizer")
+                raise UserError(f"{self.job.rollouts}: a {what} holds token id {top} but the vocabulary has {vocab} "
+                                f"ids; teacher and student must share a tokenizer")
         longest = max((len(c) + len(r) for c, r in zip(contexts, responses, strict=True)), default=0)
         longest = max(longest, max(map(len, responses), default=0) + len(self.header))
         if longest > self.job.settings.row_length:

@@ -66,6 +66,8 @@ class RolloutJob(Section):
     max_model_len: int
     """Longest prompt + max_new_tokens that the engine must hold."""
     eos_token_ids: list[int]
+    vocabulary: int
+    """Token ids below this count; logits from here on are padding."""
 
 
 class AnnotateJob(Section):
@@ -80,6 +82,8 @@ class AnnotateJob(Section):
     prompts: Path
     rollouts: Path
     model: Path
+    vocabulary: int
+    """Token ids below this count; logits from here on are padding."""
     role: Literal["teacher", "student"]
     worker: int = 0
     """Which of ``settings.workers`` processes this is: shard s belongs to process s mod workers."""
@@ -163,6 +167,8 @@ class TrainJob(Section):
     last: bool
     """No further generation may follow: train to the end of the run."""
     pad_token_id: int
+    vocabulary: int
+    """Token ids below this count; logits from here on are padding."""
     declares: Declaration | None = None
     """What snapshots say of how to speak to the student and where it ends; None: what ``student`` says."""
     seed: int

@@ -117,7 +117,11 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
         for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
+            top = max(max(part, default=0) for part in (ids, reference or (), label or ()))
             _check_known(row, both, ids + (reference or []))
+            if top >= both.vocabulary.size:
+                raise UserError(f"{row.where}: the tokenizer makes token id {top} of this row but lists "
+                                f"{both.vocabulary.size} ids; its files in {job.tokenizer} do not belong together")
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))

@@ -9,7 +9,9 @@ from typing import Any
 
 from npd_ascend.data.pangu import MODEL_FILE, PANGU_TEMPLATE, TURN_END, TURN_START, is_pangu
 from npd_ascend.errors import UserError
+from npd_ascend.models.hf_files import read_object, shared_tokenizer_config
 
+_NEEDS_CODE = "trust_remote_code"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 COMPANIONS = ("merges.txt", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 """Files that say more of a tokenizer but are none by themselves."""
@@ -94,20 +96,40 @@ def _load(folder: Path, trust_remote_code: bool) -> Any:
     # Without these, transformers announces that torch is absent and tokenizers that a process was forked.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    import transformers
-
     try:
         if is_pangu(folder) and (folder / MODEL_FILE).is_file():
             from npd_ascend.data.pangu_tokenizer import PanguTokenizer
 
             return PanguTokenizer.from_pretrained(folder, local_files_only=True)
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True, use_fast=True)
+        return _by_class(folder, trust_remote_code)
     except Exception as e:  # the loaders raise whatever their parsers do
-        if "trust_remote_code" in str(e) and not trust_remote_code:
-            if (folder / "tokenizer.json").is_file():
-                return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if _NEEDS_CODE in str(e) and not trust_remote_code:
             raise UserError(f"tokenizer {folder}: it brings its own Python code; if you trust it, set "
                             "models.trust_remote_code: true") from None
         detail = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"tokenizer {folder}: cannot be loaded ({detail}); its files may be incomplete") from None
+
+
+def _by_class(folder: Path, trust_remote_code: bool) -> Any:
+    """As the class that the folder names, or by ``tokenizer.json`` alone where that class is not to be had: it needs
+    code that is not trusted, or is one of transformers 5."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    saved = read_object(folder / "tokenizer_config.json")
+    options: dict[str, Any] = {"local_files_only": True}
+    if isinstance(saved.get("extra_special_tokens"), list):  # as transformers 5 writes them
+        tokens = shared_tokenizer_config(saved)["additional_special_tokens"]
+        options |= {"extra_special_tokens": {}, "additional_special_tokens": tokens}
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=True, **options)
+    except ValueError as e:
+        if not (folder / "tokenizer.json").is_file() or not any(
+                reason in str(e) for reason in (_NEEDS_CODE, "not currently imported")):
+            raise
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of the class
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
+    finally:
+        logging.set_verbosity(verbosity)

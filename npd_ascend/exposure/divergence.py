@@ -60,7 +60,7 @@ class _Gap(nn.Cell):
 class PairScorer:
     """Student and teacher, ready to be compared; every pass has the same shape, so each is compiled once.
 
-    Where the vocabularies differ in size (padding), both are cut to the smaller.
+    Probabilities are over the ids that count in both models, whatever the widths of their logits.
 
     Args:
         student, teacher: networks with the same ``row_length``, weights loaded; the weights may change between calls.
@@ -76,7 +76,7 @@ class PairScorer:
             raise UserError(f"student and teacher are built for rows of {student.row_length} and {teacher.row_length} "
                             f"tokens; to compare them build both for the same")
         self.student, self.teacher, self.micro_batch = student, teacher, micro_batch
-        self.vocab = min(student.spec.vocab_size, teacher.spec.vocab_size)
+        self.vocab = min(student.spec.vocabulary, teacher.spec.vocabulary)
         self._chunk = min(chunk_rows, micro_batch * student.row_length)
         self._of_student, self._of_teacher, self._gap = _Logprobs(self.vocab), _Logprobs(self.vocab), _Gap()
 

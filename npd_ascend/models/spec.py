@@ -6,7 +6,7 @@ Light on purpose: the conductor and the rollout worker read it too, without any 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class ModelSpec:
     Attributes:
         model_type: ``PanguEmbedded``, ``llama`` or ``qwen2``.
         vocab_size: width of the logits; may exceed the number of tokens of the tokenizer.
+        vocabulary: ids below this count; those from here to ``vocab_size`` pad the logits and have no probability. As
+            read from a folder, all count; see ``sharing``.
         head_dim: size of one attention head, not always ``hidden_size / num_heads``.
         max_positions: positions the checkpoint was made for.
         qkv_bias, o_bias: biases of the attention projections; the MLP never has any.
@@ -48,6 +50,7 @@ class ModelSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    vocabulary: int
     dtype: str = "float32"
 
     @classmethod
@@ -96,8 +99,23 @@ class ModelSpec:
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=biases[family], o_bias=biases[family] and family != "qwen2",
             bos_token_id=next(iter(ids["bos_token_id"]), None), eos_token_ids=ids["eos_token_id"],
-            pad_token_id=next(iter(ids["pad_token_id"] + ids["eos_token_id"]), 0),
+            pad_token_id=next(iter(ids["pad_token_id"] + ids["eos_token_id"]), 0), vocabulary=vocab,
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+
+    def sharing(self, vocabulary: int, where: Path) -> ModelSpec:
+        """The same model over the ids that it shares with another, those of their tokenizer.
+
+        Args:
+            vocabulary: ids of the tokenizer lie below this.
+            where: checkpoint folder, for the message.
+
+        Raises:
+            UserError: the logits do not cover them.
+        """
+        if self.vocab_size < vocabulary:
+            raise UserError(f"{where}: its logits cover {self.vocab_size} ids but the tokenizer has {vocabulary}; the "
+                            "checkpoint and the tokenizer do not belong together")
+        return replace(self, vocabulary=vocabulary)
 
     @property
     def parameters(self) -> int:
@@ -146,27 +164,35 @@ def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: hidden_act {act!r} is not supported; only silu is")
     if config.get("mlp_bias"):
         raise UserError(f"{where}: mlp_bias is not supported")
-    if config.get("use_sliding_window"):
-        raise UserError(f"{where}: use_sliding_window is not supported")
+    kinds = config.get("layer_types") or []
+    if config.get("use_sliding_window") or any(k != "full_attention" for k in kinds):
+        raise UserError(f"{where}: sliding windows are not supported (use_sliding_window, layer_types); only full "
+                        "attention is")
     if config.get("quantization_config"):
         raise UserError(f"{where}: the checkpoint is quantised; give the unquantised weights")
 
 
 def _rope_theta(config: dict[str, Any], where: str) -> float:
-    """Base of the rotary angles: a key of its own, or inside ``rope_parameters`` (transformers 5)."""
-    scaling: dict[str, Any] = {}
-    for key in ("rope_parameters", "rope_scaling"):
+    """Base of the rotary angles: a key of its own (transformers 4), inside ``rope_parameters`` (5), or both."""
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
             raise UserError(f"{where}: {key} is {value!r}, expected an object")
-        scaling |= value or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if any(isinstance(v, dict) for v in (value or {}).values()):
+            raise UserError(f"{where}: {key} differs by kind of layer, which is not supported")
+        rope |= value or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{where}: rope type {kind!r} is not supported; only the plain one (default) is")
-    if config.get("rope_interleaved") or config.get("partial_rotary_factor", 1.0) != 1.0:
+    partial = [c["partial_rotary_factor"] for c in (config, rope) if c.get("partial_rotary_factor") not in (None, 1)]
+    if config.get("rope_interleaved") or partial:
         raise UserError(f"{where}: interleaved or partial rotary embeddings are not supported")
-    both = {"rope_theta": config.get("rope_theta", scaling.get("rope_theta"))}
-    return _Reader(both, where).positive("rope_theta", 10000.0)
+    bases = [b for b in (config.get("rope_theta"), rope.get("rope_theta")) if b is not None]
+    if len(bases) == 2 and bases[0] != bases[1]:
+        raise UserError(f"{where}: rope_theta is {bases[0]!r}, but {bases[1]!r} in rope_parameters, so transformers 4 "
+                        "and 5 would run two different models; remove the wrong one")
+    return _Reader({"rope_theta": bases[0] if bases else None}, where).positive("rope_theta", 10000.0)
 
 
 def _ids(value: Any, where: str, vocab: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
-"""Distributions over a vocabulary whose logits are cut over the tensor-parallel ranks, [R, V / size] on each.
+"""Distributions over a vocabulary: without its padding, and of logits that are cut over the tensor-parallel ranks.
 
-Each of the cells takes one collective, whatever the vocabulary: a few numbers a row and rank are exchanged.
+Cut, a rank has [R, V / size] of the logits. Each of those cells takes one collective, whatever the vocabulary: a few
+numbers a row and rank are exchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +10,33 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from npd_ascend.models.elementwise import log
-from npd_ascend.models.peers import Gather, Peers
+from npd_ascend.models.peers import ALONE, Gather, Peers
+
+_NEVER = -1e30
+"""A logit without probability. Finite: 0 · -inf and -inf - -inf would be NaN, in a slice that is all padding too."""
+
+
+class MaskPadding(nn.Cell):
+    """Takes the ids at and beyond ``vocabulary`` out of logits: their probabilities, and so their gradients, are 0.
+
+    Args:
+        vocabulary: ids that count; None: all columns.
+        peers: ranks over which the logits are cut.
+    """
+
+    def __init__(self, vocabulary: int | None = None, peers: Peers = ALONE):
+        super().__init__()
+        self.vocabulary, self.rank = vocabulary, peers.rank
+        # On the CPU a broadcast sum is slower and needs another [R, V]; Ascend has no native kernel for the other.
+        self.add = ops.Add() if ms.get_context("device_target") == "Ascend" else ops.BiasAdd()
+
+    def construct(self, logits: ms.Tensor) -> ms.Tensor:
+        """logits [R, V / size] float32 -> the same shape; nothing is computed where no column is padding."""
+        width = logits.shape[1]
+        if self.vocabulary is None or self.vocabulary >= (self.rank + 1) * width:
+            return logits
+        ids = ops.arange(self.rank * width, (self.rank + 1) * width)
+        return self.add(logits, (ids >= self.vocabulary).astype(ms.float32) * _NEVER)
 
 
 class OwnIds(nn.Cell):

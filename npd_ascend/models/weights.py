@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from npd_ascend.errors import UserError
-from npd_ascend.models import tensorfile
+from npd_ascend.models import hf_files, tensorfile
 from npd_ascend.models.mapping import Rule, rules
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import Entry
@@ -75,8 +75,8 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
             declare: Callable[[Path], None] | None = None) -> None:
     """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
-    Config and tokenizer files are copied. The folder appears whole or not at all. Of a model that is cut, all peers
-    must call; the folder is that of the whole model.
+    Config and tokenizer files are copied, in the form that transformers 4 and 5 both read. The folder appears whole or
+    not at all. Of a model that is cut, all peers must call; the folder is that of the whole model.
 
     Args:
         net: the network.
@@ -127,6 +127,7 @@ def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
             _declare_dtype(folder, dtype)
         if declare:
             declare(folder)
+        hf_files.share(folder)
 
 
 def _files(found: dict[str, Entry]) -> dict[Path, list[Entry]]:

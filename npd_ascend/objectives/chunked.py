@@ -16,7 +16,7 @@ from mindspore import mint, nn, ops
 from npd_ascend.config.schema import LossConfig
 from npd_ascend.models.elementwise import log
 from npd_ascend.models.peers import ALONE, Peers, Sum
-from npd_ascend.models.vocabulary import LogProbs, OwnIds
+from npd_ascend.models.vocabulary import LogProbs, MaskPadding, OwnIds
 from npd_ascend.objectives.registry import DIVERGENCE, Norm, find_divergences
 from npd_ascend.objectives.support import on_support
 
@@ -50,16 +50,18 @@ class ChunkedLoss(nn.Cell):
         chunk: rows whose logits stand in memory at once.
         peers: ranks over which head and logits are cut by vocabulary. A chunk then takes one collective, dHidden
             one at the end; everything but dHead comes out the same on all of them.
+        vocabulary: ids that count; those beyond have no probability, and their rows of the head no gradient. None: all.
 
     Raises:
         UserError: unknown divergence, or one that does not go with the normalisation.
     """
 
-    def __init__(self, loss: LossConfig, chunk: int, peers: Peers = ALONE):
+    def __init__(self, loss: LossConfig, chunk: int, peers: Peers = ALONE, vocabulary: int | None = None):
         super().__init__()
         self.chunk = chunk
         self.cut = peers.size > 1
         self.sum, self.own, self.logprobs = Sum(peers), OwnIds(peers), LogProbs(peers)
+        self.mask = MaskPadding(vocabulary, peers)
         self.kd = loss.kd_weight
         self.ce = 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight
         if self.kd:
@@ -126,7 +128,7 @@ class ChunkedLoss(nn.Cell):
 
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
              weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        z = self.logits(hidden, head).astype(ms.float32)
+        z = self.mask(self.logits(hidden, head).astype(ms.float32))
         if self.cut:
             logz, seen = self.logprobs(z, targets)
             q = ops.exp(z - logz)

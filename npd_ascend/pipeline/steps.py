@@ -179,10 +179,12 @@ class StepBuilder:
         source = c.rollout.source
         model = c.models.teacher if source == "teacher" else self.snapshot(generation)
         max_len = self._max_len(prompts, c.rollout.max_new_tokens)
+        self._check_vocabulary()
         fp = fingerprint(
             "rollouts",
             {
                 "prompts": prompts.fingerprint,
+                "vocabulary": self._vocabulary,
                 "model": self.model(model) if source != "reference" else None,
                 "settings": c.rollout.model_dump(mode="json", exclude=_ROLLOUT_SPEED),
                 "max_len": max_len,
@@ -203,6 +205,7 @@ class StepBuilder:
             device=self.device,
             max_model_len=max_len,
             eos_token_ids=self._eos(prompts),
+            vocabulary=self._vocabulary,
         )
         return Step("rollout", "rollout", job, generation, [Dataset(g.rollouts, "rollouts", fp)])
 
@@ -213,6 +216,7 @@ class StepBuilder:
         model = c.models.teacher if teacher else self.snapshot(generation)
         inputs = {
             "rollouts": rollouts.fingerprint,
+            "vocabulary": self._vocabulary,
             "model": self.model(model),
             "dtype": self.device.dtype,
             "settings": c.annotate.model_dump(mode="json", exclude=_ANNOTATE_SPEED),
@@ -230,6 +234,7 @@ class StepBuilder:
             prompts=self.run.prompts,
             rollouts=g.rollouts,
             model=model,
+            vocabulary=self._vocabulary,
             role=role,  # type: ignore[arg-type]
             settings=c.annotate if teacher else c.annotate_student,
             device=self.device,
@@ -303,6 +308,7 @@ class StepBuilder:
             "train",
             {
                 "before": before,
+                "vocabulary": self._vocabulary,
                 "packs": packs.fingerprint,
                 "topk": Dataset.open(g.topk, "topk").fingerprint if kd else None,
                 "settings": c.train.model_dump(mode="json", exclude=_TRAIN_SPEED),
@@ -332,6 +338,7 @@ class StepBuilder:
             last=where.last,
             pad_token_id=self.spec.pad_token_id,
             declares=declares,
+            vocabulary=self._vocabulary,
             seed=c.run.seed,
             settings=c.train,
             row_length=c.pack.row_length,
@@ -356,10 +363,13 @@ class StepBuilder:
             }
         )
         max_len = self._max_len(prompts, settings.max_new_tokens)
+        vocabulary = int(prompts.extra["tokenizer_size"])
+        self.spec.sharing(vocabulary, model)
         fp = fingerprint(
             "rollouts",
             {
                 "prompts": prompts.fingerprint,
+                "vocabulary": vocabulary,
                 "model": self.model(model),
                 "seed": c.run.seed,
                 "dtype": self.device.dtype,
@@ -381,6 +391,7 @@ class StepBuilder:
             device=self.device,
             max_model_len=max_len,
             eos_token_ids=self._eos(prompts),
+            vocabulary=vocabulary,
         )
         return Step("rollout", "rollout", job, generation, [Dataset(out, "rollouts", fp)])
 
@@ -446,6 +457,21 @@ class StepBuilder:
             chat_template=extra["chat_template"],
             special_tokens=extra["special_tokens"],
         )
+
+    @property
+    def _vocabulary(self) -> int:
+        """Ids that the models share: those of the tokenizer. Logits may be wider, by padding."""
+        return int(Dataset.open(self.run.prompts, "prompts").extra["tokenizer_size"])
+
+    def _check_vocabulary(self) -> None:
+        """Both models must have logits for all of it, and the teacher's best must be in it."""
+        c, n = self.config, self._vocabulary
+        self.spec.sharing(n, c.models.student)
+        if c.needs_teacher:
+            ModelSpec.from_folder(c.models.teacher).sharing(n, c.models.teacher)
+            if c.annotate.k > n:
+                raise UserError(f"annotate.k is {c.annotate.k} but the tokenizer of {self.tokenizer} has {n} ids; "
+                                f"lower it")
 
     @property
     def _longest(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
+from npd_ascend.models.hf_files import shared_config
 from npd_ascend.rollout.requests import Answer, Request
 
 ENVIRONMENT = {
@@ -54,7 +55,6 @@ class Engine:
         job: the first job; later ones must pass ``suits``.
 
     Attributes:
-        vocab_size: width of the logits.
         llm: the ``vllm.LLM`` itself.
 
     Raises:
@@ -64,7 +64,9 @@ class Engine:
     def __init__(self, job: RolloutJob):
         config = _read_config(job.model)
         check_servable(job.model, job.device.target, job.max_model_len)
-        self.vocab_size = int(config["vocab_size"])
+        if config["vocab_size"] < job.vocabulary:
+            raise UserError(f"{job.model}: its logits cover {config['vocab_size']} ids but the tokenizer has "
+                            f"{job.vocabulary}; the checkpoint and the tokenizer do not belong together")
         self._config, self._job = config, job
         self._weights = _weights(job.model)
         set_environment(job.device.target)
@@ -92,13 +94,14 @@ class Engine:
                                 f"{str(e).splitlines()[0]}") from e
             raise
         self._engine = self.llm.llm_engine
+        self.llm.collective_rpc("npd_mask_padding", args=(job.vocabulary,))
         self._verify(job.model)
 
     def suits(self, job: RolloutJob) -> bool:
         """Whether this engine can take a job, possibly after a reload of weights."""
         mine, its = self._job, job
         return (_read_config(its.model) == self._config and its.max_model_len <= mine.max_model_len
-                and its.device == mine.device
+                and its.device == mine.device and its.vocabulary == mine.vocabulary
                 and all(getattr(its.settings, k) == getattr(mine.settings, k) for k in
                         ("max_num_seqs", "tensor_parallel", "kv_cache_gib", "memory_fraction", "enforce_eager")))
 
@@ -178,7 +181,7 @@ def _read_config(model: Path) -> dict[str, Any]:
         raise UserError(f"{model}/config.json: cannot be read ({e})") from None
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise UserError(f"{model}/config.json: vocab_size is missing; it is no causal language model's configuration")
-    return {k: v for k, v in config.items() if k not in _ARCHITECTURE_FREE}
+    return {k: v for k, v in shared_config(config).items() if k not in _ARCHITECTURE_FREE}
 
 
 def check_servable(model: Path, target: str, length: int) -> None:

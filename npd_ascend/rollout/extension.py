@@ -25,6 +25,31 @@ class ReloadExtension:
         with torch.device(self.device):
             self.model_runner.reload_weights(weights_path=path)
 
+    def npd_mask_padding(self, vocabulary: int) -> None:
+        """Takes ids at and beyond ``vocabulary`` out of all logits from now on, before anything is sampled or stored.
+
+        A hook on the model's ``LogitsProcessor``, which runs outside the captured graphs, on logits that are gathered
+        over tensor-parallel ranks. A mask for each request (``allowed_token_ids``) would be the vocabulary's size.
+
+        Raises:
+            RuntimeError: the model has no such layer.
+        """
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+        def mask(layer: Any, inputs: Any, logits: Any) -> None:
+            if logits is None:  # a rank that does not sample
+                return
+            if logits.shape[-1] != layer.org_vocab_size:
+                raise RuntimeError(f"logits of {logits.shape[-1]} columns, expected {layer.org_vocab_size}: they are "
+                                   "not gathered, so the padding cannot be told from the vocabulary")
+            logits[..., vocabulary:] = float("-inf")
+
+        layers = [m for m in self.model_runner.get_model().modules() if isinstance(m, LogitsProcessor)]
+        if not layers:
+            raise RuntimeError("the model has no LogitsProcessor whose padding could be masked")
+        for layer in layers:
+            layer.register_forward_hook(mask)
+
     def npd_differences(self, path: str) -> tuple[int, list[str]]:
         """Compares the engine's weights with a checkpoint, value by value.
 

@@ -121,7 +121,7 @@ class _Run:
         taken = self.board.take()
         if taken is None:
             return False
-        shard = Shard(self.job, self.board.dataset, *taken, self.engine.vocab_size)
+        shard = Shard(self.job, self.board.dataset, *taken)
         self._have[shard.index] = shard.rows - shard.left
         self._shards[shard.index] = shard
         self._queue = shard.pending[::-1]

@@ -60,9 +60,9 @@ def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str
     out: list[dict[str, Any]] = [{}] * len(command["prompts"])
     for row, (ids, seed) in enumerate(zip(command["prompts"], command["seeds"], strict=True)):
         room = min(job.settings.max_new_tokens, job.max_model_len - len(ids))
-        if not ids or room < 1 or max(ids) >= engine.vocab_size:
+        if not ids or room < 1 or max(ids) >= job.vocabulary:
             raise UserError(f"prompt {row} of a live batch has {len(ids)} tokens up to id {max(ids, default=-1)}: it "
-                            f"must leave room within {job.max_model_len} tokens and have ids below {engine.vocab_size}")
+                            f"must leave room within {job.max_model_len} tokens and have ids below {job.vocabulary}")
         request = Request(0, row, ids, seed, room)
         engine.submit(str(row), request, engine.params(job, request))
     left = len(out)

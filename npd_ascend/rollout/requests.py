@@ -46,17 +46,16 @@ class Answer:
     finish: str
 
 
-def requests_of(job: RolloutJob, shard: int, prompts: pa.Table, vocab_size: int) -> list[Request]:
+def requests_of(job: RolloutJob, shard: int, prompts: pa.Table) -> list[Request]:
     """All requests of a prompts shard, in row order.
 
     Args:
         job: the job; path 0 is greedy if ``settings.greedy``, the others are sampled.
         shard: its number.
         prompts: columns ``prompt_index``, ``prompt_id``, ``prompt_ids``.
-        vocab_size: token ids must lie below it.
 
     Raises:
-        UserError: a prompt is empty, leaves no room for an answer, or has ids the model does not know.
+        UserError: a prompt is empty, leaves no room for an answer, or has ids beyond the vocabulary.
     """
     settings, out = job.settings, []
     columns = [prompts[name].to_pylist() for name in ("prompt_index", "prompt_id", "prompt_ids")]
@@ -64,9 +63,9 @@ def requests_of(job: RolloutJob, shard: int, prompts: pa.Table, vocab_size: int)
         where = f"{job.prompts}: prompt {index}"
         if not ids:
             raise UserError(f"{where} has no tokens; remove the row from the prompt file")
-        if max(ids) >= vocab_size or min(ids) < 0:
-            raise UserError(f"{where} has token id {max(ids)} but {job.model} knows ids below {vocab_size}; "
-                            "tokenizer and checkpoint do not belong together")
+        if max(ids) >= job.vocabulary or min(ids) < 0:
+            raise UserError(f"{where} has token id {max(ids)} but the tokenizer knows ids below {job.vocabulary}; use "
+                            "a new run.dir")
         room = min(settings.max_new_tokens, job.max_model_len - len(ids))
         if room < 1:
             raise UserError(f"{where} has {len(ids)} tokens, which leaves no room for an answer within "

@@ -83,10 +83,10 @@ class Shard:
         seconds: time of generation spent on it, over all workers that had it.
     """
 
-    def __init__(self, job: RolloutJob, dataset: Dataset, index: int, prompts: pa.Table, vocab_size: int):
+    def __init__(self, job: RolloutJob, dataset: Dataset, index: int, prompts: pa.Table):
         self.job, self.dataset, self.index = job, dataset, index
         self.prompts = prompts
-        requests = requests_of(job, index, prompts, vocab_size)
+        requests = requests_of(job, index, prompts)
         self._answers: list[Answer | None] = [None] * len(requests)
         self._journal = Journal(journal_path(dataset, index))
         self.seconds = 0.0

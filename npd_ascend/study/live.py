@@ -105,7 +105,7 @@ class LiveLoop:
         self.config, self.method, self.source, self.layout = config, method, source, layout
         self.teacher, self.student, self.clock, self.stepped = teacher, student, clock, stepped
         self.trainer = source.trainer
-        self.vocab = self.trainer.net.spec.vocab_size
+        self.vocab = self.trainer.net.spec.vocabulary
         self.k = self.vocab if method.whole_vocabulary else config.annotate.k
         self.defaults = divergence_parameters(config.train.loss)
         self.tokens = self.positions = 0

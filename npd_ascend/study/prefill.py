@@ -13,13 +13,14 @@ from npd_ascend.study.batches import Part
 class _LogProbs(nn.Cell):
     def __init__(self, net: CausalLM):
         super().__init__(auto_prefix=False)
-        self.net, self.head = net, net.head_weight
+        self.net, self.head, self.vocabulary = net, net.head_weight, net.spec.vocabulary
         self.logits = ops.MatMul(transpose_b=True)
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
                   positions: Tensor) -> Tensor:
         hidden = ops.gather(self.net(input_ids, position_ids, segment_ids, window), positions, 0)
-        return ops.log_softmax(self.logits(hidden, self.head.astype(hidden.dtype)).astype(ms.float32), -1)
+        logits = self.logits(hidden, self.head.astype(hidden.dtype)).astype(ms.float32)
+        return ops.log_softmax(ops.narrow(logits, 1, 0, self.vocabulary), -1)
 
 
 class Prefill:
@@ -34,5 +35,5 @@ class Prefill:
         self._cell = _LogProbs(net)
 
     def __call__(self, part: Part) -> np.ndarray:
-        """[N, V] float32 log-probs; rows beyond ``part.tokens`` mean nothing."""
+        """[N, V] float32 log-probs of the V ids that count; rows beyond ``part.tokens`` mean nothing."""
         return self._cell(*self.net.inputs(part.rows), Tensor(part.positions)).asnumpy()

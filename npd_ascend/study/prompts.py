@@ -25,6 +25,7 @@ class Prompts:
         references: of each reference answer with its end token; empty where there is none.
         texts, answers: for the checker.
         eos: ids that end an answer.
+        vocabulary: ids of the tokenizer lie below this.
     """
 
     ids: list[np.ndarray]
@@ -32,6 +33,7 @@ class Prompts:
     texts: list[str]
     answers: list[str | None]
     eos: list[int]
+    vocabulary: int
 
     @classmethod
     def read(cls, dataset: Dataset) -> Prompts:
@@ -40,14 +42,15 @@ class Prompts:
         ids, references = ([np.array(v or [], np.int32) for v in table[c].to_pylist()]
                            for c in ("prompt_ids", "reference_ids"))
         return cls(ids, references, table["text"].to_pylist(), table["answer"].to_pylist(),
-                   list(dataset.extra["eos_token_ids"]))
+                   list(dataset.extra["eos_token_ids"]), dataset.extra["tokenizer_size"])
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def first(self, n: int) -> Prompts:
         """The first ``n``."""
-        return Prompts(self.ids[:n], self.references[:n], self.texts[:n], self.answers[:n], self.eos)
+        return Prompts(self.ids[:n], self.references[:n], self.texts[:n], self.answers[:n], self.eos,
+                       self.vocabulary)
 
 
 class Judge:
@@ -77,4 +80,5 @@ def live_job(config: Config, device: Device, model: ModelSpec, prompts: Sequence
     nowhere = config.run.dir / "live"
     return RolloutJob(out=nowhere, fingerprint="live", prompts=nowhere, model=config.models.student, generation=0,
                       seed=config.run.seed, settings=config.rollout, device=device,
-                      max_model_len=min(longest, model.max_positions), eos_token_ids=sorted(eos))
+                      max_model_len=min(longest, model.max_positions), eos_token_ids=sorted(eos),
+                      vocabulary=prompts[0].vocabulary)

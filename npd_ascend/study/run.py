@@ -81,6 +81,7 @@ class _Run:
             self._step(self.steps.prepare(evaluation=True))
             self.prompts = Prompts.read(Dataset.open(self.dir.prompts, "prompts"))
             self.held_out = Prompts.read(Dataset.open(self.dir.eval_prompts, "prompts"))
+            self.spec = self.spec.sharing(self.prompts.vocabulary, self.config.models.student)
         self.job = live_job(self.config, self.device, self.spec, [self.prompts, self.held_out])
         self.bench.ready(self.job, self.prompts.ids[0])
         self.watch = Watch(self.arm, self.bench, self.job, self.held_out, self.record, self.shelf, self.scratch)
@@ -183,7 +184,8 @@ class _Run:
         row = max(*layout.lengths, c.pack.row_length)
         chunk = min(c.train.vocab_chunk_rows, layout.head_rows(layout.lengths[-1]))
         trainer = bench.live_trainer(self.spec, self.device, row, c.train, chunk)
-        teacher = bench.network(c.models.teacher, ModelSpec.from_folder(c.models.teacher), self.device, row, "live")
+        spec = ModelSpec.from_folder(c.models.teacher).sharing(self.prompts.vocabulary, c.models.teacher)
+        teacher = bench.network(c.models.teacher, spec, self.device, row, "live")
         dev = self.held_out.first(arm.live.dev_samples)
         source = LiveSource(bench, self.job, trainer, self.prompts, self._teacher_answers, self.scratch / "live",
                             c.models.student, lambda: self.watch.loss(trainer.net, dev))

@@ -113,6 +113,7 @@ class Watch:
     def _pair(self, student: Path) -> PairScorer:
         c, device = self.arm.config, self.job.device
         row, micro = c.annotate.row_length, c.annotate.micro_batch
-        nets = [self.bench.network(path, ModelSpec.from_folder(path), device, row, role)
+        nets = [self.bench.network(path, ModelSpec.from_folder(path).sharing(self.job.vocabulary, path), device, row,
+                                   role)
                 for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))]
         return self.bench.pair(nets[0], nets[1], micro)

@@ -64,7 +64,7 @@ class Workbench(Bench):
         self._pairs: dict[Any, PairScorer] = {}
         self._compiled: set[Any] = set()
         self._pools: dict[str, RolloutPool] = {}
-        self._divergence: nn.Cell | None = None
+        self._divergences: dict[int, nn.Cell] = {}
         self._names = itertools.count()
 
     def close(self) -> None:
@@ -162,9 +162,8 @@ class Workbench(Bench):
                    reader.topk.k if reader.topk is not None else 0), compile_)
         return trainer
 
-    def divergence(self, group: Group) -> nn.Cell:
-        self._divergence = self._divergence or Divergence()
-        return self._divergence
+    def divergence(self, spec: ModelSpec, group: Group) -> nn.Cell:
+        return self._divergences.setdefault(spec.vocabulary, Divergence(spec.vocabulary))
 
     def measuring(self) -> AbstractContextManager[Any]:
         return self.clock.on("lag")

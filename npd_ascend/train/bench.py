@@ -52,9 +52,9 @@ class Bench:
         trainer.compile(batch, graphs)
         return trainer
 
-    def divergence(self, group: Group) -> nn.Cell:
+    def divergence(self, spec: ModelSpec, group: Group) -> nn.Cell:
         """What computes the lag of a chunk of rows."""
-        return Divergence(group.model)
+        return Divergence(spec.vocabulary, group.model)
 
     def measuring(self) -> AbstractContextManager[Any]:
         """Held open while lag is measured."""

@@ -1,4 +1,4 @@
-"""How far the student has moved from the snapshot that wrote the data: KL over the full vocabulary, both ways.
+"""How far the student has moved from the snapshot that wrote the data: KL over the whole vocabulary, both ways.
 
 The generator's final hidden states on the probe set are computed once, by the same compiled network, and kept on the
 host with its head; so measuring costs one forward pass, and equal weights give exactly 0.
@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.peers import ALONE, Peers, Sum
-from npd_ascend.models.vocabulary import LogProbs
+from npd_ascend.models.vocabulary import LogProbs, MaskPadding
 from npd_ascend.rows.bfd import best_fit_decreasing
 from npd_ascend.train.corpus import EpochPlan
 from npd_ascend.train.reader import Reader, head_rows
@@ -36,16 +36,24 @@ class Lag:
 
 
 class Divergence(nn.Cell):
-    """Sums of KL both ways over the rows of a chunk: [2]. ``peers``: ranks over which heads are cut by vocabulary."""
+    """Sums of KL both ways over the rows of a chunk: [2].
 
-    def __init__(self, peers: Peers = ALONE) -> None:
+    Args:
+        vocabulary: ids that count; None: all.
+        peers: ranks over which heads are cut by vocabulary.
+    """
+
+    def __init__(self, vocabulary: int | None = None, peers: Peers = ALONE) -> None:
         super().__init__()
+        self.mask = MaskPadding(vocabulary, peers)
         self.logits = ops.MatMul(transpose_b=True)
         self.cut = peers.size > 1
         self.logprobs, self.sum = LogProbs(peers), Sum(peers)
 
     def construct(self, hidden: Tensor, head: Tensor, old_hidden: Tensor, old_head: Tensor, mask: Tensor) -> Tensor:
         new = self._log_softmax(self.logits(hidden, head.astype(hidden.dtype)).astype(ms.float32))
+        # One collective after the other: ranks whose slices differ in padding have graphs that differ in order, too.
+        old_hidden = ops.depend(old_hidden, new)
         old = self._log_softmax(self.logits(old_hidden, old_head.astype(hidden.dtype)).astype(ms.float32))
         gap = new - old
         forward = (ops.exp(new) * gap).sum(-1)
@@ -53,6 +61,7 @@ class Divergence(nn.Cell):
         return self.sum(ops.stack(((forward * mask).sum(), (reverse * mask).sum())))
 
     def _log_softmax(self, logits: Tensor) -> Tensor:
+        logits = self.mask(logits)
         if not self.cut:
             return ops.log_softmax(logits, -1)
         logz, _ = self.logprobs(logits, ops.zeros((logits.shape[0], 1), ms.int32))
@@ -83,7 +92,7 @@ class LagProbe:
         limit = reader.settings.vocab_chunk_rows
         rows = head_rows(counts, limit, reader.align)
         self._chunk = rows // -(-rows // max(8, limit))
-        self._divergence = divergence or Divergence(net.peers)
+        self._divergence = divergence or Divergence(net.spec.vocabulary, net.peers)
         self._old_hidden = [self._hidden(i) for i in range(len(self._inputs))]
         self._old_head = net.head_weight.asnumpy().copy()
 

@@ -66,7 +66,7 @@ class Reader:
         topk: teacher annotation; None for plain CE.
         settings: batch sizes, token weight.
         row_length, pad_token_id: of the rows.
-        vocab_size: of the student; ids must lie below.
+        vocabulary: ids must lie below.
         rank, world: data-parallel place.
         align: ``head_rows`` is a multiple of this, or all positions of a micro-batch where these are fewer.
         max_segments: samples and padding tails that attention tells apart in one micro-batch; None: any number.
@@ -77,10 +77,10 @@ class Reader:
     """
 
     def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
-                 row_length: int, pad_token_id: int, vocab_size: int, rank: int = 0, world: int = 1,
+                 row_length: int, pad_token_id: int, vocabulary: int, rank: int = 0, world: int = 1,
                  align: int = _ALIGN, max_segments: int | None = None, part: Slice = _WHOLE):
         self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
-        self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocab_size
+        self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocabulary
         self.rank, self.world = rank, world
         self.part, self._positions = part, settings.micro_batch * row_length // part.size
         self.align = min(align, self._positions)
@@ -156,7 +156,7 @@ class Reader:
         """Rows [begin, end) of a plan as one micro-batch.
 
         Raises:
-            UserError: the teacher's ids lie beyond the student's vocabulary, or the annotation is of other samples.
+            UserError: ids lie beyond the vocabulary, or the annotation is of other samples.
             CorruptShard: the annotation's checksum differs.
         """
         c = self.corpus
@@ -175,7 +175,7 @@ class Reader:
         if notes is not None:
             targets[:count, 1:], teacher[:count] = notes.ids[mine], notes.logprobs[mine]
         if targets.min() < 0 or targets.max() >= self.vocab:
-            raise UserError(f"token id {int(targets.max())} lies beyond the student's vocabulary of {self.vocab}; "
+            raise UserError(f"token id {int(targets.max())} lies beyond the vocabulary of {self.vocab}; "
                             f"teacher and student must share one tokenizer")
         if not self._plain_weight and count:
             ends = np.cumsum(response_n)

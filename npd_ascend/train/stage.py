@@ -45,7 +45,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
         return
     progress.started("train")
     bench = bench or Bench()
-    spec = ModelSpec.from_folder(job.student)
+    spec = ModelSpec.from_folder(job.student).sharing(job.vocabulary, job.student)
     reader = _reader(job, spec, group, bench.align)
     checkpoints = bench.checkpoints(job)
     state, fresh = _start(job, outcome, checkpoints)
@@ -59,7 +59,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     net = trainer.net
     load_hf(net, job.snapshot)
     with bench.measuring():
-        probe = LagProbe(net, reader, job.sync.probe_samples, group, bench.divergence(group))
+        probe = LagProbe(net, reader, job.sync.probe_samples, group, bench.divergence(spec, group))
     if state.step:
         checkpoints.load(state, trainer.optimizer)
     elif job.student != job.snapshot or trainer.optimizer.sharded:
@@ -86,7 +86,7 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
     if job.settings.loss.kd_weight > 0 and job.topk is None:
         raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
-    return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, spec.vocab_size,
+    return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, job.vocabulary,
                   group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,
                   Slice(group.context.rank, group.context.size))
 

@@ -229,7 +229,7 @@ class Trainer:
         owners = replicas if settings.optimizer_sharding else ALONE
         self.optimizer = AdamW(net.trainable_params(), settings, owners, net.shares())
         self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
-        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers))
+        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers, net.spec.vocabulary))
         self._accumulate = Accumulate(forward, self.optimizer, self._sums)
         self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.peers)
 

@@ -1,5 +1,7 @@
 """The whole stage against full log-softmax of each sequence by itself."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -26,10 +28,14 @@ SETTINGS = {"k": 6, "row_length": 64, "micro_batch": 2, "vocab_chunk_rows": 40, 
 
 @pytest.fixture(scope="module")
 def full(model):
+    return full_logprobs(model, 150)
+
+
+def full_logprobs(model, vocabulary):
     """(context, response) -> full log-probs [T, V] in float64, one sequence a pass, nothing packed."""
     net = build(ModelSpec.from_folder(model), Device(), 64)
     load_hf(net, model)
-    head = net.head_weight.asnumpy().astype(np.float64)
+    head = net.head_weight.asnumpy()[:vocabulary].astype(np.float64)
 
     def logprobs(context, response):
         n = len(context) + len(response)
@@ -45,8 +51,9 @@ def full(model):
     return logprobs
 
 
-def job(tmp_path, model, prompts, rollouts, role="teacher", name="out", unconditioned=True, **settings):
+def job(tmp_path, model, prompts, rollouts, role="teacher", name="out", unconditioned=True, vocabulary=150, **settings):
     return AnnotateJob(out=tmp_path / name / "scores", fingerprint="s", prompts=prompts, rollouts=rollouts, model=model,
+                       vocabulary=vocabulary,
                        topk_out=tmp_path / name / "topk" if role == "teacher" else None, topk_fingerprint="t",
                        role=role, unconditioned=unconditioned, settings=AnnotateConfig(**{**SETTINGS, **settings}))
 
@@ -181,8 +188,31 @@ def test_foreign_tokens_are_named(tmp_path, model, data):
     prompts, rollouts, _ = data(shards=1)
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 40}))
-    with pytest.raises(UserError, match="vocabulary has 40"):
+    with pytest.raises(UserError, match="its logits cover 40 ids but the tokenizer has 150"):
         run(job(tmp_path, tmp_path, prompts, rollouts))
+    with pytest.raises(UserError, match=r"a prompt holds token id \d+ but the vocabulary has 40"):
+        run(job(tmp_path, model, prompts, rollouts, vocabulary=40))
+
+
+@pytest.mark.parametrize("vocabulary", [149, 131])
+def test_padding_is_neither_among_the_best_nor_in_any_sum(tmp_path, model, data, loud_padding, vocabulary):
+    """Logits wider than the tokenizer, padding louder than all tokens: everything is over the tokenizer's ids."""
+    padded = loud_padding(shutil.copytree(model, tmp_path / "padded"), vocabulary)
+    prompts, rollouts, samples = data(shards=1)
+    full = full_logprobs(padded, vocabulary)
+    j = job(tmp_path, padded, prompts, rollouts, vocabulary=vocabulary)
+    run(j)
+    got, reader = scores(j), TopKReader(Dataset.open(j.topk_out, "topk"))
+    assert reader.vocab_size == vocabulary
+    for i, (context, response, _) in enumerate(samples):
+        if not len(response):
+            continue
+        logp, topk, at = full(context, response), reader.read(i), np.arange(len(response))
+        assert topk.ids.max() < vocabulary
+        np.testing.assert_allclose(topk.logprobs, -np.sort(-logp, axis=1)[:, :6], atol=2e-3)
+        assert got["nll_cond"][i] == pytest.approx(-logp[at, response].mean(), abs=1e-4)
+        assert got["nll_uncond"][i] == pytest.approx(-full(HEADER, response)[at, response].mean(), abs=1e-4)
+        assert got["entropy"][i] == pytest.approx(-(np.exp(logp) * logp).sum(1).mean(), abs=1e-4)
 
 
 def test_summary_in_the_graph_equals_the_one_on_the_host():
@@ -196,6 +226,24 @@ def test_summary_in_the_graph_equals_the_one_on_the_host():
         assert np.array_equal(host.ids, graph.ids)
         for name in ("logprobs", "logz", "sampled", "entropy"):
             np.testing.assert_allclose(getattr(host, name), getattr(graph, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("vocabulary", [210, 100, 5])
+def test_padding_on_the_host_and_in_the_graph(vocabulary, on_host):
+    """As if the head had no such rows."""
+    rng = np.random.default_rng(0)
+    hidden = ms.Tensor(rng.standard_normal((50, 16)).astype(np.float32))
+    rows = rng.standard_normal((211, 16)).astype(np.float32)
+    rows[vocabulary:] *= 30
+    at, targets = rng.integers(0, 50, 33), rng.integers(0, vocabulary, 33)
+    whole, real = ms.Parameter(ms.Tensor(rows)), ms.Parameter(ms.Tensor(rows[:vocabulary].copy()))
+    for k in (0, 5):
+        got = ChunkedHead(whole, 20, on_host=on_host, vocabulary=vocabulary)(hidden, at, targets, k)
+        want = ChunkedHead(real, 20, on_host=True)(hidden, at, targets, k)
+        assert np.array_equal(got.ids, want.ids)
+        for name in ("logprobs", "logz", "sampled", "entropy"):
+            np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
 
 
 def test_no_more_than_a_chunk_of_logits_at_once(monkeypatch):

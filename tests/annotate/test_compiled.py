@@ -24,8 +24,8 @@ def test_kept_graphs_annotate_to_the_same_bits(tmp_path, model, data):
 
     def job(name, model, row=128):
         return AnnotateJob(out=tmp_path / name / "scores", fingerprint="s", prompts=prompts, rollouts=rollouts,
-                           model=model, topk_out=tmp_path / name / "topk", topk_fingerprint="t", role="teacher",
-                           unconditioned=True, compiled=None if name == "own" else compiled,
+                           model=model, vocabulary=150, topk_out=tmp_path / name / "topk", topk_fingerprint="t",
+                           role="teacher", unconditioned=True, compiled=None if name == "own" else compiled,
                            settings=AnnotateConfig(k=6, row_length=row, micro_batch=2, vocab_chunk_rows=40))
 
     def child(job):

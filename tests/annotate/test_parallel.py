@@ -27,7 +27,7 @@ def test_two_processes(tmp_path, model, data, under_msrun):
     def job(name, **settings):
         return AnnotateJob(
             out=tmp_path / name / "scores", fingerprint="s", prompts=prompts, rollouts=rollouts, model=model,
-            topk_out=tmp_path / name / "topk", topk_fingerprint="t", role="teacher",
+            vocabulary=150, topk_out=tmp_path / name / "topk", topk_fingerprint="t", role="teacher",
             settings=AnnotateConfig(k=6, row_length=64, micro_batch=2, vocab_chunk_rows=40, value_bits=16, **settings))
 
     one, two = job("one"), job("two", tensor_parallel=2)

@@ -24,9 +24,9 @@ CONFIG = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 40, "hidden
           "pad_token_id": 0}
 
 
-def network(folder, seed, vocab, row_length=48):
+def network(folder, seed, vocab, row_length=48, vocabulary=None):
     spec = initial_checkpoint(folder, {**CONFIG, "vocab_size": vocab}, seed=seed, std=0.25, norm_std=0.1, bias_std=0.2)
-    net = build(spec, Device(), row_length)
+    net = build(spec.sharing(vocabulary or vocab, folder), Device(), row_length)
     load_hf(net, folder)
     return net
 
@@ -63,6 +63,22 @@ def test_against_plain_softmaxes(pair):
         for name, expected in (("kl_st", (np.exp(s) * (s - t)).sum(1)), ("kl_ts", (np.exp(t) * (t - s)).sum(1)),
                                ("student", s[at, answer]), ("teacher", t[at, answer])):
             assert np.allclose(getattr(got, name), expected, atol=2e-5), name
+
+
+def test_padding_of_either_model_is_left_out(tmp_path, loud_padding):
+    """Both logits are wider than the vocabulary of 33, by different padding, and it is loud."""
+    nets = []
+    for seed, vocab in ((1, 40), (2, 44)):
+        net = network(tmp_path / str(vocab), seed, vocab, vocabulary=33)
+        load_hf(net, loud_padding(tmp_path / str(vocab), 33))
+        nets.append(net)
+    prompt, answer = np.array([3, 4, 5]), np.array([6, 32, 1, 9, 2])
+    got = PairScorer(*nets, micro_batch=2, chunk_rows=24)([prompt], [answer])[0]
+    s, t = (plain_logprobs(net, prompt, answer, 33) for net in nets)
+    at = np.arange(len(answer))
+    for name, expected in (("kl_st", (np.exp(s) * (s - t)).sum(1)), ("kl_ts", (np.exp(t) * (t - s)).sum(1)),
+                           ("student", s[at, answer]), ("teacher", t[at, answer])):
+        assert np.allclose(getattr(got, name), expected, atol=2e-5), name
 
 
 def test_a_model_does_not_differ_from_itself(pair):

@@ -26,9 +26,9 @@ PARAMETER = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}
 class Step(nn.Cell):
     """Value and gradients in one graph, the loss scaled as training scales it."""
 
-    def __init__(self, loss, chunk, scale=1.0):
+    def __init__(self, loss, chunk, scale=1.0, vocabulary=None):
         super().__init__()
-        self.loss = ChunkedLoss(loss, chunk)
+        self.loss = ChunkedLoss(loss, chunk, vocabulary=vocabulary)
         self.scale = scale
         self.both = ms.value_and_grad(self.forward, (0, 1), has_aux=True)
 
@@ -41,12 +41,12 @@ class Step(nn.Cell):
 
 
 @functools.cache
-def compiled(loss, chunk, scale):
+def compiled(loss, chunk, scale, vocabulary):
     ms.set_context(mode=ms.GRAPH_MODE)
-    return Step(loss, chunk, scale)
+    return Step(loss, chunk, scale, vocabulary)
 
 
-def run(case, loss, chunk=100, scale=1.0):
+def run(case, loss, chunk=100, scale=1.0, vocabulary=None):
     teacher, targets = (case.teacher, case.targets) if loss.kd_weight else (case.teacher[:, :1], case.targets[:, :1])
     terms = len(find_divergences(loss)) if loss.kd_weight else 0
     columns = case.columns if case.columns is not None else np.tile(case.weights[:, None], (1, 1 + terms))
@@ -55,7 +55,7 @@ def run(case, loss, chunk=100, scale=1.0):
         parameters = np.tile(np.array([p for _, p in find_divergences(loss)], np.float32), (len(case.weights), 1))
     args = [ms.Tensor(np.ascontiguousarray(a)) for a in
             (case.hidden.astype(np.float32), case.head.astype(np.float32), targets, teacher, columns, parameters)]
-    values, grads = compiled(loss, chunk, scale)(*args)
+    values, grads = compiled(loss, chunk, scale, vocabulary)(*args)
     return [float(v.asnumpy()) for v in values], [g.asnumpy() for g in grads]
 
 
@@ -203,6 +203,23 @@ def test_a_confident_wrong_student_is_safe(make_case, norm):
 def test_student_weighted_needs_a_normalised_student(case):
     with pytest.raises(UserError, match="topk_norm to tail or both"):
         ChunkedLoss(LossConfig(divergence="reverse_kl"), 4)
+
+
+@pytest.mark.parametrize(("chunk", "name", "norm"), [(100, "forward_kl", "teacher"), (4, "skew_kl", "tail")])
+@pytest.mark.parametrize("padding", [1, 7, 45])
+def test_padding_has_no_probability_and_no_gradient(make_case, padding, chunk, name, norm):
+    """A head wider than the vocabulary, with padding whose logits tower over all: the loss of the vocabulary."""
+    case, loss = make_case(v=19), LossConfig(topk_norm=norm, divergence=name)
+    parameter = PARAMETER.get(name, 0.0)
+    want, (hidden, head) = case.naive(loss, name, parameter), case.naive_gradients(loss, name, parameter)
+    wide = copy.copy(case)
+    wide.head = np.concatenate([case.head, np.random.default_rng(1).standard_normal((padding, 6)) * 50])
+    values, grads = run(wide, loss, chunk, vocabulary=19)
+    np.testing.assert_allclose(values, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(grads[0], hidden, rtol=2e-4, atol=3e-5)
+    np.testing.assert_allclose(grads[1][:19], head, rtol=2e-4, atol=3e-5)
+    assert not grads[1][19:].any() and np.isfinite(grads[1]).all()
+    assert abs(run(wide, loss, chunk)[0][0] - want[0]) > 1
 
 
 def test_trailing_rows_that_do_not_count(case):

@@ -22,16 +22,16 @@ NPUS = Placement.of(CONFIG, "ascend", range(4))
 
 
 def annotate(worker: int) -> AnnotateJob:
-    return AnnotateJob(out=P, fingerprint="f", topk_out=None, prompts=P, rollouts=P, model=P, role="teacher",
-                       worker=worker, settings=CONFIG.annotate)
+    return AnnotateJob(out=P, fingerprint="f", topk_out=None, prompts=P, rollouts=P, model=P, vocabulary=9,
+                       role="teacher", worker=worker, settings=CONFIG.annotate)
 
 
 def train(ranks: int) -> TrainJob:
     settings = CONFIG.train.model_copy(update={"data_parallel": ranks})
     return TrainJob(prompts=P, rollouts=P, topk=None, selection=P, packs=P, student=P, snapshot=P, checkpoints=P,
                     out=P, metrics=P, fingerprint="f", generation=0, start_progress=0, end_progress=1,
-                    snapshot_progress=None, last=True, pad_token_id=0, seed=0, settings=settings, row_length=128,
-                    sync=CONFIG.sync)
+                    snapshot_progress=None, last=True, pad_token_id=0, vocabulary=9, seed=0, settings=settings,
+                    row_length=128, sync=CONFIG.sync)
 
 
 def argv(job, nodes):

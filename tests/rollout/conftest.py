@@ -25,12 +25,13 @@ def make_checkpoint() -> Callable[..., Path]:
 
     def make(folder: Path, seed: int = 0, **config: object) -> Path:
         rng = np.random.default_rng(seed)
+        width = config.get("vocab_size", VOCAB)
 
         def normal(*shape: int, scale: float = 0.08) -> np.ndarray:
             return (rng.standard_normal(shape) * scale).astype(np.float32)
 
-        weights = {"model.embed_tokens.weight": normal(VOCAB, HIDDEN, scale=0.5),
-                   "lm_head.weight": normal(VOCAB, HIDDEN, scale=0.5), "model.norm.weight": 1 + normal(HIDDEN)}
+        weights = {"model.embed_tokens.weight": normal(width, HIDDEN, scale=0.5),
+                   "lm_head.weight": normal(width, HIDDEN, scale=0.5), "model.norm.weight": 1 + normal(HIDDEN)}
         q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
         for i in range(LAYERS):
             layer = f"model.layers.{i}."
@@ -94,10 +95,10 @@ def make_job() -> Callable[..., RolloutJob]:
     """``make_job(out, prompts, model, generation=0, max_model_len=128, **settings)``."""
 
     def make(out: Path, prompts: Path, model: Path = Path("none"), *, generation: int = 0, max_model_len: int = 128,
-             fingerprint: str = "rollouts", **settings: object) -> RolloutJob:
+             fingerprint: str = "rollouts", vocabulary: int = VOCAB, **settings: object) -> RolloutJob:
         defaults = {"max_new_tokens": 40, "samples": 1, "max_num_seqs": 16, "kv_cache_gib": 0.125}
         return RolloutJob(out=out, fingerprint=fingerprint, prompts=prompts, model=model, generation=generation,
                           seed=7, settings=RolloutConfig.model_validate({**defaults, **settings}),
-                          max_model_len=max_model_len, eos_token_ids=[EOS])
+                          max_model_len=max_model_len, eos_token_ids=[EOS], vocabulary=vocabulary)
 
     return make

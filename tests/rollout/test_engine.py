@@ -32,7 +32,7 @@ from npd_ascend.rollout.shards import Board, Shard  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.store.identity import sample_seed  # noqa: E402
 
-PROMPTS, SHARD = 40, 16
+PROMPTS, SHARD, VOCAB = 40, 16, 128
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +57,26 @@ def plain(tmp_path_factory, checkpoints, prompts, make_job, engine):
 
 @pytest.fixture(scope="module")
 def reference(checkpoints) -> LlamaForCausalLM:
+    return transformers_model(checkpoints[0])
+
+
+def transformers_model(folder: Path) -> LlamaForCausalLM:
     """The same weights in transformers: openPangu-Embedded is Llama with biases on q, k, v and o."""
-    config = json.loads((checkpoints[0] / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
     model = LlamaForCausalLM(LlamaConfig(
         **{k: config[k] for k in keys}, attention_bias=True, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]}))
-    missing = model.load_state_dict(load_file(checkpoints[0] / "model.safetensors"), strict=True)
+    missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     assert not missing.missing_keys
     return model.eval()
 
 
-def logprobs_of(model: LlamaForCausalLM, prompt: list[int], response: list[int]) -> np.ndarray:
+def logprobs_of(model: LlamaForCausalLM, prompt: list[int], response: list[int],
+                vocabulary: int | None = None) -> np.ndarray:
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1: -1].float()
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1: -1, :vocabulary].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
@@ -139,7 +144,7 @@ def test_logprobs_equal_transformers(plain, prompts, reference):
 
 def test_logprobs_of_a_cooled_path_are_raw(engine, prompts, make_job, checkpoints, reference):
     job = make_job(Path("unused"), prompts, checkpoints[0], greedy=False, temperature=0.5, top_p=0.9, top_k=20)
-    requests = requests_of(job, 0, Dataset.open(prompts, "prompts").read(0), 128)
+    requests = requests_of(job, 0, Dataset.open(prompts, "prompts").read(0))
     for row, answer in drain(engine, job, requests).items():
         expected = logprobs_of(reference, requests[row].prompt_ids, answer.ids.tolist())
         assert np.abs(answer.logprobs - expected).max() < 1e-4
@@ -161,7 +166,7 @@ def test_extra_stop_tokens_and_room(engine, prompts, make_job, checkpoints, plai
     stop = plain[1]["response_ids"].to_pylist()[0][2]
     job = make_job(Path("unused"), prompts, checkpoints[0], samples=0, stop_token_ids=[stop], max_model_len=33)
     table = Dataset.open(prompts, "prompts").read(0)
-    requests = requests_of(job, 0, table, 128)
+    requests = requests_of(job, 0, table)
     whole = {r["prompt_index"]: r["response_ids"] for r in plain[1].to_pylist() if r["path"] == 0}
     for row, answer in drain(engine, job, requests).items():
         expected = whole[row][: 33 - len(requests[row].prompt_ids)]
@@ -172,7 +177,7 @@ def test_extra_stop_tokens_and_room(engine, prompts, make_job, checkpoints, plai
 
 def test_seeds_do_not_depend_on_order_or_company(engine, prompts, make_job, checkpoints):
     job = make_job(Path("unused"), prompts, checkpoints[0], samples=3)
-    requests = requests_of(job, 0, Dataset.open(prompts, "prompts").read(0), 128)
+    requests = requests_of(job, 0, Dataset.open(prompts, "prompts").read(0))
     first = drain(engine, job, requests)
     shuffled = [requests[i] for i in np.random.default_rng(0).permutation(len(requests))]
     assert same(first, drain(engine, job, shuffled))
@@ -182,7 +187,7 @@ def test_seeds_do_not_depend_on_order_or_company(engine, prompts, make_job, chec
     sampled = [first[r.row].ids.tolist() for r in requests if r.seed is not None]
     assert len({tuple(s) for s in sampled}) == len(sampled)
     other = make_job(Path("unused"), prompts, checkpoints[0], samples=3, generation=1)
-    later = drain(engine, other, requests_of(other, 0, Dataset.open(prompts, "prompts").read(0), 128))
+    later = drain(engine, other, requests_of(other, 0, Dataset.open(prompts, "prompts").read(0)))
     assert all(first[r.row].ids.tolist() != later[r.row].ids.tolist() for r in requests if r.seed is not None)
     assert all(first[r.row].ids.tolist() == later[r.row].ids.tolist() for r in requests if r.seed is None)
 
@@ -206,7 +211,7 @@ def test_reload_equals_a_fresh_engine(tmp_path, prompts, make_job, checkpoints, 
 
 def test_reload_is_refused_in_flight_and_notices_weights_that_did_not_arrive(prompts, make_job, checkpoints, engine):
     job = make_job(Path("unused"), prompts, checkpoints[0])
-    requests = requests_of(job, 0, Dataset.open(prompts, "prompts").read(0), 128)[:2]
+    requests = requests_of(job, 0, Dataset.open(prompts, "prompts").read(0))[:2]
     for r in requests:
         engine.submit(f"0-{r.row}", r, engine.params(job, r))
     with pytest.raises(RuntimeError, match="in flight"):
@@ -316,7 +321,7 @@ def test_preempted_requests_are_unharmed(prompts, make_job, checkpoints, engine)
     """A KV cache for four sequences under sixteen running ones: vLLM has to preempt and recompute."""
     job = make_job(Path("unused"), prompts, checkpoints[0], max_model_len=200, max_new_tokens=170)
     small = job.model_copy(update={"settings": job.settings.model_copy(update={"kv_cache_gib": 8 * 2**17 / 2**30})})
-    requests = [r for r in requests_of(job, 0, Dataset.open(prompts, "prompts").read(0), 128)
+    requests = [r for r in requests_of(job, 0, Dataset.open(prompts, "prompts").read(0))
                 if len(r.prompt_ids) < 30][:12]
     roomy, tight = Engine(job), Engine(small)  # not closed: that would take the process groups of all engines here
     assert same(drain(roomy, job, requests), drain(tight, small, requests))
@@ -336,3 +341,44 @@ def assert_same_rollouts(dataset: Dataset, table) -> None:
     assert ours.drop_columns(["logprobs"]) == table.drop_columns(["logprobs"])
     a, b = (np.concatenate(t["logprobs"].to_pylist()) for t in (ours, table))
     assert np.abs(a - b).max() < 2e-5
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory, make_checkpoint, loud_padding) -> list[Path]:
+    """Logits of 160 columns where the tokenizer has 128 ids, and the padding is louder than any token."""
+    root = tmp_path_factory.mktemp("padded")
+    return [loud_padding(make_checkpoint(root / name, seed, vocab_size=160), VOCAB) for seed, name in enumerate("ab")]
+
+
+@pytest.fixture(scope="module")
+def padded_engine(padded, prompts, make_job):
+    engine = Engine(make_job(Path("unused"), prompts, padded[0]))
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 20}])
+def test_padding_is_never_sampled_and_has_no_probability(tmp_path, prompts, make_job, padded, padded_engine, sampling):
+    """Greedy and sampled paths; the stored log-probs are those of a softmax over the tokenizer's ids alone."""
+    for model in (padded[1], padded[0]):  # new weights in between: the mask stays
+        job = make_job(tmp_path / model.name, prompts, model, samples=2, **sampling)
+        stage.work(job, padded_engine, lambda **counts: None)
+        reference = transformers_model(model)
+        texts = Dataset.open(prompts, "prompts").read_all(["prompt_ids"])["prompt_ids"].to_pylist()
+        for row in Dataset.open(job.out, "rollouts").read_all().to_pylist():
+            assert max(row["response_ids"]) < VOCAB
+            expected = logprobs_of(reference, texts[row["prompt_index"]], row["response_ids"], VOCAB)
+            assert np.abs(np.float32(row["logprobs"]) - expected).max() < 1e-4
+
+
+def test_without_the_mask_padding_would_be_sampled(prompts, make_job, padded, padded_engine):
+    """That the checkpoints above are of the kind that goes wrong."""
+    loud = transformers_model(padded[0])
+    ids = torch.tensor([Dataset.open(prompts, "prompts").read(0)["prompt_ids"].to_pylist()[0]])
+    assert int(loud(ids).logits[0, -1].argmax()) >= VOCAB
+    assert not padded_engine.suits(make_job(Path("unused"), prompts, padded[0], vocabulary=127))
+
+
+def test_logits_narrower_than_the_tokenizer(tmp_path, prompts, make_job, checkpoints):
+    with pytest.raises(UserError, match="cover 128 ids but the tokenizer has 129"):
+        Engine(make_job(tmp_path, prompts, checkpoints[0], vocabulary=129))

@@ -32,7 +32,7 @@ def answer_all(job, stop_after: int | None = None) -> int:
     made = 0
     with Board(job) as board:
         while (taken := board.take()) is not None:
-            shard = Shard(job, board.dataset, *taken, VOCAB)
+            shard = Shard(job, board.dataset, *taken)
             for i in np.random.default_rng(made).permutation(len(shard.pending)):
                 if made == stop_after:
                     return made
@@ -47,7 +47,7 @@ def answer_all(job, stop_after: int | None = None) -> int:
 def test_requests_carry_the_seeds_of_their_samples(tmp_path, make_prompts, make_job):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 5, 8), samples=2, generation=3, max_new_tokens=100)
     table = Dataset.open(job.prompts, "prompts").read(0)
-    requests = requests_of(job, 0, table, VOCAB)
+    requests = requests_of(job, 0, table)
     assert [r.row for r in requests] == list(range(15))
     for place, prompt in enumerate(table.to_pylist()):
         for path in range(3):
@@ -61,7 +61,7 @@ def test_requests_carry_the_seeds_of_their_samples(tmp_path, make_prompts, make_
 
 def test_without_a_greedy_path_all_paths_are_sampled(tmp_path, make_prompts, make_job):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 2, 8), samples=2, greedy=False)
-    requests = requests_of(job, 0, Dataset.open(job.prompts, "prompts").read(0), VOCAB)
+    requests = requests_of(job, 0, Dataset.open(job.prompts, "prompts").read(0))
     assert len(requests) == 4 and all(r.seed is not None for r in requests)
 
 
@@ -70,7 +70,7 @@ def test_without_a_greedy_path_all_paths_are_sampled(tmp_path, make_prompts, mak
 def test_prompts_that_cannot_be_answered(tmp_path, make_prompts, make_job, ids, text):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 0, 8, ids=[[6, 7], ids]))
     with pytest.raises(UserError, match=text) as e:
-        requests_of(job, 0, Dataset.open(job.prompts, "prompts").read(0), VOCAB)
+        requests_of(job, 0, Dataset.open(job.prompts, "prompts").read(0))
     assert "prompt 1" in str(e.value) and "\n" not in str(e.value)
 
 

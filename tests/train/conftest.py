@@ -134,7 +134,7 @@ class World:
             topk=self.root / "topk" if kd else None, selection=self.root / "selection", packs=self.root / packs,
             student=student, snapshot=student, checkpoints=out / "checkpoints", out=out / "train",
             metrics=out / "metrics.jsonl", fingerprint="f", generation=0, start_progress=0.0, end_progress=2.0,
-            snapshot_progress=None, last=True, pad_token_id=0, seed=0, row_length=ROW,
+            snapshot_progress=None, last=True, pad_token_id=0, vocabulary=VOCAB, seed=0, row_length=ROW,
             settings=TrainConfig(**settings, loss={"kd_weight": kd, **loss}),
             sync=SyncConfig(**{"lag_every": 3, "probe_samples": 6, **(sync or {})}))
         return TrainJob(**{**given, **changes})
@@ -148,7 +148,7 @@ def kept():
 
     class Kept(Bench):
         def __init__(self):
-            self.trainers, self.lag = {}, None
+            self.trainers, self.lags = {}, {}
 
         def trainer(self, job, spec, reader, group):
             apart = {"epochs", "lr", "min_lr", "warmup", "global_batch", "checkpoint_every", "keep_checkpoints"}
@@ -158,9 +158,8 @@ def kept():
             self.trainers[key].reset()
             return self.trainers[key]
 
-        def divergence(self, group):
-            self.lag = self.lag or super().divergence(group)
-            return self.lag
+        def divergence(self, spec, group):
+            return self.lags.setdefault(spec.vocabulary, super().divergence(spec, group))
 
     return Kept()
 

@@ -21,14 +21,14 @@ pytestmark = pytest.mark.mindspore
 ROW = 48
 
 
-def log_probs(net, world, sample):
+def log_probs(net, world, sample, vocabulary=None):
     """Of one sample's response, on a row of its own, in float64 from the hidden states: [T, V]."""
     prompt, response = world.prompts[sample], world.responses[sample]
     n = len(prompt) + len(response)
     ids, position, segment = np.zeros((2, ROW), np.int32), np.zeros((2, ROW), np.int32), -np.ones((2, ROW), np.int32)
     ids[0, :n], position[0, :n], segment[0, :n] = np.concatenate([prompt, response]), np.arange(n), 0
     hidden = net(*(ms.Tensor(a) for a in (ids, position, segment))).asnumpy()[len(prompt) - 1 : n - 1]
-    z = hidden.astype(np.float64) @ net.head_weight.asnumpy().T.astype(np.float64)
+    z = hidden.astype(np.float64) @ net.head_weight.asnumpy()[:vocabulary].T.astype(np.float64)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
@@ -56,6 +56,29 @@ def test_measure(world):
     assert lag.forward > 0.01
     load_hf(net, old)
     assert probe.measure() == same
+
+
+def test_padding_does_not_count(world, loud_padding):
+    """Logits wider than the vocabulary of 53, the padding's own head moving as well."""
+    from npd_ascend.config.jobs import Device
+
+    corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
+    plan = EpochPlan.read(Dataset.open(world.root / "packs", "packs"), 0)
+    reader = Reader(corpus, [plan], None, TrainConfig(global_batch=4, micro_batch=2, vocab_chunk_rows=16), ROW, 0, 53)
+    old, new = (loud_padding(world.student(name, seed=seed, vocab_size=64), 53) for name, seed in (("old", 1),
+                                                                                                  ("new", 2)))
+    net = build(ModelSpec.from_folder(old).sharing(53, old), Device(), ROW)
+    load_hf(net, old)
+    probe = LagProbe(net, reader, 9, Group(Device()))
+    same = probe.measure()
+    assert same.forward == 0.0 and same.reverse == 0.0
+    samples = np.flatnonzero(world.keep)[:9]
+    before = np.concatenate([log_probs(net, world, s, 53) for s in samples])
+    load_hf(net, new)
+    after = np.concatenate([log_probs(net, world, s, 53) for s in samples])
+    lag = probe.measure()
+    assert lag.forward == pytest.approx((np.exp(after) * (after - before)).sum(-1).mean(), rel=1e-4)
+    assert lag.reverse == pytest.approx((np.exp(before) * (before - after)).sum(-1).mean(), rel=1e-4)
 
 
 def test_probe_takes_the_first_samples_with_their_lengths(world):

@@ -23,8 +23,8 @@ class Kept(Bench):  # jobs that differ in their folders only share the compiled 
             trainers[key] = super().trainer(job, spec, reader, group)
         trainers[key].reset()
         return trainers[key]
-    def divergence(self, group):
-        return lags.setdefault(group.model, super().divergence(group))
+    def divergence(self, spec, group):
+        return lags.setdefault((spec.vocabulary, group.model), super().divergence(spec, group))
 for path in sys.argv[1:]:
     job = TrainJob.model_validate_json(open(path).read())
     folder, _, other = job.out.parent.name.partition("_")

@@ -130,7 +130,7 @@ def test_token_weights(world, name):
 
 
 def test_ids_beyond_the_vocabulary(world):
-    with pytest.raises(UserError, match="beyond the student's vocabulary of 40"):
+    with pytest.raises(UserError, match="beyond the vocabulary of 40"):
         all_batches(reader(world, vocab=40))
 
 
