@@ -6,6 +6,7 @@ the two tables below.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
+from npd_ascend.rollout.check import AnswerCheck, Verdict
 from npd_ascend.rollout.requests import Answer, Request
 
 ENVIRONMENT = {
@@ -55,6 +57,8 @@ class Engine:
 
     Attributes:
         vocab_size: width of the logits.
+        eager: whether it runs without captured graphs.
+        reloads: how often its weights were replaced.
         llm: the ``vllm.LLM`` itself.
 
     Raises:
@@ -65,7 +69,8 @@ class Engine:
         config = _read_config(job.model)
         _check(job, config)
         self.vocab_size = int(config["vocab_size"])
-        self._config, self._job = config, job
+        self._config, self._job, self._model = config, job, job.model
+        self.reloads = 0
         self._weights = _weights(job.model)
         set_environment(job.device.target)
         from vllm import LLM
@@ -74,7 +79,7 @@ class Engine:
         options = dict(_OPTIONS[target])
         if target == "cpu":
             options["kv_cache_memory_bytes"] = int(s.kv_cache_gib * 2**30)
-        eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
+        self.eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
         try:
             self.llm = LLM(
                 model=str(job.model), skip_tokenizer_init=True, trust_remote_code=False, generation_config="vllm",
@@ -82,8 +87,8 @@ class Engine:
                 # A prefill that is split in two breaks the generators of seeded requests.
                 enable_chunked_prefill=False,
                 max_num_batched_tokens=max(_BATCHED_TOKENS[target], job.max_model_len, s.max_num_seqs),
-                tensor_parallel_size=s.tensor_parallel, gpu_memory_utilization=s.memory_fraction, enforce_eager=eager,
-                disable_log_stats=True, seed=0,
+                tensor_parallel_size=s.tensor_parallel, gpu_memory_utilization=s.memory_fraction,
+                enforce_eager=self.eager, disable_log_stats=True, seed=0,
                 worker_extension_cls="npd_ascend.rollout.extension.ReloadExtension", **options)
         except ValueError as e:
             if "KV cache" in str(e) or "memory" in str(e):
@@ -93,6 +98,7 @@ class Engine:
             raise
         self._engine = self.llm.llm_engine
         self._verify(job.model)
+        self._check = AnswerCheck(self.vocab_size, job.max_model_len, job.device.dtype)
 
     def suits(self, job: RolloutJob) -> bool:
         """Whether this engine can take a job, possibly after a reload of weights."""
@@ -120,7 +126,16 @@ class Engine:
         self.llm.collective_rpc("npd_reload", args=(str(model),))
         self._verify(model)
         self.llm.reset_prefix_cache()
-        self._weights = weights
+        self._weights, self._model = weights, model
+        self.reloads += 1
+
+    def check(self) -> Verdict:
+        """Compares what the engine answers with what its weights say; call it first right after the start.
+
+        Raises:
+            UserError: the model's log-probs are not numbers.
+        """
+        return self._check.judge(self._model, self._score())
 
     def params(self, job: RolloutJob, request: Request) -> Any:
         """vLLM's sampling parameters of a request: one answer, raw log-prob of each token, own seed."""
@@ -159,8 +174,27 @@ class Engine:
         return done
 
     def close(self) -> None:
-        """Stops vLLM's own processes, where it has any."""
-        self._engine.engine_core.shutdown()
+        """Stops vLLM's own processes, where it has any, and frees its memory; may be called twice."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+            self.llm = self._engine = None
+            gc.collect()
+
+    def _score(self) -> np.ndarray:
+        """Log-probs of the fixed request, the first ones from prefill, the last ones from decoding."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        check = self._check
+        self._engine.add_request("check", TokensPrompt(prompt_token_ids=check.prompt), SamplingParams(
+            temperature=0.0, max_tokens=check.decoded, ignore_eos=True, allowed_token_ids=[check.forced],
+            detokenize=False, prompt_logprobs=0, logprobs=0, flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY))
+        outputs: list[Any] = []
+        while not outputs:
+            outputs = [o for o in self._engine.step() if o.finished]
+        return np.concatenate([outputs[0].prompt_logprobs.logprobs, outputs[0].outputs[0].logprobs.logprobs])
 
     def _verify(self, model: Path) -> None:
         for compared, different in self.llm.collective_rpc("npd_differences", args=(str(model),)):
