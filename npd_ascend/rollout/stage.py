@@ -121,7 +121,7 @@ def _start(job: RolloutJob, loaded: Loaded, limit: float = math.inf) -> Engine:
         helps = ("is it the version that npd doctor asks for?" if engine.eager else
                  "set rollout.enforce_eager: true (no captured graphs) and run the same command again")
         engine.close()
-        raise UserError(f"vLLM does not answer with the weights of {job.model}: after a reload, and in a new engine too, "
+        raise UserError(f"vLLM does not answer with the weights of {job.model}: after a reload and in a new engine, "
                         f"log-probs of a fixed request are off by {verdict.difference:.2g} nats (at most {limit:.2g}); "
                         f"{helps}")
     loaded("start", verdict)
