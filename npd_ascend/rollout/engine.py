@@ -6,6 +6,7 @@ the two tables below.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.hf_files import shared_config
+from npd_ascend.rollout.check import AnswerCheck, Verdict
 from npd_ascend.rollout.requests import Answer, Request
 
 ENVIRONMENT = {
@@ -55,6 +57,8 @@ class Engine:
         job: the first job; later ones must pass ``suits``.
 
     Attributes:
+        eager: whether it runs without captured graphs.
+        reloads: how often its weights were replaced.
         llm: the ``vllm.LLM`` itself.
 
     Raises:
@@ -67,7 +71,8 @@ class Engine:
         if config["vocab_size"] < job.vocabulary:
             raise UserError(f"{job.model}: its logits cover {config['vocab_size']} ids but the tokenizer has "
                             f"{job.vocabulary}; the checkpoint and the tokenizer do not belong together")
-        self._config, self._job = config, job
+        self._config, self._job, self._model = config, job, job.model
+        self.reloads = 0
         self._weights = _weights(job.model)
         set_environment(job.device.target)
         from vllm import LLM
@@ -76,7 +81,7 @@ class Engine:
         options = dict(_OPTIONS[target])
         if target == "cpu":
             options["kv_cache_memory_bytes"] = int(s.kv_cache_gib * 2**30)
-        eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
+        self.eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
         try:
             self.llm = LLM(
                 model=str(job.model), skip_tokenizer_init=True, trust_remote_code=False, generation_config="vllm",
@@ -84,8 +89,8 @@ class Engine:
                 # A prefill that is split in two breaks the generators of seeded requests.
                 enable_chunked_prefill=False,
                 max_num_batched_tokens=max(_BATCHED_TOKENS[target], job.max_model_len, s.max_num_seqs),
-                tensor_parallel_size=s.tensor_parallel, gpu_memory_utilization=s.memory_fraction, enforce_eager=eager,
-                disable_log_stats=True, seed=0,
+                tensor_parallel_size=s.tensor_parallel, gpu_memory_utilization=s.memory_fraction,
+                enforce_eager=self.eager, disable_log_stats=True, seed=0,
                 worker_extension_cls="npd_ascend.rollout.extension.ReloadExtension", **options)
         except ValueError as e:
             if "KV cache" in str(e) or "memory" in str(e):
@@ -96,6 +101,7 @@ class Engine:
         self._engine = self.llm.llm_engine
         self.llm.collective_rpc("npd_mask_padding", args=(job.vocabulary,))
         self._verify(job.model)
+        self._check = AnswerCheck(job.vocabulary, job.max_model_len, job.device.dtype)
 
     def suits(self, job: RolloutJob) -> bool:
         """Whether this engine can take a job, possibly after a reload of weights."""
@@ -123,7 +129,16 @@ class Engine:
         self.llm.collective_rpc("npd_reload", args=(str(model),))
         self._verify(model)
         self.llm.reset_prefix_cache()
-        self._weights = weights
+        self._weights, self._model = weights, model
+        self.reloads += 1
+
+    def check(self) -> Verdict:
+        """Compares what the engine answers with what its weights say; call it first right after the start.
+
+        Raises:
+            UserError: the model's log-probs are not numbers.
+        """
+        return self._check.judge(self._model, self._score())
 
     def params(self, job: RolloutJob, request: Request) -> Any:
         """vLLM's sampling parameters of a request: one answer, raw log-prob of each token, own seed."""
@@ -162,8 +177,27 @@ class Engine:
         return done
 
     def close(self) -> None:
-        """Stops vLLM's own processes, where it has any."""
-        self._engine.engine_core.shutdown()
+        """Stops vLLM's own processes, where it has any, and frees its memory; may be called twice."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+            self.llm = self._engine = None
+            gc.collect()
+
+    def _score(self) -> np.ndarray:
+        """Log-probs of the fixed request, the first ones from prefill, the last ones from decoding."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        check = self._check
+        self._engine.add_request("check", TokensPrompt(prompt_token_ids=check.prompt), SamplingParams(
+            temperature=0.0, max_tokens=check.decoded, ignore_eos=True, allowed_token_ids=[check.forced],
+            detokenize=False, prompt_logprobs=0, logprobs=0, flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY))
+        outputs: list[Any] = []
+        while not outputs:
+            outputs = [o for o in self._engine.step() if o.finished]
+        return np.concatenate([outputs[0].prompt_logprobs.logprobs, outputs[0].outputs[0].logprobs.logprobs])
 
     def _verify(self, model: Path) -> None:
         for compared, different in self.llm.collective_rpc("npd_differences", args=(str(model),)):

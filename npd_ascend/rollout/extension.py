@@ -24,6 +24,20 @@ class ReloadExtension:
 
         with torch.device(self.device):
             self.model_runner.reload_weights(weights_path=path)
+            self._npd_pack()
+
+    def _npd_pack(self) -> None:
+        """Packs again what a reload leaves packed as it was.
+
+        On the CPU vLLM multiplies by packed copies of the weights (``cpu_linear`` of a layer). A reload makes them anew
+        layer by layer as tensors arrive, and a tied head has no tensor of its own: its weight is the embedding's and
+        new, its packed copy is the old one. Layers without a weight (packed, then removed) got theirs from vLLM, which
+        no longer has anything to compare with; ``Engine.check`` does that by their answers. Other devices keep no such
+        copies: there a tied head reads the embedding's memory, which is written in place.
+        """
+        for layer in self.model_runner.get_model().modules():
+            if hasattr(layer, "cpu_linear") and layer.weight.numel():
+                layer.quant_method.process_weights_after_loading(layer)
 
     def npd_mask_padding(self, vocabulary: int) -> None:
         """Takes ids at and beyond ``vocabulary`` out of all logits from now on, before anything is sampled or stored.

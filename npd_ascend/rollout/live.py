@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from npd_ascend.rollout.engine import Engine
 
 
+CHECK_EVERY = 10
+"""Weights change before every batch here, always in the same way, so the engine's answers are checked (``check.py``)
+after the first reload and then after every tenth, not after each: the check takes as long as the reload."""
+
+
 @dataclass(frozen=True)
 class LiveBatch:
     """Answers to one batch of prompts, in their order.

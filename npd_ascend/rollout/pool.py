@@ -20,6 +20,7 @@ from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, CorruptSnapshot, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout import live
+from npd_ascend.rollout.check import Verdict
 from npd_ascend.rollout.cluster import Cluster
 from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.local import LocalWorker, Worker
@@ -125,6 +126,7 @@ class RolloutPool:
                 worker.heard = time.monotonic()
                 if event["event"] == "loaded":
                     load, started = load + event["seconds"], started or event["how"] == "start"
+                    self._tell_load(worker, event, only_failures=True)
                 elif event["event"] == "answers":
                     worker.busy, worker.settled = False, True
                     return live.read(event, load, started)
@@ -197,8 +199,7 @@ class RolloutPool:
         if kind == "progress":
             tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
         elif kind == "loaded":
-            verb = {"start": "engine started", "reload": "weights reloaded"}[event["how"]]
-            message(f"rollout worker {worker.index}: {verb} in {event['seconds']:.1f} s")
+            self._tell_load(worker, event)
         elif kind == "placed":
             message(f"rollout worker {worker.index} is on {event['node']}")
         elif kind == "done":
@@ -230,6 +231,21 @@ class RolloutPool:
             message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
             self._assign(worker.index, command, anew=True)
         return failures
+
+    def _tell_load(self, worker: Worker, event: dict[str, Any], only_failures: bool = False) -> None:
+        """Says that an engine has new weights, and what the check of its answers found."""
+        check = Verdict(**event["check"]) if event["check"] else None
+        text = {"start": "engine started", "reload": "weights reloaded"}[event["how"]]
+        text = f"rollout worker {worker.index}: {text} in {event['seconds']:.1f} s" + (f", {check}" if check else "")
+        if check is None or check.passed:
+            if not only_failures:
+                message(text)
+        elif event["how"] == "reload":
+            worker.settled = False  # a start follows
+            message(f"{text}: it does not answer with the new weights and is started afresh; where captured graphs are "
+                    "the cause, rollout.enforce_eager: true avoids that", level="warning")
+        else:
+            message(f"{text}: more than rounding explains; npd doctor --selftest compares further", level="warning")
 
     def _kill_hanging(self, hang_seconds: float) -> None:
         for worker in list(self._workers.values()):

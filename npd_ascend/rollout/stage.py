@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,10 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import check_seals
 
 if TYPE_CHECKING:
+    from npd_ascend.rollout.check import Verdict
     from npd_ascend.rollout.engine import Engine
+
+    Loaded = Callable[[str, Verdict | None], None]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK)
 
@@ -37,14 +41,14 @@ def run(job: RolloutJob) -> None:
 
 
 def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
-         loaded: Callable[[str], None] = lambda how: None) -> Engine | None:
+         loaded: Loaded = lambda how, verdict: None) -> Engine | None:
     """Does a worker's share of a job with a living engine, or with a new one where there is none.
 
     Args:
         job: the job.
         engine: engine of an earlier job that ``suits`` this one; reloaded when the model differs.
         report: told the counts of ``generate`` as they grow.
-        loaded: told ``start`` or ``reload`` when the engine is ready.
+        loaded: see ``hold``.
 
     Returns:
         The engine, for the next job; None if none was needed.
@@ -62,7 +66,7 @@ def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
 
 
 def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
-          loaded: Callable[[str], None]) -> Engine | None:
+          loaded: Loaded) -> Engine | None:
     with Board(job) as board:
         if not board.open:
             board.finish()
@@ -77,27 +81,50 @@ def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
     return engine
 
 
-def hold(job: RolloutJob, engine: Engine | None, loaded: Callable[[str], None]) -> Engine:
-    """An engine with a job's weights: a new one where there is none, else a living one, reloaded where needed.
+def hold(job: RolloutJob, engine: Engine | None, loaded: Loaded, every: int = 1) -> Engine:
+    """An engine that answers with a job's weights: a new one where there is none, else the given one, reloaded.
+
+    After a reload the engine's answer to a fixed request is checked (``check.py``). An engine that does not answer with
+    its new weights is replaced by a new one.
 
     Args:
         job: the job.
-        engine: one that ``suits`` it, or None.
-        loaded: told ``start`` or ``reload`` when it has taken the weights.
+        engine: one that ``suits`` it, or None; closed if it is replaced.
+        loaded: told ``start`` or ``reload`` when weights were taken, and what the check found, if there was one.
+        every: checks the first reload and then every n-th.
 
     Raises:
         CorruptSnapshot: a run wrote the checkpoint, and it has changed since.
+        UserError: a new engine does not answer with the weights either.
     """
-    if engine is None or not engine.holds(job.model):
-        check_seals(job.model)
+    if engine is not None and engine.holds(job.model):
+        return engine
+    check_seals(job.model)
     if engine is None:
-        from npd_ascend.rollout.engine import Engine
+        return _start(job, loaded)
+    engine.reload(job.model)
+    verdict = engine.check() if (engine.reloads - 1) % every == 0 else None
+    loaded("reload", verdict)
+    if verdict is None or verdict.passed:
+        return engine
+    engine.close()  # its memory is needed for the next
+    return _start(job, loaded, verdict.limit)
 
-        engine = Engine(job)
-        loaded("start")
-    elif not engine.holds(job.model):
-        engine.reload(job.model)
-        loaded("reload")
+
+def _start(job: RolloutJob, loaded: Loaded, limit: float = math.inf) -> Engine:
+    """A new engine, whose log-probs may differ from a plain forward pass by ``limit``."""
+    from npd_ascend.rollout.engine import Engine
+
+    engine = Engine(job)
+    verdict = engine.check()
+    if verdict.difference > limit:
+        helps = ("is it the version that npd doctor asks for?" if engine.eager else
+                 "set rollout.enforce_eager: true (no captured graphs) and run the same command again")
+        engine.close()
+        raise UserError(f"vLLM does not answer with the weights of {job.model}: after a reload and in a new engine, "
+                        f"log-probs of a fixed request are off by {verdict.difference:.2g} nats (at most {limit:.2g}); "
+                        f"{helps}")
+    loaded("start", verdict)
     return engine
 
 

@@ -3,14 +3,15 @@
 Commands are JSON lines on stdin::
 
     {"cmd": "run", "job": {...}}        a RolloutJob
-    {"cmd": "reload", "model": path}    new weights now rather than at the next job
     {"cmd": "answer", "job": {...}, "prompts": [[ids]], "seeds": [...]}   one batch, answered in memory (``live.py``)
     {"cmd": "exit"}
 
 Answers are JSON lines on what was stdout at the start; what libraries print goes to stderr::
 
     {"event": "ready"}                                       the process listens
-    {"event": "loaded", "how": "start"|"reload", "seconds"}  the engine holds the job's weights
+    {"event": "loaded", "how": "start"|"reload", "seconds", "check"}  the engine has the job's weights; ``check`` is a
+                                                             ``check.Verdict`` or null, and after a failed one comes
+                                                             another event of this kind, of a new engine
     {"event": "progress", "samples", "tokens", "have"}       counts as ``generate`` reports them; also the heartbeat
     {"event": "done", "complete"}                            its share of the job is done
     {"event": "answers", "answers", "seconds"}               of ``answer``
@@ -31,7 +32,7 @@ import sys
 import threading
 import time
 import traceback
-from pathlib import Path
+from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
 from npd_ascend.config.jobs import RolloutJob
@@ -41,6 +42,7 @@ from npd_ascend.rollout.stage import hold, work
 from npd_ascend.store.dataset import Dataset
 
 if TYPE_CHECKING:
+    from npd_ascend.rollout.check import Verdict
     from npd_ascend.rollout.engine import Engine
 
 
@@ -79,24 +81,21 @@ class Worker:
             self._engine.close()
 
     def _obey(self, command: dict[str, Any]) -> bool:
-        if command["cmd"] == "reload":
-            if self._engine is not None:
-                self._engine.reload(Path(command["model"]))
-            self._say("done", complete=True)
-            return True
         job = RolloutJob.model_validate(command["job"])
         if self._engine is not None and job.settings.source != "reference" and not self._engine.suits(job):
             return False
         if command["cmd"] == "answer":
-            self._engine = hold(job, self._engine, self._loaded)
+            self._engine = hold(job, self._engine, self._loaded, live.CHECK_EVERY)
             self._say("answers", **live.answer(job, self._engine, command))
             return True
         self._engine = work(job, self._engine, lambda **counts: self._say("progress", **counts), self._loaded)
         self._say("done", complete=Dataset(job.out, "rollouts", job.fingerprint).complete)
         return True
 
-    def _loaded(self, how: str) -> None:
-        self._say("loaded", how=how, seconds=round(time.monotonic() - self._asked, 3))
+    def _loaded(self, how: str, verdict: Verdict | None) -> None:
+        now = time.monotonic()
+        self._say("loaded", how=how, seconds=round(now - self._asked, 3), check=verdict and asdict(verdict))
+        self._asked = now
 
     def _say(self, event: str, **fields: Any) -> None:
         self._answers.write(json.dumps({"event": event, **fields}) + "\n")

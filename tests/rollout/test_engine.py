@@ -196,7 +196,7 @@ def test_reload_equals_a_fresh_engine(tmp_path, prompts, make_job, checkpoints, 
     job = make_job(tmp_path / "b", prompts, checkpoints[1])
     assert engine.suits(job) and not engine.holds(checkpoints[1])
     how: list[str] = []
-    stage.work(job, engine, lambda **counts: None, how.append)
+    stage.work(job, engine, lambda **counts: None, lambda what, verdict: how.append(what))
     fresh = make_job(tmp_path / "fresh", prompts, checkpoints[1])
     child = start_child(fresh, tmp_path)
     assert child.wait(120) == 0

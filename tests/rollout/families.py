@@ -1,0 +1,42 @@
+"""Random checkpoints of each supported family, written by transformers, with the models that wrote them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+FAMILIES = ("PanguEmbedded", "llama", "qwen2")
+EOS = 4
+
+
+def write(folder: Path, family: str, tied: bool, seed: int, vocab: int = 160, layers: int = 2) -> torch.nn.Module:
+    """Writes a checkpoint with heads of 32 and returns transformers' own model of it, float32."""
+    shape = dict(vocab_size=vocab, hidden_size=128, intermediate_size=160, num_hidden_layers=layers,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.1,
+                 rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, bos_token_id=1,
+                 eos_token_id=EOS, pad_token_id=None, tie_word_embeddings=tied)
+    torch.manual_seed(seed)
+    if family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    else:  # openPangu-Embedded is Llama with biases on q, k, v and o
+        model = LlamaForCausalLM(LlamaConfig(**shape, attention_bias=family == "PanguEmbedded"))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                p.add_(torch.randn_like(p) * 0.1)
+    model.save_pretrained(folder)
+    if family == "PanguEmbedded":
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": family, "architectures": ["PanguEmbeddedForCausalLM"], "bias": True}
+        (folder / "config.json").write_text(json.dumps(config))
+    return model.eval()
+
+
+def logprobs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    """Log-prob of each token but the first, by transformers."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
