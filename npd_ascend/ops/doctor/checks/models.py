@@ -34,10 +34,13 @@ def settings(p: Patient) -> list[Finding]:
 @check
 def models(p: Patient) -> list[Finding]:
     """Tokens, templates, configs and weight files of teacher and student."""
-    found = _told(p, check_models, lambda _: f"teacher and student fit together; {NOT_READ}")
-    if p.config is not None and found[0].level == "ok":
-        found += [warning(r.text, r.remedy) if r.level == "warning" else ok(r.text) for r in remarks(p.config)]
-    return found
+    found: list[Finding] = []
+
+    def look(config: Config) -> None:
+        check_models(config)
+        found.extend(warning(r.text, r.remedy) if r.level == "warning" else ok(r.text) for r in remarks(config))
+
+    return _told(p, look, lambda _: f"teacher and student fit together; {NOT_READ}") + found
 
 
 @check
