@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES, load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.models import tensorfile
 from npd_ascend.store.atomic import atomic_folder, write_json
@@ -142,12 +143,13 @@ def special_ids(tokenizer: Path | None) -> dict[str, int]:
     """Ids of padding, begin and end: the tokenizer's, or openPangu's own."""
     if tokenizer is None:
         return {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 45892}
-    try:
-        vocab = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        names = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return {f"{kind}_token_id": vocab[names[f"{kind}_token"]] for kind in ("pad", "bos", "eos")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"tokenizer {tokenizer}: cannot be read ({type(e).__name__}: {e})") from None
+    loaded = load_tokenizer(tokenizer)
+    if loaded.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer}: it has no end-of-sequence token; set eos_token in its "
+                        "tokenizer_config.json")
+    found = {f"{kind}_token_id": getattr(loaded, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    return {key: found["eos_token_id"] if key.startswith("pad") and id_ is None else id_
+            for key, id_ in found.items() if id_ is not None or key.startswith("pad")}
 
 
 def make(out: Path, shape: Shape, seed: int, dtype: str, tokenizer: Path | None = None,
@@ -168,9 +170,10 @@ def make(out: Path, shape: Shape, seed: int, dtype: str, tokenizer: Path | None 
             "attention_dropout": 0.0, "torch_dtype": dtype, "use_cache": True})
         write_json(folder / "generation_config.json", {**ids, "do_sample": False})
         if tokenizer:
-            for file in sorted(tokenizer.iterdir()):
-                if file.is_file():
-                    shutil.copyfile(file, folder / file.name)
+            # The folder may be a checkpoint: its config and weights are not those of the new one.
+            for name in (*TOKENIZER_FILES, *COMPANIONS):
+                if (tokenizer / name).is_file():
+                    shutil.copyfile(tokenizer / name, folder / name)
         return write_weights(folder, shape, seed, dtype, shard_bytes)
 
 

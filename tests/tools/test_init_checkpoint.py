@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,33 @@ def test_folder(tmp_path):
     assert (spec.model_type, spec.vocab_size, spec.num_kv_heads, spec.o_bias) == ("PanguEmbedded", 96, 2, True)
     assert spec.eos_token_ids == (4,) and spec.bos_token_id == 1 and spec.pad_token_id == 0
     assert (tmp_path / "c" / "tokenizer.json").read_bytes() == (TOKENIZER / "tokenizer.json").read_bytes()
+
+
+def test_tokenizer_of_another_checkpoint(tmp_path):
+    """Its tokenizer is taken, and nothing that says what that checkpoint is."""
+    init.make(tmp_path / "old", replace(SHAPE, hidden_size=64, num_hidden_layers=3), 0, "bfloat16", TOKENIZER)
+    (tmp_path / "old" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "old" / "added_tokens.json").write_text("{}")
+    init.make(tmp_path / "new", SHAPE, 0, "float32", tmp_path / "old")
+    spec = ModelSpec.from_folder(tmp_path / "new")
+    assert (spec.hidden_size, spec.num_layers) == (32, 2)
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["torch_dtype"] == "float32"
+    assert load(tmp_path / "new" / "model.safetensors")["model.norm.weight"].shape == (32,)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json"):
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "old" / name).read_bytes()
+
+
+def test_tokenizer_without_padding_or_begin(tmp_path):
+    """Padding then is the end token, as a collator needs some id; a begin token is not made up."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(TOKENIZER, folder)
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    eos = init.special_ids(folder)["eos_token_id"]
+    for kind in ("pad", "bos"):
+        names[f"{kind}_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    assert init.special_ids(folder) == {"pad_token_id": eos, "eos_token_id": eos}
 
 
 def test_seed_makes_the_bytes(tmp_path):
@@ -86,7 +114,7 @@ def test_bfloat16_rounds_to_nearest_even(values):
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="heads"):
         init.make(tmp_path / "x", replace(SHAPE, num_key_value_heads=3), 0, "float32")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="none of tokenizer.json"):
         init.make(tmp_path / "x", SHAPE, 0, "float32", tmp_path)
     assert not (tmp_path / "x").exists()
 
