@@ -31,7 +31,8 @@ def rows(path: Path, fields: list[str]) -> Iterator[bytes]:
     """
     with tempfile.TemporaryFile() as said:
         child = start("npd_ascend.data.parquet", str(path), *fields, errors=said)
-        assert child.stdout is not None
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.close()
         ended = False
         try:
             yield from child.stdout
