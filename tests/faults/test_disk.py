@@ -86,12 +86,21 @@ def test_the_process_of_a_stage_says_it(kit, disk, name):
     assert subprocess.run(command, capture_output=True).returncode == 0
 
 
+# The disk fills up after the run has looked how much room there is.
+_LATER = """import npd_ascend.pipeline.conductor as conductor
+from npd_ascend.cli import main
+
+conductor.check_room = lambda config: None
+main()
+"""
+
+
 @pytest.mark.parametrize("pages", [0, 2, 5])
 def test_a_run_says_it(kit, disk, pages):
     """The conductor itself, wherever its own files or those of its first stage do not fit."""
     kit.set("run.dir", str(disk.root / "run"))
     kit.file.write_text(yaml.safe_dump(kit.tree))
-    command = [sys.executable, "-m", "npd_ascend.cli", "run", str(kit.file), "--stage", "prepare"]
+    command = [sys.executable, "-c", _LATER, "run", str(kit.file), "--stage", "prepare"]
     disk.leave(pages)
     full = subprocess.run(command, capture_output=True, text=True)
     said = full.stderr.strip().splitlines()
@@ -101,6 +110,18 @@ def test_a_run_says_it(kit, disk, pages):
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert Dataset.open(disk.root / "run" / "prompts" / "train", "prompts").rows == 8
+
+
+def test_a_run_that_cannot_fit_does_not_begin(kit, disk):
+    kit.set("run.dir", str(disk.root / "run"))
+    kit.file.write_text(yaml.safe_dump(kit.tree))
+    disk.leave(5)
+    command = [sys.executable, "-m", "npd_ascend.cli", "run", str(kit.file)]
+    full = subprocess.run(command, capture_output=True, text=True)
+    (said,) = full.stderr.strip().splitlines()
+    assert full.returncode == 2 and said.startswith("error: disk: the run needs about ")
+    assert "20.5 kB are free" in said and "train.keep_checkpoints" in said and str(disk.root) in said
+    assert not (disk.root / "run").exists()
 
 
 def test_writers_on_a_full_disk(disk):

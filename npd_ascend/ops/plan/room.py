@@ -8,6 +8,7 @@ from pathlib import Path
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.plan.estimate import estimate
+from npd_ascend.ops.plan.text import si
 
 
 def check_room(config: Config) -> tuple[float, float]:
@@ -22,10 +23,10 @@ def check_room(config: Config) -> tuple[float, float]:
     cost = estimate(config)
     needed, free = max(0.0, cost.disk - _held(config.run.dir)), cost.free_disk
     if needed > free:
-        raise UserError(f"disk: the run needs about {needed / 1e9:.1f} GB more in {config.run.dir} and "
-                        f"{free / 1e9:.1f} GB are free there (it counts {cost.work.notes[-1]}, and "
-                        f"train.keep_checkpoints {config.train.keep_checkpoints}); free some, or point run.dir at a "
-                        "larger disk")
+        answers = cost.work.notes[-1].split(";")[0]
+        raise UserError(f"disk: the run needs about {si(needed)}B more in {config.run.dir} and {si(free)}B are free "
+                        f"there (it counts {answers}, and train.keep_checkpoints {config.train.keep_checkpoints}); "
+                        "free some, or point run.dir at a larger disk")
     return needed, free
 
 

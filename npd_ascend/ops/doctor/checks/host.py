@@ -9,6 +9,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.doctor.registry import Patient, check
 from npd_ascend.ops.plan import check_room
+from npd_ascend.ops.plan.text import si
 
 _SHM = {"cpu": 64 << 20, "ascend": 1 << 30}
 
@@ -45,4 +46,4 @@ def disk(p: Patient) -> list[Finding]:
         needed, free = check_room(p.config)
     except UserError as e:
         return [error(str(e))]
-    return [ok(f"disk: about {needed / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free")]
+    return [ok(f"disk: about {si(needed)}B needed, {si(free)}B free")]
