@@ -266,7 +266,7 @@ def test_killed_process_resumes_to_the_same_dataset(tmp_path, make_prompts, make
     dataset = Dataset(job.out, "rollouts", job.fingerprint)
     with Board(job) as board:
         index, table = board.take()
-        left = Shard(job, dataset, index, table, 128).left
+        left = Shard(job, dataset, index, table).left
     assert index == 0 and 0 < left < 200
     made: list[int] = []
     stage.work(job, engine, lambda samples, **counts: made.append(samples))
