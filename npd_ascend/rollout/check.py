@@ -1,8 +1,8 @@
 """Whether an engine answers with the weights that it was given.
 
-Equal parameters do not prove it: a packed copy of a matrix, or a captured graph that points to memory of old, goes on
-answering for the old weights. So the engine scores a fixed request, on its ordinary way through prefill and decoding,
-and its log-probs are compared with a plain forward pass of the checkpoint's files (``forward.py``).
+Equal parameters do not prove it: an old packed copy of a matrix, or a captured graph with stale pointers, still answers
+with the old weights. So the engine scores a fixed request by its ordinary prefill and decode steps, and its log-probs
+are compared with a plain forward pass of the checkpoint's files (``forward.py``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from npd_ascend.errors import UserError
 _TOKENS, _DECODED = 16, 4
 _FACTOR = 10.0
 _FLOOR = {"float32": 1e-5, "bfloat16": 1e-3}
-"""Differences below this, nats, are never taken for more than rounding."""
+"""Nats; smaller differences always count as rounding."""
 _OTHER = {"float32": "float64", "bfloat16": "bfloat16"}
 """The type whose difference from float32 shows what rounding does to a model in the engine's type."""
 _GOLDEN = (5**0.5 - 1) / 2
@@ -49,9 +49,9 @@ class Verdict:
 class AnswerCheck:
     """The fixed request of one engine, and the difference that it showed right after the engine's start.
 
-    The request is the same for every model of one shape: token ids spread over the vocabulary, the last few of them one
-    and the same token, which the engine is made to decode step by step (graphs are captured for decoding above all).
-    A check takes what ``forward.token_logprobs`` says for 16 tokens, and twice that where it looks at rounding.
+    The request is the same for every model of one shape: token ids spread over the vocabulary, then one token repeated,
+    which the engine is forced to decode step by step (graphs are captured for decode steps first of all).
+    A check costs one ``forward.token_logprobs`` of 16 tokens, and a second one where it measures rounding.
 
     Args:
         vocabulary: token ids below this count; logits from here on are padding.
@@ -76,10 +76,10 @@ class AnswerCheck:
     def judge(self, model: Path, answered: np.ndarray) -> Verdict:
         """Compares log-probs with those of a checkpoint; the first call is for an engine that has just started.
 
-        The limit is ten times the largest of the difference seen at that first call, what rounding in the engine's type
-        does to these very weights (looked at only where it matters), and a floor. In bfloat16 that is some tenths of a
-        nat, below which small updates hide. So the answers are also compared with those to the weights checked before:
-        an engine that did not take up the new weights, in prefill or in decoding, repeats them.
+        The limit is ten times the largest of three: the difference seen at that first call, the effect of rounding in
+        the engine's type on these weights (measured only if the rest is exceeded), and a floor. In bfloat16 it is a few
+        tenths of a nat or more, which a small update does not reach. So the answers are also compared with those given
+        for the weights before: an engine that still uses those, in prefill or in decode steps, repeats its answers.
 
         Args:
             model: the checkpoint whose weights the engine should hold.
@@ -108,10 +108,10 @@ class AnswerCheck:
         return Verdict(difference, _FACTOR * scale, unmoved)
 
     def _unmoved(self, did: np.ndarray, should: np.ndarray) -> bool:
-        """Whether the changes of the answers are next to nothing, where they should not be."""
-        decoding = len(should) - self.decoded + 1  # the first token after the prompt is prefill's too
+        """Whether the answers of prefill or of decode steps changed by far less than they should have."""
+        split = len(should) - self.decoded + 1  # the first token after the prompt comes from prefill too
         return any(part.size and (most := np.abs(part).max()) > _FLOOR[self._dtype] and np.abs(own).max() < most / 3
-                   for own, part in ((did[:decoding], should[:decoding]), (did[decoding:], should[decoding:])))
+                   for own, part in ((did[:split], should[:split]), (did[split:], should[split:])))
 
 
 def _worst(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Methods that vLLM adds to its workers: new weights into a living engine, and proof that they arrived.
+"""Methods that vLLM adds to its workers: new weights for a running engine, and a comparison of parameters.
 
 Named in ``worker_extension_cls``; vLLM mixes the class into its CPU, GPU or NPU worker. It goes through the model
 runner because the NPU worker of vllm-ascend 0.23 has no ``reload_weights`` of its own while its runner has.
@@ -24,16 +24,15 @@ class ReloadExtension:
 
         with torch.device(self.device):
             self.model_runner.reload_weights(weights_path=path)
-            self._npd_pack()
+            self._npd_repack()
 
-    def _npd_pack(self) -> None:
-        """Packs again what a reload leaves packed as it was.
+    def _npd_repack(self) -> None:
+        """Repacks the weights of which vLLM's reload leaves an old packed copy.
 
-        On the CPU vLLM multiplies by packed copies of the weights (``cpu_linear`` of a layer). A reload makes them anew
-        layer by layer as tensors arrive, and a tied head has no tensor of its own: its weight is the embedding's and
-        new, its packed copy is the old one. Layers without a weight (packed, then removed) got theirs from vLLM, which
-        no longer has anything to compare with; ``Engine.check`` does that by their answers. Other devices keep no such
-        copies: there a tied head reads the embedding's memory, which is written in place.
+        On the CPU vLLM multiplies by packed copies of the weights (``cpu_linear`` of a layer). Its reload repacks a
+        layer when the layer's tensors arrive from the checkpoint. A tied head has none there: its weight is the
+        embedding's and new, its packed copy is the old one. Layers whose weight was removed after packing always have
+        tensors of their own. Other devices keep no such copies: there a tied head reads the embedding's memory.
         """
         for layer in self.model_runner.get_model().modules():
             if hasattr(layer, "cpu_linear") and layer.weight.numel():

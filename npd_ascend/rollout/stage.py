@@ -82,14 +82,14 @@ def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
 
 
 def hold(job: RolloutJob, engine: Engine | None, loaded: Loaded, every: int = 1) -> Engine:
-    """An engine that answers with a job's weights: a new one where there is none, else the given one, reloaded.
+    """Returns an engine that answers with a job's weights: the given one, reloaded if needed, or a new one.
 
     After a reload the engine's answer to a fixed request is checked (``check.py``). An engine that does not answer with
-    its new weights is replaced by a new one.
+    its new weights is closed and replaced by a new one.
 
     Args:
         job: the job.
-        engine: one that ``suits`` it, or None; closed if it is replaced.
+        engine: one that ``suits`` it, or None.
         loaded: told ``start`` or ``reload`` when weights were taken, and what the check found, if there was one.
         every: checks the first reload and then every n-th.
 
@@ -118,7 +118,7 @@ def _start(job: RolloutJob, loaded: Loaded, limit: float = math.inf) -> Engine:
     engine = Engine(job)
     verdict = engine.check()
     if verdict.difference > limit:
-        helps = ("is it the version that npd doctor asks for?" if engine.eager else
+        helps = ("compare vLLM's version with what npd doctor expects" if engine.eager else
                  "set rollout.enforce_eager: true (no captured graphs) and run the same command again")
         engine.close()
         raise UserError(f"vLLM does not answer with the weights of {job.model}: after a reload and in a new engine, "

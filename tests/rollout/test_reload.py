@@ -85,7 +85,7 @@ def test_a_stale_head_is_found_and_the_engine_started_afresh(tied, close, monkey
     models, jobs = tied
     told = Told()
     close(engine := stage.hold(jobs[0], None, told))
-    monkeypatch.setattr(ReloadExtension, "_npd_pack", lambda self: None)
+    monkeypatch.setattr(ReloadExtension, "_npd_repack", lambda self: None)
     close(fresh := stage.hold(jobs[1], engine, told))
     assert fresh is not engine and engine.llm is None
     assert [how for how, _ in told] == ["start", "reload", "start"]
@@ -132,7 +132,7 @@ def test_a_worker_goes_on_with_a_fresh_engine(tied, tmp_path, capfd):
     models, jobs = tied
     (tmp_path / "sitecustomize.py").write_text(
         "from npd_ascend.rollout.extension import ReloadExtension\n"
-        "ReloadExtension._npd_pack = lambda self: None\n")
+        "ReloadExtension._npd_repack = lambda self: None\n")
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     with RolloutPool(Path(sys.executable), 1, tmp_path / "logs", env={"PYTHONPATH": path}) as pool:
         def ask(i):
