@@ -1,8 +1,8 @@
-"""A generation of 1.2 million samples through the conductor: seconds and memory of every process, kill and resume.
+"""A generation of 1.2 million samples through the executor: seconds and memory of every process, kill and resume.
 
     python benchmarks/scale_run.py [--shards 586] [--folder DIR] [--keep]
 
-Prompts, rollouts, scores and top-k are synthetic, in the real formats and with the fingerprints that the conductor
+Prompts, rollouts, scores and top-k are synthetic, in the real formats and with the fingerprints that the executor
 expects, so that `npd select` and `npd pack` are the real commands, engines left out. Response lengths are log-normal
 (median 346 tokens, mean 500). To spare the disk, token values are all alike and the top-k shards are one shard under
 many names (hard links); what select, pack and the planning part of train do does not depend on either.
@@ -34,6 +34,7 @@ from npd_ascend.config import dump_config, load_config
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.ops.environments import resolve_device
 from npd_ascend.pipeline.steps import StepBuilder
+from npd_ascend.recipes import needs, to_store
 from npd_ascend.store.atomic import write_sealed
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
@@ -79,24 +80,27 @@ def make(root: Path, shards: int) -> None:
         return pa.table({"sample_id": index * 7 + 1, "prompt_index": index, "path": np.zeros(SHARD, np.int8),
                          "response_ids": answered, "logprobs": noted, "label_ids": null, "finish_reason": finish})
 
-    def scores(s: int, teacher: bool) -> pa.Table:
+    def scores(s: int, name: str) -> pa.Table:
         one = np.random.default_rng([s, 1])
         student, gap, uncond = one.uniform(0.3, 0.6, SHARD), one.normal(0.35, 0.18, SHARD), one.uniform(0.5, 3, SHARD)
+        ratio = {"scores_teacher": student + gap, "scores_student": student}.get(name, 1.0)
         return pa.table({"sample_id": np.arange(s * SHARD, (s + 1) * SHARD) * 7 + 1, "tokens": lengths,
-                         "nll_cond": (student + teacher * gap) * uncond, "nll_uncond": uncond,
-                         "entropy": np.zeros(SHARD), "topk_mass": np.ones(SHARD)})
+                         "nll": ratio * uncond, "entropy": np.zeros(SHARD)})
 
     def write(dataset: Dataset, table, **extra) -> None:
         for _ in dataset.write_tables((s, table(s)) for s in range(shards)):
             pass
         dataset.finish(shards, **extra)
 
-    write(steps.prepare().outputs[0], prompts, longest_prompt=5, eos_token_ids=[2], header_ids=[1],
+    write(steps.step("prepare").outputs[0], prompts, longest_prompt=5, eos_token_ids=[2], header_ids=[1],
           end_token_id=2, chat_template=None, special_tokens={})
-    write(steps.rollout(0).outputs[0], rollouts)
-    write(steps.annotate(0, "student").outputs[0], lambda s: scores(s, False))
-    teacher, topk = steps.annotate(0, "teacher").outputs
-    write(teacher, lambda s: scores(s, True))
+    write(steps.step("rollout", 0).outputs[0], rollouts)
+    made = [d for model in ("teacher", "student") for d in steps.step(
+        f"annotate_{model}", 0, quantities=to_store(needs(config), model)).outputs]
+    for dataset in made:
+        if dataset.kind == "scores":
+            write(dataset, lambda s, name=dataset.folder.name: scores(s, name))
+    (topk,) = (d for d in made if d.kind == "topk")
     write_topk(topk, 0, TopKFormat(K, VOCAB), split(annotation(rng, int(lengths.sum())), lengths))
     first = json.loads((topk.folder / "shard-00000.json").read_text())
     del first["seal"]

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from npd_ascend.config.jobs import PackJob, SelectJob
 from npd_ascend.config.schema import PackConfig, SelectConfig
+from npd_ascend.select.registry import IFD
 from npd_ascend.store.dataset import Dataset
 
 SHARD = 2048
@@ -39,7 +40,7 @@ def make(folder: Path, samples: int, tokens: str) -> None:
     shards = -(-samples // SHARD)
     sets = {
         k: Dataset(folder / k, kind, k)
-        for k, kind in (("prompts", "prompts"), ("rollouts", "rollouts"), ("teacher", "scores"), ("student", "scores"))
+        for k, kind in (("prompts", "prompts"), ("rollouts", "rollouts"), *((name, "scores") for name in IFD))
     }
     for shard in range(shards):
         index = np.arange(shard * SHARD, min(samples, (shard + 1) * SHARD))
@@ -80,19 +81,9 @@ def make(folder: Path, samples: int, tokens: str) -> None:
         student = rng.uniform(0.3, 0.6, n)
         for model, ifd in (("student", student), ("teacher", student + rng.normal(0.35, 0.18, n))):
             uncond = rng.uniform(0.5, 3, n)
-            sets[model].write_table(
-                shard,
-                pa.table(
-                    {
-                        "sample_id": ids,
-                        "tokens": lengths,
-                        "nll_cond": ifd * uncond,
-                        "nll_uncond": uncond,
-                        "entropy": np.zeros(n, np.float32),
-                        "topk_mass": np.ones(n, np.float32),
-                    }
-                ),
-            )
+            for name, nll in ((f"scores_{model}", ifd * uncond), (f"unconditioned_{model}", uncond)):
+                columns = {"sample_id": ids, "tokens": lengths, "nll": nll, "entropy": np.zeros(n, np.float32)}
+                sets[name].write_table(shard, pa.table(columns))
     for dataset in sets.values():
         dataset.finish(shards)
 
@@ -106,8 +97,7 @@ def select(folder: Path) -> None:
             fingerprint="s",
             rollouts=folder / "rollouts",
             settings=SelectConfig(),
-            teacher_scores=folder / "teacher",
-            student_scores=folder / "student",
+            quantities={name: folder / name for name in IFD},
         )
     )
 

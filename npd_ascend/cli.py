@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from npd_ascend import __version__, out_of_memory
+from npd_ascend.config.stages import groups
 from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
 from npd_ascend.visible import one_line, visible
 
@@ -41,24 +42,21 @@ def run(
 
         _say(describe(loaded))
         return
-    _conduct(loaded, stage, redo)
+    _execute(loaded, stage, redo)
 
 
 def _stage_command(name: str, what: str) -> None:
     def command(config: ConfigPath, set_: Set = None, redo: Redo = False) -> None:
         from npd_ascend.config import load_config
 
-        _conduct(load_config(config, set_), name, redo)
+        _execute(load_config(config, set_), name, redo)
 
     app.command(name, help=f"{what} (the first generation that lacks it).")(command)
 
 
-_stage_command("prepare", "Tokenises the prompts")
-_stage_command("rollout", "Lets the student's snapshot answer the prompts")
-_stage_command("annotate", "Scores the answers with teacher and student by packed prefill")
-_stage_command("select", "Decides which samples are trained on")
-_stage_command("pack", "Plans the packed rows of each epoch")
-_stage_command("train", "Trains to the next sync or the end")
+for _name, _stage in groups().items():
+    if _name != "evaluate":  # that command takes any checkpoint
+        _stage_command(_name, _stage.does)
 
 
 @app.command()
@@ -164,7 +162,7 @@ def convert(
 
 @app.command()
 def join(config: ConfigPath, set_: Set = None) -> None:
-    """Takes this node's part (NODE_RANK of NODES) in a run that node 0 conducts; scripts/start_node.sh calls it."""
+    """Takes this node's part (NODE_RANK of NODES) in a run that node 0 leads; scripts/start_node.sh calls it."""
     from npd_ascend.config import load_config
     from npd_ascend.ops.nodes import Nodes
     from npd_ascend.pipeline.follower import Follower
@@ -181,15 +179,15 @@ def version() -> None:
     _say(__version__)
 
 
-def _conduct(config: object, stage: str | None, redo: bool) -> None:
+def _execute(config: object, stage: str | None, redo: bool) -> None:
     from npd_ascend.config import Config
-    from npd_ascend.pipeline.conductor import Conductor, Stopped, exit_code
+    from npd_ascend.pipeline.executor import Executor, Stopped, exit_code
 
     assert isinstance(config, Config)
     try:
-        conductor = Conductor(config, redo)
-        conductor.run(stage)
-        _say(f"report: {conductor.run_dir.report}")
+        executor = Executor(config, redo)
+        executor.run(stage)
+        _say(f"report: {executor.run_dir.report}")
     except Stopped as e:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(exit_code(e)) from None

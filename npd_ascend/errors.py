@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 class CorruptShard(UserError):
-    """A stored shard no longer matches its checksum; the conductor regenerates it.
+    """A stored shard no longer matches its checksum; the executor has it made again.
 
     Attributes:
         dataset: folder of the dataset that holds the shard.

@@ -6,6 +6,8 @@ import re
 import resource
 from pathlib import Path
 
+from npd_ascend.config.stages import Stage, of_module
+
 _SIGNS = re.compile(
     r"(?<!lead to )out of memory"  # torch, torch_npu, MindSpore ("Out of Memory!!!"), operating system
     r"|memory (isn't|is not|not) enough|(not enough|insufficient) memory"  # MindSpore's kernels and device pools
@@ -18,14 +20,6 @@ _NO_THREAD = re.compile(
     r"Resource temporarily unavailable"  # std::system_error of MindSpore and torch, fork(2)
     r"|can't start new thread|pthread_create|Thread creation failed|blas_thread_init",  # Python, libgomp, OpenBLAS
 )
-_REMEDIES = {
-    "rollout": "lower rollout.max_num_seqs, rollout.kv_cache_gib, rollout.memory_fraction or rollout.workers",
-    "annotate": "lower annotate.micro_batch, annotate.vocab_chunk_rows, annotate.row_length or annotate.workers, or "
-    "cut the teacher over devices with annotate.tensor_parallel",
-    "train": "lower train.micro_batch, train.vocab_chunk_rows or pack.row_length (train.global_batch may stay), or set "
-    "train.recompute: true; train.optimizer_sharding and train.tensor_parallel cut the model over devices, "
-    "train.context_parallel the rows",
-}
 
 
 def told_by(what: BaseException | str) -> bool:
@@ -33,9 +27,10 @@ def told_by(what: BaseException | str) -> bool:
     return isinstance(what, MemoryError) or _SIGNS.search(str(what)) is not None
 
 
-def remedy(room: str) -> str:
-    """Settings that help in a stage."""
-    return _REMEDIES.get(room, "use a larger machine")
+def remedy(module: str) -> str:
+    """Settings that help where memory ran out in a stage that this module runs."""
+    stage = of_module(module)
+    return stage.memory if stage else Stage.memory
 
 
 def no_thread(what: BaseException | str) -> str | None:
@@ -55,9 +50,9 @@ def no_thread(what: BaseException | str) -> str | None:
             "or start fewer with OMP_NUM_THREADS=1 and fewer workers")
 
 
-def advice(what: BaseException | str, room: str) -> str | None:
+def advice(what: BaseException | str, module: str) -> str | None:
     """What to tell the user when memory or threads ran out in a stage; None for any other error."""
-    return f"out of memory; {remedy(room)}" if told_by(what) else no_thread(what)
+    return f"out of memory; {remedy(module)}" if told_by(what) else no_thread(what)
 
 
 def kernel_kills() -> int:

@@ -1,6 +1,6 @@
 """What a stage tells the outside while it works, and how that is read: an append-only file of JSON lines.
 
-The conductor names the file in ``NPD_PROGRESS`` and follows it; a stage that is run by hand writes plain lines
+The executor names the file in ``NPD_PROGRESS`` and follows it; a stage that is run by hand writes plain lines
 to stderr. A file, unlike a pipe, survives launchers such as msrun and Ray between the two ends.
 """
 
@@ -19,7 +19,7 @@ from npd_ascend.visible import one_line
 
 ENV = "NPD_PROGRESS"
 STARTED = "NPD_STARTED"
-"""Variable with the time at which the conductor started this process."""
+"""Variable with the time at which the executor started this process."""
 _EVERY_S = 0.25
 _PLAIN_EVERY_S = 5.0
 
@@ -54,7 +54,7 @@ def spent(stage: str, what: str, seconds: float) -> None:
 
 
 def started(stage: str) -> None:
-    """Says that the engine is imported; the seconds since the conductor started this process are its start-up."""
+    """Says that the engine is imported; the seconds since the executor started this process are its start-up."""
     begun = os.environ.get(STARTED)
     if begun:
         spent(stage, "start", time.time() - float(begun))

@@ -1,17 +1,15 @@
-"""The stage: one model's scores of all rollouts and, for the teacher, its top-k."""
+"""The stage: what one model says of all rollouts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from npd_ascend.config.jobs import AnnotateJob, Device
-from npd_ascend.config.schema import AnnotateConfig
+from npd_ascend.config.jobs import AnnotateJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import Meter, started
@@ -24,24 +22,28 @@ if TYPE_CHECKING:
     from npd_ascend.models.group import Group
 
 
-def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Device], Scorer] | None = None) -> None:
-    """Makes what is missing of this worker's shards of ``job.out`` and ``job.topk_out``.
+Load = Callable[..., "Scorer"]
 
-    Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of scores (and of
-    top-k), packed from its own samples only, so a shard that is made again is identical. With ``tensor_parallel`` a
-    worker is so many processes under msrun: all compute, the first writes.
+
+def run(job: AnnotateJob, load: Load | None = None) -> None:
+    """Makes what is missing of this worker's shards of what the job asks for, in one forward pass a context.
+
+    Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of each, packed from
+    its own samples only, so a shard that is made again is identical, and what stands is not computed again because
+    something beside it is missing. With ``tensor_parallel`` a worker is a group of processes under msrun: all compute,
+    the first writes.
 
     Args:
-        job: what to score.
+        job: what to make.
         load: makes the loaded model; None: a new ``Scorer``.
 
     Raises:
         UserError: an input does not fit the model or the settings.
         CorruptShard: an input shard is damaged.
     """
-    scores = Dataset(job.out, "scores", job.fingerprint)
-    topk = Dataset(job.topk_out, "topk", job.topk_fingerprint or job.fingerprint) if job.topk_out else None
-    if job.settings.tensor_parallel == 1 and scores.complete and (topk is None or topk.complete):
+    out = {what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint)
+           for what, t in job.targets.items()}
+    if job.settings.tensor_parallel == 1 and all(d.complete for d in out.values()):
         return
     group = _group(job)
     if group is not None and group.schedules:
@@ -49,31 +51,37 @@ def run(job: AnnotateJob, load: Callable[[Path, ModelSpec, AnnotateConfig, Devic
     leads = group is None or group.leads
     rollouts, prompts = Dataset.open(job.rollouts, "rollouts"), Dataset.open(job.prompts, "prompts")
     shards = rollouts.shards
-    todo = [i for i in _missing(scores, topk, shards) if i % job.settings.workers == job.worker]
+    todo = {what: [i for i in d.missing(shards) if i % job.settings.workers == job.worker] for what, d in out.items()}
     if group is not None:
         # What is missing is looked up by one for all: others may see a file that has appeared in the meantime.
-        todo = np.flatnonzero(group.agree(np.isin(np.arange(shards), todo))).tolist()
+        agreed = group.agree(np.stack([np.isin(np.arange(shards), i) for i in todo.values()]))
+        todo = {what: np.flatnonzero(row).tolist() for what, row in zip(todo, agreed, strict=True)}
     sizes = [r["rows"] for r in rollouts.manifest["shards"]]
     annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load, group)
-    mine = sum(sizes[job.worker :: job.settings.workers])
+    mine, here = sum(sizes[job.worker :: job.settings.workers]), sorted({i for of in todo.values() for i in of})
     name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
-    with Meter(name, mine, "samples", mine - sum(sizes[i] for i in todo), silent=not leads) as meter:
-        for index in todo:
+    with Meter(name, mine, "samples", mine - sum(sizes[i] for i in here), silent=not leads) as meter:
+        for index in here:
             table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs"])
             questions = prompts.read(index, ["prompt_index", "prompt_ids"])
-            columns, annotations = annotator.shard(table, questions, meter)
-            if not leads:
-                continue
-            if topk is not None:
-                write_topk(topk, index, annotator.form, annotations)
-            scores.write_table(index, columns, tokens=int(np.sum(columns["tokens"])))
+            made = annotator.shard(table, questions, {what for what, of in todo.items() if index in of}, meter)
+            if leads:
+                _write(out, index, made, annotator.form)
     if group is not None:
         group.wait()  # nobody leaves before the last shard is written
-    if not leads or _missing(scores, topk, shards):
+    if not leads or any(d.missing(shards) for d in out.values()):
         return  # another worker is still at it
-    if topk is not None:
-        topk.finish(shards, k=job.settings.k, vocab_size=job.vocabulary, value_bits=job.settings.value_bits)
-    scores.finish(shards, role=job.role, model=str(job.model))
+    for what, dataset in out.items():
+        extra = {"k": job.settings.k, "vocab_size": job.vocabulary, "value_bits": job.settings.value_bits}
+        dataset.finish(shards, role=job.role, model=str(job.model), **(extra if what == "topk" else {}))
+
+
+def _write(out: dict[str, Dataset], index: int, made: dict[str, Any], form: TopKFormat) -> None:
+    for what, content in made.items():
+        if what == "topk":
+            write_topk(out[what], index, form, content)
+        else:
+            out[what].write_table(index, content, tokens=int(np.sum(content["tokens"])))
 
 
 def _group(job: AnnotateJob) -> Group | None:
@@ -85,68 +93,70 @@ def _group(job: AnnotateJob) -> Group | None:
     return Group(job.device, job.settings.tensor_parallel)
 
 
-def _missing(scores: Dataset, topk: Dataset | None, shards: int) -> list[int]:
-    return sorted({*scores.missing(shards), *(topk.missing(shards) if topk else [])})
-
-
 class _Annotator:
     """One model with what it needs to annotate shard after shard; the engine starts when first needed."""
 
-    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Callable[..., Scorer] | None, group: Group | None):
+    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Load | None, group: Group | None):
         self.job, self.header, self._load = job, header, load
         self._shared: dict[str, Any] = {} if group is None else {"peers": group.model}
         self.spec = ModelSpec.from_folder(job.model).sharing(job.vocabulary, job.model)
-        self.k = job.settings.k if job.topk_out else 0
-        if self.k > job.vocabulary:
-            raise UserError(f"annotate.k is {self.k} but the vocabulary has {job.vocabulary} ids; lower it")
-        self.form = TopKFormat(max(self.k, 1), job.vocabulary, job.settings.value_bits)
+        k = job.settings.k if job.topk else 0
+        if k > job.vocabulary:
+            raise UserError(f"annotate.k is {k} but the vocabulary has {job.vocabulary} ids; lower it")
+        self.form = TopKFormat(max(k, 1), job.vocabulary, job.settings.value_bits)
         self._from_rollout = job.role == "student" and job.settings.student_nll == "rollout"
         self._scorer: Scorer | None = None
 
-    def shard(self, rollouts: pa.Table, prompts: pa.Table, meter: Meter) -> tuple[pa.Table, list[TopK]]:
-        """Scores of a shard, and its top-k when it is asked for (else without columns of ids)."""
+    def shard(self, rollouts: pa.Table, prompts: pa.Table, wanted: set[str], meter: Meter) -> dict[str, Any]:
+        """What is wanted of a shard: a table of ``scores`` or ``unconditioned``, a list of ``topk``."""
         responses = _lists(rollouts["response_ids"], np.int32)
         contexts = self._contexts(rollouts, prompts)
         self._check(contexts, responses)
-        n = len(responses)
-        stored: list = _lists(rollouts["logprobs"], np.float32) if self._from_rollout else [None] * n
-        # Rollouts of another model, such as reference answers, come without log-probs.
-        prefilled = [i for i in range(n) if stored[i] is None]
+        out: dict[str, Any] = {}
 
         def done(tokens: int) -> None:
             meter.advance(0, tokens)
 
-        conditioned: dict[int, TopK] = {}
-        if prefilled:
-            annotated = self._scorer_of(meter).score([contexts[i] for i in prefilled],
-                                          [responses[i] for i in prefilled], self.k, done)
-            conditioned = dict(zip(prefilled, annotated, strict=True))
-        nll_uncond = np.full(n, np.nan)
-        if self.job.unconditioned:
-            alone = self._scorer_of(meter).score([self.header] * n, responses, 0, done)
-            nll_uncond = np.array([_mean_nll(a.sampled) for a in alone])
-        meter.advance(n)
-        columns = pa.table({
-            "sample_id": rollouts["sample_id"],
-            "tokens": pa.array([len(r) for r in responses], pa.int32()),
-            "nll_cond": [_mean_nll(conditioned[i].sampled if i in conditioned else stored[i]) for i in range(n)],
-            "nll_uncond": nll_uncond,
-            "entropy": [_mean(conditioned[i].entropy) if i in conditioned else np.nan for i in range(n)],
-            "topk_mass": [_mean(np.exp(conditioned[i].logprobs).sum(1)) if self.k else np.nan for i in range(n)],
-        })
-        return columns, list(conditioned.values())
+        if "topk" in wanted:
+            after = self._scorer_of(meter).score(contexts, responses, self.job.settings.k, done)
+            out["topk"] = after
+            if "scores" in wanted:
+                out["scores"] = _table(rollouts, responses, after)
+        elif "scores" in wanted:
+            out["scores"] = _table(rollouts, responses, self._scores(rollouts, contexts, responses, meter, done))
+        if "unconditioned" in wanted:
+            alone = self._scorer_of(meter).score([self.header] * len(responses), responses, 0, done)
+            out["unconditioned"] = _table(rollouts, responses, alone)
+        meter.advance(len(responses))
+        return out
+
+    def _scores(self, rollouts: pa.Table, contexts: list, responses: list, meter: Meter,
+                done: Callable[[int], None]) -> list[TopK | np.ndarray]:
+        """Each response after its prompt: annotated, or just the log-probs that its rollout has left."""
+        n = len(responses)
+        stored: list = _lists(rollouts["logprobs"], np.float32) if self._from_rollout else [None] * n
+        # Reference answers come without log-probs.
+        asked = [i for i in range(n) if stored[i] is None]
+        if asked:
+            annotated = self._scorer_of(meter).score([contexts[i] for i in asked], [responses[i] for i in asked], 0,
+                                                     done)
+            for i, one in zip(asked, annotated, strict=True):
+                stored[i] = one
+        return stored
 
     def _scorer_of(self, meter: Meter) -> Scorer:
         """The loaded model; the meter leaves out what loading and compiling take."""
         if self._scorer is None:
             with meter.paused():
-                from npd_ascend.annotate.prefill import Scorer
-
-                started("annotate")
-                load = self._load or partial(Scorer, compiling=meter.paused, compiled=self.job.compiled,
-                                             bound=self.job.longest)
+                load = self._load or self._engine(meter)
                 self._scorer = load(self.job.model, self.spec, self.job.settings, self.job.device, **self._shared)
         return self._scorer
+
+    def _engine(self, meter: Meter) -> Load:
+        from npd_ascend.annotate.prefill import Scorer
+
+        started("annotate")
+        return partial(Scorer, compiling=meter.paused, compiled=self.job.compiled, bound=self.job.longest)
 
     def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[np.ndarray]:
         ids = _lists(prompts["prompt_ids"], np.int32)
@@ -171,6 +181,17 @@ class _Annotator:
                             f"{self.job.settings.row_length}: raise it to at least that")
 
 
+def _table(rollouts: pa.Table, responses: list[np.ndarray], found: Sequence[TopK | np.ndarray]) -> pa.Table:
+    """Rows of ``store.schemas.SCORES``; of a response with log-probs alone the entropy is not known."""
+    sampled = [f if isinstance(f, np.ndarray) else f.sampled for f in found]
+    return pa.table({
+        "sample_id": rollouts["sample_id"],
+        "tokens": pa.array([len(r) for r in responses], pa.int32()),
+        "nll": [-_mean(x) for x in sampled],
+        "entropy": [np.nan if isinstance(f, np.ndarray) else _mean(f.entropy) for f in found],
+    })
+
+
 def _lists(column: pa.ChunkedArray, dtype: type) -> list:
     """A list column as numpy arrays without copies; null stays None."""
     out: list[np.ndarray | None] = []
@@ -184,7 +205,3 @@ def _lists(column: pa.ChunkedArray, dtype: type) -> list:
 
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
-
-
-def _mean_nll(logprobs: np.ndarray) -> float:
-    return -_mean(logprobs)

@@ -1,14 +1,18 @@
 """What a stage is told: everything it needs, as paths and settings, in one JSON file.
 
-A stage is a function ``run(job)`` in ``npd_ascend.<room>.stage``; it reads finished datasets, writes its own and
-knows nothing of the run around it. The conductor writes jobs to ``<run>/jobs/`` and starts one child process each.
+A stage is a function ``run(job)`` in ``npd_ascend.<module>.stage``; it reads finished datasets, writes its own and
+knows nothing of the run around it. The executor writes jobs to ``<run>/jobs/`` and starts one child process each.
+
+A job's fingerprint is the hash of all that stands in it, by the marks of its fields (``config/marks.py``): of an input
+its content counts, not its path.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from npd_ascend.config.marks import CHECKPOINT, FILE, OUTPUT, SPEECH, SPEED, TOKENIZER, Holds
 from npd_ascend.config.schema import (
     AnnotateConfig,
     DataConfig,
@@ -25,18 +29,36 @@ from npd_ascend.config.schema import (
 class Device(Section):
     """Resolved device settings of a stage."""
 
-    target: Literal["cpu", "ascend"] = "cpu"
+    target: Annotated[Literal["cpu", "ascend"], SPEED] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_device_memory: str = "58GB"
+    max_device_memory: Annotated[str, SPEED] = "58GB"
 
 
-class PrepareJob(Section):
-    """Prompt files -> ``prompts`` dataset (room ``data``)."""
+class Job(Section):
+    """Base of all jobs."""
+
+    fingerprint: Annotated[str, OUTPUT]
+    """Identity of what the stage makes: the hash of all that it depends on."""
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Fields that the stage does not look at under these settings, so that they do not count."""
+        return frozenset()
+
+
+class Target(Section):
+    """A dataset that a job is to make, beside others with fingerprints of their own."""
+
+    folder: Path
+    fingerprint: str
+
+
+class PrepareJob(Job):
+    """Prompt files -> ``prompts`` dataset (module ``data``)."""
 
     out: Path
-    fingerprint: str
-    files: list[Path]
-    tokenizer: Path
+    files: Annotated[list[Path], FILE]
+    tokenizer: Annotated[Path, TOKENIZER]
     settings: DataConfig
     limit: int | None = None
     shard_size: int = 2048
@@ -44,21 +66,20 @@ class PrepareJob(Section):
     """A row without a reference answer is then an error."""
     need_answer: bool = False
     trust_remote_code: bool = False
-    student: Path | None = None
+    student: Annotated[Path | None, SPEECH] = None
     """Checkpoint whose stop ids end an answer; that of the tokenizer if None."""
-    teacher: Path | None = None
+    teacher: Annotated[Path | None, SPEECH] = None
     """Checkpoint whose stop ids end an answer too, and whose chat template may be the one that is used."""
     teacher_needed: bool = True
     """Whether the run asks the teacher anything; if not, one that does not fit the student is left aside."""
 
 
-class RolloutJob(Section):
-    """``prompts`` -> ``rollouts`` under one frozen snapshot (room ``rollout``)."""
+class RolloutJob(Job):
+    """``prompts`` -> ``rollouts`` under one frozen snapshot (module ``rollout``)."""
 
     out: Path
-    fingerprint: str
-    prompts: Path
-    model: Path
+    prompts: Annotated[Path, Holds("prompts")]
+    model: Annotated[Path, CHECKPOINT]
     generation: int
     seed: int
     settings: RolloutConfig
@@ -69,53 +90,61 @@ class RolloutJob(Section):
     vocabulary: int
     """Token ids below this count; logits from here on are padding."""
 
+    @property
+    def unread(self) -> frozenset[str]:
+        return frozenset({"model"}) if self.settings.source == "reference" else frozenset()
 
-class AnnotateJob(Section):
-    """``prompts`` + ``rollouts`` -> ``scores`` (and ``topk``) of one model by packed prefill (room ``annotate``)."""
 
-    out: Path
-    """``scores`` dataset."""
-    fingerprint: str
-    topk_out: Path | None
-    """``topk`` dataset; None: not stored (the student's pass)."""
-    topk_fingerprint: str | None = None
-    prompts: Path
-    rollouts: Path
-    model: Path
+class AnnotateJob(Job):
+    """``prompts`` + ``rollouts`` -> stored quantities of one model by packed prefill (module ``annotate``).
+
+    What is None is not asked for, and costs nothing. Its fingerprint is made of those of its targets.
+    """
+
+    scores: Annotated[Target | None, OUTPUT] = None
+    """NLL and entropy of each response after its prompt."""
+    topk: Annotated[Target | None, OUTPUT] = None
+    """The best ids of each response token with their log-probs, from the same pass as ``scores``."""
+    unconditioned: Annotated[Target | None, OUTPUT] = None
+    """NLL and entropy of each response without its prompt."""
+    prompts: Annotated[Path, Holds("prompts")]
+    rollouts: Annotated[Path, Holds("rollouts")]
+    model: Annotated[Path, CHECKPOINT]
     vocabulary: int
     """Token ids below this count; logits from here on are padding."""
     role: Literal["teacher", "student"]
-    worker: int = 0
+    worker: Annotated[int, SPEED] = 0
     """Which of ``settings.workers`` processes this is: shard s belongs to process s mod workers."""
     settings: AnnotateConfig
     device: Device = Device()
-    unconditioned: bool = True
-    """Whether the response-only pass is needed (a metric uses IFD)."""
     compiled: Path | None = None
     """Folder in which compiled graphs outlive the process; None: they do not."""
-    longest: int | None = None
+    longest: Annotated[int | None, SPEED] = None
     """Tokens that a prompt and its answer may have in any generation; None: not known beforehand."""
 
+    @property
+    def targets(self) -> dict[str, Target]:
+        """What is asked for, by field."""
+        return {what: t for what in ("scores", "topk", "unconditioned") if (t := getattr(self, what)) is not None}
 
-class SelectJob(Section):
-    """``rollouts`` + ``scores`` of both models -> ``selection`` (room ``select``)."""
+
+class SelectJob(Job):
+    """``rollouts`` + the stored quantities that the filter needs -> ``selection`` (module ``select``)."""
 
     out: Path
-    fingerprint: str
-    rollouts: Path
-    teacher_scores: Path | None
-    student_scores: Path | None
+    rollouts: Annotated[Path, Holds("rollouts")]
+    quantities: Annotated[dict[str, Path], Holds("scores")] = {}
+    """Folders of stored quantities by name, those that the filter needs."""
     settings: SelectConfig
 
 
-class PackJob(Section):
-    """Kept samples -> ``packs``: one plan of rows for each local epoch (room ``pack``)."""
+class PackJob(Job):
+    """Kept samples -> ``packs``: one plan of rows for each local epoch (module ``pack``)."""
 
     out: Path
-    fingerprint: str
-    prompts: Path
-    rollouts: Path
-    selection: Path
+    prompts: Annotated[Path, Holds("prompts")]
+    rollouts: Annotated[Path, Holds("rollouts")]
+    selection: Annotated[Path, Holds("selection")]
     epochs: int
     """Plans to make: local epochs 0..epochs-1."""
     first_epoch_seed: int
@@ -138,25 +167,26 @@ class Declaration(Section):
     """Entries of tokenizer_config.json."""
 
 
-class TrainJob(Section):
-    """One generation of training (room ``train``): from the last checkpoint to the next sync or the end."""
+class TrainJob(Job):
+    """One generation of training (module ``train``): from the last checkpoint to the next sync or the end."""
 
-    prompts: Path
-    rollouts: Path
-    topk: Path | None
-    selection: Path
-    packs: Path
-    student: Path
+    prompts: Annotated[Path, Holds("prompts")]
+    rollouts: Annotated[Path, Holds("rollouts")]
+    topk: Annotated[Path | None, Holds("topk")]
+    selection: Annotated[Path, Holds("selection")]
+    packs: Annotated[Path, Holds("packs")]
+    student: Annotated[Path, CHECKPOINT]
     """HF folder of the initial student (architecture, tokenizer files, weights of step 0)."""
     snapshot: Path
     """HF folder of the generator of this generation's rollouts; lag is measured against it."""
+    before: str | None = None
+    """Fingerprint of the training of the generation before, whose last checkpoint this one goes on from."""
     checkpoints: Path
     """Folder of ``step-NNNNNNNN`` checkpoints, shared by all generations."""
     out: Path
     """Folder of this generation's outcome: ``done.json``, ``next/`` (HF export for the next generation)."""
     metrics: Path
     """metrics.jsonl of the run."""
-    fingerprint: str
     generation: int
     start_progress: float
     """Epochs of the run that lie behind this generation's first step."""
@@ -178,19 +208,18 @@ class TrainJob(Section):
     device: Device = Device()
     compiled: Path | None = None
     """Folder in which compiled graphs outlive the process; None: they do not."""
-    longest: int | None = None
+    longest: Annotated[int | None, SPEED] = None
     """Tokens that a prompt and its answer may have in any generation; None: not known beforehand."""
 
 
-class EvaluateJob(Section):
-    """``prompts`` + greedy or sampled ``rollouts`` -> accuracy (room ``evaluate``)."""
+class EvaluateJob(Job):
+    """``prompts`` + greedy or sampled ``rollouts`` -> accuracy (module ``evaluate``)."""
 
     out: Path
     """JSON file with the result."""
-    fingerprint: str
-    prompts: Path
-    rollouts: Path
-    tokenizer: Path
+    prompts: Annotated[Path, Holds("prompts")]
+    rollouts: Annotated[Path, Holds("rollouts")]
+    tokenizer: Annotated[Path, TOKENIZER]
     trust_remote_code: bool = False
     name: str
     """What was evaluated, e.g. ``start``, ``generation 1``, ``end``."""

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from npd_ascend.config.marks import FILE, SPEED, TEMPLATE, Only
+
 Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -26,10 +28,12 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where a run lives and what makes it reproducible."""
 
-    dir: Path
+    dir: Annotated[Path, SPEED]
     """Run directory; made when missing, resumed when it holds a run of the same configuration."""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Root of every random choice: sampling seeds, packing order."""
+    recipe: str = "npd"
+    """What happens in which order: a file of ``recipes/``, or ``module:function``."""
 
 
 class ModelsConfig(Section):
@@ -60,7 +64,7 @@ class DataConfig(Section):
     """What the answer checker compares with."""
     template: Literal["auto", "chat", "raw"] = "auto"
     """``chat``: the tokenizer's chat template; ``raw``: the prompt as it stands; ``auto``: chat when there is one."""
-    chat_template: Annotated[str, Field(min_length=1)] = "auto"
+    chat_template: Annotated[str, Field(min_length=1), TEMPLATE] = "auto"
     """Which chat template renders the input of both models: ``student``, ``teacher``, the path of a template's file or
     of a tokenizer's folder, or ``auto``: the only one there is; of two that differ, the teacher's where the student is
     a base model (its stop tokens lack its template's end of turn, as Qwen2.5's base models' do), the student's where
@@ -92,23 +96,23 @@ class RolloutConfig(Section):
     """0 means no restriction."""
     stop_token_ids: list[Natural] = []
     """Beside the end-of-sequence ids of the checkpoint."""
-    workers: Count = 1
+    workers: Annotated[Count, SPEED] = 1
     """Engines that share the prompts; on Ascend one a device or tensor-parallel group."""
-    tensor_parallel: Count = 1
-    max_num_seqs: Count = 128
+    tensor_parallel: Annotated[Count, SPEED] = 1
+    max_num_seqs: Annotated[Count, SPEED] = 128
     shard_size: Count = 2048
     """Prompts a shard: what a kill can cost is the tokens in flight, what a checksum guards is a shard."""
-    kv_cache_gib: Positive = 1.0
+    kv_cache_gib: Annotated[Positive, SPEED] = 1.0
     """CPU only: room for the KV cache."""
-    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0), SPEED] = 0.3
     """Share of device memory vLLM may take; 0.9 when it has the device for itself."""
-    keep_alive: bool = True
+    keep_alive: Annotated[bool, SPEED] = True
     """Keeps the engines up between generations and reloads weights in place instead of starting them anew."""
-    enforce_eager: bool | None = None
+    enforce_eager: Annotated[bool | None, SPEED] = None
     """None: eager on CPU, graphs on Ascend."""
-    max_failures: Natural = 3
+    max_failures: Annotated[Natural, SPEED] = 3
     """A dead or hanging worker is restarted so often before the run stops."""
-    hang_seconds: Positive = 900.0
+    hang_seconds: Annotated[Positive, SPEED] = 900.0
     """A worker that finishes nothing for so long is taken for dead."""
 
     @model_validator(mode="after")
@@ -126,7 +130,7 @@ class RolloutConfig(Section):
 class AnnotateConfig(Section):
     """Packed prefill over all rollouts: top-k, logZ, log-prob, entropy, NLLs."""
 
-    k: Count = 10
+    k: Annotated[Count, Only("topk")] = 10
     """Stored logits a token [P]."""
     row_length: Annotated[int, Field(ge=16, multiple_of=16)] = 32768
     """Tokens a packed row [P]."""
@@ -134,14 +138,14 @@ class AnnotateConfig(Section):
     """Rows a forward pass."""
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
-    workers: Count = 1
+    workers: Annotated[Count, SPEED] = 1
     """Groups of processes that share the shards; each group holds the whole model."""
-    tensor_parallel: Count = 1
+    tensor_parallel: Annotated[Count, SPEED] = 1
     """Devices over which the teacher is cut; ``workers`` groups of so many. The student is cut over no more than in
     training, and takes more groups instead."""
-    value_bits: Annotated[int, Field(ge=6, le=16)] = 10
+    value_bits: Annotated[int, Field(ge=6, le=16), Only("topk")] = 10
     """Bits a stored log-prob; see store/topk_codec.py for the error of each width."""
-    student_nll: Literal["prefill", "rollout"] = "prefill"
+    student_nll: Annotated[Literal["prefill", "rollout"], Only("scores_student")] = "prefill"
     """Conditioned NLL of the student: by its own prefill (deterministic), or from the rollout's log-probs (free)."""
 
 
@@ -162,7 +166,7 @@ class SelectConfig(Section):
     """Takes the place of ``upper``."""
     keep_truncated: bool = True
     """Samples that ran into max_new_tokens stay in."""
-    warn_keep_below: Fraction01 = 0.85
+    warn_keep_below: Annotated[Fraction01, SPEED] = 0.85
     """A keep rate under this (the paper keeps 96 %) is shown as a warning in the run and its report."""
 
     @model_validator(mode="after")
@@ -232,9 +236,9 @@ class TrainConfig(Section):
     """Positions whose logits over the whole vocabulary stand in memory at once."""
     recompute: bool = False
     """Computes the activations of each layer again in the backward pass: a third more work, memory of one layer."""
-    checkpoint_every: Natural = 0
+    checkpoint_every: Annotated[Natural, SPEED] = 0
     """Optimiser steps between checkpoints, beside those at the end of each epoch; 0: only there."""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Annotated[Count, SPEED] = 2
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
@@ -282,7 +286,7 @@ class EvaluateConfig(Section):
     limit: Count | None = None
     checker: str = "exact"
     """A registered answer checker: exact, number, maze."""
-    checker_data: Path | None = None
+    checker_data: Annotated[Path | None, FILE] = None
     """File a checker needs (the map of the maze)."""
     samples: Paths = 0
     """Sampled answers a prompt for pass@n; 0: greedy only."""
@@ -340,8 +344,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     sync: SyncConfig = SyncConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    device: DeviceConfig = DeviceConfig()
-    report: ReportConfig = ReportConfig()
+    device: Annotated[DeviceConfig, SPEED] = DeviceConfig()
+    report: Annotated[ReportConfig, SPEED] = ReportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -386,13 +390,3 @@ class Config(Section):
         a = self.annotate
         each = min(a.tensor_parallel, self.train.tensor_parallel)
         return a.model_copy(update={"tensor_parallel": each, "workers": a.workers * a.tensor_parallel // each})
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether both models must score the samples (select by a metric)."""
-        return self.select.metric != "none"
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the teacher must annotate (KD, or a metric)."""
-        return self.train.loss.kd_weight > 0 or self.needs_scores

@@ -10,14 +10,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from npd_ascend.config.schema import LossConfig
+from npd_ascend.config.schema import Config, LossConfig
+from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,8 +65,21 @@ class Tokens:
     logprobs: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class TokenWeight:
+    """A registered token weight.
+
+    Attributes:
+        function: weighs the tokens of a sample.
+        needs: what it cannot do without: ``topk`` (``Tokens.teacher``), ``logprobs``.
+    """
+
+    function: TOKEN_WEIGHT
+    needs: frozenset[str]
+
+
 _DIVERGENCES: dict[str, Divergence] = {}
-_WEIGHTS: dict[str, TOKEN_WEIGHT] = {}
+_WEIGHTS: dict[str, TokenWeight] = {}
 _T = TypeVar("_T")
 
 
@@ -79,11 +93,11 @@ def divergence(name: str, *, student_weighted: bool, parameter: float = 0.0) -> 
     return enter
 
 
-def token_weight(name: str) -> Callable[[TOKEN_WEIGHT], TOKEN_WEIGHT]:
-    """Decorator that enters a token weight under the name used in ``train.loss.token_weight``."""
+def token_weight(name: str, needs: Collection[str] = ()) -> Callable[[TOKEN_WEIGHT], TOKEN_WEIGHT]:
+    """Decorator that enters a token weight under the name used in ``train.loss.token_weight``; see ``TokenWeight``."""
 
     def enter(function: TOKEN_WEIGHT) -> TOKEN_WEIGHT:
-        _WEIGHTS[name] = function
+        _WEIGHTS[name] = TokenWeight(function, frozenset(needs))
         return function
 
     return enter
@@ -97,7 +111,7 @@ def divergences() -> dict[str, Divergence]:
     return dict(sorted(_DIVERGENCES.items()))
 
 
-def token_weights() -> dict[str, TOKEN_WEIGHT]:
+def token_weights() -> dict[str, TokenWeight]:
     """All token weights by name."""
     from npd_ascend.objectives import token_weights as folder
 
@@ -133,13 +147,20 @@ def _divergence(text: str, loss: LossConfig) -> tuple[Divergence, float]:
     return found, parameter
 
 
-def find_token_weight(loss: LossConfig) -> TOKEN_WEIGHT:
+def find_token_weight(loss: LossConfig) -> TokenWeight:
     """The configured token weight.
 
     Raises:
         UserError: unknown name; the message names the nearest.
     """
     return _find(token_weights(), loss.token_weight, "train.loss.token_weight", "token weight")
+
+
+def needed(config: Config) -> frozenset[str]:
+    """Stored quantities that the configured loss looks at: its divergences, and its token weight."""
+    loss = config.train.loss
+    own = find_token_weight(loss).needs & QUANTITIES.keys()
+    return own | {"topk"} if loss.kd_weight > 0 else own
 
 
 def mean_one(weights: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.objectives.registry import find_divergences, find_token_weight
+from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
 from npd_ascend.select.registry import find as find_filter
 
@@ -97,15 +98,15 @@ def check_engine(config: Config, target: str, longest_prompt: int) -> None:
 
 
 def _asks_teacher(config: Config) -> bool:
-    return config.needs_teacher or config.rollout.source == "teacher"
+    return asks(config, "teacher") or config.rollout.source == "teacher"
 
 
 def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
     """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out."""
     t = config.train
     for key, size, spec, context in (
-        ("annotate", config.annotate.tensor_parallel if config.needs_teacher else 1, teacher, 1),
-        ("annotate", config.annotate_student.tensor_parallel if config.needs_scores else 1, student, 1),
+        ("annotate", config.annotate.tensor_parallel if asks(config, "teacher") else 1, teacher, 1),
+        ("annotate", config.annotate_student.tensor_parallel if asks(config, "student") else 1, student, 1),
         ("train", t.tensor_parallel, student, t.context_parallel),
     ):
         try:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from npd_ascend.config.schema import Config, Split
+from npd_ascend.config.stages import Side
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import visible_npus
 
-Side = Literal["rollout", "train"]
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 

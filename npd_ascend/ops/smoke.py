@@ -89,7 +89,7 @@ def judge_run(run: RunDir, dtype: str) -> list[Finding]:
     for generation in run.generations():
         g = run.generation(generation)
         ours = Dataset.open(g.rollouts, "rollouts").read_all(["logprobs"])["logprobs"].to_pylist()
-        theirs = Dataset.open(g.student_scores, "scores").read_all(["nll_cond"])["nll_cond"].to_numpy()
+        theirs = Dataset.open(g.student_scores, "scores").read_all(["nll"])["nll"].to_numpy()
         gaps = [abs(-np.mean(a, dtype=np.float64) - b) for a, b in zip(ours, theirs, strict=True) if a]
         what = "vLLM and MindFormers agree on the answers" + (", weights reloaded" if generation else "")
         worst = float(max(gaps)) if gaps and not np.isnan(gaps).any() else float("nan")

@@ -1,1 +1,1 @@
-"""The conductor: generations, sync policies, stage processes, resume."""
+"""The executor of recipes: steps and their fingerprints, stage processes, sync policies, resume."""

@@ -8,31 +8,12 @@ from typing import Any
 import yaml
 
 from npd_ascend.config import Config, dump_config
+from npd_ascend.config.marks import SPEED
+from npd_ascend.config.schema import Section
 from npd_ascend.errors import UserError
 from npd_ascend.ops.inputs import check_models, check_names
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.layout import RunDir
-
-# Settings that may change between two starts of one run without changing what it makes.
-_FREE = (
-    "run.dir",
-    "rollout.workers",
-    "rollout.tensor_parallel",
-    "rollout.max_num_seqs",
-    "rollout.kv_cache_gib",
-    "rollout.memory_fraction",
-    "rollout.keep_alive",
-    "rollout.enforce_eager",
-    "rollout.max_failures",
-    "rollout.hang_seconds",
-    "annotate.workers",
-    "annotate.tensor_parallel",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "select.warn_keep_below",
-    "device",
-    "report",
-)
 
 
 def check_config(config: Config) -> None:
@@ -90,14 +71,19 @@ def _stored(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """Changed settings as ``key = old, now new``."""
-    if at in _FREE or old == new:
+def _differences(old: Any, new: Any, kind: type[Section] | None = Config, at: str = "") -> list[str]:
+    """Changed settings as ``key = old, now new``, but for those that change nothing that the run makes."""
+    if old == new:
         return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            d
-            for key in [*new, *(k for k in old if k not in new)]
-            for d in _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-        ]
-    return [f"{at} = {old}, now {new}"]
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [f"{at} = {old}, now {new}"]
+    fields = kind.model_fields if kind else {}
+    found = []
+    for key in [*new, *(k for k in old if k not in new)]:
+        field = fields.get(key)
+        if field is not None and SPEED in field.metadata:
+            continue
+        inner = field.annotation if field is not None else None
+        section = inner if isinstance(inner, type) and issubclass(inner, Section) else None
+        found += _differences(old.get(key), new.get(key), section, f"{at}.{key}" if at else key)
+    return found

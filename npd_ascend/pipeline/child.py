@@ -1,6 +1,6 @@
 """A stage's process: ``python -m npd_ascend.pipeline.child JOB.json``.
 
-Exit codes: 0 done, 2 the user has to mend something, 3 a damaged shard (the conductor regenerates it), 1 a fault.
+Exit codes: 0 done, 2 the user has to mend something, 3 a damaged shard (the executor has it made again), 1 a fault.
 """
 
 from __future__ import annotations
@@ -16,50 +16,41 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from npd_ascend import out_of_memory
-from npd_ascend.config import jobs
+from npd_ascend.config.jobs import Job
+from npd_ascend.config.stages import STAGES, Stage
 from npd_ascend.errors import EXIT_USER, CorruptShard, UserError, of_the_disk
 from npd_ascend.pipeline.processes import die_with_parent
 from npd_ascend.progress import emit
 from npd_ascend.visible import one_line
 
-_ROOMS: dict[str, type[jobs.Section]] = {
-    "data": jobs.PrepareJob,
-    "rollout": jobs.RolloutJob,
-    "annotate": jobs.AnnotateJob,
-    "select": jobs.SelectJob,
-    "pack": jobs.PackJob,
-    "train": jobs.TrainJob,
-    "evaluate": jobs.EvaluateJob,
-}
 
-
-def write_job(path: Path, room: str, job: jobs.Section) -> None:
+def write_job(path: Path, stage: str, job: Job) -> None:
     """Stores a job for ``main``."""
     from npd_ascend.store.atomic import write_json
 
-    write_json(path, {"room": room, "job": job.model_dump(mode="json")})
+    write_json(path, {"stage": stage, "job": job.model_dump(mode="json")})
 
 
-def read_job(path: Path) -> tuple[str, jobs.Section]:
-    """Room and job that ``write_job`` stored.
+def read_job(path: Path) -> tuple[Stage, Job]:
+    """Stage and job that ``write_job`` stored.
 
     Raises:
         UserError: no readable job file.
     """
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
-        room = spec["room"]
-        return room, _ROOMS[room].model_validate(spec["job"])
+        stage = STAGES[spec["stage"]]
+        return stage, stage.job.model_validate(spec["job"])
     except OSError as e:
         raise UserError(f"job file {path}: cannot be read ({e.strerror})") from None
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"job file {path}: {where}: {first['msg']}; the conductor writes it anew") from None
+        raise UserError(f"job file {path}: {where}: {first['msg']}; the run writes it again") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            f"job file {path}: not a job: an object with 'room' ({', '.join(_ROOMS)}) and 'job' is expected; "
-            f"the conductor writes it anew"
+            f"job file {path}: not a job: an object with 'stage' ({', '.join(STAGES)}) and 'job' is expected; "
+            f"the run writes it again"
         ) from None
 
 
@@ -69,39 +60,39 @@ def main(argv: list[str] | None = None) -> int:
     if len(given) != 1:
         return _say("expected one job file, e.g. RUN/jobs/g000-select.json", EXIT_USER)
     try:
-        room, job = read_job(Path(given[0]))
+        stage, job = read_job(Path(given[0]))
     except UserError as e:
         emit("error", text=str(e), stage="job")
         return _say(e, EXIT_USER)
-    die_with_parent()  # msrun and Ray stand between this process and the conductor
+    die_with_parent()  # msrun and Ray stand between this process and the executor
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        importlib.import_module(f"npd_ascend.{room}.stage").run(job)
+        importlib.import_module(f"npd_ascend.{stage.module}.stage").run(job)
         return 0
     except CorruptShard as e:
         emit("corrupt", dataset=e.dataset, index=e.index, text=str(e))
         return _say(e, e.exit_code)
     except UserError as e:
-        emit("error", text=str(e), stage=room)
+        emit("error", text=str(e), stage=stage.module)
         return _say(e, EXIT_USER)
     except Exception as e:
-        advice = _advice(e, room)
+        advice = _advice(e, stage.module)
         try:
             traceback.print_exc()
         except OSError:
             pass  # see _say
         if advice:
-            emit("error", text=advice, stage=room)
+            emit("error", text=advice, stage=stage.module)
             return _say(advice, EXIT_USER)
         return 1
 
 
-def _advice(e: Exception, room: str) -> str | None:
+def _advice(e: Exception, module: str) -> str | None:
     """One line for faults of the surroundings that have a remedy."""
     if isinstance(e, OSError) and (told := of_the_disk(e)):
         return told
-    told = out_of_memory.advice(e, room)
-    return f"{room}: {told}" if told else None
+    told = out_of_memory.advice(e, module)
+    return f"{module}: {told}" if told else None
 
 
 def _say(what: object, code: int) -> int:

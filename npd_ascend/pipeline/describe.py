@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Collection
 
 from npd_ascend.config import Config, dump_config
 from npd_ascend.errors import UserError
@@ -12,7 +11,9 @@ from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate, render
 from npd_ascend.pipeline.checks import check_config
-from npd_ascend.pipeline.steps import Step, StepBuilder
+from npd_ascend.pipeline.steps import StepBuilder
+from npd_ascend.pipeline.sync import span
+from npd_ascend.recipes import find
 from npd_ascend.store.layout import RunDir
 
 
@@ -22,13 +23,14 @@ def describe(config: Config) -> str:
     Raises:
         UserError: whatever would stop the run before its first stage.
     """
+    recipe = find(config.run.recipe)
     check_config(config)
     device = resolve_device(config.device)
     environments, nodes = Environments.find(), Nodes.from_environment()
     placement = Placement.of(config, device.target)
     placement.check(config, nodes.count)
-    run = RunDir(config.run.dir)
-    steps = StepBuilder(config, run, device, remember_hashes=False)
+    outline = Outline(StepBuilder(config, RunDir(config.run.dir), device, remember_hashes=False))
+    recipe(config, outline)
     lines = [
         "# resolved configuration",
         dump_config(config).rstrip(),
@@ -37,34 +39,43 @@ def describe(config: Config) -> str:
         f"{device.target}, {device.dtype}; MindSpore: {environments.mindspore}; rollout: {environments.rollout}",
         f"{placement.describe()}; nodes: {nodes.count}",
         "",
-        f"# stages ({run.root})",
+        f"# stages ({config.run.dir})",
+        *(f"  {name:<32} {state}" for name, state in outline.lines),
+        "",
+        "# cost",
+        render(estimate(config)),
     ]
-    lines += [f"  {name:<24} {state}" for name, state in _states(config, steps)]
-    lines += ["", "# cost", render(estimate(config))]
     return "\n".join(lines)
 
 
-def _states(config: Config, steps: StepBuilder) -> list[tuple[str, str]]:
-    """Each step with ``done`` or ``to do``; generations that depend on the lag are named as possible."""
-    out = [("prepare", _state(steps.prepare))]
-    dynamic = config.sync.policy == "kl"
-    generations = (config.sync.refreshes if dynamic else len(config.sync_points())) + 1
-    for g in range(generations):
-        note = " (if the lag reaches sync.epsilon)" if g and dynamic else ""
-        makers: dict[str, Callable[[], Step]] = {"rollout": partial(steps.rollout, g)}
-        if config.needs_teacher:
-            makers["annotate_teacher"] = partial(steps.annotate, g, "teacher")
-        if config.needs_scores:
-            makers["annotate_student"] = partial(steps.annotate, g, "student")
-        makers |= {name: partial(getattr(steps, name), g) for name in ("select", "pack", "train")}
-        out += [(f"g{g:03d} {name}", _state(make) + note) for name, make in makers.items()]
-    if config.evaluate.prompts:
-        out.append(("evaluate", "start, " + ("each sync, " if config.evaluate.at_sync else "") + "end"))
-    return out
+class Outline:
+    """Walks a recipe and notes of each stage whether it is done; generations that only the lag may bring are named as
+    possible.
 
+    Args:
+        steps: of the run.
 
-def _state(make: Callable[[], Step]) -> str:
-    try:
-        return "done" if make().complete else "to do"
-    except UserError:
-        return "to do"  # its inputs are not there yet
+    Attributes:
+        lines: (stage, state).
+    """
+
+    def __init__(self, steps: StepBuilder):
+        self._steps, self._config = steps, steps.config
+        self.lines: list[tuple[str, str]] = []
+
+    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+                 ) -> None:
+        try:
+            step = self._steps.step(stage, generation, quantities=quantities, evaluation=evaluation)
+            state = "done" if step.complete else "to do"
+        except UserError:
+            state = "to do"  # its inputs are not there yet
+        note = " (if the lag reaches sync.epsilon)" if generation > 0 and self._config.sync.policy == "kl" else ""
+        name = f"g{generation:03d} {stage}" if generation >= 0 else stage
+        self.lines.append((f"{name} {evaluation}".rstrip(), state + note))
+
+    def refresh(self, generation: int) -> bool:
+        return not span(self._config, generation, 0.0).last
+
+    def export(self, generation: int) -> None:
+        """Costs nothing that a line is worth."""

@@ -42,11 +42,10 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     runner = Runner(config, run, Environments.find(), LiveView(), Placement.of(config, device.target))
     try:
         runner.start()
-        steps = StepBuilder(config, run, device)
-        runner.run_step(steps.prepare(evaluation=True, alone=True))
-        runner.run_step(steps.eval_rollout("checkpoint", checkpoint, 0), stage="evaluate")
-        step = steps.evaluate("checkpoint", 0)
-        runner.run_step(step)
+        steps = StepBuilder(config, run, device, alone=True)
+        for stage in ("prepare_eval", "evaluate_rollout", "evaluate"):
+            step = steps.step(stage, 0, evaluation="checkpoint")
+            runner.run_step(step)
     except ShardLost as e:  # of the checkpoint, which another run wrote, or of the answers, which are made again
         raise UserError(str(e)) from None
     finally:

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from npd_ascend.config import Config
-from npd_ascend.config.jobs import AnnotateJob, Section, TrainJob
+from npd_ascend.config.jobs import AnnotateJob, Job, RolloutJob, TrainJob
+from npd_ascend.config.stages import Side, side_of
 from npd_ascend.ops.nodes import Nodes
-from npd_ascend.ops.placement import Placement, Side
+from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import child as child_module
 from npd_ascend.pipeline.processes import child_environment, free_port
 from npd_ascend.rollout.cluster import Cluster, RayNode
 
 
-def ranks(job: Section) -> int:
+def ranks(job: Job) -> int:
     """Processes that work on a job together, under msrun when there are several."""
     if isinstance(job, TrainJob):
         return job.settings.ranks
@@ -24,7 +25,7 @@ def ranks(job: Section) -> int:
     return 1
 
 
-def nodes_of(job: Section, nodes: Nodes) -> tuple[int, ...]:
+def nodes_of(job: Job, nodes: Nodes) -> tuple[int, ...]:
     """Numbers of the nodes that a job runs on: training on all, an annotation worker on its own, others on node 0."""
     if isinstance(job, TrainJob) and ranks(job) > 1:
         return tuple(range(nodes.count))
@@ -33,7 +34,7 @@ def nodes_of(job: Section, nodes: Nodes) -> tuple[int, ...]:
     return (0,)
 
 
-def command(python: Path, path: Path, job: Section, nodes: Nodes, logs: Path) -> list[str]:
+def command(python: Path, path: Path, job: Job, nodes: Nodes, logs: Path) -> list[str]:
     """Command line of a job on this node.
 
     Args:
@@ -55,7 +56,7 @@ def command(python: Path, path: Path, job: Section, nodes: Nodes, logs: Path) ->
             *where, f"--log_dir={logs}", *run]
 
 
-def environment(job: Section, placement: Placement, nodes: Nodes) -> dict[str, str]:
+def environment(job: Job, placement: Placement, nodes: Nodes) -> dict[str, str]:
     """Variables that give a job its devices on this node, and its part of the cores."""
     side = _side(job)
     if side is None:
@@ -73,13 +74,13 @@ def environment(job: Section, placement: Placement, nodes: Nodes) -> dict[str, s
     return placement.environment(side, 0, max(1, ranks(job) // len(nodes_of(job, nodes))))
 
 
-def cores(job: Section, placement: Placement) -> tuple[int, ...] | None:
+def cores(job: Job, placement: Placement) -> tuple[int, ...] | None:
     """Cores that a job is tied to; None: all."""
     side = _side(job)
     return placement.cores(side) if side else None
 
 
-def collides(job: Section, placement: Placement) -> bool:
+def collides(job: Job, placement: Placement) -> bool:
     """Whether a job needs the devices on which rollout engines stand."""
     side = _side(job)
     return side is not None and placement.collide(side)
@@ -115,5 +116,6 @@ def progress_file(logs: Path, rank: int) -> Path:
     return logs / ("progress.jsonl" if rank == 0 else f"progress-node{rank}.jsonl")
 
 
-def _side(job: Section) -> Side | None:
-    return "train" if isinstance(job, TrainJob) else "rollout" if isinstance(job, AnnotateJob) else None
+def _side(job: Job) -> Side | None:
+    """Devices that a process of a job works on; rollouts that take engines are not processes of this kind."""
+    return None if isinstance(job, RolloutJob) else side_of(type(job))

@@ -1,4 +1,4 @@
-"""Child processes that never outlive the conductor and whose words are kept."""
+"""Child processes that never outlive the executor and whose words are kept."""
 
 from __future__ import annotations
 

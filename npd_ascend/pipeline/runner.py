@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend import out_of_memory
-from npd_ascend.config.jobs import RolloutJob, Section
+from npd_ascend.config.jobs import Job, RolloutJob
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
 from npd_ascend.ops.environments import Environments
@@ -188,25 +188,20 @@ class Runner:
 
     # ---- steps
 
-    def run_step(self, step: Step, stage: str | None = None) -> None:
-        """Runs a step to its end in the foreground; does nothing when it is complete already.
-
-        Args:
-            step: what to run.
-            stage: name under which its time is booked, when not the step's own.
-        """
+    def run_step(self, step: Step) -> None:
+        """Runs a step to its end in the foreground; does nothing when it is complete already."""
         if step.complete:
             return
         if isinstance(step.job, RolloutJob) and step.job.settings.source != "reference":
-            self._timed(step, lambda: self._run_on_pool(step), stage)
+            self._timed(step, lambda: self._run_on_pool(step))
         else:
-            self._timed(step, lambda: self._run_children(step), stage)
+            self._timed(step, lambda: self._run_children(step))
 
     def launch(self, step: Step) -> Running:
         """Starts a step's process, or its processes on several nodes, and returns at once."""
         self._make_room(step.job)
         path = self.run.jobs / f"{step.name}.json"
-        write_job(path, step.room, step.job)
+        write_job(path, step.stage.name, step.job)
         parts = [self._launch_on(step, path, node) for node in launch.nodes_of(step.job, self.nodes)]
         child = parts[0] if len(parts) == 1 else Crew(step.name, parts)
         self._children.append(child)
@@ -223,7 +218,7 @@ class Runner:
         env |= launch.environment(step.job, self.placement, self.nodes)
         return Child(step.name, command, env, log, launch.cores(step.job, self.placement))
 
-    def _make_room(self, job: Section) -> None:
+    def _make_room(self, job: Job) -> None:
         """Engines leave the devices, and their memory, that a job needs."""
         if launch.collides(job, self.placement):
             self.close_pool()
@@ -253,32 +248,31 @@ class Runner:
         if code in (EXIT_USER, EXIT_CORRUPT):
             raise UserError(f"{step.name}: {child.last_words()}")
         if code != 0 and child.ran_out_of_memory():
-            raise UserError(f"{step.name}: out of memory; {out_of_memory.remedy(step.room)}; its log is {child.log}")
+            raise UserError(f"{step.name}: out of memory; {step.stage.memory}; its log is {child.log}")
         if code != 0 and (told := out_of_memory.no_thread(child.last_words(20))):
             raise UserError(f"{step.name}: {told}; its log is {child.log}")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         if code == -signal.SIGKILL:
-            how += f" (if nobody did that, memory ran out: {out_of_memory.remedy(step.room)})"
+            how += f" (if nobody did that, memory ran out: {step.stage.memory})"
         if code == 0:
             how = "ended without finishing its output"
         last = child.last_words()
         raise UserError(f"{step.name} {how}; its log is {child.log}" + (f", last line: {last}" if last else ""))
 
-    def book(self, step: Step, seconds: float, stage: str | None = None, ended: float | None = None) -> None:
+    def book(self, step: Step, seconds: float, ended: float | None = None) -> None:
         """Writes the ``stage`` row of metrics.jsonl: wall seconds (start-up included), busy seconds, units, tokens;
         for MindSpore's stages also what importing (``start``) and compiling (``compile``) took.
 
         Args:
             step: what has run.
             seconds: how long.
-            stage: name under which its time is booked, when not the step's own.
             ended: when it ended, if not now.
         """
-        samples, tokens, busy = self.monitor.totals(step.stage.split("_")[0])
-        spent = self.monitor.spent(step.stage.split("_")[0])
+        samples, tokens, busy = self.monitor.totals(step.stage.reports)
+        spent = self.monitor.spent(step.stage.reports)
         self.metrics.log(
             "stage",
-            stage=stage or step.stage,
+            stage=step.stage.heading,
             generation=step.generation,
             seconds=round(seconds, 3),
             busy=round(busy, 3),
@@ -291,26 +285,26 @@ class Runner:
 
     def _run_children(self, step: Step) -> None:
         """Runs a step's processes side by side; when one fails the others are stopped."""
-        shares = step.shares()
-        children = [self.launch(share) for share in shares]
+        parts = step.processes()
+        children = [self.launch(part) for part in parts]
         try:
             while any(c.poll() is None for c in children) and not any(c.poll() for c in children):
                 time.sleep(_POLL_S)
-            failed_first = sorted(zip(shares, children, strict=True), key=lambda pair: not pair[1].poll())
-            for share, child in failed_first:
-                self.finish(share, child)
+            failed_first = sorted(zip(parts, children, strict=True), key=lambda pair: not pair[1].poll())
+            for part, child in failed_first:
+                self.finish(part, child)
         finally:
             for child in children:
                 child.stop()
             self._children = [c for c in self._children if c not in children]
 
-    def _timed(self, step: Step, work: Callable[[], None], stage: str | None) -> None:
-        self.monitor.reset(step.stage.split("_")[0])
+    def _timed(self, step: Step, work: Callable[[], None]) -> None:
+        self.monitor.reset(step.stage.reports)
         start = time.monotonic()
         try:
             work()
         finally:  # time that a failed try took is time all the same
-            self.book(step, time.monotonic() - start, stage)
+            self.book(step, time.monotonic() - start)
 
     def _run_on_pool(self, step: Step) -> None:
         assert isinstance(step.job, RolloutJob)

@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from npd_ascend import __version__
+from npd_ascend.config.stages import title
 from npd_ascend.report import numbers
-from npd_ascend.report.collect import STAGE_NAMES, Evaluation, Run, collect, last
+from npd_ascend.report.collect import Evaluation, Run, collect, last
 from npd_ascend.report.paper import LAG, TIME, ZONES
 from npd_ascend.report.samples import gallery
 from npd_ascend.report.warnings import warnings_of
@@ -85,7 +86,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     if wall is not None:
         stages = sorted(run.times(), key=lambda t: -t.seconds)[:2]
         total = sum(t.seconds for t in run.times())
-        shares = ", ".join(f"{STAGE_NAMES.get(t.stage, t.stage)} {numbers.percent(t.seconds / total, 0)}"
+        shares = ", ".join(f"{title(t.stage)} {numbers.percent(t.seconds / total, 0)}"
                            for t in stages if total)
         tiles.append(("Total time", numbers.duration(wall), shares))
     if run.generations:
@@ -146,7 +147,7 @@ def _stages(run: Run) -> list[dict[str, Any]]:
             for stage, name, share in TIME]
     others = [t for s, t in times.items() if s not in {x[0] for x in TIME}]
     return (rows if total else []) + [
-        {"name": STAGE_NAMES.get(t.stage, t.stage).capitalize(), "time": t, "paper": None, "share": None}
+        {"name": title(t.stage).capitalize(), "time": t, "paper": None, "share": None}
         for t in others]
 
 

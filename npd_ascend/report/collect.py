@@ -16,10 +16,6 @@ from npd_ascend.report.generation import Generation, prompt_hashes, read_generat
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 
-STAGE_NAMES = {"prepare": "prepare", "rollout": "rollout", "annotate_teacher": "annotate, teacher",
-               "annotate_student": "annotate, student", "select": "select", "pack": "pack", "train": "train",
-               "evaluate": "evaluate"}
-
 
 @dataclass
 class Evaluation:

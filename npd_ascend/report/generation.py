@@ -153,9 +153,9 @@ def read_generation(folder: GenerationDir, index: int, prompts: np.ndarray, prob
 
     rollouts = attempt(folder.rollouts, "rollouts", lambda d: _rollouts(d, prompts))
     selection = attempt(folder.selection, "selection", _selection)
-    entropy, mass = attempt(folder.teacher_scores, "scores", _scores) or (None, None)
+    entropy = attempt(folder.teacher_scores, "scores", _entropy)
     packing = attempt(folder.packs, "packs", _packing)
-    store = attempt(folder.topk, "topk", lambda d: _store(d, mass))
+    store = attempt(folder.topk, "topk", _store)
     return Generation(index, rollouts, selection, packing, store, entropy)
 
 
@@ -211,22 +211,18 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {str(v["values"]): int(v["counts"]) for v in sorted(values, key=lambda v: -v["counts"])}
 
 
-def _scores(dataset: Dataset) -> tuple[float | None, float | None]:
-    """Token means of the entropy and of the mass inside the top-k."""
-    table = dataset.read_all(["tokens", "entropy", "topk_mass"])
-    tokens = table["tokens"].to_numpy()
-
-    def mean(name: str) -> float | None:
-        x = table[name].to_numpy()
-        ok = np.isfinite(x) & (tokens > 0)
-        return float(np.average(x[ok], weights=tokens[ok])) if ok.any() else None
-
-    return mean("entropy"), mean("topk_mass")
+def _entropy(dataset: Dataset) -> float | None:
+    """Token mean of the entropy."""
+    table = dataset.read_all(["tokens", "entropy"])
+    tokens, entropy = table["tokens"].to_numpy(), table["entropy"].to_numpy()
+    known = np.isfinite(entropy) & (tokens > 0)
+    return float(np.average(entropy[known], weights=tokens[known])) if known.any() else None
 
 
-def _store(dataset: Dataset, mass: float | None) -> Store:
+def _store(dataset: Dataset) -> Store:
     records = dataset.manifest["shards"]
-    return Store(sum(int(r["bytes"]) for r in records), sum(int(r["meta"]["tokens"]) for r in records), mass)
+    tokens, mass = (sum(r["meta"][key] for r in records) for key in ("tokens", "mass"))
+    return Store(sum(int(r["bytes"]) for r in records), int(tokens), float(mass) / tokens if tokens else None)
 
 
 def _packing(dataset: Dataset) -> Packing:

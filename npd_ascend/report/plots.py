@@ -8,8 +8,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from npd_ascend.config.stages import STAGES, title
 from npd_ascend.report import svg
-from npd_ascend.report.collect import STAGE_NAMES, Run, series
+from npd_ascend.report.collect import Run, series
 from npd_ascend.report.numbers import duration
 from npd_ascend.report.paper import LAG, ZONES
 from npd_ascend.report.svg import C1, C2, C3, C4, C5, GRID, INK, MUTED, SERIES
@@ -218,7 +219,7 @@ def timeline(run: Run) -> Markup | None:
     shift, pauses, end = _without_pauses([(r["time"] - r["seconds"], r["time"]) for r in rows])
     minutes = end > 300
     unit = 60.0 if minutes else 1.0
-    stages = [s for s in STAGE_NAMES if any(r.get("stage") == s for r in rows)]
+    stages = [s for s in STAGES if any(r.get("stage") == s for r in rows)]
     stages += sorted({str(r.get("stage")) for r in rows} - set(stages))
     with svg.style():
         fig = svg.figure(11.6, 0.75 + 0.26 * len(stages))
@@ -230,7 +231,7 @@ def timeline(run: Run) -> Markup | None:
         svg.mark(ax, [at / unit for at, _ in pauses], [f"pause {duration(s)}" for _, s in pauses])
         for index in sorted({int(r["generation"]) for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
             ax.barh(0, 0, color=SERIES[index % (len(SERIES) - 1)], label=f"generation {index}")
-        ax.set_yticks(range(len(stages)), [STAGE_NAMES.get(s, s) for s in reversed(stages)], color=INK)
+        ax.set_yticks(range(len(stages)), [title(s) for s in reversed(stages)], color=INK)
         ax.grid(True, axis="x", color=GRID)
         ax.grid(False, axis="y")
         ax.set_xlim(left=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,20 @@ import pyarrow.compute as pc
 
 from npd_ascend.errors import UserError
 from npd_ascend.select.metrics import delta_ifd, ifd
-from npd_ascend.select.registry import Scores
+from npd_ascend.select.registry import IFD, Scores
 from npd_ascend.store.arrays import strings, to_numpy
 from npd_ascend.store.dataset import Dataset
 
 _CUT = strings(["length"])
 
 
-def read_scores(
-    rollouts: Dataset, teacher: Dataset | None, student: Dataset | None, ifd_form: str
-) -> tuple[np.ndarray, np.ndarray, Scores]:
+def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str
+                ) -> tuple[np.ndarray, np.ndarray, Scores]:
     """All samples of a generation; some 100 bytes a sample stay in memory, texts do not.
 
     Args:
         rollouts: the samples.
-        teacher, student: their scores; None: not scored, columns are NaN.
+        stored: scores of them by name (``config.stages.QUANTITIES``); columns of those that are not there are NaN.
         ifd_form: see ``metrics.ifd``.
 
     Returns:
@@ -38,26 +38,16 @@ def read_scores(
     ids, tokens, truncated = _gather(_rollout_columns(rollouts), (np.int64, np.int64, np.bool_))
     sizes = [record["rows"] for record in rollouts.manifest["shards"]]
     first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    unscored = [np.full(len(ids), np.nan)] * 2
-    teacher_cond, teacher_uncond = unscored if teacher is None else _nlls(teacher, rollouts.folder, ids, first)
-    student_cond, student_uncond = unscored if student is None else _nlls(student, rollouts.folder, ids, first)
-    ifd_teacher = ifd(teacher_cond, teacher_uncond, ifd_form)
-    ifd_student = ifd(student_cond, student_uncond, ifd_form)
-    return (
-        ids,
-        first,
-        Scores(
-            tokens,
-            truncated,
-            teacher_cond,
-            teacher_uncond,
-            student_cond,
-            student_uncond,
-            ifd_teacher,
-            ifd_student,
-            delta_ifd(ifd_teacher, ifd_student),
-        ),
-    )
+
+    def column(name: str, which: str) -> np.ndarray:
+        if name not in stored:
+            return np.full(len(ids), np.nan)
+        return _gather(_score_column(stored[name], which, rollouts.folder, ids, first), (np.float64,))[0]
+
+    teacher, teacher_alone, student, student_alone = (column(name, "nll") for name in IFD)
+    ifd_teacher, ifd_student = ifd(teacher, teacher_alone, ifd_form), ifd(student, student_alone, ifd_form)
+    return ids, first, Scores(tokens, truncated, teacher, teacher_alone, student, student_alone, ifd_teacher,
+                              ifd_student, delta_ifd(ifd_teacher, ifd_student), partial(column, which="entropy"))
 
 
 def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[np.ndarray, ...]]:
@@ -66,19 +56,15 @@ def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[np.ndarray, ...]]:
         yield to_numpy(table["sample_id"]), to_numpy(table["tokens"]), to_numpy(pc.cast(truncated, pa.uint8()))
 
 
-def _nlls(scores: Dataset, rollouts: Path, ids: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
-    return _gather(_score_columns(scores, rollouts, ids, first), (np.float64, np.float64))
-
-
-def _score_columns(
-    scores: Dataset, rollouts: Path, ids: np.ndarray, first: np.ndarray
-) -> Iterator[tuple[np.ndarray, ...]]:
+def _score_column(
+    scores: Dataset, which: str, rollouts: Path, ids: np.ndarray, first: np.ndarray
+) -> Iterator[tuple[np.ndarray]]:
     if scores.shards != len(first) - 1:
         raise UserError(
             f"{scores.folder}: {scores.shards} shards of scores for {len(first) - 1} shards of {rollouts}; "
             f"remove that folder and run again"
         )
-    for shard, table in enumerate(scores.iter_tables(["sample_id", "nll_cond", "nll_uncond"])):
+    for shard, table in enumerate(scores.iter_tables(["sample_id", which])):
         want, got = ids[first[shard] : first[shard + 1]], to_numpy(table["sample_id"])
         if len(got) != len(want):
             raise UserError(
@@ -91,7 +77,7 @@ def _score_columns(
                 f"{scores.folder}: shard {shard} row {row} is sample {got[row]}, in {rollouts} it is "
                 f"{want[row]}; remove that folder and run again"
             )
-        yield to_numpy(table["nll_cond"]), to_numpy(table["nll_uncond"])
+        yield (to_numpy(table[which]),)
 
 
 def _gather(shards: Iterator[tuple[np.ndarray, ...]], dtypes: tuple[type, ...]) -> list[np.ndarray]:

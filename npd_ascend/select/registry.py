@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from npd_ascend.config.schema import SelectConfig
+from npd_ascend.config.schema import Config, SelectConfig
+from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
 
 
@@ -29,6 +29,8 @@ class Scores:
         teacher_cond, teacher_uncond, student_cond, student_uncond: [N] float64, mean NLL of the response with and
             without the prompt.
         ifd_teacher, ifd_student, delta_ifd: [N] float64 in the configured form.
+        entropy: of one of the filter's needs, read when it is called: [N] float64, mean entropy of the model along the
+            response, nats.
     """
 
     tokens: np.ndarray
@@ -40,6 +42,7 @@ class Scores:
     ifd_teacher: np.ndarray
     ifd_student: np.ndarray
     delta_ifd: np.ndarray
+    entropy: Callable[[str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -76,27 +79,36 @@ class Verdict:
     note: str | None = None
 
 
-Model = Literal["teacher", "student"]
 Judge = Callable[[Scores, SelectConfig], Verdict]
+SCORES = {name for name, q in QUANTITIES.items() if q.kind == "scores"}
+IFD = ("scores_teacher", "unconditioned_teacher", "scores_student", "unconditioned_student")
+"""What Δ-IFD needs."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A registered filter: its function and the models whose scores it cannot do without."""
+    """A registered filter: its function and the stored quantities that it cannot do without."""
 
     name: str
-    needs: tuple[Model, ...]
+    needs: frozenset[str]
     judge: Judge
 
 
 _FILTERS: dict[str, Filter] = {}
 
 
-def register(name: str, needs: tuple[Model, ...] = ()) -> Callable[[Judge], Judge]:
-    """Decorator that enters a filter under the name used in ``select.metric``."""
+def register(name: str, needs: Collection[str] = ()) -> Callable[[Judge], Judge]:
+    """Decorator that enters a filter under the name used in ``select.metric``.
+
+    Args:
+        name: the name.
+        needs: scores of ``config.stages.QUANTITIES``; columns of ``Scores`` that come from others are NaN.
+    """
+    if unknown := set(needs) - SCORES:
+        raise ValueError(f"filter {name} needs {', '.join(unknown)}; a filter reads {', '.join(sorted(SCORES))}")
 
     def enter(judge: Judge) -> Judge:
-        _FILTERS[name] = Filter(name, needs, judge)
+        _FILTERS[name] = Filter(name, frozenset(needs), judge)
         return judge
 
     return enter
@@ -123,6 +135,11 @@ def find(name: str) -> Filter:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"select.metric: there is no filter {name!r}; {hint}known: {', '.join(known)}")
     return known[name]
+
+
+def needed(config: Config) -> frozenset[str]:
+    """Stored quantities that the configured filter looks at."""
+    return find(config.select.metric).needs
 
 
 def bounds(settings: SelectConfig, lower: Bound | None, upper: Bound | None) -> tuple[Bound | None, Bound | None]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 
 from npd_ascend import progress
 from npd_ascend.config.jobs import SelectJob
+from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
 from npd_ascend.select.columns import read_scores
 from npd_ascend.select.decide import Decisions, decide, summary, warning
@@ -32,16 +31,12 @@ def run(job: SelectJob) -> None:
     if out.complete:
         return
     chosen = find(job.settings.metric)
-    paths: dict[str, Path | None] = {"teacher": job.teacher_scores, "student": job.student_scores}
-    for model in chosen.needs:
-        if paths[model] is None:
-            raise UserError(
-                f"select.metric {chosen.name} needs scores of the {model}; annotate with it first, or set "
-                f"select.metric: none"
-            )
+    if lacking := sorted(chosen.needs - set(job.quantities)):
+        raise UserError(f"select.metric {chosen.name} needs {', '.join(lacking)}; annotate first, or set "
+                        f"select.metric: none")
     rollouts = Dataset.open(job.rollouts, "rollouts")
-    teacher, student = (Dataset.open(p, "scores") if p else None for p in paths.values())
-    ids, first, scores = read_scores(rollouts, teacher, student, job.settings.ifd_form)
+    stored = {name: Dataset.open(job.quantities[name], "scores") for name in QUANTITIES if name in chosen.needs}
+    ids, first, scores = read_scores(rollouts, stored, job.settings.ifd_form)
     if not len(ids):
         raise UserError(f"{job.rollouts}: no samples there; check data.prompts and data.max_prompt_tokens")
     decisions = decide(scores, chosen, job.settings)

@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from npd_ascend.config.stages import DATA, Data
 from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import write_bytes, write_json
 from npd_ascend.store.identity import SCHEMA_VERSION
@@ -39,6 +40,23 @@ class RunDir:
         self.compiled = self.root / "compiled"
         self.hashes = self.root / ".hashes.json"
         self._lock = FileLock(str(self.root / ".lock"))
+
+    def data(self, name: str, generation: int = -1, evaluation: str = "") -> Path:
+        """Folder of a dataset of ``config.stages.DATA``."""
+        return self.root / DATA[name].folder(generation, evaluation)
+
+    def evaluation(self, name: str) -> Path:
+        """Result of the evaluation of that name."""
+        return self.evaluations / f"{name.replace(' ', '-')}.json"
+
+    def find(self, folder: Path) -> tuple[Data, int] | None:
+        """Which dataset stands in a folder of this run, and its generation (-1: of none); None: no dataset does."""
+        parts = Path(folder).resolve().relative_to(self.root.resolve()).parts
+        for data in DATA.values():
+            pattern = Path(data.place).parts
+            if len(pattern) == len(parts) and all("{" in a or a == b for a, b in zip(pattern, parts, strict=True)):
+                return data, int(parts[1]) if parts[0] == "generations" else -1
+        return None
 
     def generation(self, index: int) -> GenerationDir:
         """Folder of one generation."""

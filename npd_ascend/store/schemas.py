@@ -52,13 +52,11 @@ ROLLOUTS = pa.schema(
 )
 
 SCORES = pa.schema(
-    [
+    [  # context: the prompt, or for ``unconditioned`` scores BOS + assistant header only
         ("sample_id", pa.int64()),
         ("tokens", pa.int32()),  # response tokens scored
-        ("nll_cond", pa.float64()),  # mean NLL of the response given the prompt, nats a token; NaN when empty
-        ("nll_uncond", pa.float64()),  # the same after BOS + assistant header only
-        ("entropy", pa.float32()),  # mean entropy of the model along the response, nats; NaN when empty
-        ("topk_mass", pa.float32()),  # mean probability inside the stored top-k; NaN when not stored
+        ("nll", pa.float64()),  # mean NLL of the response after its context, nats a token; NaN when empty
+        ("entropy", pa.float32()),  # mean entropy of the model along the response, nats; NaN when empty or not known
     ]
 )
 

@@ -35,6 +35,8 @@ _GROUP_TOKENS = 1 << 15
 def write_topk(dataset: Dataset, index: int, form: TopKFormat, samples: list[TopK]) -> None:
     """Commits one shard; sample r of it belongs to row r of the rollouts shard of the same number.
 
+    Its record has the number of ``tokens`` and their summed probability ``mass`` inside the stored ids.
+
     Raises:
         ValueError: an annotation that no model makes (see ``TopKFormat.symbols``).
     """
@@ -73,7 +75,8 @@ def write_topk(dataset: Dataset, index: int, form: TopKFormat, samples: list[Top
         for block in blocks:
             f.write(block)
 
-    dataset.write(index, len(samples), fill, tokens=int(lengths.sum()))
+    mass = sum(float(np.exp(s.logprobs).sum(dtype=np.float64)) for s in samples)
+    dataset.write(index, len(samples), fill, tokens=int(lengths.sum()), mass=mass)
 
 
 def _groups(lengths: np.ndarray) -> list[tuple[int, int]]:

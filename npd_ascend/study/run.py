@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npd_ascend.annotate import stage as annotate
-from npd_ascend.config.jobs import AnnotateJob, PackJob, PrepareJob, RolloutJob, SelectJob, TrainJob
+from npd_ascend.config.jobs import AnnotateJob, RolloutJob, TrainJob
 from npd_ascend.config.study import Arm
-from npd_ascend.data import stage as prepare
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.ops.environments import resolve_device
-from npd_ascend.pack import stage as pack
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import Step, StepBuilder
-from npd_ascend.rollout import stage as rollout
-from npd_ascend.select import stage as select
-from npd_ascend.store.atomic import read_sealed, write_bytes
+from npd_ascend.recipes import find
+from npd_ascend.store.atomic import write_bytes
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
@@ -36,7 +33,6 @@ from npd_ascend.study.results import TOTAL, Recorder, Results, identity
 from npd_ascend.study.shelf import Shelf
 from npd_ascend.study.watch import Watch
 from npd_ascend.study.workbench import Workbench
-from npd_ascend.train import stage as train
 from npd_ascend.train.checkpoint import State
 from npd_ascend.train.step import Trainer
 
@@ -77,8 +73,8 @@ class _Run:
 
     def run(self) -> None:
         with self.clock.on("prepare"):
-            self._step(self.steps.prepare())
-            self._step(self.steps.prepare(evaluation=True))
+            self("prepare")
+            self("prepare_eval")
             self.prompts = Prompts.read(Dataset.open(self.dir.prompts, "prompts"))
             self.held_out = Prompts.read(Dataset.open(self.dir.eval_prompts, "prompts"))
             self.spec = self.spec.sharing(self.prompts.vocabulary, self.config.models.student)
@@ -99,61 +95,59 @@ class _Run:
     # ---- data made beforehand
 
     def _stored(self) -> None:
-        c, generation = self.config, 0
         self.bench.watch = self._stepped
-        while True:
-            rolled = self.steps.rollout(generation)
-            assert isinstance(rolled.job, RolloutJob)
-            if c.rollout.source == "teacher":
-                self.bench.ready(rolled.job, self.prompts.ids[0])
-            self._step(rolled)
-            if c.needs_teacher:
-                self._step(self.steps.annotate(generation, "teacher"))
-            if c.needs_scores:
-                self._step(self.steps.annotate(generation, "student"))
-            self._step(self.steps.select(generation))
-            self._log_selection(generation)
-            self._step(self.steps.pack(generation))
-            self._step(self.steps.train(generation))
-            done = read_sealed(self.dir.generation(generation).done) or {}
-            if self.steps.span(generation).last or done.get("reason") == "epochs":
-                break
-            generation += 1
+        find(self.config.run.recipe)(self.config, self)
         n = len(self.prompts)
         for row in read_metrics(self.dir.metrics):
             if row["kind"] == "lag":
                 self.record.log("lag", row["step"], row["progress"], 0.0, round(row["progress"] * n),
                                 forward=row["forward"], reverse=row["reverse"], generation=row["generation"])
 
-    def _step(self, step: Step) -> None:
-        """Runs a stage, or takes what it would make from the shelf and charges what that took."""
-        heading = step.stage
+    # ---- what a recipe asks for
+
+    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+                 ) -> None:
+        if evaluation:
+            return  # the watch measures, at points of its own
+        step = self.steps.step(stage, generation, quantities=quantities)
+        if step.complete:
+            return
+        for part in step.passes():
+            self._part(part)
+        if not step.complete:
+            raise UserError(f"{self.arm.key}: {step.name} ended without finishing its output")
+        if stage == "select":
+            self._log_selection(generation)
+
+    def refresh(self, generation: int) -> bool:
+        return not self.steps.span(generation).last and self.steps.done(generation).get("reason") != "epochs"
+
+    def export(self, generation: int) -> None:
+        """An arm's student is measured where it stands."""
+
+    def _part(self, step: Step) -> None:
+        """Runs a stage, or one forward pass of it; or takes what it would make from the shelf and charges what that
+        took."""
+        heading = step.stage.heading
         seconds = None if self.arm.timed and heading != "prepare" else self.shelf.take(step)
         if seconds is not None and step.complete:
             return self.clock.charge(heading, seconds)
         before = self.clock.totals[heading]
         with self.clock.on(heading):
             self._do(step)
-        if not step.complete:
-            raise UserError(f"{self.arm.key}: {step.name} ended without finishing its output")
-        self.shelf.put(step, self.clock.totals[heading] - before)
+        if step.complete:
+            self.shelf.put(step, self.clock.totals[heading] - before)
 
     def _do(self, step: Step) -> None:
+        """The stage in this process, with what the bench keeps for it."""
         job, bench = step.job, self.bench
-        if isinstance(job, PrepareJob):
-            prepare.run(job)
-        elif isinstance(job, RolloutJob) and job.settings.source == "reference":
-            rollout.run(job)
-        elif isinstance(job, RolloutJob):
+        if isinstance(job, RolloutJob) and job.settings.source != "reference":
+            if job.settings.source == "teacher":
+                bench.ready(job, self.prompts.ids[0])
             bench.pool(job.model).run(job)
-        elif isinstance(job, AnnotateJob):
-            annotate.run(job, bench.scorer)
-        elif isinstance(job, SelectJob):
-            select.run(job)
-        elif isinstance(job, PackJob):
-            pack.run(job)
-        elif isinstance(job, TrainJob):
-            train.run(job, bench)
+        else:
+            kept = {AnnotateJob: (bench.scorer,), TrainJob: (bench,)}.get(type(job), ())
+            importlib.import_module(f"npd_ascend.{step.stage.module}.stage").run(job, *kept)
 
     def _stepped(self, state: State, trainer: Trainer) -> None:
         row = state.train or {}

@@ -12,9 +12,8 @@ import numpy as np
 
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
+from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import digest
-
-_SHARED = ("prepare", "rollout", "annotate_teacher", "annotate_student")
 
 
 class Shelf:
@@ -30,26 +29,32 @@ class Shelf:
         self.root = root
 
     def take(self, step: Step) -> float | None:
-        """Puts a step's outputs in place; the seconds that they took, or None when they are not here."""
-        if step.stage not in _SHARED:
+        """Puts outputs of a step's forward pass in place; the seconds that it took, or None when some are not here.
+
+        Outputs lie here one by one: arms that store different quantities of one pass share those that they both have.
+        """
+        if not step.stage.shared:
             return None
-        place = self._place(step)
+        found = [self._take(dataset) for dataset in step.outputs]
+        return None if None in found else max((s for s in found if s is not None), default=None)
+
+    def _take(self, dataset: Dataset) -> float | None:
+        place = self._place(dataset)
         seconds = (read_sealed(place / "made.json") or {}).get("seconds")
         if seconds is None:
             return None
-        for dataset in step.outputs:
+        if not dataset.complete:
             shutil.rmtree(dataset.folder, ignore_errors=True)
-            shutil.copytree(place / dataset.kind, dataset.folder, copy_function=os.link)
+            shutil.copytree(place / "data", dataset.folder, copy_function=os.link)
         return float(seconds)
 
     def put(self, step: Step, seconds: float) -> None:
-        """Keeps a step's outputs for other arms."""
-        if step.stage not in _SHARED or (self._place(step) / "made.json").is_file():
-            return
-        with atomic_folder(self._place(step)) as folder:
-            for dataset in step.outputs:
-                shutil.copytree(dataset.folder, folder / dataset.kind, copy_function=os.link)
-            write_sealed(folder / "made.json", {"seconds": seconds})
+        """Keeps what a step's forward pass has made, for other arms."""
+        for dataset in step.outputs if step.stage.shared else []:
+            if not (self._place(dataset) / "made.json").is_file():
+                with atomic_folder(self._place(dataset)) as folder:
+                    shutil.copytree(dataset.folder, folder / "data", copy_function=os.link)
+                    write_sealed(folder / "made.json", {"seconds": seconds})
 
     def answers(self, key: Sequence[object], make: Callable[[], tuple[list[np.ndarray], float]]
                 ) -> tuple[list[np.ndarray], float]:
@@ -67,5 +72,5 @@ class Shelf:
             write_sealed(path, found)
         return [np.array(a, np.int32) for a in json.loads(found["ids"])], float(found["seconds"])
 
-    def _place(self, step: Step) -> Path:
-        return self.root / f"{step.stage}-{digest([d.fingerprint for d in step.outputs])}"
+    def _place(self, dataset: Dataset) -> Path:
+        return self.root / f"{dataset.kind}-{dataset.fingerprint}"

@@ -159,7 +159,7 @@ class Workbench(Bench):
 
         window = window_of(reader.longest, job.row_length)
         self.once((id(trainer), job.settings.micro_batch, reader.head_rows, None if window is None else len(window),
-                   reader.topk.k if reader.topk is not None else 0), compile_)
+                   reader.k), compile_)
         return trainer
 
     def divergence(self, spec: ModelSpec, group: Group) -> nn.Cell:

@@ -63,7 +63,7 @@ class Reader:
     Args:
         corpus: samples.
         plans: one a local epoch.
-        topk: teacher annotation; None for plain CE.
+        topk: teacher annotation; None where neither loss nor token weight looks at it.
         settings: batch sizes, token weight.
         row_length, pad_token_id: of the rows.
         vocabulary: ids must lie below.
@@ -88,8 +88,9 @@ class Reader:
         self.longest = max(int((p.prompt_tokens.astype(np.int64) + p.response_tokens).max(initial=1)) for p in plans)
         for plan in plans:
             self.check_segments(plan)
-        self.weight = find_token_weight(settings.loss)
-        self.parameters = divergence_parameters(settings.loss if topk is not None else None)
+        self.weight = find_token_weight(settings.loss).function
+        self.k = topk.k if topk is not None and settings.loss.kd_weight > 0 else 0
+        self.parameters = divergence_parameters(settings.loss if self.k else None)
         self._plain_weight = settings.loss.token_weight == "none"
         most = max(_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans)
         self.head_rows = head_rows([min(most, self._positions)], self._chunk_limit, self.align)
@@ -164,15 +165,15 @@ class Reader:
         samples, response_n = plan.samples[lo:hi], plan.response_tokens[lo:hi]
         rows, mine, where = self.inputs(plan, begin, end)
         n, count = self.head_rows, len(where)
-        k = self.topk.k if self.topk is not None else 0
+        k = self.k
         positions, weights = np.zeros(n, np.int32), np.zeros(n, np.float32)
         targets, teacher = np.zeros((n, 1 + k), np.int32), np.zeros((n, max(1, k)), np.float32)
         positions[:count] = where
         if count:
             targets[:count, 0] = c.targets(samples, response_n)[mine]
             weights[:count] = np.repeat(c.weights[samples], response_n)[mine]
-        notes = self._annotations(samples, response_n) if k and count else None
-        if notes is not None:
+        notes = self._annotations(samples, response_n) if self.topk is not None and count else None
+        if notes is not None and k:
             targets[:count, 1:], teacher[:count] = notes.ids[mine], notes.logprobs[mine]
         if targets.min() < 0 or targets.max() >= self.vocab:
             raise UserError(f"token id {int(targets.max())} lies beyond the vocabulary of {self.vocab}; "

@@ -9,6 +9,7 @@ from npd_ascend.models.group import Group
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
+from npd_ascend.objectives.registry import find_token_weight
 from npd_ascend.rows.slices import Slice
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import MetricsWriter
@@ -74,7 +75,8 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
 def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
     packs = Dataset.open(job.packs, "packs")
     corpus = Corpus(Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts"),
-                    Dataset.open(job.selection, "selection"), job.settings.loss.token_weight == "surprisal_gate")
+                    Dataset.open(job.selection, "selection"),
+                    "logprobs" in find_token_weight(job.settings.loss).needs)
     plans = [EpochPlan.read(packs, e) for e in range(packs.shards)]
     if not plans or not len(plans[0]):
         raise UserError(f"{job.packs}: holds no rows to train on; see why select kept no samples")
@@ -85,7 +87,7 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
                         f"= {job.settings.micro_batch} x {group.data.size}")
     if job.settings.loss.kd_weight > 0 and job.topk is None:
         raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
-    topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk and job.settings.loss.kd_weight > 0 else None
+    topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk else None
     return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, job.vocabulary,
                   group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,
                   Slice(group.context.rank, group.context.size))

@@ -10,8 +10,9 @@ ms = pytest.importorskip("mindspore")
 from npd_ascend.annotate import head as head_module  # noqa: E402
 from npd_ascend.annotate.distribution import summarise  # noqa: E402
 from npd_ascend.annotate.head import ChunkedHead  # noqa: E402
+from npd_ascend.annotate.prefill import Scorer  # noqa: E402
 from npd_ascend.annotate.stage import run  # noqa: E402
-from npd_ascend.config.jobs import AnnotateJob, Device  # noqa: E402
+from npd_ascend.config.jobs import AnnotateJob, Device, Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
@@ -51,23 +52,48 @@ def full_logprobs(model, vocabulary):
     return logprobs
 
 
-def job(tmp_path, model, prompts, rollouts, role="teacher", name="out", unconditioned=True, vocabulary=150, **settings):
-    return AnnotateJob(out=tmp_path / name / "scores", fingerprint="s", prompts=prompts, rollouts=rollouts, model=model,
-                       vocabulary=vocabulary,
-                       topk_out=tmp_path / name / "topk" if role == "teacher" else None, topk_fingerprint="t",
-                       role=role, unconditioned=unconditioned, settings=AnnotateConfig(**{**SETTINGS, **settings}))
+ALL = ("scores", "topk", "unconditioned")
 
 
-def scores(j):
-    return Dataset.open(j.out, "scores").read_all().to_pydict()
+def job(tmp_path, model, prompts, rollouts, role="teacher", name="out", what=ALL, vocabulary=150, **settings):
+    targets = {w: Target(folder=tmp_path / name / w, fingerprint=w) for w in what}
+    return AnnotateJob(fingerprint="", prompts=prompts, rollouts=rollouts, model=model, role=role, **targets,
+                       vocabulary=vocabulary, settings=AnnotateConfig(**{**SETTINGS, **settings}))
+
+
+def made(j, what):
+    return Dataset(j.targets[what].folder, "topk" if what == "topk" else "scores", what)
+
+
+def scores(j, what="scores"):
+    return made(j, what).read_all().to_pydict()
+
+
+class Counting:
+    """Scorers that note what they are asked: (model's folder, with the prompt or not, k, samples)."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, model, spec, settings, device):
+        scorer, real = Scorer(model, spec, settings, device), None
+
+        def score(contexts, responses, k, done=lambda tokens: None):
+            alone = all(list(c) == HEADER for c in contexts)
+            self.asked.append((model.name, "alone" if alone else "after", k, len(responses)))
+            return real(contexts, responses, k, done)
+
+        real, scorer.score = scorer.score, score
+        return scorer
 
 
 def test_teacher_equals_full_log_softmax(tmp_path, model, data, full):
     prompts, rollouts, samples = data()
     j = job(tmp_path, model, prompts, rollouts)
     run(j)
-    got = scores(j)
-    reader = TopKReader(Dataset.open(j.topk_out, "topk"))
+    got, without, topk_extra = scores(j), scores(j, "unconditioned"), made(j, "topk").manifest["shards"]
+    reader = TopKReader(Dataset.open(j.topk.folder, "topk"))
+    masses = []
     assert len(reader) == len(samples) == len(got["tokens"])
     checked = 0
     for i, (context, response, _) in enumerate(samples):
@@ -75,30 +101,32 @@ def test_teacher_equals_full_log_softmax(tmp_path, model, data, full):
         topk = reader.read(i)
         assert len(topk) == len(response)
         if not len(response):
-            assert np.isnan([got[c][i] for c in ("nll_cond", "nll_uncond", "entropy", "topk_mass")]).all()
+            assert np.isnan([x[c][i] for c in ("nll", "entropy") for x in (got, without)]).all()
             continue
         logp = full(context, response)
         sampled = logp[np.arange(len(response)), response]
         alone = full(HEADER, response)[np.arange(len(response)), response]
         entropy = -(np.exp(logp) * logp).sum(1)
         best = -np.sort(-logp, axis=1)[:, :6]
-        assert got["nll_cond"][i] == pytest.approx(-sampled.mean(), abs=1e-4)
-        assert got["nll_uncond"][i] == pytest.approx(-alone.mean(), abs=1e-4)
+        assert got["nll"][i] == pytest.approx(-sampled.mean(), abs=1e-4)
+        assert without["nll"][i] == pytest.approx(-alone.mean(), abs=1e-4)
         assert got["entropy"][i] == pytest.approx(entropy.mean(), abs=1e-4)
-        assert got["topk_mass"][i] == pytest.approx(np.exp(best).sum(1).mean(), abs=1e-4)
+        masses.append(np.exp(best).sum())
         np.testing.assert_allclose(np.take_along_axis(logp, topk.ids.astype(int), 1), best, atol=1e-4)
         np.testing.assert_allclose(topk.logprobs, best, atol=2e-3)  # the codec's precision
         np.testing.assert_allclose(topk.sampled, sampled, atol=2e-3)
         checked += 1
     assert checked > 20
+    assert sum(r["meta"]["mass"] for r in topk_extra) == pytest.approx(sum(masses), rel=1e-4)
 
 
 def test_k_of_the_whole_vocabulary_is_the_whole_distribution(tmp_path, model, data, full):
     prompts, rollouts, samples = data(shards=1, per_shard=2, empty=False)
     j = job(tmp_path, model, prompts, rollouts, k=150)
     run(j)
-    assert np.allclose(scores(j)["topk_mass"], 1, atol=1e-5)
-    reader = TopKReader(Dataset.open(j.topk_out, "topk"))
+    (record,) = made(j, "topk").manifest["shards"]
+    assert record["meta"]["mass"] == pytest.approx(record["meta"]["tokens"], rel=1e-5)
+    reader = TopKReader(Dataset.open(j.topk.folder, "topk"))
     for i, (context, response, _) in enumerate(samples):
         topk, logp = reader.read(i), full(context, response)
         assert (np.sort(topk.ids, 1) == np.arange(150)).all()
@@ -111,8 +139,9 @@ def test_rows_and_batches_do_not_matter(tmp_path, model, data):
     two = job(tmp_path, model, prompts, rollouts, name="other", row_length=112, micro_batch=1, vocab_chunk_rows=9)
     run(one)
     run(two)
-    for column in ("nll_cond", "nll_uncond", "entropy", "topk_mass"):
-        np.testing.assert_allclose(scores(one)[column], scores(two)[column], atol=1e-5)
+    for what in ("scores", "unconditioned"):
+        for column in ("nll", "entropy"):
+            np.testing.assert_allclose(scores(one, what)[column], scores(two, what)[column], atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -128,18 +157,37 @@ def test_chunks_do_not_matter(rows):
         np.testing.assert_allclose(getattr(chunked, name), getattr(whole, name), atol=1e-5)
 
 
-def test_a_shard_made_again_is_identical(tmp_path, model, data):
+@pytest.mark.parametrize("gone", [ALL, ("topk",), ("scores",), ("unconditioned",)])
+def test_what_is_made_again_is_identical_and_alone(tmp_path, model, data, gone):
     prompts, rollouts, _ = data(shards=2)
     j = job(tmp_path, model, prompts, rollouts)
     run(j)
-    files = [Dataset.open(j.out, "scores").path(1), Dataset.open(j.topk_out, "topk").path(1)]
-    before = [f.read_bytes() for f in files]
-    untouched = Dataset.open(j.out, "scores").path(0).stat().st_mtime_ns
-    Dataset(j.out, "scores", "s").discard(1)
-    Dataset(j.topk_out, "topk", "t").discard(1)
-    run(j)
-    assert [f.read_bytes() for f in files] == before
-    assert Dataset.open(j.out, "scores").path(0).stat().st_mtime_ns == untouched
+    files = {(what, i): made(j, what).path(i) for what in ALL for i in (0, 1)}
+    before = {key: (f.read_bytes(), f.stat().st_mtime_ns) for key, f in files.items()}
+    for what in gone:
+        made(j, what).discard(1)
+    counting = Counting()
+    run(j, counting)
+    assert {key: f.read_bytes() for key, f in files.items()} == {key: data for key, (data, _) in before.items()}
+    kept = [key for key, f in files.items() if f.stat().st_mtime_ns == before[key][1]]
+    assert kept == [key for key in files if key[0] not in gone or key[1] == 0]
+    n = made(j, "scores").manifest["shards"][1]["rows"]
+    after = [("hf", "after", 6 if "topk" in gone else 0, n)] if {"scores", "topk"} & set(gone) else []
+    assert counting.asked == after + ([("hf", "alone", 0, n)] if "unconditioned" in gone else [])
+
+
+def test_a_need_that_comes_later_is_computed_alone(tmp_path, model, data):
+    prompts, rollouts, samples = data(shards=1)
+    counting = Counting()
+    whole = job(tmp_path, model, prompts, rollouts, name="whole")
+    run(whole)
+    for what, asked in ((("scores",), ("after", 0)), (("scores", "unconditioned"), ("alone", 0)), (ALL, ("after", 6)),
+                        (("scores",), None)):
+        counting.asked.clear()
+        run(job(tmp_path, model, prompts, rollouts, name="bit by bit", what=what), counting)
+        assert counting.asked == ([("hf", *asked, len(samples))] if asked else [])
+    bits = job(tmp_path, model, prompts, rollouts, name="bit by bit")
+    assert [made(whole, w).path(0).read_bytes() for w in ALL] == [made(bits, w).path(0).read_bytes() for w in ALL]
 
 
 def test_complete_output_starts_no_engine(tmp_path, model, data, monkeypatch):
@@ -152,24 +200,24 @@ def test_complete_output_starts_no_engine(tmp_path, model, data, monkeypatch):
 
 def test_student_from_the_rollout(tmp_path, model, data):
     prompts, rollouts, samples = data(shards=1)
-    j = job(tmp_path, tmp_path / "hf", prompts, rollouts, role="student", student_nll="rollout", unconditioned=False)
+    j = job(tmp_path, tmp_path / "hf", prompts, rollouts, "student", what=("scores",), student_nll="rollout")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text((model / "config.json").read_text())
     run(j)  # there are no weights: nothing is prefilled
     got = scores(j)
     expected = [-np.mean(np.float32(lp), dtype=np.float64) if lp else np.nan for *_, lp in samples]
-    np.testing.assert_allclose(got["nll_cond"], expected)
-    assert np.isnan(got["nll_uncond"]).all() and np.isnan(got["entropy"]).all()
+    np.testing.assert_allclose(got["nll"], expected)
+    assert np.isnan(got["entropy"]).all()
 
 
 def test_rollouts_without_logprobs_are_prefilled(tmp_path, model, data):
     prompts, rollouts, _ = data(shards=1, logprobs=False)
-    one = job(tmp_path, model, prompts, rollouts, role="student", student_nll="rollout", name="a")
-    two = job(tmp_path, model, prompts, rollouts, role="student", student_nll="prefill", name="b")
+    one, two = (job(tmp_path, model, prompts, rollouts, "student", nll, ("scores",), student_nll=nll)
+                for nll in ("rollout", "prefill"))
     run(one)
     run(two)
-    assert scores(one)["nll_cond"][0] > 0
-    np.testing.assert_array_equal(scores(one)["nll_cond"], scores(two)["nll_cond"])
+    assert scores(one)["nll"][0] > 0
+    np.testing.assert_array_equal(scores(one)["nll"], scores(two)["nll"])
 
 
 @pytest.mark.parametrize(("settings", "words"), [
@@ -202,7 +250,7 @@ def test_padding_is_neither_among_the_best_nor_in_any_sum(tmp_path, model, data,
     full = full_logprobs(padded, vocabulary)
     j = job(tmp_path, padded, prompts, rollouts, vocabulary=vocabulary)
     run(j)
-    got, reader = scores(j), TopKReader(Dataset.open(j.topk_out, "topk"))
+    got, alone, reader = scores(j), scores(j, "unconditioned"), TopKReader(made(j, "topk"))
     assert reader.vocab_size == vocabulary
     for i, (context, response, _) in enumerate(samples):
         if not len(response):
@@ -210,8 +258,8 @@ def test_padding_is_neither_among_the_best_nor_in_any_sum(tmp_path, model, data,
         logp, topk, at = full(context, response), reader.read(i), np.arange(len(response))
         assert topk.ids.max() < vocabulary
         np.testing.assert_allclose(topk.logprobs, -np.sort(-logp, axis=1)[:, :6], atol=2e-3)
-        assert got["nll_cond"][i] == pytest.approx(-logp[at, response].mean(), abs=1e-4)
-        assert got["nll_uncond"][i] == pytest.approx(-full(HEADER, response)[at, response].mean(), abs=1e-4)
+        assert got["nll"][i] == pytest.approx(-logp[at, response].mean(), abs=1e-4)
+        assert alone["nll"][i] == pytest.approx(-full(HEADER, response)[at, response].mean(), abs=1e-4)
         assert got["entropy"][i] == pytest.approx(-(np.exp(logp) * logp).sum(1).mean(), abs=1e-4)
 
 
@@ -260,9 +308,9 @@ def test_out_of_memory_names_the_knobs(tmp_path, model, data, starved):
     """Attention over 1,024 rows of 1,024 tokens takes more than a GiB."""
     prompts, rollouts, _ = data()
     j = job(tmp_path, model, prompts, rollouts, row_length=1024, micro_batch=1024)
-    write_job(tmp_path / "job.json", "annotate", j)
+    write_job(tmp_path / "job.json", "annotate_teacher", j)
     done = starved(tmp_path / "job.json", 1 << 30)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: annotate: out of memory"), last
     assert "annotate.micro_batch" in last
-    assert not Dataset(j.out, "scores", "s").complete and not list(tmp_path.rglob(".tmp-*"))
+    assert not made(j, "scores").complete and not list(tmp_path.rglob(".tmp-*"))

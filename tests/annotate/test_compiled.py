@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("mindspore")
 
 from npd_ascend.annotate.stage import run  # noqa: E402
-from npd_ascend.config.jobs import AnnotateJob  # noqa: E402
+from npd_ascend.config.jobs import AnnotateJob, Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402
 from npd_ascend.pipeline.child import write_job  # noqa: E402
@@ -23,13 +23,14 @@ def test_kept_graphs_annotate_to_the_same_bits(tmp_path, model, data):
     initial_checkpoint(other, CONFIG, seed=2, std=0.25, norm_std=0.1, bias_std=0.2)
 
     def job(name, model, row=128):
-        return AnnotateJob(out=tmp_path / name / "scores", fingerprint="s", prompts=prompts, rollouts=rollouts,
-                           model=model, vocabulary=150, topk_out=tmp_path / name / "topk", topk_fingerprint="t",
-                           role="teacher", unconditioned=True, compiled=None if name == "own" else compiled,
+        targets = {what: Target(folder=tmp_path / name / what, fingerprint=what)
+                   for what in ("scores", "topk", "unconditioned")}
+        return AnnotateJob(fingerprint="", prompts=prompts, rollouts=rollouts, model=model, role="teacher",
+                           vocabulary=150, **targets, compiled=None if name == "own" else compiled,
                            settings=AnnotateConfig(k=6, row_length=row, micro_batch=2, vocab_chunk_rows=40))
 
     def child(job):
-        write_job(tmp_path / "job.json", "annotate", job)
+        write_job(tmp_path / "job.json", "annotate_teacher", job)
         subprocess.run([sys.executable, "-m", "npd_ascend.pipeline.child", tmp_path / "job.json"], check=True,
                        capture_output=True)
         return {p: p.stat().st_mtime_ns for p in compiled.rglob("*.mindir")}
@@ -40,4 +41,4 @@ def test_kept_graphs_annotate_to_the_same_bits(tmp_path, model, data):
     run(job("own", other))
     files = {name: [p.read_bytes() for p in sorted((tmp_path / name).rglob("shard-*")) if p.suffix != ".json"]
              for name in ("found", "own", "made")}
-    assert len(files["own"]) == 4 and files["found"] == files["own"] != files["made"]
+    assert len(files["own"]) == 6 and files["found"] == files["own"] != files["made"]

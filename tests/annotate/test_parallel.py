@@ -6,12 +6,13 @@ import pytest
 pytest.importorskip("mindspore")
 
 from npd_ascend.annotate.stage import run  # noqa: E402
-from npd_ascend.config.jobs import AnnotateJob  # noqa: E402
+from npd_ascend.config.jobs import AnnotateJob, Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.store.topk_shard import TopKReader  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
+WHAT = ("scores", "topk", "unconditioned")
 RANK = """
 import sys
 from npd_ascend.annotate.stage import run
@@ -26,8 +27,8 @@ def test_two_processes(tmp_path, model, data, under_msrun):
 
     def job(name, **settings):
         return AnnotateJob(
-            out=tmp_path / name / "scores", fingerprint="s", prompts=prompts, rollouts=rollouts, model=model,
-            vocabulary=150, topk_out=tmp_path / name / "topk", topk_fingerprint="t", role="teacher",
+            fingerprint="", prompts=prompts, rollouts=rollouts, model=model, role="teacher",
+            vocabulary=150, **{what: Target(folder=tmp_path / name / what, fingerprint=what) for what in WHAT},
             settings=AnnotateConfig(k=6, row_length=64, micro_batch=2, vocab_chunk_rows=40, value_bits=16, **settings))
 
     one, two = job("one"), job("two", tensor_parallel=2)
@@ -35,10 +36,11 @@ def test_two_processes(tmp_path, model, data, under_msrun):
     file = tmp_path / "job.json"
     file.write_text(two.model_dump_json())
     under_msrun(2, RANK, file, file)  # the second time there is nothing to do, and nobody waits for anybody
-    a, b = (Dataset.open(j.out, "scores").read_all().to_pydict() for j in (one, two))
-    for column in ("nll_cond", "nll_uncond", "entropy", "topk_mass"):
-        np.testing.assert_allclose(b[column], a[column], atol=1e-5)
-    whole, cut = (TopKReader(Dataset.open(j.topk_out, "topk")) for j in (one, two))
+    for what in ("scores", "unconditioned"):
+        a, b = (Dataset.open(j.targets[what].folder, "scores").read_all().to_pydict() for j in (one, two))
+        for column in ("nll", "entropy"):
+            np.testing.assert_allclose(b[column], a[column], atol=1e-5)
+    whole, cut = (TopKReader(Dataset.open(j.topk.folder, "topk")) for j in (one, two))
     for i in range(len(samples)):
         x, y = whole.read(i), cut.read(i)
         assert np.array_equal(x.ids, y.ids)

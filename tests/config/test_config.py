@@ -116,7 +116,7 @@ def test_kl_policy_has_unknown_points(file):
 
 
 def test_core_imports_without_engines():
-    code = ("import sys, npd_ascend.cli, npd_ascend.pipeline.conductor, npd_ascend.ops.doctor\n"
+    code = ("import sys, npd_ascend.cli, npd_ascend.pipeline.executor, npd_ascend.ops.doctor\n"
             "import npd_ascend.select.stage, npd_ascend.pack.stage, npd_ascend.evaluate.stage, npd_ascend.data.stage\n"
             "bad = {'mindspore', 'mindformers', 'vllm', 'torch'} & set(sys.modules)\n"
             "assert not bad, bad")  # fmt: skip

@@ -107,7 +107,7 @@ def test_what_a_dry_run_looks_at(path, made):
     c = made(path)
     check_config(c)
     steps = StepBuilder(c, RunDir(c.run.dir), resolve_device(c.device), remember_hashes=False)
-    assert not steps.prepare().complete and steps.span(0).start == 0
+    assert not steps.step("prepare").complete and steps.span(0).start == 0
     assert "bounds the run" in render(estimate(c))
 
 

@@ -17,6 +17,7 @@ from npd_ascend.config.jobs import EvaluateJob, PackJob, PrepareJob, SelectJob
 from npd_ascend.config.load import load_config
 from npd_ascend.config.schema import Config, DataConfig, EvaluateConfig, PackConfig, SelectConfig
 from npd_ascend.models.initial import initial_checkpoint
+from npd_ascend.select.registry import IFD as SCORES
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
@@ -82,7 +83,7 @@ class Kit:
         rng = np.random.default_rng(0)
         null = pa.nulls(PER, pa.list_(pa.int32()))
         sets = {name: Dataset(self.root / "d" / name, kind, name) for name, kind in (
-            ("prompts", "prompts"), ("rollouts", "rollouts"), ("teacher", "scores"), ("student", "scores"),
+            ("prompts", "prompts"), ("rollouts", "rollouts"), *((name, "scores") for name in SCORES),
             ("selection", "selection"), ("topk", "topk"))}
         for s in range(SHARDS):
             index = np.arange(s * PER, (s + 1) * PER)
@@ -94,10 +95,10 @@ class Kit:
                 "sample_id": 100 + index, "prompt_index": index, "path": np.zeros(PER, np.int8), "response_ids": ids,
                 "logprobs": pa.array([[-1.0] * 5] * PER, pa.list_(pa.float32())), "label_ids": null,
                 "finish_reason": ["stop"] * PER}), tokens=5 * PER, truncated=0, greedy=PER, sampled=0, seconds=1.0)
-            for name in ("teacher", "student"):
+            for name in SCORES:
+                nll = rng.uniform(0.5, 1, PER) + name.startswith("unconditioned")
                 sets[name].write_table(s, pa.table({
-                    "sample_id": 100 + index, "tokens": np.full(PER, 5), "nll_cond": rng.uniform(0.5, 1, PER),
-                    "nll_uncond": rng.uniform(1, 2, PER), "entropy": np.ones(PER), "topk_mass": np.ones(PER)}))
+                    "sample_id": 100 + index, "tokens": np.full(PER, 5), "nll": nll, "entropy": np.ones(PER)}))
             sets["selection"].write_table(s, pa.table({
                 "sample_id": 100 + index, "keep": np.ones(PER, bool), "reason": ["kept"] * PER,
                 "zone": ["proximal"] * PER, "weight": np.ones(PER, np.float32), "metric": np.zeros(PER),
@@ -120,7 +121,7 @@ class Kit:
 
     def select_job(self, **settings: Any) -> SelectJob:
         return SelectJob(out=self.at("selected"), fingerprint="f", rollouts=self.at("rollouts"),
-                         teacher_scores=self.at("teacher"), student_scores=self.at("student"),
+                         quantities={name: self.at(name) for name in SCORES},
                          settings=SelectConfig(**{"lower": None, "upper": None, **settings}))
 
     def pack_job(self, **settings: Any) -> PackJob:

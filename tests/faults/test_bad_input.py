@@ -430,8 +430,8 @@ def top(kit: Any) -> Any:
     return TopKReader(Dataset.open(kit.at("topk"), "topk")).read(0)
 
 
-store("manifest missing", lambda k: (k.at("teacher") / "manifest.json").unlink(), lambda k: select(k.select_job()),
-      "no finished scores")
+store("manifest missing", lambda k: (k.at("scores_teacher") / "manifest.json").unlink(),
+      lambda k: select(k.select_job()), "no finished scores")
 store("manifest cut", lambda k: os.truncate(k.at("rollouts") / "manifest.json", 90), lambda k: select(k.select_job()),
       "manifest.json is damaged", "same command")
 store("manifest flipped", lambda k: flip(k.at("rollouts") / "manifest.json", 40), lambda k: select(k.select_job()),
@@ -463,11 +463,12 @@ store("top-k index flipped", lambda k: flip(k.at("topk") / "shard-00000.topk", 9
 
 # ---- stages whose inputs do not fit together, and job files
 
-store("scores of other samples", lambda k: (Dataset(k.at("teacher"), "scores", "teacher").write_table(
-    0, Dataset.open(k.at("teacher"), "scores").read(1))), lambda k: select(k.select_job()), "shard 0 row 0 is sample")
+store("scores of other samples", lambda k: (Dataset(k.at("scores_teacher"), "scores", "scores_teacher").write_table(
+    0, Dataset.open(k.at("scores_teacher"), "scores").read(1))), lambda k: select(k.select_job()),
+      "shard 0 row 0 is sample")
 store("selection keeps none", lambda k: None, lambda k: select(k.select_job(upper=-9.0)), "keeps none of 8 samples")
-store("scores not made", lambda k: None, lambda k: select(k.select_job().model_copy(update={"teacher_scores": None})),
-      "needs scores of the teacher")
+store("scores not made", lambda k: None, lambda k: select(k.select_job().model_copy(update={"quantities": {}})),
+      "needs scores_student, scores_teacher")
 store("unknown filter", lambda k: None, lambda k: select(k.select_job(metric="best")), "no filter 'best'")
 store("rows too short", lambda k: None, lambda k: pack(k.pack_job(row_length=16).model_copy(
     update={"settings": k.pack_job(row_length=16).settings.model_copy(update={"row_length": 4})})), "row_length 4")
@@ -489,11 +490,11 @@ def job(name: str, content: str, *fragments: str) -> None:
 
 job("not JSON", "{", "not a job")
 job("a list", "[]", "not a job")
-job("without room", '{"job": {}}', "not a job")
-job("of an unknown room", '{"room": "os", "job": {}}', "not a job")
-job("of a room by path", '{"room": "../x", "job": {}}', "not a job")
-job("without fields", '{"room": "select", "job": {}}', "Field required")
-job("with a field more", '{"room": "select", "job": {"a": 1}}', "job file")
+job("without stage", '{"job": {}}', "not a job")
+job("of an unknown stage", '{"stage": "os", "job": {}}', "not a job")
+job("of a stage by path", '{"stage": "../x", "job": {}}', "not a job")
+job("without fields", '{"stage": "select", "job": {}}', "Field required")
+job("with a field more", '{"stage": "select", "job": {"a": 1}}', "job file")
 job("deep", "[" * 100_000, "not a job")
 row("job missing", lambda k: child.read_job(k.root / "none.json"), "none.json", "No such file")
 
@@ -538,5 +539,5 @@ def test_good_input_is_taken(kit):
     evaluate(kit.evaluate_job())
     assert np.isfinite(top(kit).logz).all()
     child.write_job(kit.root / "job.json", "select", kit.select_job())
-    room, read = child.read_job(kit.root / "job.json")
-    assert room == "select" and isinstance(read, Section) and read == kit.select_job()
+    stage, read = child.read_job(kit.root / "job.json")
+    assert stage.name == "select" and isinstance(read, Section) and read == kit.select_job()

@@ -49,7 +49,7 @@ def test_command(kit, name, monkeypatch, capsys):
     assert files(kit.root) == before
 
 
-@pytest.mark.parametrize(("content", "code"), [("{", EXIT_USER), ('{"room": "pack", "job": 3}', EXIT_USER)])
+@pytest.mark.parametrize(("content", "code"), [("{", EXIT_USER), ('{"stage": "pack", "job": 3}', EXIT_USER)])
 def test_child_process_says_it_too(tmp_path, capsys, content, code):
     (tmp_path / "job.json").write_text(content)
     assert child.main([str(tmp_path / "job.json")]) == code

@@ -97,7 +97,7 @@ main()
 
 @pytest.mark.parametrize("pages", [0, 2, 5])
 def test_a_run_says_it(kit, disk, pages):
-    """The conductor itself, wherever its own files or those of its first stage do not fit."""
+    """The executor itself, wherever its own files or those of its first stage do not fit."""
     kit.set("run.dir", str(disk.root / "run"))
     kit.file.write_text(yaml.safe_dump(kit.tree))
     command = [sys.executable, "-c", _LATER, "run", str(kit.file), "--stage", "prepare"]
@@ -193,7 +193,7 @@ DAMAGE: dict[str, Callable[[bytearray], bytes | bytearray]] = {
 
 
 def mended(run: Callable[[Any], None], job: Any, kind: str) -> int:
-    """Does what the conductor does: the stage again, and a shard that is found damaged taken back. Returns rounds."""
+    """Does what the executor does: the stage again, and a shard that is found damaged taken back. Returns rounds."""
     for turn in range(5):
         run(job)
         d = Dataset(job.out, kind, job.fingerprint)

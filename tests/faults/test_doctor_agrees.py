@@ -19,7 +19,7 @@ from npd_ascend.models import tensorfile
 from npd_ascend.models.initial import initial_checkpoint
 from npd_ascend.ops.doctor.machine import Machine
 from npd_ascend.ops.doctor.registry import Patient, checks
-from npd_ascend.pipeline.conductor import Conductor
+from npd_ascend.pipeline.executor import Executor
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def both(kit) -> tuple[list[str], str | None]:
     errors = [f.what for name in ("settings", "models", "prompts", "disk") for f in known[name](patient)
               if f.level == "error"]
     try:
-        Conductor(config).run("prepare")
+        Executor(config).run("prepare")
         return errors, None
     except UserError as e:
         return errors, str(e).removeprefix("prepare: ")

@@ -10,7 +10,7 @@ import pytest
 
 from npd_ascend.errors import CorruptSnapshot
 from npd_ascend.models.convert import convert
-from npd_ascend.pipeline.conductor import Conductor
+from npd_ascend.pipeline.executor import Executor
 from npd_ascend.pipeline.runner import ShardLost
 from npd_ascend.store.atomic import write_sealed
 from npd_ascend.store.identity import file_seals
@@ -24,23 +24,23 @@ def flip(path: Path) -> None:
 
 
 def test_export_is_made_kept_and_made_again(kit, tmp_path, capsys):
-    conductor = Conductor(kit.config())
-    last, run = conductor.run_dir.generation(0), conductor.run_dir
+    executor = Executor(kit.config())
+    last, run = executor.run_dir.generation(0), executor.run_dir
     shutil.copytree(kit.student, last.next_snapshot)
     write_sealed(last.snapshot_mark, {"fingerprint": "f", "files": file_seals(last.next_snapshot)})
     sound = file_seals(last.next_snapshot)
 
-    conductor._export(0)
+    executor._export(0)
     made = (run.export / "model.safetensors").stat().st_mtime_ns
     assert file_seals(run.export) == sound
-    conductor._export(0)
+    executor._export(0)
     assert (run.export / "model.safetensors").stat().st_mtime_ns == made and not capsys.readouterr().err
 
     flip(run.export / "model.safetensors")
     with pytest.raises(CorruptSnapshot, match=r"export: model.safetensors is damaged .* makes it anew"):
         convert(run.export, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
-    conductor._export(0)
+    executor._export(0)
     assert file_seals(run.export) == sound and "export is damaged: made again" in capsys.readouterr().err
 
     (run.export / "config.json").unlink()
@@ -48,7 +48,7 @@ def test_export_is_made_kept_and_made_again(kit, tmp_path, capsys):
         convert(run.export, tmp_path / "copy")
     flip(last.next_snapshot / "model.safetensors")
     with pytest.raises(ShardLost) as e:
-        conductor._export(0)
-    conductor._discard(e.value)
+        executor._export(0)
+    executor._discard(e.value)
     assert "next is damaged: made again" in capsys.readouterr().err
     assert not list(run.root.rglob(".tmp-*"))

@@ -358,8 +358,8 @@ def test_hash_cache(kit_static, data):
 def test_job(kit_static, data):
     path = kit_static.root / "job.json"
     job = kit_static.select_job().model_dump(mode="json")
-    write_json(path, {"room": "select", "job": job})
-    path.write_bytes(data.draw(damaged(path.read_bytes()) | spoilt({"room": "select", "job": job}).map(
+    write_json(path, {"stage": "select", "job": job})
+    path.write_bytes(data.draw(damaged(path.read_bytes()) | spoilt({"stage": "select", "job": job}).map(
         lambda v: json.dumps(v).encode())))
     calm(lambda: read_job(path))
 

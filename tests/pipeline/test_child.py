@@ -40,8 +40,8 @@ def run_job(tmp_path, job):
 @pytest.fixture
 def job(tmp_path):
     rollouts(tmp_path / "rollouts")
-    return SelectJob(out=tmp_path / "selection", fingerprint="s", rollouts=tmp_path / "rollouts", teacher_scores=None,
-                     student_scores=None, settings=SelectConfig(metric="none"))  # fmt: skip
+    return SelectJob(out=tmp_path / "selection", fingerprint="s", rollouts=tmp_path / "rollouts",
+                     settings=SelectConfig(metric="none"))  # fmt: skip
 
 
 def test_success(tmp_path, job):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from npd_ascend.config import load_config
-from npd_ascend.pipeline.conductor import Conductor
+from npd_ascend.pipeline.executor import Executor
 from npd_ascend.pipeline.processes import Child
 from npd_ascend.pipeline.runner import Runner
 from npd_ascend.pipeline.steps import Step
@@ -145,7 +145,7 @@ def wait_for(process, run: RunDir, stage: str, generation: int) -> bool:
 
 
 def test_killed_again_and_again_ends_with_the_same_student(finished, tiny, tmp_path):
-    """SIGKILL of the conductor in each kind of stage; then the same command. Bit for bit the undisturbed result."""
+    """SIGKILL of the command in each kind of stage; then the same command. Bit for bit the undisturbed result."""
     plain, _, _ = finished
     run = RunDir(tmp_path / "killed")
     config = tiny.config(run.root)
@@ -221,7 +221,7 @@ def test_damage_is_found_and_mended(finished, tiny, tmp_path, monkeypatch):
         return launch(self, step)
 
     monkeypatch.setattr(Runner, "launch", flipping)
-    Conductor(load_config(config)).run()
+    Executor(load_config(config)).run()
     # Training of generation 1 meets the snapshot, then the top-k; generation 0 exports the snapshot again.
     assert [n for n in launched if "train" in n] == ["g001-train", "g000-train", "g001-train", "g001-train"]
     assert path.read_bytes() == (plain.generation(1).topk / "shard-00001.topk").read_bytes()

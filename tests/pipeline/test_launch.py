@@ -22,8 +22,8 @@ NPUS = Placement.of(CONFIG, "ascend", range(4))
 
 
 def annotate(worker: int) -> AnnotateJob:
-    return AnnotateJob(out=P, fingerprint="f", topk_out=None, prompts=P, rollouts=P, model=P, vocabulary=9,
-                       role="teacher", worker=worker, settings=CONFIG.annotate)
+    return AnnotateJob(fingerprint="f", prompts=P, rollouts=P, model=P, role="teacher", vocabulary=9,
+                       worker=worker, settings=CONFIG.annotate)
 
 
 def train(ranks: int) -> TrainJob:

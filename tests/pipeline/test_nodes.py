@@ -1,4 +1,4 @@
-"""Two nodes on this machine: the conductor and a follower, one training process and one annotation worker each."""
+"""Two nodes on this machine: the executor and a follower, one training process and one annotation worker each."""
 
 import json
 import os

@@ -44,7 +44,7 @@ def test_widths_that_differ(tiny, tmp_path, loud_padding, teacher, student):
     rollouts = Dataset.open(g.rollouts, "rollouts").read_all()
     answers, ours = rollouts["response_ids"].to_pylist(), rollouts["logprobs"].to_pylist()
     assert max(map(max, answers)) < vocabulary
-    theirs = Dataset.open(g.student_scores, "scores").read_all()["nll_cond"].to_numpy()
+    theirs = Dataset.open(g.student_scores, "scores").read_all()["nll"].to_numpy()
     np.testing.assert_allclose([-np.mean(x, dtype=np.float64) for x in ours], theirs, atol=1e-4)
     topk = TopKReader(Dataset.open(g.topk, "topk"))
     assert topk.vocab_size == vocabulary

@@ -7,23 +7,24 @@ import pytest
 
 from npd_ascend.config.load import parse_config
 from npd_ascend.config.schema import EvaluateConfig
-from npd_ascend.pipeline.conductor import Conductor
+from npd_ascend.pipeline.executor import Executor
+from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.store.dataset import Dataset
 
 
 @pytest.fixture
 def made(qwen_pair, tmp_path):
-    """``conductor(**data)`` of a released pair, and its folders."""
+    """``executor(**data)`` of a released pair, and its folders."""
     teacher, student = qwen_pair(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "How many?"}\n')
 
-    def conductor(**data):
-        return Conductor(parse_config({
+    def executor(**data):
+        return Executor(parse_config({
             "run": {"dir": str(tmp_path / "run")}, "models": {"teacher": str(teacher), "student": str(student)},
             "data": {"prompts": [str(tmp_path / "prompts.jsonl")], **data}}, "test"))
 
-    return conductor, teacher, student
+    return executor, teacher, student
 
 
 def edit(path, **values):
@@ -31,10 +32,10 @@ def edit(path, **values):
 
 
 def test_prompts_depend_on_templates_and_stop_ids_of_both_models(made, tmp_path):
-    conductor, teacher, student = made
+    executor, teacher, student = made
 
     def prepared(**data):
-        return conductor(**data).steps.prepare().job.fingerprint
+        return executor(**data).steps.step("prepare").job.fingerprint
 
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
     seen = [prepared(), *(prepared(chat_template=c) for c in ("student", "teacher", str(tmp_path / "mine.jinja")))]
@@ -53,9 +54,11 @@ def test_prompts_depend_on_templates_and_stop_ids_of_both_models(made, tmp_path)
 
 
 def test_evaluation_of_a_checkpoint_does_not_ask_whether_the_teacher_fits(made):
-    steps = made[0]().steps
-    steps.config = steps.config.model_copy(update={"evaluate": EvaluateConfig(prompts=steps.config.data.prompts)})
-    assert steps.prepare(evaluation=True).job.teacher_needed and not steps.prepare(True, alone=True).job.teacher_needed
+    one = made[0]()
+    config = one.config.model_copy(update={"evaluate": EvaluateConfig(prompts=one.config.data.prompts)})
+    for alone in (False, True):
+        steps = StepBuilder(config, one.run_dir, one.device, alone=alone)
+        assert steps.step("prepare_eval").job.teacher_needed is not alone
 
 
 @pytest.mark.parametrize("cut, said", [((2, 5), True), ((2, 3), False), ((9, 1), False)])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from npd_ascend.config.load import dump_config, parse_config
+from npd_ascend.select.registry import SCORES as ALL_SCORES
 from npd_ascend.store.atomic import write_json
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
@@ -123,9 +124,9 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
     finish = np.where(lengths >= 120, "length", "stop")
     samples = {k: Dataset(f, k.split(" ")[0], f"{k}{g}") for k, f in (
         ("rollouts", folder.rollouts), ("selection", folder.selection), ("topk", folder.topk),
-        ("scores t", folder.teacher_scores), ("scores s", folder.student_scores))}
+        *((f"scores {q}", run.data(q, g)) for q in ALL_SCORES))}
     codec = TopKFormat(K, V, 12)
-    entropies = []
+    entropies, mass = [], 0.0
     for s in range(SHARDS):
         rows = slice(s * PER_SHARD, (s + 1) * PER_SHARD)
         ids = np.arange(n)[rows]
@@ -138,13 +139,14 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
             "finish_reason": pa.array(finish[rows].tolist())}))
         top = [_annotation(rng, len(t)) for t in tokens]
         entropies += [float(t.entropy.mean()) for t in top]
+        mass += sum(float(np.exp(t.logprobs).sum()) for t in top)
         write_topk(samples["topk"], s, codec, top)
-        for role in ("scores t", "scores s"):
-            samples[role].write_table(s, pa.table({
+        for name in ALL_SCORES:
+            nll = 0.6 * (0.5 + (delta[rows] if name == "scores_teacher" else np.zeros(PER_SHARD)))
+            samples[f"scores {name}"].write_table(s, pa.table({
                 "sample_id": ids, "tokens": lengths[rows],
-                "nll_cond": 0.6 * (0.5 + (delta[rows] if role == "scores t" else np.zeros(PER_SHARD))),
-                "nll_uncond": np.full(PER_SHARD, 0.6), "entropy": np.array(entropies[-PER_SHARD:], np.float32),
-                "topk_mass": np.full(PER_SHARD, 0.985 if role == "scores t" else np.nan, np.float32)}))
+                "nll": nll if name.startswith("scores") else np.full(PER_SHARD, 0.6),
+                "entropy": np.array(entropies[-PER_SHARD:], np.float32)}))
         samples["selection"].write_table(s, pa.table({
             "sample_id": ids, "keep": kept[rows],
             "reason": pa.array(np.where(kept, "kept", zone)[rows].tolist()), "zone": pa.array(zone[rows].tolist()),
@@ -171,7 +173,8 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
     packs.finish(2, rows=len(rows), lower_bound_rows=-(-used // ROW), row_length=ROW, samples=int(kept.sum()),
                  tokens=used, dropped_samples=0, truncated_samples=0, imbalance=0.013, slices=2)
     return SimpleNamespace(lengths=lengths, zone=zone, kept=kept, delta=delta, finish=finish, pack_tokens=used,
-                           pack_rows=len(rows), topk_bytes=sum(p.stat().st_size for p in folder.topk.glob("*.topk")))
+                           pack_rows=len(rows), mass=mass,
+                           topk_bytes=sum(p.stat().st_size for p in folder.topk.glob("*.topk")))
 
 
 def _annotation(rng, T: int) -> TopK:

@@ -134,7 +134,7 @@ def test_data_figures_are_those_of_the_inputs(make_run):
         assert rollouts[i][:5] == [str(i), "400", f"{g.lengths.mean():.1f}", "120", percent((g.lengths >= 120).mean())]
         tokens = int(g.lengths.sum())
         assert stored[i][1] == f"{tokens:,}" and stored[i][3] == f"{g.topk_bytes / tokens:.1f}"
-        assert stored[i][4] == "98.50 %"
+        assert stored[i][4] == percent(g.mass / tokens, 2)
         density = g.pack_tokens / (g.pack_rows * 512)
         assert packed[i][2] == str(g.pack_rows) and packed[i][6:8] == [percent(density, 2), percent(1 - density, 2)]
 

@@ -6,6 +6,7 @@ import pytest
 
 from npd_ascend.config.jobs import EvaluateJob, PackJob, SelectJob
 from npd_ascend.report.collect import collect
+from npd_ascend.select.registry import SCORES as ALL_SCORES
 
 
 def test_selection_and_packs_of_the_real_stages(make_run):
@@ -14,8 +15,8 @@ def test_selection_and_packs_of_the_real_stages(make_run):
 
     facts = make_run()
     g = facts.run.generation(1)
-    select(SelectJob(out=g.selection, fingerprint="s", rollouts=g.rollouts, teacher_scores=g.teacher_scores,
-                     student_scores=g.student_scores, settings=facts.config.select))
+    select(SelectJob(out=g.selection, fingerprint="s", rollouts=g.rollouts, settings=facts.config.select,
+                     quantities={name: facts.run.data(name, 1) for name in ALL_SCORES}))
     pack(PackJob(out=g.packs, fingerprint="k", prompts=facts.run.prompts, rollouts=g.rollouts, selection=g.selection,
                  epochs=2, first_epoch_seed=1, group=8, settings=facts.config.pack))
     run = collect(facts.root)
@@ -36,8 +37,7 @@ def test_selection_without_scores(make_run):
     facts = make_run(generations=1)
     g = facts.run.generation(0)
     settings = facts.config.select.model_copy(update={"metric": "none"})
-    select(SelectJob(out=g.selection, fingerprint="s", rollouts=g.rollouts, teacher_scores=None, student_scores=None,
-                     settings=settings))
+    select(SelectJob(out=g.selection, fingerprint="s", rollouts=g.rollouts, settings=settings))
     run = collect(facts.root)
     assert run.generations[0].selection.keep_rate == 1 and not run.generations[0].selection.filtered
     assert zones(run) is None and delta(run) is None and not run.problems

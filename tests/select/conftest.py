@@ -30,6 +30,7 @@ def make_scores():
             ifd_teacher=teacher,
             ifd_student=student,
             delta_ifd=delta_ifd(teacher, student),
+            entropy=lambda name: np.full(n, np.nan),
         )
 
     return make
@@ -78,31 +79,21 @@ class Generation:
             )
         rollouts.finish(len(self.sizes))
         for m in models:
-            scores = Dataset(self.root / m, "scores", m)
-            for i, s in self._shards():
-                n = s.stop - s.start
-                scores.write_table(
-                    i,
-                    pa.table(
-                        {
-                            "sample_id": ids[s],
-                            "tokens": self.tokens[s],
-                            "nll_cond": self.nll[m][0, s],
-                            "nll_uncond": self.nll[m][1, s],
-                            "entropy": np.zeros(n, np.float32),
-                            "topk_mass": np.ones(n, np.float32),
-                        }
-                    ),
-                )
-            scores.finish(len(self.sizes))
+            for row, what in enumerate(("scores", "unconditioned")):
+                scores = Dataset(self.root / f"{what}_{m}", "scores", f"{what}_{m}")
+                for i, s in self._shards():
+                    columns = {"sample_id": ids[s], "tokens": self.tokens[s], "nll": self.nll[m][row, s],
+                               "entropy": self.nll[m][row, s] + 1}
+                    scores.write_table(i, pa.table(columns))
+                scores.finish(len(self.sizes))
 
     def job(self, teacher=True, student=True, fingerprint="s", **settings):
         return SelectJob(
             out=self.root / "selection",
             fingerprint=fingerprint,
             rollouts=self.root / "rollouts",
-            teacher_scores=self.root / "teacher" if teacher else None,
-            student_scores=self.root / "student" if student else None,
+            quantities={f"{what}_{m}": self.root / f"{what}_{m}" for what in ("scores", "unconditioned")
+                        for m, there in (("teacher", teacher), ("student", student)) if there},
             settings=SelectConfig(**settings),
         )
 

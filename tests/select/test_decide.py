@@ -35,7 +35,7 @@ def test_equals_sample_by_sample(rows, keep_truncated, lower, upper):
     delta = np.array([v for v, _, _ in rows])
     nan = np.full(len(rows), np.nan)
     scores = Scores(
-        np.array([t for _, t, _ in rows]), np.array([x for _, _, x in rows]), nan, nan, nan, nan, nan, nan, delta
+        np.array([t for _, t, _ in rows]), np.array([x for _, _, x in rows]), *[nan] * 6, delta, lambda name: nan
     )
     config = SelectConfig(lower=lower, upper=upper, keep_truncated=keep_truncated)
 

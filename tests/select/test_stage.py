@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from npd_ascend.errors import CorruptShard, UserError
-from npd_ascend.select import stage
+from npd_ascend.select import registry, stage
+from npd_ascend.select.registry import Bound, Verdict
 
 
 def test_writes_a_decision_for_every_rollout_in_its_place(generation):
@@ -84,8 +85,30 @@ def test_scores_of_other_shards_are_refused(generation):
         stage.run(generation.job())
 
 
+def test_a_filter_of_ones_own_reads_the_entropy(generation, monkeypatch):
+    seen = []
+
+    def sure(scores, settings):
+        seen.append(scores)
+        return Verdict(scores.entropy("scores_teacher"), upper=Bound(2.0))
+
+    monkeypatch.setitem(registry._FILTERS, "sure", registry.Filter("sure", frozenset({"scores_teacher"}), sure))
+    stage.run(generation.job(metric="sure", student=False))
+    entropy = generation.nll["teacher"][0] + 1
+    kept = generation.result().read_all()["keep"].to_pylist()
+    assert kept == (entropy <= 2).tolist() and 0 < sum(kept) < len(kept)
+    np.testing.assert_array_equal(seen[0].teacher_cond, generation.nll["teacher"][0])
+    unknown = seen[0].teacher_uncond, seen[0].delta_ifd, seen[0].entropy("scores_student")
+    assert all(np.isnan(x).all() for x in unknown)
+
+
+def test_needs_are_names_of_stored_scores():
+    with pytest.raises(ValueError, match="filter x needs teacher; a filter reads scores_student, scores_teacher"):
+        registry.register("x", needs=("teacher",))
+
+
 def test_scores_missing(generation):
-    with pytest.raises(UserError, match="delta_ifd needs scores of the student"):
+    with pytest.raises(UserError, match="delta_ifd needs scores_student, unconditioned_student"):
         stage.run(generation.job(student=False))
     with pytest.raises(UserError, match="no filter 'delta'"):
         stage.run(generation.job(metric="delta"))
@@ -98,7 +121,7 @@ def test_nothing_kept(generation):
 
 
 def test_a_flipped_bit_in_the_scores_is_found(generation):
-    path = generation.root / "teacher" / "shard-00002.parquet"
+    path = generation.root / "scores_teacher" / "shard-00002.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

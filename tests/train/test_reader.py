@@ -125,7 +125,7 @@ def test_token_weights(world, name):
     want = []
     for s in m.samples:
         given = Tokens(len(world.responses[s]), world.topk[s], world.logprobs[s])
-        want.append(world.weights[s] * token_weights()[name](given))
+        want.append(world.weights[s] * token_weights()[name].function(given))
     np.testing.assert_allclose(m.weights[: m.tokens], np.concatenate(want)[:, None].repeat(2, 1), rtol=5e-3)
 
 

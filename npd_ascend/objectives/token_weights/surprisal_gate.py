@@ -9,7 +9,7 @@ SURPRISAL = 3.0
 """Nats at which the gate is half open."""
 
 
-@token_weight("surprisal_gate")
+@token_weight("surprisal_gate", needs=("logprobs",))
 def surprisal_gate(tokens: Tokens) -> np.ndarray:
     """1 / (1 + exp(s_t − 3)), s_t = −log p(y_t) under the generator, mean 1.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from npd_ascend.config import Config
 from npd_ascend.config.schema import Split
+from npd_ascend.config.stages import QUANTITIES, STAGES, Stage
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import memory
 from npd_ascend.ops.plan.calibrate import Calibration
@@ -17,6 +20,7 @@ from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, wei
 from npd_ascend.ops.plan.memory import Memory
 from npd_ascend.ops.plan.workload import Workload, count_prompts
 from npd_ascend.ops.plan.workload import workload as find_workload
+from npd_ascend.recipes import find
 from npd_ascend.store.topk_codec import TopKFormat
 
 
@@ -83,7 +87,7 @@ class Estimate:
     def measured(self) -> float | None:
         """Seconds of the whole run as calibrated; None when a stage is missing in the calibration."""
         known = [s.measured for s in self.stages if s.measured is not None]
-        return sum(known) + self.host if len(known) == len(self.stages) else None
+        return sum(known) + self.host if known and len(known) == len(self.stages) else None
 
     def share(self, stage: StageCost) -> float:
         """Share of a stage in the run's time: calibrated where all stages are, else at the paper's pace."""
@@ -127,8 +131,10 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
     npu = find_npu(device)
     work = workload or find_workload(config)
     student = ModelSpec.from_folder(config.models.student)
-    teacher = ModelSpec.from_folder(config.models.teacher) if config.needs_teacher else student
-    plan = _Planner(config, npu, devices or devices_of(config), work, student, teacher)
+    passes = Passes(config)
+    find(config.run.recipe)(config, passes)
+    teacher = ModelSpec.from_folder(config.models.teacher) if passes.asks("teacher") else student
+    plan = _Planner(config, npu, devices or devices_of(config), work, student, teacher, passes)
     stages = plan.stages()
     if calibration is not None:
         for s in stages:
@@ -136,7 +142,7 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
             s.start = calibration.start(s.stage, s.passes)
     out = Estimate(stages, npu, work, [*work.notes, *plan.notes()], free_disk=_free(config.run.dir))
     out.host = calibration.host(plan.generations) if calibration else 0.0
-    out.advice = _advice(config, out, plan)
+    out.advice = _advice(config, out, plan) if stages else ["no stage of this recipe needs a device"]
     return out
 
 
@@ -148,17 +154,45 @@ def devices_of(config: Config) -> int:
                                    else max(engines, config.train.ranks))
 
 
+class Passes:
+    """Walks a recipe and counts: how often each stage runs, and what annotation is to store.
+
+    Args:
+        config: says how many generations there are, at most.
+    """
+
+    def __init__(self, config: Config):
+        self.generations = (config.sync.refreshes if config.sync.policy == "kl" else len(config.sync_points())) + 1
+        self.count: Counter[str] = Counter()
+        self.quantities: dict[str, Collection[str]] = {}
+
+    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+                 ) -> None:
+        self.count[stage] += 1
+        self.quantities[stage] = quantities
+
+    def refresh(self, generation: int) -> bool:
+        return generation + 1 < self.generations
+
+    def export(self, generation: int) -> None:
+        """Costs nothing."""
+
+    def asks(self, model: str) -> bool:
+        """Whether a model has to annotate."""
+        return any(QUANTITIES[name].model == model for names in self.quantities.values() for name in names)
+
+
 class _Planner:
     def __init__(self, config: Config, npu: Npu, devices: int, work: Workload, student: ModelSpec,
-                 teacher: ModelSpec):
+                 teacher: ModelSpec, passes: Passes):
         self.config, self.npu, self.devices, self.work = config, npu, devices, work
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher, self.passes = student, teacher, passes
         split = config.device.placement
         self.generating = self.training = devices
         if isinstance(split, Split):
             self.training = max(1, round(devices * split.train / (split.train + split.rollout)))
             self.generating = max(1, devices - self.training)
-        self.generations = (config.sync.refreshes if config.sync.policy == "kl" else len(config.sync_points())) + 1
+        self.generations = passes.generations
         self.samples = work.prompts * config.rollout.paths
         self.answers = self.samples * work.answer_tokens
         self.length = work.prompt_tokens + work.answer_tokens
@@ -184,31 +218,24 @@ class _Planner:
 
     def stages(self) -> list[StageCost]:
         """All stages that run on a device."""
-        c = self.config
-        out = [self._rollout()] if c.rollout.source != "reference" else []
-        if c.needs_teacher:
-            bytes_a_token = TopKFormat(c.annotate.k, self.teacher.vocab_size, c.annotate.value_bits).planned_bytes
-            out.append(self._annotate("annotate_teacher", self.teacher, conditioned=True,
-                                      disk=bytes_a_token if c.train.loss.kd_weight else 0))
-        if c.needs_scores:
-            out.append(self._annotate("annotate_student", self.student,
-                                      conditioned=c.annotate.student_nll == "prefill", disk=0))
-        out.append(self._train())
-        return out + ([self._evaluate()] if c.evaluate.prompts else [])
+        costs: dict[str, Callable[[Stage], StageCost]] = {
+            "rollout": self._rollout, "annotate": self._annotate, "train": self._train, "evaluate": self._evaluate}
+        rows = [row for row in STAGES.values() if row.pace and self.passes.count[row.name]]
+        return [costs[row.module](row) for row in rows
+                if row.module != "rollout" or self.config.rollout.source != "reference"]
 
     # ---- stages
 
-    def _evaluate(self) -> StageCost:
-        """At the start, at each sync and at the end: held-out prompts of the same lengths."""
-        c = self.config.evaluate
-        times = 2 + (self.generations - 1 if c.at_sync else 0)
+    def _evaluate(self, row: Stage) -> StageCost:
+        """Held-out prompts of the same lengths."""
+        c, times = self.config.evaluate, self.passes.count[row.name]
         answers = count_prompts(c.prompts, c.limit) * (1 + c.samples) * times
-        cost, share = self._rollout(), answers / max(1.0, self.samples)
-        return replace(cost, stage="evaluate", passes=times, tokens=answers * self.work.answer_tokens,
+        cost, share = self._rollout(row), answers / max(1.0, self.samples)
+        return replace(cost, stage=row.name, passes=times, tokens=answers * self.work.answer_tokens,
                        flops=cost.flops / cost.passes * share, limit=cost.limit / cost.passes * share, disk=0.0,
                        memory=None)
 
-    def _rollout(self) -> StageCost:
+    def _rollout(self, row: Stage) -> StageCost:
         c, npu = self.config, self.npu
         spec = self.teacher if c.rollout.source == "teacher" else self.student
         context = self.work.prompt_tokens + self.work.answer_tokens / 2
@@ -225,20 +252,23 @@ class _Planner:
         return StageCost("rollout", g, g * self.answers, g * flops, g * (decode + prefill), engines * tp, "decode",
                          g * self.answers * 8, room, "memory bandwidth" if moved > computed else "compute")
 
-    def _annotate(self, name: str, spec: ModelSpec, *, conditioned: bool, disk: float) -> StageCost:
-        c, g = self.config, self.generations
-        own = c.annotate if name == "annotate_teacher" else c.annotate_student
-        flops = tokens = 0.0
-        if conditioned:
+    def _annotate(self, row: Stage) -> StageCost:
+        c, g, asked = self.config, self.generations, [QUANTITIES[name] for name in self.passes.quantities[row.name]]
+        spec, own = (self.teacher, c.annotate) if asked[0].model == "teacher" else (self.student, c.annotate_student)
+        flops = tokens = disk = 0.0
+        free = {"scores_student"} if c.annotate.student_nll == "rollout" and c.rollout.source == "student" else set()
+        if any(q.conditioned and q.name not in free for q in asked):
             flops += forward_flops(spec, self.samples, self.length, self.answers)
             tokens += self.samples * self.length
-        if c.needs_scores:
+        if any(not q.conditioned for q in asked):
             flops += forward_flops(spec, self.samples, self.work.answer_tokens, self.answers)
             tokens += self.answers
-        return StageCost(name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.generating, "prefill",
+        if any(q.kind == "topk" for q in asked):
+            disk = TopKFormat(c.annotate.k, spec.vocab_size, c.annotate.value_bits).planned_bytes
+        return StageCost(row.name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.generating, "prefill",
                          g * self.answers * disk, memory.annotate_memory(c, spec, self.npu, own.tensor_parallel))
 
-    def _train(self) -> StageCost:
+    def _train(self, row: Stage) -> StageCost:
         c, spec = self.config, self.student
         flops = 3 * c.train.epochs * forward_flops(spec, self.samples, self.length, self.answers)
         # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
@@ -251,16 +281,8 @@ class _Planner:
 def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
     out = []
     s = e.longest
-    helps = {
-        "rollout": "more rollout.workers, fewer sync.refreshes, a shorter rollout.max_new_tokens; a larger "
-                   "rollout.max_num_seqs while the KV cache has room; sync.lead hides it behind training",
-        "annotate_teacher": "more devices; select.metric: none saves the pass without the prompt",
-        "annotate_student": "annotate.student_nll: rollout takes half of it from the rollout's log-probs",
-        "train": "more train.data_parallel, fewer train.epochs",
-        "evaluate": "a smaller evaluate.limit, evaluate.at_sync: false",
-    }
     why = f", by {s.bound}" if e.measured is None else ", as calibrated"
-    out.append(f"{s.stage} bounds the run ({e.share(s):.0%} of the time{why}); what helps: {helps[s.stage]}")
+    out.append(f"{s.stage} bounds the run ({e.share(s):.0%} of the time{why}); what helps: {STAGES[s.stage].time}")
     start = sum(stage.start for stage in e.stages)
     if e.measured and start > e.measured / 4:
         out.append(f"{start:.0f} of {e.measured:.0f} s start processes, load weights and compile: fewer sync.refreshes "

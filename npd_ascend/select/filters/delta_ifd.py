@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.metrics import DELTA
-from npd_ascend.select.registry import Bound, Scores, Verdict, bounds, register
+from npd_ascend.select.registry import IFD, Bound, Scores, Verdict, bounds, register
 
 
-@register("delta_ifd", needs=("teacher", "student"))
+@register("delta_ifd", needs=IFD)
 def delta_ifd(scores: Scores, settings: SelectConfig) -> Verdict:
     """Drops degenerate samples (Δ below the lower bound) and those the teacher cannot follow (above the upper).
 

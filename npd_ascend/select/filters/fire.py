@@ -8,7 +8,7 @@ from npd_ascend.select.registry import Bound, Scores, Verdict, bounds, register
 DROPPED = 0.2
 
 
-@register("fire", needs=("teacher",))
+@register("fire", needs=("scores_teacher",))
 def fire(scores: Scores, settings: SelectConfig) -> Verdict:
     """Drops the 20 % of samples with the lowest mean log-prob under the teacher (arXiv:2606.02684, section 3).
 

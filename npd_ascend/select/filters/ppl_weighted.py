@@ -10,7 +10,7 @@ from npd_ascend.select.registry import Scores, Verdict, bounds, register
 LEAST, MOST = 0.1, 10.0
 
 
-@register("ppl_weighted", needs=("teacher",))
+@register("ppl_weighted", needs=("scores_teacher",))
 def ppl_weighted(scores: Scores, settings: SelectConfig) -> Verdict:
     """Keeps all, with weight ∝ 1 / PPL = exp(−L(y|x)) under the teacher, 0.1 to 10 times the mean weight.
 

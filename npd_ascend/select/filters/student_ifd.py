@@ -6,7 +6,7 @@ from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.registry import Bound, Scores, Verdict, bounds, register
 
 
-@register("student_ifd", needs=("student",))
+@register("student_ifd", needs=("scores_student", "unconditioned_student"))
 def student_ifd(scores: Scores, settings: SelectConfig) -> Verdict:
     """Drops what the prompt does not help the student to predict, IFD > 1, as Cherry does (arXiv:2308.12032).
 

@@ -6,7 +6,7 @@ from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.registry import Bound, Scores, Verdict, bounds, register
 
 
-@register("teacher_ifd", needs=("teacher",))
+@register("teacher_ifd", needs=("scores_teacher", "unconditioned_teacher"))
 def teacher_ifd(scores: Scores, settings: SelectConfig) -> Verdict:
     """Drops what the prompt does not help the teacher to predict, IFD > 1, as Cherry does (arXiv:2308.12032).
 

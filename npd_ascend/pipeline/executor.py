@@ -1,7 +1,7 @@
-"""A whole run: generations from left to right, training, sparse updates, resume.
+"""Carries out a recipe in its run directory: stages one after the other, training in the background, resume, mending.
 
 Nothing here is remembered between runs: each step asks its datasets whether they are complete and made from
-these inputs, so starting again is the same as going on.
+these inputs, so starting again is the same as going on. And nothing here knows what a recipe is for.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any
 
 from npd_ascend import __version__
 from npd_ascend.config import Config
+from npd_ascend.config.stages import STAGES, followers, named
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.nodes import Nodes
@@ -27,6 +27,7 @@ from npd_ascend.pipeline.orders import Running
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.progress import message
+from npd_ascend.recipes import Recipe, find
 from npd_ascend.report.build import build as build_report
 from npd_ascend.report.live import LiveView
 from npd_ascend.report.tensorboard import export as export_tensorboard
@@ -39,7 +40,6 @@ from npd_ascend.store.metrics import read_metrics
 
 _MAX_REGENERATIONS = 20
 _POLL_S = 0.2
-_STAGES = ("prepare", "rollout", "annotate", "annotate_teacher", "annotate_student", "select", "pack", "train")
 
 
 class Stopped(BaseException):
@@ -50,8 +50,8 @@ class Stopped(BaseException):
         self.number = number
 
 
-class Conductor:
-    """Runs a configuration in its run directory.
+class Executor:
+    """Runs a configuration in its run directory; to its recipe it is the ``recipes.Run``.
 
     Args:
         config: the resolved configuration.
@@ -75,8 +75,10 @@ class Conductor:
             UserError: something has to be mended; all that was finished stays.
             Stopped: a signal arrived; all processes are gone.
         """
-        if stage and stage not in _STAGES:
-            raise UserError(f"--stage {stage}: there is no such stage; known: {', '.join(_STAGES)}")
+        if stage and not named(stage):
+            known = dict.fromkeys(name for s in STAGES.values() for name in (s.group, s.name))
+            raise UserError(f"--stage {stage}: there is no such stage; known: {', '.join(known)}")
+        recipe = find(self.config.run.recipe)
         check_config(self.config)
         self.placement.check(self.config, self.nodes.count)
         check_room(self.config)
@@ -94,7 +96,7 @@ class Conductor:
             done = False
             try:
                 self.runner.start()
-                self._mending(lambda: self._one_stage(stage) if stage else self._generations())
+                self._mending(lambda: OneStage(self, stage).of(recipe) if stage else self._whole(recipe))
                 done = True
                 if not stage:
                     status = {"status": "finished"}
@@ -132,10 +134,14 @@ class Conductor:
             "python": platform.python_version(),
         }
 
-    # ---- the line
+    # ---- the recipe
+
+    def _whole(self, recipe: Recipe) -> None:
+        recipe(self.config, self)
+        self._join_training()
 
     def _mending(self, work: Callable[[], None]) -> None:
-        """Does the work; a damaged shard is taken back and the work begun anew."""
+        """Does the work; a damaged shard is taken back and the work begun again."""
         for _ in range(_MAX_REGENERATIONS):
             try:
                 return work()
@@ -144,44 +150,33 @@ class Conductor:
                 self._discard(lost)
         raise UserError(f"{self.run_dir.root}: shards keep being damaged ({_MAX_REGENERATIONS} times): check the disk")
 
-    def _generations(self) -> None:
-        self.runner.run_step(self.steps.prepare())
-        if self.config.evaluate.prompts:
-            self.runner.run_step(self.steps.prepare(evaluation=True))
-        generation = 0
-        while True:
-            self._data(generation)
+    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+                 ) -> None:
+        row = STAGES[stage]
+        if "trained" in row.reads:
             self._join_training()
-            self.runner.run_step(self.steps.pack(generation))
-            train = self.steps.train(generation)
-            if not train.complete:
-                self._start_training(train)
-            if self.steps.span(generation).last:
-                break
-            self._await_snapshot(train)
-            if self._training is None and self._done(generation)["reason"] == "epochs":
-                break  # the run was over before the lag asked for a refresh
-            generation += 1
+        elif "snapshot" in row.reads and self._training and self._training[0].generation < generation:
+            self._await_snapshot(generation - 1)
+        step = self.steps.step(stage, generation, quantities=quantities, evaluation=evaluation)
+        stood = step.complete
+        if row.background and not stood:
+            return self._start_training(step)
+        self.runner.run_step(step)
+        if stage == "rollout" and not stood:
+            self._compare_truncated(generation)
+        if stage == "evaluate":
+            self._log_evaluation(step)
+
+    def refresh(self, generation: int) -> bool:
+        if self.steps.span(generation).last:
+            return False
+        self._await_snapshot(generation)
+        # The run may be over before the lag has asked for a refresh.
+        return self._training is not None or self.steps.done(generation)["reason"] != "epochs"
+
+    def export(self, generation: int) -> None:
         self._join_training()
         self._export(generation)
-        self._evaluate("end", self.run_dir.export, generation + 1)
-
-    def _data(self, generation: int) -> None:
-        """Everything of a generation that needs its snapshot only."""
-        c = self.config
-        rollout = self.steps.rollout(generation)
-        if not rollout.complete:
-            self.runner.run_step(rollout)
-            self._compare_truncated(generation)
-        if generation == 0:
-            self._evaluate("start", self.steps.snapshot(0), 0)
-        elif c.evaluate.at_sync:
-            self._evaluate(f"sync {generation}", self.steps.snapshot(generation), generation)
-        if c.needs_teacher:
-            self.runner.run_step(self.steps.annotate(generation, "teacher"))
-        if c.needs_scores:
-            self.runner.run_step(self.steps.annotate(generation, "student"))
-        self.runner.run_step(self.steps.select(generation))
 
     def _compare_truncated(self, generation: int) -> None:
         """Says at once, and not only in the report, when the student stops less often than a generation ago."""
@@ -192,20 +187,11 @@ class Conductor:
         if line := rise_of_truncated(generation, before, now):
             message(line, level="warning")
 
-    def _evaluate(self, name: str, model: Path, generation: int) -> None:
-        if not self.config.evaluate.prompts:
-            return
-        self.runner.run_step(self.steps.eval_rollout(name, model, generation), stage="evaluate")
-        step = self.steps.evaluate(name, generation)
-        if not step.complete:
-            self.runner.run_step(step)
-        rows = read_metrics(self.run_dir.metrics)
-        if not any(r["kind"] == "evaluate" and r.get("name") == name for r in rows):
-            self._log_evaluation(name, step)
-
-    def _log_evaluation(self, name: str, step: Step) -> None:
+    def _log_evaluation(self, step: Step) -> None:
         assert step.done_file is not None
-        result = read_sealed(step.done_file) or {}
+        result, name = read_sealed(step.done_file) or {}, step.label
+        if any(r["kind"] == "evaluate" and r.get("name") == name for r in read_metrics(self.run_dir.metrics)):
+            return
         self.runner.metrics.log(
             "evaluate",
             name=name,
@@ -218,16 +204,16 @@ class Conductor:
     # ---- training in the background
 
     def _start_training(self, step: Step) -> None:
-        self.runner.monitor.reset("train")
+        self.runner.monitor.reset(step.stage.reports)
         self._training = (step, self.runner.launch(step), time.time())
 
-    def _await_snapshot(self, train: Step) -> None:
+    def _await_snapshot(self, generation: int) -> None:
         """Until the next generation's snapshot stands, or training has ended (without ``lead`` both are one)."""
         if self.config.sync.lead == 0:
             return self._join_training()
-        mark = self.run_dir.generation(train.generation).snapshot_mark
+        mark = self.run_dir.generation(generation).snapshot_mark
         while self._training and self._training[1].poll() is None:
-            if (read_sealed(mark) or {}).get("fingerprint") == train.job.fingerprint:  # type: ignore[attr-defined]
+            if (read_sealed(mark) or {}).get("fingerprint") == self._training[0].job.fingerprint:
                 return
             time.sleep(_POLL_S)
         self._join_training()
@@ -257,7 +243,7 @@ class Conductor:
             self._training = None
 
     def _log_sync(self, generation: int) -> None:
-        done = self._done(generation)
+        done = self.steps.done(generation)
         following = generation + 1
         rows = read_metrics(self.run_dir.metrics)
         if not any(r["kind"] == "sync" and r.get("generation") == following for r in rows):
@@ -268,9 +254,6 @@ class Conductor:
                 generation=following,
                 reason=done.get("reason"),
             )
-
-    def _done(self, generation: int) -> dict[str, Any]:
-        return read_sealed(self.run_dir.generation(generation).done) or {}
 
     # ---- ends
 
@@ -299,40 +282,55 @@ class Conductor:
             raise UserError(str(lost) if lost.index < 0 else foreign)
         if lost.index < 0:  # its step finds it incomplete
             return message(f"{lost.dataset} is damaged: made again", level="warning")
-        kind = {"scores_teacher": "scores", "scores_student": "scores", "train": "prompts", "eval": "prompts"}.get(
-            folder.name, folder.name
-        )
-        Dataset(folder, kind, "").discard(lost.index)
-        if kind == "rollouts" and folder.parent.parent.name == "generations":
-            for name in ("scores_teacher", "scores_student", "topk", "selection"):
-                other = folder.parent / name
-                Dataset(other, name.split("_")[0], "").discard(lost.index)
+        found = self.run_dir.find(folder)
+        if found is None:
+            raise UserError(str(lost))
+        data, generation = found
+        Dataset(folder, data.kind, "").discard(lost.index)
+        if generation >= 0:
+            for other in followers(data.name):
+                Dataset(self.run_dir.data(other.name, generation), other.kind, "").discard(lost.index)
 
-    def _one_stage(self, stage: str) -> None:
-        """Runs one stage for the first generation in which it is not complete."""
-        if stage == "prepare":
-            return self.runner.run_step(self.steps.prepare())
-        makers = {
-            "rollout": self.steps.rollout,
-            "select": self.steps.select,
-            "pack": self.steps.pack,
-            "annotate_teacher": lambda g: self.steps.annotate(g, "teacher"),
-            "annotate_student": lambda g: self.steps.annotate(g, "student"),
-            "train": self.steps.train,
-        }
-        names = ["annotate_teacher", "annotate_student"] if stage == "annotate" else [stage]
-        generation = 0
-        while True:
-            ran = False
-            for name in names:
-                step = makers[name](generation)
-                if not step.complete:
-                    self.runner.run_step(step)
-                    ran = True
-            done = self.run_dir.generation(generation).done.is_file()
-            if ran or not done or self.steps.span(generation).last:
-                return
-            generation += 1
+
+class OneStage:
+    """Walks a recipe to the first generation in which a stage lacks something, and runs that stage alone.
+
+    Args:
+        executor: runs it.
+        stage: name or group.
+    """
+
+    def __init__(self, executor: Executor, stage: str):
+        self._executor, self._names, self._ran = executor, {s.name for s in named(stage)}, False
+
+    def of(self, recipe: Recipe) -> None:
+        """Does the stage, unless no generation lacks it."""
+        try:
+            recipe(self._executor.config, self)
+        except _Walked:
+            pass
+
+    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+                 ) -> None:
+        if stage not in self._names:
+            return
+        e = self._executor
+        step = e.steps.step(stage, generation, quantities=quantities, evaluation=evaluation)
+        if not step.complete:
+            e.runner.run_step(step)
+            self._ran = True
+
+    def refresh(self, generation: int) -> bool:
+        if self._ran or not self._executor.run_dir.generation(generation).done.is_file():
+            raise _Walked
+        return not self._executor.steps.span(generation).last
+
+    def export(self, generation: int) -> None:
+        """Belongs to a whole run."""
+
+
+class _Walked(Exception):
+    """Nothing behind this point of a recipe can be done yet, or should."""
 
 
 def _stop(number: int, frame: object) -> None:
@@ -340,7 +338,7 @@ def _stop(number: int, frame: object) -> None:
 
 
 def exit_code(e: BaseException) -> int:
-    """What the command returns for an error of ``Conductor.run``."""
+    """What the command returns for an error of ``Executor.run``."""
     if isinstance(e, Stopped):
         return 128 + e.number
     return getattr(e, "exit_code", os.EX_SOFTWARE)
