@@ -87,10 +87,10 @@ def test_the_process_of_a_stage_says_it(kit, disk, name):
 
 
 # The disk fills up after the run has looked how much room there is.
-_LATER = """import npd_ascend.pipeline.conductor as conductor
+_LATER = """import npd_ascend.pipeline.executor as executor
 from npd_ascend.cli import main
 
-conductor.check_room = lambda config: None
+executor.check_room = lambda config: None
 main()
 """
 

@@ -46,4 +46,7 @@ def disk(p: Patient) -> list[Finding]:
         needed, free = check_room(p.config)
     except UserError as e:
         return [error(str(e))]
+    if needed > free:
+        return [warning(f"disk: about {si(needed)}B needed if answers are as long as the plan takes them to be, "
+                        f"{si(free)}B free", "free some, or point run.dir at a larger disk")]
     return [ok(f"disk: about {si(needed)}B needed, {si(free)}B free")]
