@@ -35,8 +35,8 @@ def write(folder: Path, family: str, tied: bool, seed: int, vocab: int = 160, la
     return model.eval()
 
 
-def logprobs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    """Log-prob of each token but the first, by transformers."""
+def logprobs(model: torch.nn.Module, ids: list[int], vocabulary: int | None = None) -> torch.Tensor:
+    """Log-prob of each token but the first, by transformers; logits from ``vocabulary`` on are padding."""
     with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        logits = model(torch.tensor([ids])).logits[0, :-1, :vocabulary].double()
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

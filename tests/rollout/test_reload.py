@@ -43,9 +43,9 @@ def answers_of(job, engine: Engine) -> list[tuple[list[int], np.ndarray]]:
     return [(a.ids.tolist(), a.logprobs) for a in live.read(live.answer(job, engine, command), 0, False).answers]
 
 
-def assert_answers_of(model: torch.nn.Module, answers) -> None:
+def assert_answers_of(model: torch.nn.Module, answers, vocabulary: int = 160) -> None:
     for prompt, (ids, found) in zip(PROMPTS, answers, strict=True):
-        expected = logprobs(model, prompt + ids).numpy()[len(prompt) - 1:]
+        expected = logprobs(model, prompt + ids, vocabulary).numpy()[len(prompt) - 1:]
         np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
 
 
@@ -61,14 +61,16 @@ def close():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reloaded_engine_answers_as_transformers(tmp_path, make_job, close, family, tied):
-    models = [write(tmp_path / str(i), family, tied, seed=i, vocab=160 if tied else 200) for i in range(3)]
-    jobs = [make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12) for i in range(3)]
+    width, vocabulary = (160, 160) if tied else (200, 187)  # the latter with padding ids
+    models = [write(tmp_path / str(i), family, tied, seed=i, vocab=width) for i in range(3)]
+    jobs = [make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12, vocabulary=vocabulary)
+            for i in range(3)]
     told = Told()
     close(engine := stage.hold(jobs[0], None, told))
-    assert_answers_of(models[0], answers_of(jobs[0], engine))
+    assert_answers_of(models[0], answers_of(jobs[0], engine), vocabulary)
     for i in (1, 2, 0):
         assert stage.hold(jobs[i], engine, told) is engine
-        assert_answers_of(models[i], answers_of(jobs[i], engine))
+        assert_answers_of(models[i], answers_of(jobs[i], engine), vocabulary)
     assert [how for how, _ in told] == ["start"] + ["reload"] * 3
     assert all(verdict.passed and verdict.difference < ATOL for _, verdict in told)
 
@@ -77,8 +79,8 @@ def test_a_reloaded_engine_answers_as_transformers(tmp_path, make_job, close, fa
 def tied(tmp_path, make_job):
     """Two tied models and their jobs."""
     models = [write(tmp_path / str(i), "llama", True, seed=i) for i in range(2)]
-    return models, [make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12)
-                    for i in range(2)]
+    return models, [make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12,
+                             vocabulary=160) for i in range(2)]
 
 
 def test_a_stale_head_is_found_and_the_engine_started_afresh(tied, close, monkeypatch):
