@@ -17,7 +17,7 @@ from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.objectives.registry import find_divergences, find_token_weight
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
-from npd_ascend.select.registry import find as find_filter
+from npd_ascend.select.registry import FILTERS
 
 FIRST_ROWS = 256
 """Rows of each prompt file that ``check_prompts`` looks at."""
@@ -31,7 +31,7 @@ def check_names(config: Config) -> None:
     Raises:
         UserError: an unknown filter, divergence, token weight or checker, or unusable data of the checker.
     """
-    find_filter(config.select.metric)
+    FILTERS.find(config.select.filter)
     find_divergences(config.train.loss)
     find_token_weight(config.train.loss)
     if config.evaluate.prompts:
