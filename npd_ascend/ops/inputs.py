@@ -14,7 +14,7 @@ from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
 from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
-from npd_ascend.objectives.registry import find_divergences, find_token_weight
+from npd_ascend.objectives.registry import find_token_weight, summands
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
 from npd_ascend.select.registry import FILTERS
@@ -30,11 +30,11 @@ def check_names(config: Config) -> None:
     """Names that the schema cannot know.
 
     Raises:
-        UserError: an unknown filter, divergence, token weight, sync policy or checker, unusable data of the checker, or
+        UserError: an unknown filter, loss term, token weight, sync policy or checker, unusable data of the checker, or
             settings that the sync policy cannot follow.
     """
     FILTERS.find(config.select.filter)
-    find_divergences(config.train.loss)
+    summands(config.train.loss)
     find_token_weight(config.train.loss)
     check_sync(config)
     if config.evaluate.prompts:

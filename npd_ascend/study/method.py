@@ -14,6 +14,7 @@ import numpy as np
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
+from npd_ascend.objectives.registry import summands
 from npd_ascend.registry import Registry
 
 Origin = Literal["student", "reference", "teacher"]
@@ -114,8 +115,8 @@ class LiveMethod(Method):
 
     @property
     def terms(self) -> int:
-        """M, divergences in the loss."""
-        return len(self.train.loss.divergence.split("+")) if self.train.loss.kd_weight else 0
+        """M, terms of the loss behind cross-entropy."""
+        return len(summands(self.train.loss)) - 1
 
 
 METHODS: Registry[type[Method]] = Registry("method", "method", "npd_ascend.study.methods")
