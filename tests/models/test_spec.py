@@ -38,10 +38,10 @@ def test_special_ids(tmp_path, configs):
 
 
 def test_rope_base_of_both_config_generations(tmp_path, configs):
-    assert read(tmp_path, {**configs["llama"], "rope_theta": 4e6}).rope_theta == 4e6
+    assert read(tmp_path, {**configs["llama"], "rope_theta": 4e6}).rope.theta == 4e6
     new = {k: v for k, v in configs["llama"].items() if k != "rope_theta"}
     new["rope_parameters"] = {"rope_type": "default", "rope_theta": 123.0}
-    assert read(tmp_path, new).rope_theta == 123.0
+    assert read(tmp_path, new).rope.theta == 123.0
 
 
 def test_parameters_of_the_released_shape(tmp_path):

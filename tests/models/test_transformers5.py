@@ -65,7 +65,7 @@ def by_hand(tmp_path, configs):
 
 def test_spec(by_hand):
     spec = ModelSpec.from_folder(by_hand)
-    assert (spec.rope_theta, spec.dtype) == (5e5, "bfloat16")
+    assert (spec.rope.theta, spec.dtype) == (5e5, "bfloat16")
 
 
 def test_tokenizer(by_hand, capfd):
@@ -174,4 +174,4 @@ class TestSaved:
         np.testing.assert_array_equal(read["logits"], want)
         assert str(read["dtype"]) == "torch.bfloat16"
         config = AutoConfig.from_pretrained(tmp_path / "export")
-        assert (config.rope_theta, config.dtype) == (spec.rope_theta, "bfloat16")
+        assert (config.rope_theta, config.dtype) == (spec.rope.theta, "bfloat16")
