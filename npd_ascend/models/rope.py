@@ -49,7 +49,11 @@ class Linear:
 
     @classmethod
     def read(cls, get: Reader, max_positions: int) -> Linear:
-        return cls(_factor(get))
+        factor = _factor(get)
+        if isinstance(get.config["factor"], int):
+            raise UserError(f"{get.where}: factor is the whole number {factor:g}, over which vLLM stops; write "
+                            f"{factor:.1f}")
+        return cls(factor)
 
     def stretch(self, plain: Sequence[float], theta: float) -> tuple[float, ...]:
         return tuple(f / self.factor for f in plain)
