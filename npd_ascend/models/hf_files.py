@@ -1,8 +1,8 @@
 """What transformers 4 and 5 write differently into a checkpoint's JSON files, in the form that both read.
 
 Version 5 keeps the base and the scaling of the rotary angles in ``rope_parameters`` and the type of the weights in
-``dtype``; version 4 takes its default base, 10,000, and no scaling for such a file and says nothing. Of a tokenizer it names the generic class
-``TokenizersBackend`` and lists ``extra_special_tokens``, over which version 4 stops.
+``dtype``; version 4 takes its default base, 10,000, and no scaling for such a file and says nothing. Of a tokenizer it
+names the generic class ``TokenizersBackend`` and lists ``extra_special_tokens``, over which version 4 stops.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ class CausalLM(nn.Cell):
             config=config, transformer_layer_spec=_block(own, leaves, core, peers),
             vocab_size=own.vocab_size, max_sequence_length=spec.max_positions, position_embedding_type="rope",
             post_process=False)
-        # In place of MindFormers' own: of scalings it knows some, with fixed parameters, and it would multiply angles by
-        # YaRN's attention factor, which belongs to cosines and sines (here: to the softmax's scale).
+        # In place of MindFormers' own: of scalings it knows some, with fixed parameters, and it would multiply angles
+        # by YaRN's attention factor, which belongs to cosines and sines (here: to the softmax's scale).
         self.model.rotary_pos_emb.inv_freq = ms.Tensor(spec.rope.inverse_frequencies(spec.head_dim), ms.float32)
         leaves.patch(self.model, peers)
         if not spec.tie_embeddings:

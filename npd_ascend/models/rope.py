@@ -1,22 +1,23 @@
 """Rotary position embeddings (Su et al. 2021, arXiv:2104.09864) and the ways in which checkpoints stretch them.
 
 The one place where their frequencies are computed, in plain Python and float64. The network's tables, the plain forward
-pass that reloads are verified with and every plan take them from here. A type of scaling is one class and its name in
+pass that reloads are verified with take them from here. A type of scaling is one class and its name in
 ``SCALINGS``.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from npd_ascend.errors import UserError
 from npd_ascend.models.hf_config import Reader
 
 
-class Scaling(Protocol):
+class Scaling(ABC):
     """How frequencies are changed for positions beyond those of pre-training.
 
     Attributes:
@@ -25,27 +26,24 @@ class Scaling(Protocol):
     """
 
     KEYS: ClassVar[tuple[str, ...]]
-
-    @property
-    def attention_factor(self) -> float: ...
+    attention_factor: float = 1.0
 
     @classmethod
+    @abstractmethod
     def read(cls, get: Reader, max_positions: int) -> Scaling:
         """From ``rope_scaling``; ``max_positions`` is the model's ``max_position_embeddings``."""
-        ...
 
+    @abstractmethod
     def stretch(self, plain: Sequence[float], theta: float) -> tuple[float, ...]:
         """Inverse frequencies [D / 2] from those without scaling."""
-        ...
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Scaling):
     """All positions divided by ``factor`` (position interpolation, arXiv:2306.15595)."""
 
     KEYS: ClassVar = ("factor",)
     factor: float
-    attention_factor: ClassVar[float] = 1.0
 
     @classmethod
     def read(cls, get: Reader, max_positions: int) -> Linear:
@@ -60,16 +58,15 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Llama3:
-    """Llama 3.1's: wavelengths of over ``original / low`` positions are stretched, those under ``original / high`` kept,
-    and what lies between is interpolated (transformers' ``_compute_llama3_parameters``)."""
+class Llama3(Scaling):
+    """Llama 3.1's: wavelengths of over ``original / low`` positions are stretched, those under ``original / high``
+    kept, and what lies between is interpolated (transformers' ``_compute_llama3_parameters``)."""
 
     KEYS: ClassVar = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor: float
     low: float
     high: float
     original: int
-    attention_factor: ClassVar[float] = 1.0
 
     @classmethod
     def read(cls, get: Reader, max_positions: int) -> Llama3:
@@ -88,7 +85,7 @@ class Llama3:
 
 
 @dataclass(frozen=True)
-class Yarn:
+class Yarn(Scaling):
     """YaRN (arXiv:2309.00071): dimensions that turn more than ``beta_fast`` times in the original context keep their
     frequency, those that turn less than ``beta_slow`` times are stretched, with a ramp over the dimensions between
     (section 3.2; ``attention_factor``: section 3.4; as transformers' ``_compute_yarn_parameters``)."""
@@ -97,7 +94,7 @@ class Yarn:
                       "attention_factor", "mscale", "mscale_all_dim")
     factor: float
     original: int
-    attention_factor: float
+    attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
@@ -128,7 +125,7 @@ class Yarn:
         return dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
-SCALINGS: dict[str, type[Linear] | type[Llama3] | type[Yarn]] = {"linear": Linear, "llama3": Llama3, "yarn": Yarn}
+SCALINGS: dict[str, type[Scaling]] = {"linear": Linear, "llama3": Llama3, "yarn": Yarn}
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,8 @@ def read_rope(config: Reader, max_positions: int) -> Rope:
     given = {key: value for key, value in given.items() if value}
     forms = [_form(value) for value in given.values()]
     if len(forms) == 2 and forms[0] != forms[1]:
-        raise UserError(f"{where}: rope_scaling and rope_parameters describe two different models; remove the wrong one")
+        raise UserError(f"{where}: rope_scaling and rope_parameters describe two different models; remove the wrong "
+                        "one")
     key, form = (next(iter(given)), forms[0]) if forms else ("rope_scaling", {"rope_type": "default"})
     partial = [c["partial_rotary_factor"] for c in (config.config, form)
                if c.get("partial_rotary_factor") not in (None, 1)]

@@ -142,7 +142,8 @@ def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
     x = np.ones((4, 1, 8), np.float16)
     cell = SimpleNamespace(
         head_dim=2, num_heads=2, kv_num_heads=1, n_rep=2, product=product, turn=np.eye(2, dtype=np.float32),
-        q_layernorm=None, linear_qkv=lambda x: (x, np.ones(8, np.float32)), linear_proj=lambda x: (x, np.ones(4, np.float32)),
+        q_layernorm=None, linear_qkv=lambda x: (x, np.ones(8, np.float32)),
+        linear_proj=lambda x: (x, np.ones(4, np.float32)),
         split_qkv=lambda x, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis), core_attention=core)
     cell._biased = lambda x, bias: attention.DenseSelfAttention._biased(cell, x, bias)
     out, _ = attention.DenseSelfAttention.construct(cell, x, None, rotary_pos_emb=tables)

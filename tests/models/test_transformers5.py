@@ -103,6 +103,24 @@ def test_copy_is_read_by_both(by_hand, tmp_path):
         tmp_path / "out/config.json").read_bytes()
 
 
+@pytest.mark.parametrize("scaling", [
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 64},
+    {"rope_type": "linear", "factor": 2.0}])
+def test_scaling_is_read_by_both(tmp_path, configs, scaling):
+    from transformers import AutoConfig
+
+    new = {k: v for k, v in configs["llama"].items() if k != "rope_theta"}
+    new |= {"rope_parameters": {**scaling, "rope_theta": 5e5}}
+    copy = hf_files.shared_config(new)
+    (tmp_path / "config.json").write_text(json.dumps(copy))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.rope_theta == 5e5 and config.rope_scaling == scaling and copy["rope_parameters"] == new[
+        "rope_parameters"]
+    assert ModelSpec.from_folder(tmp_path).rope == ModelSpec.from_config(new, {}, "new").rope
+    assert hf_files.shared_config(copy) == copy
+
+
 @pytest.mark.parametrize("config", [
     {}, {"torch_dtype": "float32", "rope_theta": 1e4}, {"rope_parameters": None, "dtype": None},
     {"rope_parameters": {"rope_type": "default"}}, {"extra_special_tokens": {"image_token": "<image>"}},

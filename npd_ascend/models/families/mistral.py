@@ -18,6 +18,6 @@ def mistral(spec: ModelSpec, config: Reader) -> ModelSpec:
     """
     window = config.config["sliding_window"]
     if window is not None:
-        raise UserError(f"{config.where}: sliding_window is {window!r} (transformers' default is 4096); sliding windows "
-                        "are not supported, only full attention is (sliding_window: null)")
+        raise UserError(f"{config.where}: sliding_window is {window!r} (transformers' default is 4096); sliding "
+                        "windows are not supported, only full attention is (sliding_window: null)")
     return spec
