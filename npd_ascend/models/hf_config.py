@@ -14,7 +14,7 @@ _LARGEST = 2**53
 
 
 class Reader:
-    """Values of a JSON object by key; null counts as missing.
+    """Values of a JSON object by key; but for switches null counts as missing.
 
     Args:
         config: the object.
@@ -47,8 +47,8 @@ class Reader:
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Whether a switch is on."""
-        return bool(self._value(key, default))
+        """Whether a switch is on; null is off, as in transformers."""
+        return bool(self.config.get(key, default))
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.config.get(key)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -39,7 +40,10 @@ def write(folder: Path, family: str, tied: bool, seed: int, vocab: int = 160, la
         for name, p in model.named_parameters():
             if "norm" in name or "bias" in name:
                 p.add_(torch.randn_like(p) * 0.1)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="300KB" if family == "mistral" else "5GB")
+    if family == "mistral":  # as in Mistral's folders: the weights once more, in its own format, here of no use
+        save_file({"norm.weight": torch.zeros(1)}, folder / "consolidated.safetensors")
+        (folder / "params.json").write_text('{"dim": 1}')
     if family == "PanguEmbedded":  # Llama with biases on q, k, v and o
         config = json.loads((folder / "config.json").read_text())
         config |= {"model_type": family, "architectures": ["PanguEmbeddedForCausalLM"], "bias": True}
