@@ -187,11 +187,11 @@ class RotaryTables(nn.Cell):
         angles.outer = angles.outer_for_eod = OuterProduct()
         self.angles, self.groups = angles, config.num_query_groups
         self.repeats = config.num_attention_heads // config.num_query_groups
-        self.scale = 1.0 / math.sqrt(config.kv_channels)
+        self.scale = config.softmax_scale
 
     def construct(self, max_seq_len: int, offset: int = 0, position_ids: ms.Tensor | None = None) \
             -> tuple[ms.Tensor, ms.Tensor]:
-        """Two [S·B·G·(N/G + 2), D]: rows of queries hold the scale 1 / √d as well, those of values 1 and 0."""
+        """Two [S·B·G·(N/G + 2), D]: rows of queries hold the softmax's scale as well, those of values 1 and 0."""
         angles, _ = self.angles(max_seq_len, offset, position_ids)
         cos, sin = ops.cos(angles), ops.sin(angles)
         return self._table(cos, ops.ones_like(cos)), self._table(sin, ops.zeros_like(sin))
@@ -222,12 +222,19 @@ class DenseSelfAttention(SelfAttention):
         cos, sin = rotary_pos_emb
         # In float32 like the tables, whatever the layers compute in: products take operands of one type.
         flat = self._biased(*self.linear_qkv(hidden_states)).reshape(-1, self.head_dim).astype(ms.float32)
+        if self.q_layernorm is not None:
+            flat = self._normed(flat)
         turned = flat * cos + self.product(flat, self.turn) * sin
         turned = turned.reshape(length, batch, self.kv_num_heads, self.n_rep + 2, self.head_dim)
         query, key, value = self.split_qkv(turned, (self.n_rep, 1, 1), 3)
         context = self.core_attention(query.reshape(length, batch, self.num_heads, self.head_dim), key.squeeze(3),
                                       value.squeeze(3), attention_mask).astype(hidden_states.dtype)
         return self._biased(*self.linear_proj(context)), None
+
+    def _normed(self, flat: ms.Tensor) -> ms.Tensor:
+        """[S·B·G·(N/G + 2), D]: queries and keys normalised, values as they are."""
+        query, key, value = self.split_qkv(flat.reshape(-1, self.n_rep + 2, self.head_dim), (self.n_rep, 1, 1), 1)
+        return ops.concat((self.q_layernorm(query), self.k_layernorm(key), value), 1).reshape(-1, self.head_dim)
 
     def _biased(self, x: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
         """x [S, B, n] + bias [n], if the projection has one that it has not added itself."""

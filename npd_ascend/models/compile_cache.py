@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ _seconds: dict[str, float] = {}
 
 def network_key(spec: ModelSpec, device: Device, **settings: Any) -> dict[str, Any]:
     """On what the graphs of a network depend; not on the type in which its checkpoint was written."""
-    return {"spec": asdict(replace(spec, dtype="")), "device": device.model_dump(mode="json"), **settings}
+    return {"spec": repr(replace(spec, dtype="")), "device": device.model_dump(mode="json"), **settings}
 
 
 class Graphs:

@@ -1,8 +1,8 @@
 """What transformers 4 and 5 write differently into a checkpoint's JSON files, in the form that both read.
 
-Version 5 keeps the base of the rotary angles in ``rope_parameters`` and the type of the weights in ``dtype``; version 4
-takes its default base, 10,000, for such a file and says nothing. Of a tokenizer it names the generic class
-``TokenizersBackend`` and lists ``extra_special_tokens``, over which version 4 stops.
+Version 5 keeps the base and the scaling of the rotary angles in ``rope_parameters`` and the type of the weights in
+``dtype``; version 4 takes its default base, 10,000, and no scaling for such a file and says nothing. Of a tokenizer it
+names the generic class ``TokenizersBackend`` and lists ``extra_special_tokens``, over which version 4 stops.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ GENERIC = "PreTrainedTokenizerFast"
 def shared_config(config: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` for both: what version 5 has moved stands in the old place too."""
     rope = config.get("rope_parameters")
-    base = rope.get("rope_theta") if isinstance(rope, dict) else None
-    old = {"rope_theta": base, "torch_dtype": config.get("dtype")}
+    rope = rope if isinstance(rope, dict) else {}
+    scaled = rope.get("rope_type", "default") != "default"
+    old = {"rope_theta": rope.get("rope_theta"), "torch_dtype": config.get("dtype"),
+           "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"} if scaled else None}
     return config | {k: v for k, v in old.items() if v is not None and config.get(k) is None}
 
 

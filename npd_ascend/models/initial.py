@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from npd_ascend.models import tensorfile
+from npd_ascend.models.families import family_of
 from npd_ascend.models.mapping import rules
-from npd_ascend.models.spec import FAMILIES, ModelSpec
+from npd_ascend.models.spec import ModelSpec
 from npd_ascend.store.atomic import atomic_folder
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -37,7 +38,7 @@ def initial_checkpoint(folder: Path, config: dict[str, Any], *, seed: int = 0, d
         UserError: the config is not usable.
     """
     spec = ModelSpec.from_config(config, {}, "config")
-    config = {"architectures": [FAMILIES[spec.model_type]], **config}
+    config = {"architectures": [family_of(config, "config").architecture], **config}
     shapes = {name: shape for rule in rules(spec) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
 
     def values(name: str) -> np.ndarray:

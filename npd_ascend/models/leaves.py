@@ -19,7 +19,7 @@ from mindspore import nn, ops
 
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask, DenseSelfAttention, RotaryTables
 from npd_ascend.models.norm import ProductNorm
-from npd_ascend.models.peers import Enter, Leave, Peers
+from npd_ascend.models.peers import ALONE, Enter, Leave, Peers
 from npd_ascend.models.vocabulary import OwnIds
 
 MAX_SEGMENTS = 1024
@@ -38,12 +38,24 @@ class SegmentEnds(nn.Cell):
 
 
 class FusedNorm(FusedRMSNorm):
-    """MindFormers' fused norm for weights of any type: CANN's RmsNorm takes float32 with weights in float32 only."""
+    """MindFormers' fused norm for weights of any type: CANN's RmsNorm takes float32 with weights in float32 only.
+    Arguments as ``ProductNorm`` has them."""
+
+    def __init__(self, config: Any, dim: int, eps: float = 1e-6, peers: Peers = ALONE):
+        super().__init__(config, dim, eps)
+        self.shared = Enter(peers) if peers.size > 1 else nn.Identity()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x [..., dim] -> the same shape and type."""
-        out = self.norm(self.cast(x, self.compute_type), self.cast(self.weight, self.compute_type))[0]
+        out = self.norm(self.cast(x, self.compute_type), self.cast(self.shared(self.weight), self.compute_type))[0]
         return self.cast(out, x.dtype)
+
+
+class ScaledFlash(FlashAttention):
+    """MindFormers' flash attention with the softmax's scale of the configuration; its layers do not hand it on."""
+
+    def __init__(self, config: Any, layer_number: int, **kwargs: Any):
+        super().__init__(config, layer_number, softmax_scale=config.softmax_scale, **kwargs)
 
 
 class BiasedProjection(RowParallelLinear):
@@ -128,7 +140,7 @@ class Leaves:
     """Device-specific parts.
 
     Attributes:
-        norm: class of every RMS norm.
+        norm: class of every RMS norm, those of query and key heads included.
         self_attention, core_attention, mlp: classes inside a layer.
         interleaved: whether the MLP wants gate and up rows in turn, so that a tensor-parallel slice holds both; one
             behind the other is faster on the CPU.
@@ -161,7 +173,7 @@ class Leaves:
 LEAVES = {
     "cpu": Leaves(ProductNorm, DenseSelfAttention, DenseCoreAttention, DenseMLP, interleaved=False, flash=False,
                   config={"use_flash_attention": False, "hidden_act": "silu"}),
-    "ascend": Leaves(FusedNorm, SelfAttention, FlashAttention, MLPInterleaved, interleaved=True, flash=True,
+    "ascend": Leaves(FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
                      config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
                              "hidden_act": "swiglu", "bias_swiglu_fusion": True}),
 }

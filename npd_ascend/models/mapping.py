@@ -70,6 +70,9 @@ def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
                               ((q,), (kv,), (kv,)), merge_qkv, split_qkv, cut=0))
         if spec.o_bias:
             table.append(_same(mf + "self_attention.linear_proj.bias", hf + "self_attn.o_proj.bias", h))
+        if spec.qk_norm:
+            table += [_same(f"{mf}self_attention.{x}_layernorm.weight", f"{hf}self_attn.{x}_norm.weight", d)
+                      for x in "qk"]
     return table
 
 

@@ -122,7 +122,10 @@ class CausalLM(nn.Cell):
         self.model = GPTModel(
             config=config, transformer_layer_spec=_block(own, leaves, core, peers),
             vocab_size=own.vocab_size, max_sequence_length=spec.max_positions, position_embedding_type="rope",
-            rotary_base=spec.rope_theta, post_process=False)
+            post_process=False)
+        # In place of MindFormers' own: of scalings it knows some, with fixed parameters, and it would multiply angles
+        # by YaRN's attention factor, which belongs to cosines and sines (here: to the softmax's scale).
+        self.model.rotary_pos_emb.inv_freq = ms.Tensor(spec.rope.inverse_frequencies(spec.head_dim), ms.float32)
         leaves.patch(self.model, peers)
         if not spec.tie_embeddings:
             zeros = init_method_zero(config.params_dtype)((own.vocab_size, own.hidden_size))
@@ -192,7 +195,7 @@ def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str
         num_layers=spec.num_layers, hidden_size=spec.hidden_size, ffn_hidden_size=spec.intermediate_size,
         num_attention_heads=spec.num_heads, num_query_groups=spec.num_kv_heads, kv_channels=spec.head_dim,
         layernorm_epsilon=spec.rms_norm_eps, normalization="RMSNorm", gated_linear_unit=True,
-        add_bias_linear=False, add_qkv_bias=spec.qkv_bias, rotary_base=spec.rope_theta,
+        add_bias_linear=False, add_qkv_bias=spec.qkv_bias, softmax_scale=spec.softmax_scale,
         position_embedding_type="rope", use_eod_reset=True, hidden_dropout=0.0, attention_dropout=0.0,
         # MindFormers builds a causal [S, S] constant from this even when the mask is handed in.
         seq_length=row_length if leaves.flash else 16, pad_token_id=spec.pad_token_id,
@@ -208,8 +211,9 @@ def _block(spec: ModelSpec, leaves: Leaves, core: Any, peers: Peers) -> Transfor
     if peers.size > 1:
         column = ModuleSpec(module=ColumnShare, params={"peers": peers})
         out, down = (ModuleSpec(module=RowShare, params={"peers": peers, "biased": b}) for b in (spec.o_bias, False))
+    head: Any = ModuleSpec(module=leaves.norm, params={"peers": peers}) if spec.qk_norm else None
     attention = ModuleSpec(module=leaves.self_attention, submodules=SelfAttentionSubmodules(
-        linear_qkv=column, core_attention=core, linear_proj=out))
+        linear_qkv=column, core_attention=core, linear_proj=out, q_layernorm=head, k_layernorm=head))
     mlp = ModuleSpec(module=leaves.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=down))
     layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
         input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))

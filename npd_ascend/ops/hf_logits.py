@@ -1,6 +1,7 @@
 """Logits of transformers' own implementation, for comparison: ``python -m npd_ascend.ops.hf_logits JOB.json``.
 
-Runs in the rollout environment, which has torch. openPangu-Embedded is Llama with attention biases.
+Runs in the rollout environment, which has torch. The model is built from the checkpoint's own ``config.json``, not from
+what ``ModelSpec`` read of it.
 
 Two of them: in the type that the device under test computes in, and in float64. How far transformers is from its own
 float64 is what that type costs with these weights; hidden states of some models reach tens of thousands, where float32
@@ -19,31 +20,30 @@ from typing import Any
 import numpy as np
 
 from npd_ascend.models import tensorfile
+from npd_ascend.models.families import family_of
+from npd_ascend.models.hf_config import read_config
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.selftest import announce, sequences
 
 _HEAD_ROWS = 8192
 
 
-def load(spec: ModelSpec, folder: Path) -> Any:
+def load(folder: Path) -> Any:
     """The checkpoint as transformers' class, float32.
 
     Raises:
         SystemExit: transformers misses tensors, or does not know some.
     """
+    import torch
     from safetensors.torch import load_file
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = dict(vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size,
-                 num_hidden_layers=spec.num_layers, num_attention_heads=spec.num_heads,
-                 num_key_value_heads=spec.num_kv_heads, head_dim=spec.head_dim, rms_norm_eps=spec.rms_norm_eps,
-                 max_position_embeddings=spec.max_positions, tie_word_embeddings=spec.tie_embeddings,
-                 rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta}, pad_token_id=None,
-                 attn_implementation="sdpa")  # the eager one computes its softmax in float32 whatever the type
-    if spec.model_type == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**shape))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**shape, attention_bias=spec.o_bias))
+    config = read_config(folder / "config.json") or {}
+    config = family_of(config, str(folder)).transformers(config)
+    config = {k: v for k, v in config.items() if k not in ("auto_map", "pad_token_id")}  # never code of the checkpoint
+    # The eager one computes its softmax in float32 whatever the type.
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32,
+                                             attn_implementation="sdpa")
     model = model.float().eval()
     missing = {name for name, _ in model.named_parameters()}
     for file in sorted({e.path for e in tensorfile.entries(folder).values()}):  # one at a time: memory
@@ -67,7 +67,7 @@ def logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
         return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().numpy() for ids in texts]
 
 
-def exact_logits(model: Any, spec: ModelSpec, texts: list[np.ndarray]) -> list[np.ndarray]:
+def exact_logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
     """[length, V] float64 of each sequence. Takes the memory of one layer beyond the model.
 
     ``model.double()`` would not do: transformers' norms and rotary tables are computed in float32 whatever the type.
@@ -79,7 +79,7 @@ def exact_logits(model: Any, spec: ModelSpec, texts: list[np.ndarray]) -> list[n
         undo += [layer.register_forward_pre_hook(lambda m, args: m.double() and None),
                  layer.register_forward_hook(lambda m, args, out: m.float() and None)]
     undo += [inner.embed_tokens.register_forward_hook(lambda m, args, out: out.double()),
-             inner.rotary_emb.register_forward_hook(lambda m, args, out: _rotary(spec, out[0].shape[1]))]
+             inner.rotary_emb.register_forward_hook(lambda m, args, out: _rotary(m, out[0].shape[1]))]
     norms = [m for m in inner.modules() if type(m).__name__.endswith("RMSNorm")]
     for norm in norms:
         norm.forward = _wide_norm(norm)
@@ -101,14 +101,13 @@ def _wide_norm(norm: Any) -> Callable[[Any], Any]:
     return forward
 
 
-def _rotary(spec: ModelSpec, length: int) -> tuple[Any, Any]:
+def _rotary(embedding: Any, length: int) -> tuple[Any, Any]:
     """Cosine and sine tables [1, length, head_dim], float64."""
     import torch
 
-    half = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * spec.rope_theta ** -half
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * embedding.inv_freq.double()
     angles = torch.cat([angles, angles], -1)[None]
-    return angles.cos(), angles.sin()
+    return angles.cos() * embedding.attention_scaling, angles.sin() * embedding.attention_scaling
 
 
 def _wide_head(model: Any, hidden: Any) -> np.ndarray:
@@ -132,9 +131,9 @@ def main() -> None:
     texts = sequences(min(spec.vocab_size, theirs.vocab_size))
     dtype = job["device"]["dtype"]
     announce("transformers loads the student")
-    model = load(spec, folder)
+    model = load(folder)
     announce("logits of transformers in float64")
-    exact = exact_logits(model, spec, texts)
+    exact = exact_logits(model, texts)
     announce(f"logits of transformers in {dtype}")
     plain = logits(model.to(getattr(torch, dtype)), texts)
     np.savez(job["reference"], **{f"e{i}": x for i, x in enumerate(exact)}, **{f"s{i}": x for i, x in enumerate(plain)})

@@ -85,6 +85,8 @@ class Engine:
         try:
             self.llm = LLM(
                 model=str(job.model), skip_tokenizer_init=True, trust_remote_code=False, generation_config="vllm",
+                # Mistral's folders hold the weights a second time, in its own format, which vLLM would prefer.
+                config_format="hf", load_format="safetensors",
                 dtype=job.device.dtype, max_model_len=job.max_model_len, max_num_seqs=s.max_num_seqs,
                 # A prefill that is split in two breaks the generators of seeded requests.
                 enable_chunked_prefill=False,

@@ -97,7 +97,8 @@ def _attention(spec: ModelSpec, weights: _Weights, name: str, x: torch.Tensor,
     t = len(x)
 
     def heads(which: str, count: int) -> torch.Tensor:
-        return weights.linear(f"{name}{which}_proj", x).view(t, count, spec.head_dim).transpose(0, 1)
+        z = weights.linear(f"{name}{which}_proj", x).view(t, count, spec.head_dim).transpose(0, 1)
+        return weights.norm(f"{name}{which}_norm", z, spec) if spec.qk_norm and which != "v" else z
 
     q, k = (_rotate(heads(w, n), angles) for w, n in (("q", spec.num_heads), ("k", spec.num_kv_heads)))
     k, v = (z.repeat_interleave(spec.num_heads // spec.num_kv_heads, 0) for z in (k, heads("v", spec.num_kv_heads)))
@@ -114,10 +115,11 @@ def _mlp(weights: _Weights, name: str, x: torch.Tensor) -> torch.Tensor:
 
 def _angles(spec: ModelSpec, length: int, wide: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of the rotary embedding, [T, head_dim] each."""
-    inverse = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim)
+    inverse = torch.tensor(spec.rope.inverse_frequencies(spec.head_dim), dtype=torch.float64)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * inverse
     angles = torch.cat([angles, angles], -1)
-    return angles.cos().to(wide), angles.sin().to(wide)
+    factor = spec.rope.attention_factor
+    return (angles.cos() * factor).to(wide), (angles.sin() * factor).to(wide)
 
 
 def _rotate(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -17,6 +17,24 @@ FAMILIES = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "head_dim": 16},
     "llama_tied": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True,
                    "num_key_value_heads": 6},
+    "llama3": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True,
+               "head_dim": 16, "rope_theta": 5e5, "rope_scaling": {
+                   "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                   "original_max_position_embeddings": 32}},
+    "llama_linear": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "head_dim": 16,
+                     "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "qwen2_yarn": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "head_dim": 16,
+                "sliding_window": None},
+    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16, "rms_norm_eps": 1e-6,
+              "rope_theta": 1e6, "sliding_window": None, "use_sliding_window": False},
+    "qwen3_tied": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 32,
+                   "num_key_value_heads": 6, "num_hidden_layers": 3, "tie_word_embeddings": True,
+                   "attention_bias": True, "rope_parameters": {
+                       "rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "beta_fast": 24.0, "beta_slow": 2.0,
+                       "original_max_position_embeddings": 32, "attention_factor": 1.3, "truncate": False},
+                   "rope_theta": None},
 }
 
 

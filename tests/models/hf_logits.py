@@ -10,22 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "head_dim", "tie_word_embeddings")
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 def load(folder):
     """openPangu-Embedded is Llama with attention biases, so transformers' own class serves as its reference."""
     config = json.loads((folder / "config.json").read_text())
-    kept = {k: config[k] for k in KEYS if k in config}
-    kept["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    if config["model_type"] == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**kept, pad_token_id=None))
-    else:
-        bias = config.get("bias", config.get("attention_bias", False))
-        model = LlamaForCausalLM(LlamaConfig(**kept, attention_bias=bias, pad_token_id=None))
+    if config["model_type"] == "PanguEmbedded":
+        config |= {"model_type": "llama", "attention_bias": config["bias"]}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config | {"pad_token_id": None}))
     weights = {}
     for file in folder.glob("*.safetensors"):
         weights |= load_file(file)

@@ -5,6 +5,7 @@ import pytest
 
 from npd_ascend.models.mapping import rules
 from npd_ascend.models.spec import ModelSpec
+from tests.models.conftest import FAMILIES
 
 
 def spec_of(config):
@@ -12,7 +13,7 @@ def spec_of(config):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("family", ["pangu", "pangu_tied", "qwen2", "llama", "llama_tied"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_split_undoes_merge_and_each_name_occurs_once(configs, family, interleaved):
     spec = spec_of(configs[family])
     table = rules(spec, interleaved=interleaved)

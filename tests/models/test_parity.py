@@ -17,6 +17,7 @@ from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
 from npd_ascend.rows.collate import collate  # noqa: E402
+from tests.models.conftest import FAMILIES  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 HERE = Path(__file__).parent
@@ -62,7 +63,7 @@ def references(tmp_path_factory, configs):
 
 @pytest.mark.vllm
 @pytest.mark.skipif(not ROLLOUT.is_file(), reason="no rollout environment")
-@pytest.mark.parametrize("family", ["pangu", "pangu_tied", "qwen2", "llama", "llama_tied"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_transformers(references, family):
     folder, theirs = references[family]
     for i, ours in enumerate(packed_logits(network(folder), sequences())):
@@ -118,7 +119,7 @@ def test_norm_for_ascend_gives_its_kernel_one_type():
 
     typed = SimpleNamespace
     cell = typed(norm=kernel, cast=lambda x, dtype: typed(dtype=dtype), compute_type=ms.float32,
-                 weight=typed(dtype=ms.bfloat16))
+                 shared=lambda x: x, weight=typed(dtype=ms.bfloat16))
     out = LEAVES["ascend"].norm.construct(cell, typed(dtype=ms.bfloat16))
     assert seen == [(ms.float32, ms.float32)] and out.dtype == ms.bfloat16
 
@@ -141,15 +142,17 @@ def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
     x = np.ones((4, 1, 8), np.float16)
     cell = SimpleNamespace(
         head_dim=2, num_heads=2, kv_num_heads=1, n_rep=2, product=product, turn=np.eye(2, dtype=np.float32),
-        linear_qkv=lambda x: (x, np.ones(8, np.float32)), linear_proj=lambda x: (x, np.ones(4, np.float32)),
+        q_layernorm=None, linear_qkv=lambda x: (x, np.ones(8, np.float32)),
+        linear_proj=lambda x: (x, np.ones(4, np.float32)),
         split_qkv=lambda x, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis), core_attention=core)
     cell._biased = lambda x, bias: attention.DenseSelfAttention._biased(cell, x, bias)
     out, _ = attention.DenseSelfAttention.construct(cell, x, None, rotary_pos_emb=tables)
     assert out.dtype == np.float16 and (out == 3).all()
 
 
-def test_gradients_reach_every_parameter(checkpoint):
-    net = network(checkpoint("qwen2"))
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_gradients_reach_every_parameter(checkpoint, family):
+    net = network(checkpoint(family))
     batch = collate([sequences()[:2]], ROW, 0, 1)
     args = [ms.Tensor(x) for x in (batch.input_ids, batch.position_ids, batch.segment_ids)]
     # Not the sum of squares of normalised states, which hardly depends on what comes before the norm.

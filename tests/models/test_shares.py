@@ -9,9 +9,9 @@ from npd_ascend.models.shares import Shares
 from npd_ascend.models.spec import ModelSpec
 
 
-@pytest.fixture
-def spec(configs):
-    return ModelSpec.from_config({**configs["pangu"], "vocab_size": 96}, {}, "config")
+@pytest.fixture(params=["pangu", "qwen3"])
+def spec(configs, request):
+    return ModelSpec.from_config({**configs[request.param], "vocab_size": 96}, {}, "config")
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -61,7 +61,7 @@ def test_mindformers_accepts_what_a_rank_is_built_from(spec):
 
     for leaves in LEAVES.values():
         c = _config(share_of(spec, 2), leaves, 2048, "float32", "float32")
-        assert (c.num_attention_heads, c.num_query_groups, c.kv_channels) == (3, 1, 8)
+        assert (c.num_attention_heads, c.num_query_groups, c.kv_channels) == (3, 1, spec.head_dim)
         assert (c.ffn_hidden_size, c.hidden_size, c.tensor_model_parallel_size) == (40, 48, 1)
         if leaves.flash:
             assert (c.input_layout, c.sparse_mode, c.use_eod_attn_mask_compression) == ("TND", 3, True)

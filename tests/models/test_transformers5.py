@@ -65,7 +65,7 @@ def by_hand(tmp_path, configs):
 
 def test_spec(by_hand):
     spec = ModelSpec.from_folder(by_hand)
-    assert (spec.rope_theta, spec.dtype) == (5e5, "bfloat16")
+    assert (spec.rope.theta, spec.dtype) == (5e5, "bfloat16")
 
 
 def test_tokenizer(by_hand, capfd):
@@ -101,6 +101,24 @@ def test_copy_is_read_by_both(by_hand, tmp_path):
     again = convert(tmp_path / "out", tmp_path / "again")
     assert "parameters" in again and (tmp_path / "again/config.json").read_bytes() == (
         tmp_path / "out/config.json").read_bytes()
+
+
+@pytest.mark.parametrize("scaling", [
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 64},
+    {"rope_type": "linear", "factor": 2.0}])
+def test_scaling_is_read_by_both(tmp_path, configs, scaling):
+    from transformers import AutoConfig
+
+    new = {k: v for k, v in configs["llama"].items() if k != "rope_theta"}
+    new |= {"rope_parameters": {**scaling, "rope_theta": 5e5}}
+    copy = hf_files.shared_config(new)
+    (tmp_path / "config.json").write_text(json.dumps(copy))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.rope_theta == 5e5 and config.rope_scaling == scaling and copy["rope_parameters"] == new[
+        "rope_parameters"]
+    assert ModelSpec.from_folder(tmp_path).rope == ModelSpec.from_config(new, {}, "new").rope
+    assert hf_files.shared_config(copy) == copy
 
 
 @pytest.mark.parametrize("config", [
@@ -174,4 +192,4 @@ class TestSaved:
         np.testing.assert_array_equal(read["logits"], want)
         assert str(read["dtype"]) == "torch.bfloat16"
         config = AutoConfig.from_pretrained(tmp_path / "export")
-        assert (config.rope_theta, config.dtype) == (spec.rope_theta, "bfloat16")
+        assert (config.rope_theta, config.dtype) == (spec.rope.theta, "bfloat16")

@@ -29,6 +29,7 @@ def files(folder):
 
 @pytest.mark.parametrize(("family", "dtype", "shards"), [
     ("pangu", "BF16", 3), ("pangu_tied", "F16", 1), ("qwen2", "BF16", 1), ("llama", "F32", 3), ("llama_tied", "F32", 1),
+    ("qwen3", "BF16", 3), ("qwen3_tied", "F16", 1), ("mistral", "BF16", 1),
 ])
 def test_round_trip_is_identical_to_the_byte(checkpoint, tmp_path, family, dtype, shards):
     folder = checkpoint(family, dtype=dtype, shards=shards)

@@ -58,8 +58,9 @@ def close():
         engine.close()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "tied"), [
+    (f, t) for f in FAMILIES for t in (True, False) if f in ("PanguEmbedded", "llama", "qwen2") or t == (
+        f in ("llama3", "yarn"))])
 def test_a_reloaded_engine_answers_as_transformers(tmp_path, make_job, close, family, tied):
     width, vocabulary = (160, 160) if tied else (200, 187)  # the latter with padding ids
     models = [write(tmp_path / str(i), family, tied, seed=i, vocab=width) for i in range(3)]

@@ -40,6 +40,7 @@ for path in sys.argv[1:]:
 SETTINGS = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro_batch": 1, "vocab_chunk_rows": 32}
 # Multiples of the ranks; two layers, whose exchanges must meet in order.
 STUDENT = {"vocab_size": 56, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
+QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}
 ALL = {"data_parallel": 2, "tensor_parallel": 2, "optimizer_sharding": True, "recompute": True, "checkpoint_every": 1,
        "keep_checkpoints": 9}
 
@@ -62,10 +63,11 @@ def compare(many, one, rows_of, tensors_of):
 
 @pytest.fixture
 def layouts(world, tmp_path, kept, under_msrun):
-    """(processes, settings by name) -> the job of one process and those of many, all done."""
+    """(processes, changes of the student's config, settings by name) -> the job of one process and those of many, all
+    done."""
 
-    def make(n, **settings):
-        student = world.student(**STUDENT)
+    def make(n, changes=None, **settings):
+        student = world.student(**STUDENT, **(changes or {}))
         one = world.job("one", settings=SETTINGS, student=student)
         run(one, kept)
         jobs = {name: world.job(name, settings={**SETTINGS, **s}, student=student) for name, s in settings.items()}
@@ -79,8 +81,8 @@ def layouts(world, tmp_path, kept, under_msrun):
 
 
 def test_two_processes(layouts, rows_of, tensors_of):
-    """One model cut over both, or rows cut over both."""
-    one, jobs = layouts(2, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2})
+    """One model cut over both, or rows cut over both; the weights of q/k norms are whole on each."""
+    one, jobs = layouts(2, QWEN3, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2})
     for job in jobs.values():
         compare(job, one, rows_of, tensors_of)
 

@@ -127,7 +127,8 @@ def _layer_activations(spec: ModelSpec, tensor_parallel: int) -> float:
     """Bytes a token that one layer keeps for its backward pass, bf16: inputs and outputs of norms, projections, flash
     attention and gated MLP. Heads and MLP columns are cut by tensor parallelism."""
     q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    return 2.0 * (6 * spec.hidden_size + (2 * q + 2 * kv + 3 * spec.intermediate_size) / tensor_parallel)
+    heads = 2 * q + 2 * kv + (q + kv) * spec.qk_norm
+    return 2.0 * (6 * spec.hidden_size + (heads + 3 * spec.intermediate_size) / tensor_parallel)
 
 
 def _budget(config: Config, npu: Npu) -> float:
