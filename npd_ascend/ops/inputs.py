@@ -18,8 +18,8 @@ from npd_ascend.objectives.registry import asked
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
 from npd_ascend.select.registry import FILTERS
-from npd_ascend.sync.registry import check as check_sync
 from npd_ascend.store.schemas import SCHEMAS
+from npd_ascend.sync.registry import check as check_sync
 
 FIRST_ROWS = 256
 """Rows of each prompt file that ``check_prompts`` looks at."""
