@@ -22,6 +22,7 @@ import numpy as np
 from rounds import ROOT, Side, interpreter, serve
 
 ROW, ROWS, BATCHES, LR = 512, 4, 8, 1e-3
+ROWS_OF = ("input_ids", "position_ids", "segment_ids")
 KD, CLIP, BETAS, DECAY = 0.9, 1.0, (0.9, 0.95), 0.1
 
 
@@ -40,41 +41,43 @@ def write_batches(model: Path, out: Path) -> None:
     settings = TrainConfig(global_batch=ROWS, micro_batch=ROWS, vocab_chunk_rows=2048)
     reader = Reader(samples, [plan], samples, settings, ROW, 0, config["vocab_size"])  # type: ignore[arg-type]
     made = [next(reader.micro_batches(0, b)) for b in range(len(plan) // ROWS)]
-    inputs = [(m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, *m.arrays) for m in made]
+    inputs = [{**{name: getattr(m.rows, name) for name in ROWS_OF}, "positions": m.positions,
+               **{name: getattr(m.inputs, name) for name in reader.names}} for m in made]
     np.savez(out, tokens=[m.tokens for m in made], longest=reader.longest,
-             **{f"b{i}_{j}": a for i, arrays in enumerate(inputs) for j, a in enumerate(arrays)})
+             **{f"{i} {name}": a for i, arrays in enumerate(inputs) for name, a in arrays.items()})
 
 
-def read_batches(path: Path) -> tuple[list[int], list[tuple[np.ndarray, ...]]]:
+def read_batches(path: Path) -> tuple[list[int], list[dict[str, np.ndarray]]]:
     file = np.load(path)
-    tokens = file["tokens"].tolist()
-    return tokens, [tuple(file[f"b{i}_{j}"] for j in range(8)) for i in range(len(tokens))]
+    tokens, names = file["tokens"].tolist(), [n.removeprefix("0 ") for n in file.files if n.startswith("0 ")]
+    return tokens, [{name: file[f"{i} {name}"] for name in names} for i in range(len(tokens))]
 
 
 def mindspore_side(model: Path, data: Path, steps: int) -> None:
-    from types import SimpleNamespace
-
     from npd_ascend.config.jobs import Device
     from npd_ascend.config.schema import TrainConfig
     from npd_ascend.models.network import build
     from npd_ascend.models.spec import ModelSpec
     from npd_ascend.models.weights import load_hf
+    from npd_ascend.objectives.inputs import LossInputs
     from npd_ascend.rows.collate import RowBatch
+    from npd_ascend.train.reader import MicroBatch
     from npd_ascend.train.step import Trainer
 
     tokens, arrays = read_batches(data)
     nothing, longest = np.empty(0, np.int64), int(np.load(data)["longest"])
-    batches = [SimpleNamespace(rows=RowBatch(*a[:3], nothing, nothing, longest), arrays=a[3:]) for a in arrays]
+    batches = [MicroBatch(RowBatch(*(a.pop(name) for name in ROWS_OF), nothing, nothing, longest), a.pop("positions"),
+                          LossInputs(**a), t, nothing) for a, t in zip(arrays, tokens, strict=True)]
     settings = TrainConfig(global_batch=ROWS, micro_batch=ROWS, clip=CLIP, weight_decay=DECAY)
     net = build(ModelSpec.from_folder(model), Device(), ROW)
     load_hf(net, model)
-    trainer = Trainer(net, settings, len(arrays[0][3]))
+    trainer = Trainer(net, settings, len(batches[0].positions))
     count = iter(range(1, 10**9))
 
     def step() -> float:
         n = next(count)
         i = (n - 1) % len(batches)
-        loss = trainer.accumulate(batches[i], tokens[i])  # type: ignore[arg-type]
+        loss = trainer.accumulate(batches[i], tokens[i])
         trainer.update(LR, n)
         return loss / tokens[i]
 
@@ -138,14 +141,18 @@ def torch_side(model: Path, data: Path, steps: int) -> None:
         return F.rms_norm(x, x.shape[-1:], w["model.norm.weight"], eps).flatten(0, 1)
 
     tokens, arrays = read_batches(data)
-    batches = [[torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for a in b] for b in arrays]
+    batches = [{n: torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for n, a in b.items()}
+               for b in arrays]
     count = iter(range(10**9))
     head = w["lm_head.weight"] if "lm_head.weight" in w else w["model.embed_tokens.weight"]
 
     def step() -> float:
         i = next(count) % len(batches)
-        ids, position, segment, where, targets, teacher, weights, _ = batches[i]
-        logq = F.log_softmax(F.linear(hidden(ids, position, segment)[where], head), -1).gather(1, targets)
+        b = batches[i]
+        targets = torch.cat((b["labels"][:, None], b["teacher_ids"]), 1)
+        states = hidden(*(b[name] for name in ROWS_OF))[b["positions"]]
+        logq = F.log_softmax(F.linear(states, head), -1).gather(1, targets)
+        teacher, weights = b["teacher_logprobs"], b["weights"]
         logp = teacher - teacher.logsumexp(-1, keepdim=True)
         kd = (logp.exp() * (logp - logq[:, 1:])).sum(-1)
         loss = ((1 - KD) * -logq[:, 0] * weights[:, 0] + KD * kd * weights[:, 1]).sum() / tokens[i]

@@ -189,7 +189,7 @@ class PackConfig(Section):
 
 
 class LossConfig(Section):
-    """(1 − λ)·CE + λ·KD, paper eq. (1)."""
+    """(1 − λ)·CE + λ·KD, paper eq. (1), or another weighted sum of terms."""
 
     kd_weight: Fraction01 = 0.9
     """λ [P]."""
@@ -201,6 +201,25 @@ class LossConfig(Section):
     """Targets of CE: the student's own tokens, the data's labels, or no CE at all."""
     token_weight: str = "none"
     """A registered token weight."""
+    terms: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    """Registered terms with their weights, e.g. {cross_entropy: 0.1, jsd:0.3: 0.9}, in the place of kd_weight and
+    divergence; a term of weight 0 is not computed."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> LossConfig:
+        fields = type(self).model_fields
+        if self.terms and any(getattr(self, name) != fields[name].default for name in ("kd_weight", "divergence")):
+            raise ValueError("terms is set beside kd_weight or divergence; keep one form")
+        if self.terms and self.ce_labels == "none" and self.terms.get("cross_entropy"):
+            raise ValueError("ce_labels is none but terms names cross_entropy; keep one")
+        return self
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to train on."""
+        if self.terms:
+            return not any(self.terms.values())
+        return self.ce_labels == "none" and self.kd_weight == 0
 
 
 class TrainConfig(Section):
@@ -356,8 +375,9 @@ class Config(Section):
                 "train.loss.ce_labels: reference needs rollout.source: reference "
                 "(labels exist only for the data's own answers)"
             )
-        if self.train.loss.ce_labels == "none" and self.train.loss.kd_weight == 0:
-            raise ValueError("train.loss.ce_labels is none and kd_weight is 0: nothing is left to train on")
+        if self.train.loss.empty:
+            raise ValueError("train.loss.ce_labels is none and kd_weight is 0, or all terms are: nothing is left to "
+                             "train on")
         if self.pack.row_length % self.train.context_parallel:
             raise ValueError(
                 f"pack.row_length {self.pack.row_length} is not a multiple of train.context_parallel "

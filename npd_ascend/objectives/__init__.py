@@ -1,4 +1,4 @@
-"""What training minimises: CE, divergences over the stored support, token weights, and the chunked head + loss.
+"""What training minimises: a weighted sum of terms, token weights, and the chunked head + loss.
 
-Only ``chunked`` and ``support`` import MindSpore; the registries may be asked by rooms without an engine.
+Only ``chunked`` and ``support`` import MindSpore; the registries, and with them ``--dry-run``, need no engine.
 """

@@ -6,7 +6,6 @@ both of the size of their inputs. Backward only scales them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ from npd_ascend.config.schema import LossConfig
 from npd_ascend.models.elementwise import log
 from npd_ascend.models.peers import ALONE, Peers, Sum
 from npd_ascend.models.vocabulary import LogProbs, MaskPadding, OwnIds
-from npd_ascend.objectives.registry import DIVERGENCE, Norm, find_divergences
+from npd_ascend.objectives.inputs import LossInputs
+from npd_ascend.objectives.registry import READS, Norm, Summand, Term, input_names, summands
 from npd_ascend.objectives.support import on_support
 
 
@@ -38,22 +38,26 @@ class AddAt(nn.Cell):
 
 
 class ChunkedLoss(nn.Cell):
-    """Σ_n (1 − λ) w_n0 CE_n + λ Σ_j w_nj D_j,n(a_nj), from hidden states; with one divergence D and equal columns of w
-    paper eq. (1). A signed w_n0 makes the CE term a policy gradient.
+    """Σ_j scale_j Σ_n w_nj term_j(n), from hidden states: a weighted sum of terms over rows (``registry.summands``); with
+    cross-entropy, one divergence and equal columns of w paper eq. (1).
 
-    CE and every divergence see the student only through a few log-probs a row: those of the label and of the k
-    stored tokens. So the gradient g with respect to these, by automatic differentiation on [rows, k], gives that
-    of all logits in closed form: dz = scatter(g) − softmax(z) Σ g.
+    Every term sees the student only through a few log-probs a row: those of the label and of the k stored tokens. So
+    the gradient g with respect to these, by automatic differentiation on [rows, 1 + k], gives that of all logits in
+    closed form: dz = scatter(g) − softmax(z) Σ g.
 
     Args:
-        loss: λ, divergence, normalisation, CE labels.
+        loss: terms, normalisation.
         chunk: rows whose logits stand in memory at once.
         peers: ranks over which head and logits are cut by vocabulary. A chunk then takes one collective, dHidden
             one at the end; everything but dHead comes out the same on all of them.
         vocabulary: ids that count; those beyond have no probability, and their rows of the head no gradient. None: all.
 
+    Attributes:
+        terms: what is summed, M of them.
+        names: the ``LossInputs`` that it reads, in the order of ``construct``.
+
     Raises:
-        UserError: unknown divergence, or one that does not go with the normalisation.
+        UserError: an unknown term, or one that does not go with the normalisation.
     """
 
     def __init__(self, loss: LossConfig, chunk: int, peers: Peers = ALONE, vocabulary: int | None = None):
@@ -62,32 +66,33 @@ class ChunkedLoss(nn.Cell):
         self.cut = peers.size > 1
         self.sum, self.own, self.logprobs = Sum(peers), OwnIds(peers), LogProbs(peers)
         self.mask = MaskPadding(vocabulary, peers)
-        self.kd = loss.kd_weight
-        self.ce = 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight
-        if self.kd:
-            terms = [_term(found.function, loss.topk_norm, j) for j, (found, _) in enumerate(find_divergences(loss))]
-            self.value = functools.reduce(_sum, terms)
-            self.gradient = ms.grad(self.value, 0)
+        self.terms = summands(loss)
+        self.names = input_names(self.terms)
+        self.scales = ms.Tensor([s.scale for s in self.terms], ms.float32)
+        at = {name: i for i, name in enumerate(self.names)}
+        self.labels, self.weights, self.support = at["labels"], at["weights"], at.get("teacher_ids", -1)
+        self.value = ms.value_and_grad(_objective(self.terms, loss.topk_norm, at), (0, 1) if self.support >= 0 else 0,
+                                       has_aux=True)
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
         self.to_head = ops.MatMul(transpose_a=True)
         self.add_at = AddAt()
 
-    def construct(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
-                  weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def tensors(self, inputs: LossInputs) -> tuple[ms.Tensor, ...]:
+        """What ``construct`` takes as ``inputs``."""
+        return tuple(ms.Tensor(array) for array in inputs.pack(self.names))
+
+    def construct(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
         """Loss sums and, for backward, gradients.
 
         Args:
             hidden: [N, H] in the compute type.
             head: [V, H], or this rank's rows [V / size, H].
-            targets: [N, 1 + k] int32, CE label first, then the stored ids; [N, 1] when λ = 0.
-            teacher: [N, k] float32 log-probs of the stored ids; not looked at when λ = 0.
-            weights: [N, 1 + M] float32, of CE and of each of M divergences; 0 in rows that do not count.
-            parameters: [N, M] float32, of the divergences, inside (0, 1); not looked at when λ = 0.
+            inputs: see ``LossInputs``, those of ``names``.
 
         Returns:
-            (loss, CE, D) sums over rows, weighted, float32 scalars; then dHidden [N, H], dHead (as ``head``) of the
-            first.
+            The loss, a float32 scalar; the sum over rows of each term, weighted by the rows' weights alone [M]; then
+            dHidden [N, H], dHead (as ``head``) of the loss.
         """
         rows = hidden.shape[0]
         chunk = min(self.chunk, rows)
@@ -95,40 +100,46 @@ class ChunkedLoss(nn.Cell):
         rest = parts * chunk - rows  # empty rows that fill the last chunk
         head_c = head.astype(hidden.dtype)
         if parts == 1:
-            ce, kd, dh, dw = self._one(hidden, head_c, targets, teacher, weights, parameters)
-            return self.ce * ce + self.kd * kd, ce, kd, self.sum(dh), dw
+            sums, dh, dw = self._one(hidden, head_c, inputs)
+            return (sums * self.scales).sum(), sums, self.sum(dh), dw
         h = _filled(hidden, rest).reshape(parts, chunk, hidden.shape[1])
-        t = _filled(targets, rest).reshape(parts, chunk, targets.shape[1])
-        p = _filled(teacher, rest).reshape(parts, chunk, teacher.shape[1])
-        w = _filled(weights, rest).reshape(parts, chunk, weights.shape[1])
-        a = _filled(parameters, rest).reshape(parts, chunk, parameters.shape[1])
+        filled = ()
+        for x in inputs:
+            filled = filled + (_filled(x, rest).reshape((parts, chunk) + x.shape[1:]),)
         # Trailing chunks that do not count are not computed, so rows may be as many as a batch could ever need.
-        counts = (w != 0).astype(ms.int32).reshape(parts, -1).max(axis=1)
+        counts = (filled[self.weights] != 0).astype(ms.int32).reshape(parts, -1).max(axis=1)
         used = (counts * ops.arange(1, parts + 1).astype(ms.int32)).max()
         # A condition on a tensor keeps this a loop: unrolled, every chunk would have [chunk, V] buffers of its own.
         i = ms.Tensor(0, ms.int32)
-        ce_sum, kd_sum = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
+        sums = self.scales * 0.0
         d_hidden, d_head = h * 0, head * 0.0
         while i < used:
-            ce, kd, dh, dw = self._one(h[i], head_c, t[i], p[i], w[i], a[i])
-            ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
+            own = ()
+            for x in filled:
+                own = own + (x[i],)
+            some, dh, dw = self._one(h[i], head_c, own)
+            sums = sums + some
             d_hidden = ops.tensor_scatter_update(d_hidden, i.reshape(1, 1), dh.expand_dims(0))
             d_head = d_head + dw
             i = i + 1
         merged = d_hidden.reshape(parts * chunk, hidden.shape[1])
         merged = self.sum(merged[:rows] if rest else merged)
-        return self.ce * ce_sum + self.kd * kd_sum, ce_sum, kd_sum, merged, d_head
+        return (sums * self.scales).sum(), sums, merged, d_head
 
-    def bprop(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor, weights: ms.Tensor,
-              parameters: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
+    def bprop(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...], out: Any, dout: Any
+              ) -> tuple[Any, ...]:
         """Only the loss has a gradient, and only towards ``hidden`` and ``head``."""
         scale = dout[0]
-        return (out[3] * scale.astype(out[3].dtype), out[4] * scale, targets * 0, teacher * 0.0, weights * 0.0,
-                parameters * 0.0)
+        nothing = ()
+        for x in inputs:
+            nothing = nothing + (x * 0,)
+        return out[2] * scale.astype(out[2].dtype), out[3] * scale, nothing
 
-    def _one(self, hidden: ms.Tensor, head: ms.Tensor, targets: ms.Tensor, teacher: ms.Tensor,
-             weights: ms.Tensor, parameters: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def _one(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
         z = self.mask(self.logits(hidden, head).astype(ms.float32))
+        targets = inputs[self.labels].expand_dims(1)
+        if self.support >= 0:
+            targets = ops.concat((targets, inputs[self.support]), 1)
         if self.cut:
             logz, seen = self.logprobs(z, targets)
             q = ops.exp(z - logz)
@@ -136,36 +147,61 @@ class ChunkedLoss(nn.Cell):
             q = ops.softmax(z, -1)
             # ln Z = max z - ln max q: max q is at least 1/V, and no [rows, V] array of logarithms is needed.
             seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - log(q.max(-1, keepdims=True)))
-        column = weights[:, :1]
-        ce = -(seen[:, :1] * column).sum()
-        g = -self.ce * column
-        kd = 0.0 * ce
-        if self.kd:
-            kd = self.value(seen[:, 1:], teacher, weights, parameters)
-            g = ops.concat((g, self.kd * self.gradient(seen[:, 1:], teacher, weights, parameters)), 1)
+        if self.support >= 0:
+            (_, sums), (g, g_support) = self.value(seen[:, 0], seen[:, 1:], inputs)
+            g = ops.concat((g.expand_dims(1), g_support), 1)
+        else:
+            (_, sums), g = self.value(seen[:, 0], seen, inputs)
+            g = g.expand_dims(1)
         dz = q * -g.sum(-1, keepdims=True)
         if self.cut:
             targets, mine = self.own(targets, z.shape[1])
             g = g * mine
         dz = self.add_at(dz, targets, g).astype(hidden.dtype)
-        return ce, kd, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+        return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
 
 
-def _term(function: DIVERGENCE, norm: Norm, j: int) -> Callable[..., Any]:
-    """Weighted sum over rows of divergence number ``j``."""
+def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable[..., Any]:
+    """(student's log-prob of the label [R], of the stored tokens [R, k], inputs) -> loss, and each term's sum [M].
 
-    def term(logq: ms.Tensor, logp: ms.Tensor, weights: ms.Tensor, parameters: ms.Tensor) -> ms.Tensor:
-        p, q = on_support(norm, logp, logq)
-        return (function(p, q, parameters[:, j : j + 1]) * weights[:, j + 1]).sum()
+    Args:
+        terms: what is summed.
+        norm: of both models on the stored support.
+        at: positions of the inputs.
+    """
+    order = tuple(READS)
+    parts = tuple(_weighted(s.term, j, tuple(order.index(name) for name in s.term.reads)) for j, s in enumerate(terms))
+    scales = tuple(s.scale for s in terms)
+    weights, logp, rollout, advantages, parameters = (at.get(name, -1) for name in (
+        "weights", "teacher_logprobs", "rollout_logprobs", "advantages", "parameters"))
 
-    return term
+    def objective(label: ms.Tensor, support: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ms.Tensor]:
+        # In the order of READS; what is not among the inputs is read by no term. The parameter's column follows.
+        student, teacher = support, support
+        if logp >= 0:
+            teacher, student = on_support(norm, inputs[logp], support)
+        known = (label, student, teacher, inputs[rollout], inputs[advantages], inputs[parameters], log)
+        total, sums = 0.0, ()
+        for j in range(len(parts)):
+            value = parts[j](known, inputs[weights])
+            total = total + scales[j] * value
+            sums = sums + (value,)
+        return total, ops.stack(sums)
+
+    return objective
 
 
-def _sum(one: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
-    def both(logq: ms.Tensor, logp: ms.Tensor, weights: ms.Tensor, parameters: ms.Tensor) -> ms.Tensor:
-        return one(logq, logp, weights, parameters) + other(logq, logp, weights, parameters)
+def _weighted(term: Term, j: int, reads: tuple[int, ...]) -> Callable[..., Any]:
+    """Weighted sum over rows of term number ``j``, whose arguments are those of numbers ``reads``."""
+    function, parameter = term.function, tuple(READS).index("parameter")
 
-    return both
+    def value(known: tuple[Any, ...], weights: ms.Tensor) -> ms.Tensor:
+        given = ()
+        for i in reads:
+            given = given + ((known[i][:, j : j + 1],) if i == parameter else (known[i],))
+        return (function(*given) * weights[:, j]).sum()
+
+    return value
 
 
 def _filled(x: ms.Tensor, rows: int) -> ms.Tensor:

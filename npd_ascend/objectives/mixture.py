@@ -1,11 +1,10 @@
 """log(e^a + e^b)."""
 
+from collections.abc import Callable
 from typing import Any
 
-from npd_ascend.models.elementwise import log
 
-
-def log_mixture(a: Any, b: Any) -> Any:
-    """Elementwise log(e^a + e^b) without overflow."""
+def log_mixture(a: Any, b: Any, log: Callable[[Any], Any]) -> Any:
+    """Elementwise log(e^a + e^b) without overflow; ``log`` is the engine's logarithm."""
     high = a.maximum(b)
     return high + log((a - high).exp() + (b - high).exp())

@@ -1,53 +1,107 @@
-"""Divergences and token weights by name, one registered function a file.
+"""Terms of the loss and token weights by name, one registered function a file.
 
-A divergence is written with tensor methods alone, so its file needs no engine and MindSpore can compile it. A
-parameter may follow the name: ``jsd:0.1``. Several names with ``+`` between them are summed, each under weights of
-its own (a method may weigh the teacher's answers by the first and the student's by the second).
+A term is a function whose argument names say what it reads (``READS``); nothing else is loaded for it. It is written
+with tensor methods alone, so its file needs no engine and MindSpore can compile it. A parameter may follow the name in
+a configuration: ``jsd:0.1``.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
-from collections.abc import Callable, Collection
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from npd_ascend.config.schema import Config, LossConfig
 from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
+from npd_ascend.objectives.inputs import STORED, ordered
+from npd_ascend.registry import Registry
 
 if TYPE_CHECKING:
     from npd_ascend.store.topk_codec import TopK
 
 Norm = Literal["teacher", "raw", "both", "tail"]
-DIVERGENCE = Callable[[Any, Any, Any], Any]
-"""(teacher log-probs [R, K], student log-probs [R, K], parameter [R, 1]) -> [R], nats a token. Logarithms are taken by
-``models.elementwise.log``, whose bits do not change from call to call."""
-TOKEN_WEIGHT = Callable[["Tokens"], np.ndarray]
-"""Tokens of one sample -> [T] float32, mean 1."""
+
+READS: dict[str, tuple[str, ...]] = {
+    "label_logprobs": (),
+    "student_logprobs": ("teacher_ids", "teacher_logprobs"),
+    "teacher_logprobs": ("teacher_ids", "teacher_logprobs"),
+    "rollout_logprobs": ("rollout_logprobs",),
+    "advantages": ("advantages",),
+    "parameter": ("parameters",),
+    "log": (),
+}
+"""Arguments that a term may have, with the ``LossInputs`` behind each.
+
+``label_logprobs`` [R]: the student's log-prob of the label, which for the student's own rollouts is the response token;
+``student_logprobs``, ``teacher_logprobs`` [R, K]: both models on the stored support, made comparable by
+``train.loss.topk_norm``; ``rollout_logprobs``, ``advantages`` [R]; ``parameter`` [R, 1]; ``log``: the logarithm, whose
+bits do not change from call to call (``models.elementwise.log``). Gradients flow through the student's log-probs, which
+are ``label_logprobs`` and ``student_logprobs``.
+"""
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """A registered divergence.
+class Term:
+    """A summand of the loss.
 
     Attributes:
-        name: as in ``train.loss.divergence``.
-        function: per-token value from the log-probs of both models on one support.
-        student_weighted: whether the student's probabilities weight the sum. Its gradient is biased, and the loss
-            unbounded below, unless the student's measure on the support is normalised too (arXiv:2605.11182).
-        parameter: value of the parameter when none is given.
+        name: in ``train.loss.terms``, and in ``divergence`` if it reads the teacher.
+        function: the arguments named in ``reads`` -> [R], nats a token.
+        reads: names of ``READS``, in the order of the function's arguments.
+        student_weighted: whether the student's probabilities weight a sum over the support. Its gradient is biased, and
+            the loss unbounded below, unless the student's measure on the support is normalised too (arXiv:2605.11182).
+        parameter: value of the parameter when none is given; None for a term that has none.
     """
 
     name: str
-    function: DIVERGENCE
+    function: Callable[..., Any]
+    reads: tuple[str, ...]
     student_weighted: bool
+    parameter: float | None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str = "", *, student_weighted: bool = False,
+           parameter: float = 0.5) -> Term:
+        """A term from a function.
+
+        Raises:
+            UserError: it has an argument that no loss can give.
+        """
+        reads = tuple(inspect.signature(function).parameters)
+        name = name or function.__name__
+        if unknown := [a for a in reads if a not in READS]:
+            raise UserError(f"loss term {name}: there is no input {unknown[0]!r}; its arguments may be "
+                            f"{', '.join(READS)}")
+        return cls(name, function, reads, student_weighted, parameter if "parameter" in reads else None)
+
+    @property
+    def is_divergence(self) -> bool:
+        """Whether it compares the student with the teacher."""
+        return "teacher_logprobs" in self.reads
+
+
+@dataclass(frozen=True)
+class Summand:
+    """A term as configured.
+
+    Attributes:
+        term: what is summed.
+        scale: its weight in the loss; 0: only reported.
+        parameter: of the term; 0 without one.
+    """
+
+    term: Term
+    scale: float
     parameter: float
+
+    @property
+    def reported(self) -> str:
+        """Its key in metrics; all divergences share one."""
+        return "ce" if self.term.name == CROSS_ENTROPY else "kd" if self.term.is_divergence else f"term_{self.term.name}"
 
 
 @dataclass(frozen=True)
@@ -57,94 +111,114 @@ class Tokens:
     Attributes:
         count: T.
         teacher: annotation of these tokens; None when the teacher was not asked.
-        logprobs: [T] float32 under the generator's snapshot; None for reference answers.
+        rollout_logprobs: [T] float32 under the generator's snapshot; None for reference answers.
     """
 
     count: int
-    teacher: TopK | None
-    logprobs: np.ndarray | None
+    teacher: TopK | None = None
+    rollout_logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class TokenWeight:
-    """A registered token weight.
+    """A registered token weight, which works in two phases.
 
     Attributes:
-        function: weighs the tokens of a sample.
-        needs: what it cannot do without: ``topk`` (``Tokens.teacher``), ``logprobs``.
+        name: in ``train.loss.token_weight``.
+        weight: (sample, stats) -> [T] float32, mean 1.
+        needs: what it cannot do without: ``topk`` (``Tokens.teacher``), ``rollout_logprobs``.
+        stats: (all samples that a generation trains on, read one after the other) -> whatever ``weight`` gets as stats,
+            say a quantile; the same on every rank and whatever the packing. None: it needs none, and nothing is read.
+        uniform: all tokens weigh 1, so that nothing has to be computed.
     """
 
-    function: TOKEN_WEIGHT
+    name: str
+    weight: Callable[[Tokens, Any], np.ndarray]
     needs: frozenset[str]
+    stats: Callable[[Iterable[Tokens]], Any] | None = None
+    uniform: bool = False
 
 
-_DIVERGENCES: dict[str, Divergence] = {}
-_WEIGHTS: dict[str, TokenWeight] = {}
-_T = TypeVar("_T")
+CROSS_ENTROPY = "cross_entropy"
+TERMS: Registry[Term] = Registry(
+    "loss term", "train.loss.terms", "npd_ascend.objectives.terms", wrap=Term.of, takes_argument=True)
+TOKEN_WEIGHTS: Registry[TokenWeight] = Registry(
+    "token weight", "train.loss.token_weight", "npd_ascend.objectives.token_weights",
+    wrap=lambda function: TokenWeight(function.__name__, function, frozenset()))
 
 
-def divergence(name: str, *, student_weighted: bool, parameter: float = 0.0) -> Callable[[DIVERGENCE], DIVERGENCE]:
-    """Decorator that enters a divergence under the name used in ``train.loss.divergence``."""
-
-    def enter(function: DIVERGENCE) -> DIVERGENCE:
-        _DIVERGENCES[name] = Divergence(name, function, student_weighted, parameter)
-        return function
-
-    return enter
+def term(name: str, *, student_weighted: bool = False, parameter: float = 0.5) -> Callable[[Any], Any]:
+    """Decorator that enters a term of the loss; see ``Term``. ``parameter`` is for functions with such an argument."""
+    return TERMS.decorator(
+        lambda function: Term.of(function, name, student_weighted=student_weighted, parameter=parameter), name)
 
 
-def token_weight(name: str, needs: Collection[str] = ()) -> Callable[[TOKEN_WEIGHT], TOKEN_WEIGHT]:
-    """Decorator that enters a token weight under the name used in ``train.loss.token_weight``; see ``TokenWeight``."""
-
-    def enter(function: TOKEN_WEIGHT) -> TOKEN_WEIGHT:
-        _WEIGHTS[name] = TokenWeight(function, frozenset(needs))
-        return function
-
-    return enter
+def token_weight(name: str, needs: Collection[str] = (), stats: Callable[[Iterable[Tokens]], Any] | None = None,
+                 uniform: bool = False) -> Callable[[Any], Any]:
+    """Decorator that enters a token weight; see ``TokenWeight``."""
+    return TOKEN_WEIGHTS.decorator(lambda weight: TokenWeight(name, weight, frozenset(needs), stats, uniform), name)
 
 
-def divergences() -> dict[str, Divergence]:
-    """All divergences by name."""
-    from npd_ascend.objectives import divergences as folder
+def summands(loss: LossConfig) -> list[Summand]:
+    """The terms of the configured loss: cross-entropy first, then the others in their order.
 
-    _import_all(folder)
-    return dict(sorted(_DIVERGENCES.items()))
-
-
-def token_weights() -> dict[str, TokenWeight]:
-    """All token weights by name."""
-    from npd_ascend.objectives import token_weights as folder
-
-    _import_all(folder)
-    return dict(sorted(_WEIGHTS.items()))
-
-
-def find_divergences(loss: LossConfig) -> list[tuple[Divergence, float]]:
-    """The configured divergences, each with its parameter.
+    The default is paper eq. (1), (1 − λ) cross-entropy + λ (sum of the configured divergences). Cross-entropy is always
+    among them, if only to be reported; another term of weight 0 is left out, and nothing is read for it.
 
     Raises:
         UserError: unknown name, a bad parameter, or a normalisation under which a gradient would be biased.
     """
-    return [_divergence(part.strip(), loss) for part in loss.divergence.split("+")]
+    if loss.terms:
+        found = [_summand(text, scale, loss, "train.loss.terms") for text, scale in loss.terms.items()]
+    else:
+        found = [_summand(part.strip(), loss.kd_weight, loss, "train.loss.divergence")
+                 for part in loss.divergence.split("+")]
+        if other := next((s.term for s in found if not s.term.is_divergence), None):
+            raise UserError(f"train.loss.divergence: {other.name} does not look at the teacher; name it in "
+                            f"train.loss.terms")
+        found.insert(0, Summand(TERMS.find(CROSS_ENTROPY), 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight,
+                                0.0))
+    entropy = [s for s in found if s.term.name == CROSS_ENTROPY] or [Summand(TERMS.find(CROSS_ENTROPY), 0.0, 0.0)]
+    return entropy + [s for s in found if s.term.name != CROSS_ENTROPY and s.scale]
 
 
-def _divergence(text: str, loss: LossConfig) -> tuple[Divergence, float]:
-    name, _, value = text.partition(":")
-    found = _find(divergences(), name, "train.loss.divergence", "divergence")
-    parameter = found.parameter
-    if value:
+def _summand(text: str, scale: float, loss: LossConfig, key: str) -> Summand:
+    found, argument = TERMS.parse(text, key)
+    value = found.parameter or 0.0
+    if argument and found.parameter is None:
+        raise UserError(f"{key} {text!r}: {found.name} takes no parameter; leave out ':{argument}'")
+    if argument:
         try:
-            parameter = float(value)
+            value = float(argument)
         except ValueError:
-            parameter = float("nan")
-        if not 0.0 < parameter < 1.0:
-            raise UserError(f"train.loss.divergence {text!r}: its parameter must lie between 0 and 1")
+            value = float("nan")
+        if not 0.0 < value < 1.0:
+            raise UserError(f"{key} {text!r}: its parameter must lie between 0 and 1")
     if found.student_weighted and loss.topk_norm not in ("both", "tail"):
         raise UserError(
-            f"train.loss.divergence {name} weights by the student, which is biased on a truncated support "
+            f"{key} {found.name} weights by the student, which is biased on a truncated support "
             f"(topk_norm: {loss.topk_norm}); set train.loss.topk_norm to tail or both"
         )
-    return found, parameter
+    return Summand(found, scale, value)
+
+
+def input_names(terms: Sequence[Summand]) -> tuple[str, ...]:
+    """Names of the ``LossInputs`` that these terms read, in the order in which graphs take them."""
+    asked = {name for s in terms for argument in s.term.reads for name in READS[argument]}
+    return ordered({"labels", "weights", *asked})
+
+
+def parameters(terms: Sequence[Summand]) -> np.ndarray:
+    """[M] float32, the configured parameters."""
+    return np.array([s.parameter for s in terms], np.float32)
+
+
+def reported(terms: Sequence[Summand], sums: Sequence[float]) -> dict[str, float]:
+    """Sums by their keys in metrics, from those of the loss and of each of M terms; ``ce`` and ``kd`` always there."""
+    out = {"loss": float(sums[0]), "ce": 0.0, "kd": 0.0}
+    for s, value in zip(terms, sums[1:], strict=True):
+        out[s.reported] = out.get(s.reported, 0.0) + float(value)
+    return out
 
 
 def find_token_weight(loss: LossConfig) -> TokenWeight:
@@ -153,30 +227,20 @@ def find_token_weight(loss: LossConfig) -> TokenWeight:
     Raises:
         UserError: unknown name; the message names the nearest.
     """
-    return _find(token_weights(), loss.token_weight, "train.loss.token_weight", "token weight")
+    return TOKEN_WEIGHTS.find(loss.token_weight)
+
+
+def asked(loss: LossConfig) -> frozenset[str]:
+    """All that terms and token weight read: names of ``LossInputs``, and of stored quantities."""
+    return frozenset(input_names(summands(loss))) | find_token_weight(loss).needs
 
 
 def needed(config: Config) -> frozenset[str]:
-    """Stored quantities that the configured loss looks at: its divergences, and its token weight."""
-    loss = config.train.loss
-    own = find_token_weight(loss).needs & QUANTITIES.keys()
-    return own | {"topk"} if loss.kd_weight > 0 else own
+    """Stored quantities that the configured loss looks at: its terms, and its token weight."""
+    return frozenset(STORED.get(name, name) for name in asked(config.train.loss)) & QUANTITIES.keys()
 
 
 def mean_one(weights: np.ndarray) -> np.ndarray:
     """Non-negative weights [T] scaled to mean 1 (all ones when they are all zero), float32."""
     mean = float(weights.mean()) if len(weights) else 0.0
     return (weights / mean if mean > 0 else np.ones_like(weights)).astype(np.float32)
-
-
-def _import_all(folder: ModuleType) -> None:
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
-
-
-def _find(known: dict[str, _T], name: str, key: str, what: str) -> _T:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{key}: there is no {what} {name!r}; {hint}known: {', '.join(known)}")
-    return known[name]

@@ -14,7 +14,7 @@ from npd_ascend.evaluate.checkers import get_checker, load_checker_data
 from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
-from npd_ascend.objectives.registry import find_divergences, find_token_weight
+from npd_ascend.objectives.registry import find_token_weight, summands
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
 from npd_ascend.select.registry import find as find_filter
@@ -29,10 +29,10 @@ def check_names(config: Config) -> None:
     """Names that the schema cannot know.
 
     Raises:
-        UserError: an unknown filter, divergence, token weight or checker, or unusable data of the checker.
+        UserError: an unknown filter, loss term, token weight or checker, or unusable data of the checker.
     """
     find_filter(config.select.metric)
-    find_divergences(config.train.loss)
+    summands(config.train.loss)
     find_token_weight(config.train.loss)
     if config.evaluate.prompts:
         get_checker(config.evaluate.checker)

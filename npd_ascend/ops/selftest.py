@@ -113,22 +113,21 @@ class Selftest:
         theirs = self._teacher_logits()
         vocab = min(head.shape[0], theirs.shape[1])
         ids = np.tile(np.arange(vocab, dtype=np.int32), (_LOSS_ROWS, 1))
-        labels = ids[:, :1] + np.arange(_LOSS_ROWS, dtype=np.int32)[:, None] % vocab
+        labels = np.arange(_LOSS_ROWS, dtype=np.int32) % vocab
         own = _log_softmax(hidden.astype(np.float64) @ head.T.astype(np.float64))
         plain = _log_softmax(theirs[:, :vocab].astype(np.float64))
         full_kl = float((np.exp(plain) * (plain - own[:, :vocab])).sum())
-        targets = np.concatenate([labels, ids], 1)
-        whole = self._chunked(hidden, head, targets, plain, chunk=_LOSS_ROWS)
+        whole = self._chunked(hidden, head, labels, ids, plain, chunk=_LOSS_ROWS)
         scale = max(1.0, abs(full_kl))
-        _say("top-k loss with k = V is the full KL", abs(whole[2] - full_kl) / scale, 1e-4)
-        _say("student = teacher: KL is 0", abs(self._chunked(hidden, head, targets, own[:, :vocab], _LOSS_ROWS)[2]
+        _say("top-k loss with k = V is the full KL", abs(whole[1] - full_kl) / scale, 1e-4)
+        _say("student = teacher: KL is 0", abs(self._chunked(hidden, head, labels, ids, own[:, :vocab], _LOSS_ROWS)[1]
                                               if vocab == head.shape[0] else 0.0), 1e-3)
-        parts = self._chunked(hidden, head, targets, plain, chunk=3)
+        parts = self._chunked(hidden, head, labels, ids, plain, chunk=3)
         expected = self._plain_gradients(own, head, hidden, labels, plain, vocab)
         _say("chunked loss is the plain loss", abs(parts[0] - whole[0]) / scale, 1e-5)
         _say("chunked gradients are the plain gradients",
              max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
-                 for a, b in ((parts[3], expected[0]), (parts[4], expected[1]))), 1e-3)
+                 for a, b in zip(parts[2:], expected, strict=True)), 1e-3)
 
     def _annotation(self) -> None:
         """What an NPU finds inside the graph, the best tokens among it, numpy finds on the host."""
@@ -217,18 +216,20 @@ class Selftest:
         hidden = np.concatenate(self._hidden(net, [self.texts]))[:_LOSS_ROWS]
         return hidden @ net.head_weight.float().asnumpy().T
 
-    def _chunked(self, hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, teacher: np.ndarray,
-                 chunk: int) -> tuple[float, float, float, np.ndarray, np.ndarray]:
+    def _chunked(self, hidden: np.ndarray, head: np.ndarray, labels: np.ndarray, ids: np.ndarray, teacher: np.ndarray,
+                 chunk: int) -> tuple[float, float, np.ndarray, np.ndarray]:
+        """Loss, KL, dLoss/dHidden and dLoss/dHead of the default loss."""
         import mindspore as ms
 
         from npd_ascend.config.schema import LossConfig
         from npd_ascend.objectives.chunked import ChunkedLoss
+        from npd_ascend.objectives.inputs import LossInputs
 
-        out = ChunkedLoss(LossConfig(), chunk)(
-            ms.Tensor(hidden), ms.Tensor(head), ms.Tensor(targets), ms.Tensor(teacher.astype(np.float32)),
-            ms.Tensor(np.ones((len(hidden), 2), np.float32)), ms.Tensor(np.zeros((len(hidden), 1), np.float32)))
-        loss, ce, kd = (float(x.asnumpy()) for x in out[:3])
-        return loss, ce, kd, out[3].asnumpy(), out[4].asnumpy()
+        loss = ChunkedLoss(LossConfig(), chunk)
+        inputs = LossInputs(labels=labels, weights=np.ones((len(hidden), 2), np.float32), teacher_ids=ids,
+                            teacher_logprobs=teacher.astype(np.float32))
+        value, terms, *gradients = (x.asnumpy() for x in loss(ms.Tensor(hidden), ms.Tensor(head), loss.tensors(inputs)))
+        return float(value), float(terms[1]), *gradients
 
     def _plain_gradients(self, own: np.ndarray, head: np.ndarray, hidden: np.ndarray, labels: np.ndarray,
                          teacher: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
@@ -237,7 +238,7 @@ class Selftest:
 
         kd = LossConfig().kd_weight
         d = np.exp(own)
-        d[np.arange(len(d)), labels[:, 0]] -= 1 - kd
+        d[np.arange(len(d)), labels] -= 1 - kd
         d[:, :vocab] -= kd * np.exp(teacher)
         return d @ head.astype(np.float64), d.T @ hidden.astype(np.float64)
 

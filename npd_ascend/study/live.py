@@ -14,6 +14,8 @@ from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import save_hf
+from npd_ascend.objectives.inputs import LossInputs
+from npd_ascend.objectives.registry import parameters
 from npd_ascend.store.identity import sample_seed
 from npd_ascend.study.batches import Layout, Part
 from npd_ascend.study.clock import Clock
@@ -21,7 +23,7 @@ from npd_ascend.study.method import LiveMethod, Sample, Scored
 from npd_ascend.study.prefill import Prefill
 from npd_ascend.study.prompts import Prompts
 from npd_ascend.study.workbench import Workbench
-from npd_ascend.train.reader import MicroBatch, divergence_parameters
+from npd_ascend.train.reader import MicroBatch
 from npd_ascend.train.schedule import learning_rate
 from npd_ascend.train.step import Trainer
 
@@ -107,7 +109,8 @@ class LiveLoop:
         self.trainer = source.trainer
         self.vocab = self.trainer.net.spec.vocabulary
         self.k = self.vocab if method.whole_vocabulary else config.annotate.k
-        self.defaults = divergence_parameters(config.train.loss)
+        loss = source.trainer.loss
+        self.names, self.defaults = loss.names, parameters(loss.terms)
         self.tokens = self.positions = 0
 
     @property
@@ -174,8 +177,8 @@ class LiveLoop:
             norm, sums = self.trainer.update(lr, step)
         if not np.isfinite([*losses, norm]).all():
             raise UserError(f"the loss or gradient is NaN or infinite at step {step}; lower train.lr")
-        loss, ce, kd = (sums / max(1, tokens)).tolist()
-        return {"loss": loss, "ce": ce, "kd": kd, "grad_norm": norm, "tokens": tokens, "lr": lr}
+        means = {name: value / max(1, tokens) for name, value in sums.items()}
+        return {**means, "grad_norm": norm, "tokens": tokens, "lr": lr}
 
     def _score(self, part: Part, samples: list[Sample], teacher: np.ndarray, own: np.ndarray | None,
                out: list[Scored | None]) -> None:
@@ -188,21 +191,22 @@ class LiveLoop:
             at += len(response)
 
     def _batch(self, part: Part, samples: list[Sample], weights: list[np.ndarray], teacher: np.ndarray,
-               parameters: list[np.ndarray] | None = None) -> MicroBatch:
-        n, t, m = len(part.positions), part.tokens, self.method.terms
-        k = self.k if m else 0
-        targets, known = np.zeros((n, 1 + k), np.int32), np.zeros((n, max(1, k)), np.float32)
-        columns, skew = np.zeros((n, 1 + m), np.float32), np.tile(self.defaults, (n, 1))
-        if k:
-            ids, values = best(teacher[:t], k)
-            targets[:t, 1:], known[:t] = ids, values
+               given: list[np.ndarray] | None = None) -> MicroBatch:
+        """``given``: parameters of the terms behind cross-entropy, sample by sample; None: those configured."""
+        n, t, m = len(part.positions), part.tokens, len(self.defaults)
+        found = {"labels": np.zeros(n, np.int32), "weights": np.zeros((n, m), np.float32),
+                 "parameters": np.tile(self.defaults, (n, 1))}
+        if "teacher_ids" in self.names:
+            ids, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
+            ids[:t], values[:t] = best(teacher[:t], self.k)
+            found |= {"teacher_ids": ids, "teacher_logprobs": values}
         if t:
-            targets[:t, 0] = np.concatenate([samples[i].response for i in part.samples])
-            columns[:t] = np.concatenate([weights[i] for i in part.samples])
-            if parameters is not None:
-                skew[:t] = np.repeat([parameters[i] for i in part.samples],
-                                     [len(samples[i].response) for i in part.samples], 0)
-        return MicroBatch(part.rows, part.positions, targets, known, columns, skew, t, part.samples)
+            found["labels"][:t] = np.concatenate([samples[i].response for i in part.samples])
+            found["weights"][:t] = np.concatenate([weights[i] for i in part.samples])
+            if given is not None:
+                found["parameters"][:t, 1:] = np.repeat([given[i] for i in part.samples],
+                                                        [len(samples[i].response) for i in part.samples], 0)
+        return MicroBatch(part.rows, part.positions, LossInputs(**found), t, part.samples)
 
 
 def best(logprobs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
+from npd_ascend.objectives.registry import summands
 
 Origin = Literal["student", "reference", "teacher"]
 
@@ -107,8 +108,8 @@ class LiveMethod:
 
     @property
     def terms(self) -> int:
-        """M, divergences in the loss."""
-        return len(self.train.loss.divergence.split("+")) if self.train.loss.kd_weight else 0
+        """M, terms of the loss behind cross-entropy."""
+        return len(summands(self.train.loss)) - 1
 
 
 _STORED: dict[str, Settings] = {}

@@ -24,6 +24,7 @@ from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
+from npd_ascend.objectives.registry import summands
 from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.study.clock import Clock
@@ -133,8 +134,8 @@ class Workbench(Bench):
                      chunk: int) -> Trainer:
         """A trainer with zero moments; the weights are loaded by the caller."""
         loss = settings.loss
-        compiled = (loss.kd_weight, loss.divergence, loss.topk_norm, loss.ce_labels == "none", settings.beta1,
-                    settings.beta2, settings.eps, settings.weight_decay, settings.clip, settings.recompute)
+        compiled = (tuple(summands(loss)), loss.topk_norm, settings.beta1, settings.beta2, settings.eps,
+                    settings.weight_decay, settings.clip, settings.recompute)
         key = (repr(spec), device, row_length, chunk, compiled)
         if key not in self._trainers:
             with self.clock.on("compile"):

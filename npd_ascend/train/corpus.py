@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from npd_ascend.errors import UserError
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.ragged import Ragged, ramps
+from npd_ascend.store.schemas import SCHEMAS
 
 
 class Corpus:
@@ -16,17 +18,18 @@ class Corpus:
 
     Args:
         prompts, rollouts, selection: finished datasets of one generation.
-        with_logprobs: also read the rollouts' log-probs (a token weight wants them).
+        asked: what is read only where the loss or a token weight asks for it: ``rollout_logprobs`` and ``advantages``
+            (column ``advantage`` of the selection, one a sample), names of ``LossInputs``.
 
     Raises:
-        UserError: the datasets are not of the same samples.
+        UserError: the datasets are not of the same samples, or what is asked for was not stored.
     """
 
-    def __init__(self, prompts: Dataset, rollouts: Dataset, selection: Dataset, with_logprobs: bool = False):
+    def __init__(self, prompts: Dataset, rollouts: Dataset, selection: Dataset, asked: Collection[str] = ()):
         self.prompts = Ragged.read(prompts, "prompt_ids")
         self.responses = Ragged.read(rollouts, "response_ids")
         self.labels = Ragged.read(rollouts, "label_ids")
-        self.logprobs = Ragged.read(rollouts, "logprobs") if with_logprobs else None
+        self.rollout_logprobs = Ragged.read(rollouts, "logprobs") if "rollout_logprobs" in asked else None
         table = rollouts.read_all(["sample_id", "prompt_index"])
         self.sample_ids = table["sample_id"].to_numpy()
         self._prompt_of = table["prompt_index"].to_numpy()
@@ -34,6 +37,7 @@ class Corpus:
         if not np.array_equal(chosen["sample_id"].to_numpy(), self.sample_ids):
             raise UserError(f"{selection.folder}: not of the samples in {rollouts.folder}; run select again")
         self.weights = chosen["weight"].to_numpy()
+        self.advantages = _advantages(selection) if "advantages" in asked else None
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -54,6 +58,14 @@ class Corpus:
         if labelled.any():
             out[np.repeat(labelled, response_tokens)] = self.labels.take(ordinals[labelled], response_tokens[labelled])
         return out
+
+
+def _advantages(selection: Dataset) -> np.ndarray:
+    """[samples] float32, as they are stored."""
+    if "advantage" not in SCHEMAS[selection.kind].names:
+        raise UserError(f"{selection.folder}: holds no advantages, for which train.loss asks; only a recipe with "
+                        f"rewards stores them")
+    return selection.read_all(["advantage"])["advantage"].to_numpy().astype(np.float32)
 
 
 @dataclass(frozen=True)

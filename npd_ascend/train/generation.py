@@ -63,7 +63,7 @@ class Generation:
             self._log(place, loss, now - last)
             last = now
             if meter:
-                meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(float(loss[0]), 4))
+                meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(loss["loss"], 4))
             self._after(place)
             self.bench.stepped(s, self.trainer)
         if meter:
@@ -81,8 +81,8 @@ class Generation:
     def _prepare(self, place: Place) -> tuple[Place, list[MicroBatch]]:
         return place, list(self.reader.micro_batches(place.epoch, place.batch))
 
-    def _step(self, place: Place, batches: list[MicroBatch]) -> np.ndarray:
-        """Means over the batch's tokens of (loss, CE, D), and the gradient norm: [4]."""
+    def _step(self, place: Place, batches: list[MicroBatch]) -> dict[str, float]:
+        """Means over the batch's tokens of ``loss``, ``ce``, ``kd``, ..., and the ``grad_norm``."""
         number = self.state.step + 1
         tokens = self.reader.tokens(place.epoch, place.batch)
         losses = self.trainer.accumulate_all(batches, tokens)
@@ -95,17 +95,16 @@ class Generation:
         if not np.isfinite(norm):
             samples = self.reader.samples(place.epoch, place.batch)
             raise self.outcome.stop_at_nan("gradient", number, self.reader.corpus.sample_ids[samples])
-        return np.append(sums / max(1, tokens), norm)
+        return {name: value / max(1, tokens) for name, value in sums.items()} | {"grad_norm": norm}
 
-    def _log(self, place: Place, loss: np.ndarray, seconds: float) -> None:
+    def _log(self, place: Place, loss: dict[str, float], seconds: float) -> None:
         s = self.state
         s.step, s.index, s.progress = s.step + 1, place.index + 1, place.end
         s.train = {
             "step": s.step, "progress": s.progress, "generation": s.generation,
-            "lr": learning_rate(self.job.settings, place.end), "loss": loss[0], "ce": loss[1], "kd": loss[2],
-            "grad_norm": loss[3], "tokens": self.reader.tokens(place.epoch, place.batch),
+            "lr": learning_rate(self.job.settings, place.end), **loss,
+            "tokens": self.reader.tokens(place.epoch, place.batch),
         }
-        s.train = {k: float(v) if isinstance(v, np.floating) else v for k, v in s.train.items()}
         if self.group.leads:
             self.metrics.log("train", **s.train, seconds=round(seconds, 4))
 

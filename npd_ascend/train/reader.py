@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npd_ascend.config.schema import LossConfig, TrainConfig
+from npd_ascend.config.schema import TrainConfig
 from npd_ascend.errors import UserError
-from npd_ascend.objectives.registry import Tokens, find_divergences, find_token_weight
+from npd_ascend.objectives.inputs import LossInputs
+from npd_ascend.objectives.registry import Tokens, find_token_weight, input_names, parameters, summands
 from npd_ascend.rows.collate import RowBatch, collate_flat, response_positions
 from npd_ascend.rows.slices import Slice
 from npd_ascend.store.ragged import ramps
@@ -19,6 +20,8 @@ from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.train.corpus import Corpus, EpochPlan
 
 _ALIGN = 8
+_BLOCK = 256
+"""Samples whose annotation is decoded at once for the statistics of a generation."""
 _WHOLE = Slice()
 
 
@@ -30,28 +33,16 @@ class MicroBatch:
         rows: inputs [B, S], whole rows.
         positions: [N] int32, flat positions whose hidden states predict response tokens; 0 beyond ``tokens``. Under
             context parallelism these and what follows are of this rank's ``Slice``.
-        targets: [N, 1 + k] int32, CE label, then the teacher's ids; [N, 1] without a teacher.
-        teacher: [N, k] float32, the teacher's log-probs; [N, 1] of zeros without one.
-        weights: [N, 1 + M] float32 of CE and M divergences (``ChunkedLoss``): sample weight times token weight, equal
-            columns; 0 beyond ``tokens``. M = 0 without a teacher.
-        parameters: [N, M] float32 of the divergences; [N, 1] of zeros without any.
+        inputs: of the loss, N rows; zeros beyond ``tokens``.
         tokens: response tokens in it.
         samples: ordinals, of the whole rows.
     """
 
     rows: RowBatch
     positions: np.ndarray
-    targets: np.ndarray
-    teacher: np.ndarray
-    weights: np.ndarray
-    parameters: np.ndarray
+    inputs: LossInputs
     tokens: int
     samples: np.ndarray
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """What the loss takes, in its order."""
-        return self.positions, self.targets, self.teacher, self.weights, self.parameters
 
 
 class Reader:
@@ -63,8 +54,8 @@ class Reader:
     Args:
         corpus: samples.
         plans: one a local epoch.
-        topk: teacher annotation; None where neither loss nor token weight looks at it.
-        settings: batch sizes, token weight.
+        topk: teacher annotation; read only if loss or token weight look at it.
+        settings: batch sizes, loss.
         row_length, pad_token_id: of the rows.
         vocabulary: ids must lie below.
         rank, world: data-parallel place.
@@ -73,7 +64,7 @@ class Reader:
         part: positions of the rows whose losses this process computes.
 
     Raises:
-        UserError: the annotation is of other samples, or a micro-batch holds too many.
+        UserError: the annotation is missing or of other samples, or a micro-batch holds too many.
     """
 
     def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
@@ -88,15 +79,21 @@ class Reader:
         self.longest = max(int((p.prompt_tokens.astype(np.int64) + p.response_tokens).max(initial=1)) for p in plans)
         for plan in plans:
             self.check_segments(plan)
-        self.weight = find_token_weight(settings.loss).function
-        self.k = topk.k if topk is not None and settings.loss.kd_weight > 0 else 0
-        self.parameters = divergence_parameters(settings.loss if self.k else None)
-        self._plain_weight = settings.loss.token_weight == "none"
+        self.terms, self._token_weight = summands(settings.loss), find_token_weight(settings.loss)
+        self.names = input_names(self.terms)
+        if not ("teacher_ids" in self.names or "topk" in self._token_weight.needs):
+            self.topk = None
+        elif topk is None:
+            raise UserError("the loss (train.loss) looks at the teacher, but there is no teacher annotation; run "
+                            "annotate first")
+        self.k = topk.k if topk is not None and "teacher_ids" in self.names else 0
         most = max(_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans)
         self.head_rows = head_rows([min(most, self._positions)], self._chunk_limit, self.align)
-        if topk is not None and len(topk) != len(corpus):
-            raise UserError(f"{topk.dataset.folder}: annotates {len(topk)} samples, the rollouts have {len(corpus)}; "
+        if self.topk is not None and len(self.topk) != len(corpus):
+            raise UserError(f"{self.topk.dataset.folder}: annotates {len(self.topk)} samples, the rollouts have {len(corpus)}; "
                             f"run annotate again")
+        stats = self._token_weight.stats
+        self._stats = stats(self._generation()) if stats else None
 
     @property
     def _chunk_limit(self) -> int:
@@ -160,31 +157,72 @@ class Reader:
             UserError: ids lie beyond the vocabulary, or the annotation is of other samples.
             CorruptShard: the annotation's checksum differs.
         """
-        c = self.corpus
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, response_n = plan.samples[lo:hi], plan.response_tokens[lo:hi]
         rows, mine, where = self.inputs(plan, begin, end)
-        n, count = self.head_rows, len(where)
-        k = self.k
-        positions, weights = np.zeros(n, np.int32), np.zeros(n, np.float32)
-        targets, teacher = np.zeros((n, 1 + k), np.int32), np.zeros((n, max(1, k)), np.float32)
-        positions[:count] = where
-        if count:
-            targets[:count, 0] = c.targets(samples, response_n)[mine]
-            weights[:count] = np.repeat(c.weights[samples], response_n)[mine]
-        notes = self._annotations(samples, response_n) if self.topk is not None and count else None
-        if notes is not None and k:
-            targets[:count, 1:], teacher[:count] = notes.ids[mine], notes.logprobs[mine]
-        if targets.min() < 0 or targets.max() >= self.vocab:
-            raise UserError(f"token id {int(targets.max())} lies beyond the vocabulary of {self.vocab}; "
-                            f"teacher and student must share one tokenizer")
-        if not self._plain_weight and count:
-            ends = np.cumsum(response_n)
-            weights[:count] *= np.concatenate([
-                self.weight(Tokens(r, None if notes is None else notes[end - r : end], self._logprobs(o, r)))
-                for o, r, end in zip(samples.tolist(), response_n.tolist(), ends.tolist(), strict=True)])[mine]
-        columns = np.repeat(weights[:, None], 1 + (len(self.parameters) if k else 0), 1)
-        return MicroBatch(rows, positions, targets, teacher, columns, np.tile(self.parameters, (n, 1)), count, samples)
+        positions = _rows_of(where, self.head_rows)
+        return MicroBatch(rows, positions, self._loss_inputs(samples, response_n, mine), len(where), samples)
+
+    def _loss_inputs(self, samples: np.ndarray, response_n: np.ndarray, mine: np.ndarray) -> LossInputs:
+        """What the loss reads of the first ``response_n`` tokens of each sample; ``mine``: which of all of them."""
+        c, n, names, m = self.corpus, self.head_rows, self.names, len(self.terms)
+        notes = self._annotations(samples, response_n) if self.topk is not None and len(samples) else None
+        weights = np.repeat(c.weights[samples], response_n).astype(np.float32)
+        if not self._token_weight.uniform and len(samples):
+            weights *= np.concatenate([self._token_weight.weight(t, self._stats)
+                                       for t in self._tokens(samples, response_n, notes)])
+        found: dict[str, np.ndarray] = {
+            "labels": _rows_of(c.targets(samples, response_n)[mine], n),
+            "weights": np.repeat(_rows_of(weights[mine], n)[:, None], m, 1),
+        }
+        if self.k:
+            ids, logprobs = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
+            if notes is not None:
+                ids[: len(mine)], logprobs[: len(mine)] = notes.ids[mine], notes.logprobs[mine]
+            found |= {"teacher_ids": ids, "teacher_logprobs": logprobs}
+        if "rollout_logprobs" in names:
+            found["rollout_logprobs"] = _rows_of(self._rollout_logprobs(samples, response_n)[mine], n)
+        if "advantages" in names:
+            assert c.advantages is not None
+            found["advantages"] = _rows_of(np.repeat(c.advantages[samples], response_n)[mine], n)
+        if "parameters" in names:
+            found["parameters"] = np.tile(parameters(self.terms), (n, 1))
+        self._check_ids(found)
+        return LossInputs(**found)
+
+    def _check_ids(self, found: dict[str, np.ndarray]) -> None:
+        for ids in (found["labels"], found.get("teacher_ids", found["labels"])):
+            if ids.min() < 0 or ids.max() >= self.vocab:
+                raise UserError(f"token id {int(ids.max())} lies beyond the vocabulary of {self.vocab}; teacher and "
+                                f"student must share one tokenizer")
+
+    def _rollout_logprobs(self, samples: np.ndarray, response_n: np.ndarray) -> np.ndarray:
+        found = self.corpus.rollout_logprobs
+        assert found is not None
+        if (found.lengths_of(samples) < response_n).any():
+            raise UserError("a term of train.loss needs rollout log-probs, which reference answers lack; see "
+                            "rollout.source")
+        return found.take(samples, response_n)
+
+    def _tokens(self, samples: np.ndarray, response_n: np.ndarray, notes: TopK | None) -> Iterator[Tokens]:
+        """What a token weight looks at, sample by sample; ``notes`` of all of them, one behind the other."""
+        end = 0
+        for ordinal, n in zip(samples.tolist(), response_n.tolist(), strict=True):
+            end += n
+            own = self.corpus.rollout_logprobs
+            logprobs = own[ordinal][:n] if own is not None else None
+            yield Tokens(n, None if notes is None else notes[end - n : end],
+                         logprobs if logprobs is not None and len(logprobs) == n else None)
+
+    def _generation(self) -> Iterator[Tokens]:
+        """All samples that are trained on, in the order of the store: the first phase of a token weight."""
+        plan = self.plans[0]
+        order = np.argsort(plan.samples, kind="stable")
+        for at in range(0, len(order), _BLOCK):
+            part = order[at : at + _BLOCK]
+            samples, response_n = plan.samples[part], plan.response_tokens[part]
+            notes = self._annotations(samples, response_n) if "topk" in self._token_weight.needs else None
+            yield from self._tokens(samples, response_n, notes)
 
     def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, np.ndarray, np.ndarray]:
         """Rows [begin, end) of a plan, filled up to a micro-batch with empty ones.
@@ -203,21 +241,19 @@ class Reader:
     def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> TopK:
         """Annotation of the first ``tokens`` of each sample, one behind the other."""
         assert self.topk is not None
-        notes, found = self.topk.read_many(samples, extras=not self._plain_weight)
+        notes, found = self.topk.read_many(samples, extras="topk" in self._token_weight.needs)
         if (found < tokens).any():
             i = int((found < tokens).argmax())
             raise UserError(f"{self.topk.dataset.folder}: sample {samples[i]} has {found[i]} annotated tokens, its "
                             f"response {tokens[i]}; run annotate again")
         return notes if (found == tokens).all() else notes[ramps(np.cumsum(found) - found, tokens)]
 
-    def _logprobs(self, ordinal: int, tokens: int) -> np.ndarray | None:
-        found = self.corpus.logprobs[ordinal][:tokens] if self.corpus.logprobs is not None else None
-        return found if found is not None and len(found) == tokens else None
 
-
-def divergence_parameters(loss: LossConfig | None) -> np.ndarray:
-    """[M] float32, the configured parameters of the M divergences; [1] zero for plain CE (None)."""
-    return np.array([p for _, p in find_divergences(loss)] if loss else [0.0], np.float32)
+def _rows_of(values: np.ndarray, n: int) -> np.ndarray:
+    """[n] of values [t], zeros behind them; 64 bits become 32."""
+    out = np.zeros(n, np.float32 if values.dtype.kind == "f" else np.int32)
+    out[: len(values)] = values
+    return out
 
 
 def head_rows(counts: Sequence[int], chunk: int, align: int = _ALIGN) -> int:

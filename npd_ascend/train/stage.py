@@ -9,7 +9,7 @@ from npd_ascend.models.group import Group
 from npd_ascend.models.leaves import MAX_SEGMENTS
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
-from npd_ascend.objectives.registry import find_token_weight
+from npd_ascend.objectives.registry import asked
 from npd_ascend.rows.slices import Slice
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import MetricsWriter
@@ -75,8 +75,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
 def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
     packs = Dataset.open(job.packs, "packs")
     corpus = Corpus(Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts"),
-                    Dataset.open(job.selection, "selection"),
-                    "logprobs" in find_token_weight(job.settings.loss).needs)
+                    Dataset.open(job.selection, "selection"), asked(job.settings.loss))
     plans = [EpochPlan.read(packs, e) for e in range(packs.shards)]
     if not plans or not len(plans[0]):
         raise UserError(f"{job.packs}: holds no rows to train on; see why select kept no samples")
@@ -85,8 +84,6 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
     if job.settings.global_batch % (job.settings.micro_batch * group.data.size):
         raise UserError(f"train.global_batch {job.settings.global_batch} is not a multiple of micro_batch x processes "
                         f"= {job.settings.micro_batch} x {group.data.size}")
-    if job.settings.loss.kd_weight > 0 and job.topk is None:
-        raise UserError("train.loss.kd_weight is above 0 but there is no teacher annotation; run annotate first")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk else None
     return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, job.vocabulary,
                   group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,

@@ -13,6 +13,7 @@ from npd_ascend.models.compile_cache import Graphs
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.peers import ALONE, Gather, Peers, ScatterSum, Sum
 from npd_ascend.objectives.chunked import ChunkedLoss
+from npd_ascend.objectives.registry import reported
 from npd_ascend.train.adamw import AdamW
 from npd_ascend.train.buckets import Bucket
 from npd_ascend.train.reader import MicroBatch
@@ -27,14 +28,14 @@ class PackedLoss(nn.Cell):
         self.head = net.head_weight
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
-                  positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
-                  scale: Tensor) -> tuple[Tensor, ...]:
-        """(loss · scale, loss, CE, D): sums over tokens, see ``ChunkedLoss``. ``scale`` is 1 / tokens."""
+                  scale: Tensor, positions: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """loss · scale, and [1 + M] the loss and its M terms: sums over tokens, see ``ChunkedLoss``, which also names
+        the ``inputs``. ``scale`` is 1 / tokens."""
         hidden = self.net(input_ids, position_ids, segment_ids, window)
         # The gradient of a gather is a segment sum, which CANN does not name bfloat16 for.
         rows = ops.gather(hidden.astype(ms.float32), positions, 0).astype(hidden.dtype)
-        out = self.loss(rows, self.head, targets, teacher, weights, parameters)
-        return out[0] * scale, out[0], out[1], out[2]
+        out = self.loss(rows, self.head, inputs)
+        return out[0] * scale, ops.concat((out[0].reshape(1), out[1]))
 
 
 _add, _square, _step = (ops.MultitypeFuncGraph(name) for name in ("add", "square", "step"))
@@ -112,16 +113,15 @@ class Accumulate(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
-                  positions: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor, parameters: Tensor,
-                  scale: Tensor) -> Tensor:
+                  scale: Tensor, positions: Tensor, *inputs: Tensor) -> Tensor:
         """The micro-batch's loss sum."""
-        values, gradients = self.differentiate(input_ids, position_ids, segment_ids, window, positions, targets,
-                                               teacher, weights, parameters, scale)
+        (_, sums), gradients = self.differentiate(input_ids, position_ids, segment_ids, window, scale, positions,
+                                                  *inputs)
         if self.sharded:
             gradients = self._owned(gradients)
         added = self.map(_add, self.gradients, gradients)
-        ops.assign_add(self.sums, ops.stack((values[1], values[2], values[3])))
-        return ops.depend(values[1], added)
+        ops.assign_add(self.sums, sums)
+        return ops.depend(sums[0], added)
 
     def _owned(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """This rank's run of each bucket of gradients, summed over the ranks."""
@@ -140,7 +140,7 @@ class Update(nn.Cell):
 
     Args:
         optimizer: its state.
-        sums: loss, CE and D [3].
+        sums: [1 + M], the loss and its terms.
         clip: largest gradient norm.
         replicas: ranks with equal shares of the model; over them gradients and sums add up.
         model: ranks that hold one model together.
@@ -165,7 +165,7 @@ class Update(nn.Cell):
         """Takes one step; the scalars are those of ``AdamW.scalars``.
 
         Returns:
-            Gradient norm before clipping, and the sums [3] over all ranks.
+            Gradient norm before clipping, and the sums over all ranks.
         """
         sums = self.over_replicas(self.sums + 0.0)
         gradients = self._summed(sums) if self.reduced else self.gradients
@@ -183,7 +183,7 @@ class Update(nn.Cell):
             last = self.map(ops.partial(_clear, ops.depend(factor, stepped)), self.gradients[first:stop])
         if self.sharded:
             last = self._published(ops.depend(norm, last))
-        ops.assign(self.sums, ops.depend(ops.zeros((3,), ms.float32), sums))
+        ops.assign(self.sums, ops.depend(ops.zeros(self.sums.shape, ms.float32), sums))
         return ops.depend(norm, last), sums
 
     def _summed(self, last: Tensor) -> tuple[Tensor, ...]:
@@ -228,15 +228,16 @@ class Trainer:
         self.net = net
         owners = replicas if settings.optimizer_sharding else ALONE
         self.optimizer = AdamW(net.trainable_params(), settings, owners, net.shares())
-        self._sums = Parameter(ops.zeros((3,), ms.float32), name="sums", requires_grad=False)
-        forward = PackedLoss(net, ChunkedLoss(settings.loss, chunk, net.peers, net.spec.vocabulary))
+        self.loss = ChunkedLoss(settings.loss, chunk, net.peers, net.spec.vocabulary)
+        self._sums = Parameter(ops.zeros((1 + len(self.loss.terms),), ms.float32), name="sums", requires_grad=False)
+        forward = PackedLoss(net, self.loss)
         self._accumulate = Accumulate(forward, self.optimizer, self._sums)
         self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.peers)
 
     def reset(self) -> None:
         """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""
         self.optimizer.reset()
-        self._sums.set_data(ops.zeros((3,), ms.float32))
+        self._sums.set_data(ops.zeros(self._sums.shape, ms.float32))
 
     def compile(self, batch: MicroBatch, graphs: Graphs) -> None:
         """Compiles both graphs for micro-batches of this shape."""
@@ -251,11 +252,12 @@ class Trainer:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""
         return float(self._accumulate(*self._arguments(batch, tokens)).asnumpy())
 
-    def update(self, lr: float, step: int) -> tuple[float, np.ndarray]:
-        """Optimiser step number ``step`` (from 1): gradient norm, and loss, CE and D summed over the batch."""
+    def update(self, lr: float, step: int) -> tuple[float, dict[str, float]]:
+        """Optimiser step number ``step`` (from 1): gradient norm, and ``loss``, ``ce``, ``kd``, ... (see
+        ``registry.reported``) summed over the batch."""
         norm, sums = self._update(*self.optimizer.scalars(lr, step))
-        return float(norm.asnumpy()), sums.asnumpy().astype(np.float64)
+        return float(norm.asnumpy()), reported(self.loss.terms, sums.asnumpy().tolist())
 
     def _arguments(self, batch: MicroBatch, tokens: int) -> tuple[Tensor | None, ...]:
         scale = Tensor(np.float32(1.0 / max(1, tokens)))
-        return (*self.net.inputs(batch.rows), *(Tensor(a) for a in batch.arrays), scale)
+        return (*self.net.inputs(batch.rows), scale, Tensor(batch.positions), *self.loss.tensors(batch.inputs))

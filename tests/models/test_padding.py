@@ -19,6 +19,7 @@ from npd_ascend.config.jobs import Device
 from npd_ascend.config.schema import LossConfig
 from npd_ascend.models.group import Group
 from npd_ascend.objectives.chunked import ChunkedLoss
+from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.train.lag import Divergence
 
 group = Group(Device(), 2)
@@ -33,9 +34,10 @@ for v in (10, 17):
     notes = ChunkedHead(head, 5, on_host=False, peers=peers, vocabulary=v)(t["hidden"], np.arange(9), targets[:, 0], 4)
     for name in ("ids", "logprobs", "logz", "sampled", "entropy"):
         out[f"{name}{v}"] = getattr(notes, name)
-    loss = ChunkedLoss(LossConfig(topk_norm="tail"), 4, peers, v)(
-        t["hidden"], head, ms.Tensor(targets), t["teacher"], t["weights"], t["parameters"])
-    for name, value in zip(("loss", "ce", "kd", "d_hidden", "d_head"), loss):
+    loss = ChunkedLoss(LossConfig(topk_norm="tail"), 4, peers, v)
+    inputs = LossInputs(labels=targets[:, 0].copy(), teacher_ids=targets[:, 1:].copy(),
+                        teacher_logprobs=given["teacher"], weights=given["weights"])
+    for name, value in zip(("loss", "terms", "d_hidden", "d_head"), loss(t["hidden"], head, loss.tensors(inputs))):
         out[f"{name}{v}"] = value.asnumpy()
     lag = Divergence(v, peers)(t["hidden"], head, t["old_hidden"], old, ms.Tensor(np.ones(9, np.float32)))
     out[f"lag{v}"] = lag.asnumpy()
@@ -57,6 +59,7 @@ def test_slices(tmp_path, under_msrun):
     from npd_ascend.annotate.distribution import summarise
     from npd_ascend.config.schema import LossConfig
     from npd_ascend.objectives.chunked import ChunkedLoss
+    from npd_ascend.objectives.inputs import LossInputs
 
     rng = np.random.default_rng(0)
 
@@ -65,8 +68,7 @@ def test_slices(tmp_path, under_msrun):
 
     given = {"hidden": normal(9, 6), "head": normal(24, 6), "old_hidden": normal(9, 6), "old_head": normal(24, 6),
              "targets": rng.integers(0, 24, (9, 4)).astype(np.int32), "weights": rng.random((9, 2)).astype(np.float32),
-             "teacher": np.log(rng.dirichlet(np.ones(5), 9)[:, :3]).astype(np.float32),
-             "parameters": np.zeros((9, 1), np.float32)}
+             "teacher": np.log(rng.dirichlet(np.ones(5), 9)[:, :3]).astype(np.float32)}
     given["head"][10:] *= 5  # ids from 10 on are louder, whether they count or not
     np.savez(tmp_path / "given.npz", **given)
     under_msrun(2, RANK, tmp_path / "given.npz", tmp_path / "out")
@@ -80,14 +82,15 @@ def test_slices(tmp_path, under_msrun):
             for name in ("logprobs", "logz", "sampled", "entropy"):
                 np.testing.assert_allclose(got[f"{name}{v}"], getattr(want, name), atol=2e-5, err_msg=f"{name} {v}")
         t = {k: ms.Tensor(a) for k, a in given.items()}
-        loss = [x.asnumpy() for x in ChunkedLoss(LossConfig(topk_norm="tail"), 4)(
-            t["hidden"], ms.Tensor(given["head"][:v].copy()), ms.Tensor(targets), t["teacher"], t["weights"],
-            t["parameters"])]
+        plain = ChunkedLoss(LossConfig(topk_norm="tail"), 4)
+        inputs = LossInputs(labels=targets[:, 0].copy(), teacher_ids=targets[:, 1:].copy(),
+                            teacher_logprobs=given["teacher"], weights=given["weights"])
+        loss = [x.asnumpy() for x in plain(t["hidden"], ms.Tensor(given["head"][:v].copy()), plain.tensors(inputs))]
         for got in ranks:
-            for name, value in zip(("loss", "ce", "kd", "d_hidden"), loss, strict=False):
+            for name, value in zip(("loss", "terms", "d_hidden"), loss, strict=False):
                 np.testing.assert_allclose(got[f"{name}{v}"], value, rtol=1e-3, atol=1e-4, err_msg=f"{name} {v}")
         d_head = np.concatenate([got[f"d_head{v}"] for got in ranks])
-        np.testing.assert_allclose(d_head[:v], loss[4], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(d_head[:v], loss[3], rtol=1e-3, atol=1e-4)
         assert not d_head[v:].any()
         new, old = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (
             logits.astype(np.float64), (given["old_hidden"] @ given["old_head"][:v].T).astype(np.float64)))

@@ -1,5 +1,7 @@
 """The loss written out naively, in float64 on whole rows of logits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -49,12 +51,10 @@ class Case:
         self.labels = rng.integers(0, v, n).astype(np.int32)
         self.weights = (rng.random(n) * 2).astype(np.float32)
         self.weights[3] = 0
+        self.advantages = rng.standard_normal(n).astype(np.float32) * 3
+        self.rollout_logprobs = np.log(rng.uniform(0.05, 0.9, n)).astype(np.float32)
         self.columns = self.parameters = None
         self.divergence, self.support = divergence, support
-
-    @property
-    def targets(self):
-        return np.concatenate([self.labels[:, None], self.ids], 1).astype(np.int32)
 
     def from_logits(self, z, loss, name, parameter):
         logq = log_softmax(z, -1)
@@ -95,3 +95,9 @@ def case():
 def make_case():
     return Case
 
+
+
+@pytest.fixture
+def policy_terms(monkeypatch):
+    """``policy_terms.py`` of this folder may be imported, as a user's own module."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)

@@ -1,7 +1,6 @@
 """Values and gradients of the chunked loss against float64 numpy and finite differences."""
 
 import copy
-import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +15,12 @@ from npd_ascend.config.schema import LossConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.objectives import chunked  # noqa: E402
 from npd_ascend.objectives.chunked import AddAt, ChunkedLoss  # noqa: E402
-from npd_ascend.objectives.registry import find_divergences  # noqa: E402
+from npd_ascend.objectives.inputs import LossInputs  # noqa: E402
+from npd_ascend.objectives.registry import TERMS, input_names, parameters, summands  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 NORMS = ("teacher", "raw", "both", "tail")
+DIVERGENCES = ("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl")
 PARAMETER = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}
 
 
@@ -32,31 +33,37 @@ class Step(nn.Cell):
         self.scale = scale
         self.both = ms.value_and_grad(self.forward, (0, 1), has_aux=True)
 
-    def forward(self, hidden, head, targets, teacher, weights, parameters):
-        out = self.loss(hidden, head, targets, teacher, weights, parameters)
-        return out[0] * self.scale, out[1], out[2]
+    def forward(self, hidden, head, *inputs):
+        out = self.loss(hidden, head, inputs)
+        return out[0] * self.scale, out[1]
 
-    def construct(self, hidden, head, targets, teacher, weights, parameters):
-        return self.both(hidden, head, targets, teacher, weights, parameters)
+    def construct(self, hidden, head, *inputs):
+        return self.both(hidden, head, *inputs)
 
 
-@functools.cache
+_COMPILED = {}
+
+
 def compiled(loss, chunk, scale, vocabulary):
-    ms.set_context(mode=ms.GRAPH_MODE)
-    return Step(loss, chunk, scale, vocabulary)
+    key = (loss.model_dump_json(), chunk, scale, vocabulary)
+    if key not in _COMPILED:
+        ms.set_context(mode=ms.GRAPH_MODE)
+        _COMPILED[key] = Step(loss, chunk, scale, vocabulary)
+    return _COMPILED[key]
 
 
 def run(case, loss, chunk=100, scale=1.0, vocabulary=None):
-    teacher, targets = (case.teacher, case.targets) if loss.kd_weight else (case.teacher[:, :1], case.targets[:, :1])
-    terms = len(find_divergences(loss)) if loss.kd_weight else 0
-    columns = case.columns if case.columns is not None else np.tile(case.weights[:, None], (1, 1 + terms))
-    parameters = case.parameters
-    if parameters is None:
-        parameters = np.tile(np.array([p for _, p in find_divergences(loss)], np.float32), (len(case.weights), 1))
-    args = [ms.Tensor(np.ascontiguousarray(a)) for a in
-            (case.hidden.astype(np.float32), case.head.astype(np.float32), targets, teacher, columns, parameters)]
-    values, grads = compiled(loss, chunk, scale, vocabulary)(*args)
-    return [float(v.asnumpy()) for v in values], [g.asnumpy() for g in grads]
+    """The loss and each of its terms, and the gradients towards hidden states and head."""
+    step, terms = compiled(loss, chunk, scale, vocabulary), summands(loss)
+    n = len(case.weights)
+    inputs = LossInputs(
+        labels=case.labels, teacher_ids=case.ids, teacher_logprobs=case.teacher, advantages=case.advantages,
+        rollout_logprobs=case.rollout_logprobs,
+        weights=case.columns if case.columns is not None else np.tile(case.weights[:, None], (1, len(terms))),
+        parameters=case.parameters if case.parameters is not None else np.tile(parameters(terms), (n, 1)))
+    (total, sums), grads = step(ms.Tensor(case.hidden.astype(np.float32)), ms.Tensor(case.head.astype(np.float32)),
+                                *step.loss.tensors(inputs))
+    return [float(total.asnumpy()), *sums.asnumpy().tolist()], [g.asnumpy() for g in grads]
 
 
 def check(case, loss, name="forward_kl", parameter=0.0):
@@ -77,6 +84,57 @@ def test_other_divergences(case, name, norm):
     check(case, LossConfig(topk_norm=norm, divergence=name), name, PARAMETER.get(name, 0.0))
 
 
+def test_every_divergence_is_compared_with_the_plain_loss():
+    """A new file in ``terms`` needs its naive form in ``conftest.divergence``, and a row here."""
+    assert {t.name for t in TERMS.all().values() if t.is_divergence} == {"forward_kl", *DIVERGENCES}
+
+
+@pytest.mark.parametrize("chunk", [100, 4])
+def test_weighted_sum_of_terms(case, chunk):
+    """Any terms with any weights: the sum of the plain losses and gradients; each is reported without its weight."""
+    scales = {"forward_kl": 0.3, "cross_entropy": 0.25, "jsd:0.2": -0.5, "reverse_kl": 0.0}
+    values, grads = run(case, LossConfig(terms=scales, topk_norm="tail"), chunk)
+    alone = {name: LossConfig(topk_norm="tail", kd_weight=1.0, divergence=name) for name in ("forward_kl", "jsd:0.2")}
+    ce = LossConfig(kd_weight=0)
+    parts = {"forward_kl": case.naive(alone["forward_kl"])[0], "cross_entropy": case.naive(ce)[0],
+             "jsd:0.2": case.naive(alone["jsd:0.2"], "jsd", 0.2)[0]}
+    assert values == pytest.approx([sum(scales[name] * v for name, v in parts.items()), parts["cross_entropy"],
+                                    parts["forward_kl"], parts["jsd:0.2"]], rel=2e-5)
+    naive = [case.naive_gradients(ce), case.naive_gradients(alone["forward_kl"]),
+             case.naive_gradients(alone["jsd:0.2"], "jsd", 0.2)]
+    for i, mine in enumerate(grads):
+        want = 0.25 * naive[0][i] + 0.3 * naive[1][i] - 0.5 * naive[2][i]
+        np.testing.assert_allclose(mine, want, rtol=2e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("chunk", [100, 4])
+@pytest.mark.parametrize("name", ["reinforce", "clipped"])
+def test_policy_gradient(case, name, chunk, policy_terms):
+    """A term of the user's own that reads advantages, and the rollouts' log-probs; beside a divergence."""
+    key = f"policy_terms:{name}"
+    values, grads = run(case, LossConfig(terms={key: 0.7, "forward_kl": 0.2, "cross_entropy": 0.0}), chunk)
+    kd = LossConfig(kd_weight=1.0)
+    w, advantages = case.weights.astype(np.float64), case.advantages.astype(np.float64)
+    z = case.hidden @ case.head.T
+    logq = log_softmax(z, -1)
+    chosen = logq[np.arange(len(w)), case.labels]
+    ratio = np.exp(chosen - case.rollout_logprobs)
+    if name == "reinforce":
+        policy, slope = -advantages * chosen, -advantages
+    else:
+        policy = -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
+        slope = np.where(ratio * advantages <= np.clip(ratio, 0.8, 1.2) * advantages, -advantages * ratio, 0)
+        assert 0 < (slope == 0).sum() < len(w)  # some are clipped, some are not
+    ce, kl = case.naive(LossConfig(kd_weight=0))[0], case.naive(kd)[0]
+    assert values == pytest.approx([0.7 * (policy * w).sum() + 0.2 * kl, ce, (policy * w).sum(), kl], rel=5e-5)
+    dz = -np.exp(logq)
+    dz[np.arange(len(w)), case.labels] += 1
+    dz *= (slope * w)[:, None]
+    for mine, policy_part, kl_part in zip(grads, (dz @ case.head, dz.T @ case.hidden), case.naive_gradients(kd),
+                                          strict=True):
+        np.testing.assert_allclose(mine, 0.7 * policy_part + 0.2 * kl_part, rtol=3e-4, atol=5e-5)
+
+
 def test_parameter(case):
     check(case, LossConfig(topk_norm="tail", divergence="jsd:0.1"), "jsd", 0.1)
 
@@ -88,7 +146,7 @@ def test_weights_and_parameters_of_their_own(case):
     n = len(case.weights)
     case.columns = np.stack([rng.standard_normal(n), rng.random(n), rng.random(n)], 1).astype(np.float32)
     case.columns[3] = 0
-    case.parameters = rng.uniform(0.02, 0.9, (n, 2)).astype(np.float32)
+    case.parameters = rng.uniform(0.02, 0.9, (n, 3)).astype(np.float32)
     loss = LossConfig(kd_weight=0.4, divergence="skew_kl+skew_reverse_kl", topk_norm="tail")
     values, grads = run(case, loss, chunk=4)
 
@@ -99,8 +157,8 @@ def test_weights_and_parameters_of_their_own(case):
         q = np.exp(np.take_along_axis(logq, case.ids.astype(np.int64), -1))
         p, q = case.support("tail", p, q)
         a, w = case.parameters.astype(np.float64), case.columns.astype(np.float64)
-        skew = case.divergence("skew_kl", p, q, a[:, :1])
-        reverse = case.divergence("skew_reverse_kl", p, q, a[:, 1:])
+        skew = case.divergence("skew_kl", p, q, a[:, 1:2])
+        reverse = case.divergence("skew_reverse_kl", p, q, a[:, 2:])
         return 0.6 * (ce * w[:, 0]).sum() + 0.4 * (skew * w[:, 1] + reverse * w[:, 2]).sum()
 
     assert values[0] == pytest.approx(naive(), rel=1e-5)
@@ -119,7 +177,8 @@ def test_only_ce(case):
     loss = LossConfig(kd_weight=0)
     values, grads = run(case, loss, chunk=3)
     want = case.naive(loss)
-    assert values[:2] == pytest.approx(want[:2], rel=1e-5) and values[2] == 0
+    assert values == pytest.approx(want[:2], rel=1e-5)
+    assert input_names(summands(loss)) == ("labels", "weights")  # nothing of the teacher goes into the graph
     np.testing.assert_allclose(grads[0], case.naive_gradients(loss)[0], rtol=1e-4, atol=1e-5)
 
 

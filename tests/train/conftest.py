@@ -1,6 +1,7 @@
 """A generation on disk, made with the store's writers: prompts, rollouts, selection, top-k, packs, and a student."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,9 @@ class World:
         self.ids = rng.integers(1, 2**62, n)
         self.keep = np.arange(n) % drop != drop - 1
         self.weights = np.where(self.keep, rng.random(n) + 0.5, 0).astype(np.float32)
+        self.advantages = rng.standard_normal(n).astype(np.float32)
+        self.advantages[self.keep] -= self.advantages[self.keep].mean()
+        self.advantages[~self.keep] = 0
         self.logprobs = [-rng.random(len(r)).astype(np.float32) * 3 for r in self.responses]
         self.labels = [(r + 1) % VOCAB for r in self.responses] if labels else None
         self.topk = [self.annotate(len(r)) for r in self.responses]
@@ -162,6 +166,12 @@ def kept():
             return self.lags.setdefault(spec.vocabulary, super().divergence(spec, group))
 
     return Kept()
+
+
+@pytest.fixture
+def policy_terms(monkeypatch):
+    """``policy_terms.py`` of the loss's tests may be imported, as a user's own module."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "objectives")
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from npd_ascend.config.jobs import Device  # noqa: E402
 from npd_ascend.config.schema import TrainConfig  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
+from npd_ascend.objectives.inputs import LossInputs  # noqa: E402
 from npd_ascend.rows.collate import collate  # noqa: E402
+from npd_ascend.train.reader import MicroBatch  # noqa: E402
 from npd_ascend.train.step import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
@@ -40,19 +42,19 @@ def test_a_step(layers, tied, model):
     text = rng.integers(0, spec.vocab_size, ROW - 2).astype(np.int32)
     rows = collate([[text]], ROW, spec.pad_token_id, 1)
     at = np.arange(4, 4 + TOKENS, dtype=np.int32)
-    targets = np.concatenate([text[at + 1][:, None], rng.integers(0, spec.vocab_size, (TOKENS, K))], 1)
-    arrays = (at, targets.astype(np.int32), np.full((TOKENS, K), np.log(0.9 / K), np.float32),
-              np.ones((TOKENS, 2), np.float32), np.zeros((TOKENS, 1), np.float32))
-    inputs = (*trainer.net.inputs(rows), *(ms.Tensor(a) for a in arrays), ms.Tensor(np.float32(1 / TOKENS)))
+    inputs = LossInputs(
+        labels=text[at + 1], weights=np.ones((TOKENS, 2), np.float32),
+        teacher_ids=rng.integers(0, spec.vocab_size, (TOKENS, K)).astype(np.int32),
+        teacher_logprobs=np.full((TOKENS, K), np.log(0.9 / K), np.float32))
     before = {p.name: p.asnumpy().copy() for p in trainer.optimizer.params}
-    loss = float(trainer._accumulate(*inputs).asnumpy()) / TOKENS
+    loss = trainer.accumulate(MicroBatch(rows, at, inputs, TOKENS, np.zeros(1, np.int64)), TOKENS) / TOKENS
     assert 0 < loss < 50
     gradients = {g.name.removeprefix("gradient."): g.asnumpy().copy() for g in trainer.optimizer.gradients}
     assert gradients.keys() == before.keys() and len(before) > 6 * layers
     assert all(np.abs(g).max() > 0 for name, g in gradients.items() if "linear_qkv.bias" not in name)
     norm, sums = trainer.update(1e-2, 1)
     square = sum(np.square(g, dtype=np.float64).sum() for g in gradients.values())
-    assert norm == pytest.approx(np.sqrt(square), rel=1e-4) and sums[0] == pytest.approx(loss * TOKENS, rel=1e-6)
+    assert norm == pytest.approx(np.sqrt(square), rel=1e-4) and sums["loss"] == pytest.approx(loss * TOKENS, rel=1e-6)
     scale = min(1.0, 0.5 / norm)
     for p in trainer.optimizer.params:
         g, w = gradients[p.name].astype(np.float64) * scale, before[p.name].astype(np.float64)

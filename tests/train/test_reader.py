@@ -5,10 +5,12 @@ import pytest
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.errors import UserError
-from npd_ascend.objectives.registry import Tokens, token_weights
+from npd_ascend.objectives import registry
+from npd_ascend.objectives.registry import TOKEN_WEIGHTS, Tokens, TokenWeight
 from npd_ascend.rows.slices import Slice
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.train import reader as reading
 from npd_ascend.train.corpus import Corpus, EpochPlan
 from npd_ascend.train.reader import Reader, ahead, head_rows
 
@@ -19,7 +21,8 @@ def reader(world, rank=0, size=1, topk=True, vocab=VOCAB, packs="packs", part=No
     loss = settings.pop("loss", {})
     s = TrainConfig(**{"global_batch": 4, "micro_batch": 2, "vocab_chunk_rows": 32, **settings}, loss=loss)
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")),
-                    with_logprobs=s.loss.token_weight == "surprisal_gate")
+                    registry.asked(s.loss) - {"advantages"})
+    corpus.advantages = world.advantages  # as a recipe with rewards stores them
     found = Dataset.open(world.root / packs, "packs")
     plans = [EpochPlan.read(found, e) for e in range(found.shards)]
     annotation = TopKReader(Dataset.open(world.root / "topk", "topk")) if topk else None
@@ -53,11 +56,11 @@ def test_every_token_once_an_epoch(world):
                 assert len(rows) == m.tokens
                 for n, (s, t, position) in enumerate(rows):
                     assert m.positions[n] == position
-                    assert m.targets[n, 0] == world.responses[s][t]
-                    np.testing.assert_array_equal(m.targets[n, 1:], world.topk[s].ids[t])
-                    np.testing.assert_allclose(m.teacher[n], world.topk[s].logprobs[t], atol=1e-3)
-                    assert (m.weights[n] == world.weights[s]).all()
-                assert not m.weights[m.tokens :].any() and not m.positions[m.tokens :].any()
+                    assert m.inputs.labels[n] == world.responses[s][t]
+                    np.testing.assert_array_equal(m.inputs.teacher_ids[n], world.topk[s].ids[t])
+                    np.testing.assert_allclose(m.inputs.teacher_logprobs[n], world.topk[s].logprobs[t], atol=1e-3)
+                    assert (m.inputs.weights[n] == world.weights[s]).all()
+                assert not m.inputs.weights[m.tokens :].any() and not m.positions[m.tokens :].any()
                 seen += [(s, t) for s, t, _ in rows]
         kept = [(s, t) for s in np.flatnonzero(world.keep) for t in range(len(world.responses[s]))]
         assert sorted(seen) == kept
@@ -66,10 +69,10 @@ def test_every_token_once_an_epoch(world):
 def test_shapes_never_change(world):
     r = reader(world)
     batches = list(all_batches(r))
-    shapes = {tuple(a.shape for a in (m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, *m.arrays))
-              for m in batches}
+    shapes = {tuple(a.shape for a in (m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, m.positions,
+                                      *m.inputs.pack(r.names))) for m in batches}
     n = r.head_rows
-    assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n, 5), (n, 4), (n, 2), (n, 1))}
+    assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n,), (n, 2), (n, 4), (n, 4))}
     assert n >= max(m.tokens for m in all_batches(r)) and n % r.chunk == 0 and r.chunk <= 32
     assert {m.rows.longest for m in batches} == {max(m.rows.lengths.max() for m in batches)}
 
@@ -86,6 +89,11 @@ def test_ranks_share_a_batch_in_order(world):
             np.testing.assert_array_equal(whole.samples(epoch, b), want)
 
 
+def at(m, n):
+    """The inputs of one row."""
+    return [a[n].tolist() for a in vars(m.inputs).values() if a is not None]
+
+
 def test_slices_share_the_tokens_of_a_batch(world):
     """Ranks that read the same rows have each token's loss once, at its position in the slice."""
     loss = {"token_weight": "position_decay"}
@@ -98,35 +106,97 @@ def test_slices_share_the_tokens_of_a_batch(world):
         for i, c in enumerate(cut):
             np.testing.assert_array_equal(c.rows.input_ids, m.rows.input_ids)
             row, position = np.divmod(c.positions[: c.tokens], own)
-            found += [(r * ROW + i * own + p, c.targets[n].tolist(), c.teacher[n].tolist(), c.weights[n].tolist())
-                      for n, (r, p) in enumerate(zip(row, position, strict=True))]
-            assert not c.weights[c.tokens :].any() and c.positions.max(initial=0) < 2 * own
-        assert sorted(found) == sorted(
-            (m.positions[n], m.targets[n].tolist(), m.teacher[n].tolist(), m.weights[n].tolist())
-            for n in range(m.tokens))
+            found += [(r * ROW + i * own + p, *at(c, n)) for n, (r, p) in enumerate(zip(row, position, strict=True))]
+            assert not c.inputs.weights[c.tokens :].any() and c.positions.max(initial=0) < 2 * own
+        assert sorted(found) == sorted((m.positions[n], *at(m, n)) for n in range(m.tokens))
 
 
-def test_without_a_teacher(world):
-    for m in all_batches(reader(world, topk=False)):
-        assert m.targets.shape[1] == 1 and m.teacher.shape[1] == 1 and not m.teacher.any()
+def test_without_a_teacher(world, monkeypatch):
+    """A loss that does not look at the teacher reads no annotation, whether there is one or not."""
+    monkeypatch.setattr(TopKReader, "read_many", None)  # would fail
+    for topk in (False, True):
+        for m in all_batches(reader(world, topk=topk, loss={"kd_weight": 0})):
+            assert {n for n, a in vars(m.inputs).items() if a is not None} == {"labels", "weights"}
+            assert m.inputs.weights.shape[1] == 1
+
+
+@pytest.mark.parametrize("loss", [{}, {"terms": {"forward_kl": 1}}, {"kd_weight": 0, "token_weight":
+                                                                     "teacher_confidence"}])
+def test_a_missing_annotation(world, loss):
+    with pytest.raises(UserError, match="no teacher annotation; run annotate"):
+        reader(world, topk=False, loss=loss)
+
+
+def test_what_a_policy_gradient_reads(world, policy_terms):
+    """Rollout log-probs and advantages of every token, as they are stored: their sum is nobody's business."""
+    r = reader(world, topk=False, loss={"terms": {"policy_terms:clipped": 1}, "token_weight": "position_decay"})
+    assert abs(world.advantages.sum()) < 1e-5  # nothing could be divided by it
+    for m in all_batches(r):
+        assert m.inputs.teacher_ids is None and m.inputs.parameters is None
+        for n, (s, t, _) in enumerate(tokens_of(world, r, m)):
+            assert m.inputs.rollout_logprobs[n] == world.logprobs[s][t]
+            assert m.inputs.advantages[n] == world.advantages[s]
+        assert not m.inputs.advantages[m.tokens :].any() and not m.inputs.rollout_logprobs[m.tokens :].any()
+
+
+def test_rollouts_without_log_probs(make_world, policy_terms):
+    world = make_world()
+    r = reader(world, topk=False, loss={"terms": {"policy_terms:clipped": 1}})
+    r.corpus.rollout_logprobs = r.corpus.labels  # of no sample, as for reference answers
+    with pytest.raises(UserError, match="reference answers lack"):
+        all_batches(r)
+
+
+def test_a_selection_without_advantages(world):
+    with pytest.raises(UserError, match="holds no advantages"):
+        Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")), {"advantages"})
+
+
+def test_statistics_of_a_generation(world, monkeypatch):
+    """The first phase of a token weight sees each kept sample once, in the order of the store, and with what the weight
+    needs; the second gets its answer. Neither depends on epoch, rank or packing."""
+    seen = []
+
+    def highest(samples):
+        seen.append([(s.count, float(s.teacher.entropy.max()), float(s.rollout_logprobs.sum())) for s in samples])
+        return max(entropy for _, entropy, _ in seen[-1])
+
+    entry = TokenWeight("mine", lambda sample, stats: (1 + sample.teacher.entropy / stats).astype(np.float32),
+                        frozenset({"topk", "rollout_logprobs"}), highest)
+    monkeypatch.setattr(registry, "find_token_weight", lambda loss: entry)
+    monkeypatch.setattr(reading, "find_token_weight", lambda loss: entry)
+    monkeypatch.setattr(reading, "_BLOCK", 5)
+    for r in (reader(world), reader(world, rank=1, size=2, micro_batch=1)):
+        kept = np.flatnonzero(world.keep)
+        want = [(len(world.responses[s]), world.topk[s].entropy.max(), world.logprobs[s].sum()) for s in kept]
+        np.testing.assert_allclose(seen[-1], want, rtol=5e-3)
+        top = max(world.topk[s].entropy.max() for s in kept)
+        m = next(r.micro_batches(1, 0))
+        w = np.concatenate([world.weights[s] * (1 + world.topk[s].entropy / top) for s in m.samples])
+        np.testing.assert_allclose(m.inputs.weights[: m.tokens, 0], w, rtol=5e-3)
+    assert len(seen) == 2
+
+
+def test_weights_without_statistics_read_nothing_in_advance(world, monkeypatch):
+    monkeypatch.setattr(TopKReader, "read_many", None)
+    reader(world, loss={"token_weight": "teacher_confidence"})
 
 
 def test_labels(make_world):
     world = make_world(labels=True)
     m = next(reader(world).micro_batches(0, 0))
     want = np.concatenate([(world.responses[s] + 1) % VOCAB for s in m.samples])
-    np.testing.assert_array_equal(m.targets[: m.tokens, 0], want)
-    assert not np.isin(-1, m.targets)
+    np.testing.assert_array_equal(m.inputs.labels[: m.tokens], want)
 
 
-@pytest.mark.parametrize("name", [n for n in token_weights() if n != "none"])
+@pytest.mark.parametrize("name", [n for n in TOKEN_WEIGHTS.names() if n != "none"])
 def test_token_weights(world, name):
     m = next(reader(world, loss={"token_weight": name}).micro_batches(0, 0))
     want = []
     for s in m.samples:
         given = Tokens(len(world.responses[s]), world.topk[s], world.logprobs[s])
-        want.append(world.weights[s] * token_weights()[name].function(given))
-    np.testing.assert_allclose(m.weights[: m.tokens], np.concatenate(want)[:, None].repeat(2, 1), rtol=5e-3)
+        want.append(world.weights[s] * TOKEN_WEIGHTS.find(name).weight(given, None))
+    np.testing.assert_allclose(m.inputs.weights[: m.tokens], np.concatenate(want)[:, None].repeat(2, 1), rtol=5e-3)
 
 
 def test_ids_beyond_the_vocabulary(world):

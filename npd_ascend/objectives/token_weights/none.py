@@ -5,7 +5,7 @@ import numpy as np
 from npd_ascend.objectives.registry import Tokens, token_weight
 
 
-@token_weight("none")
-def none(tokens: Tokens) -> np.ndarray:
+@token_weight("none", uniform=True)
+def none(sample: Tokens, stats: None) -> np.ndarray:
     """1 for every token."""
-    return np.ones(tokens.count, np.float32)
+    return np.ones(sample.count, np.float32)

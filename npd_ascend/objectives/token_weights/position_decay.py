@@ -9,6 +9,6 @@ HALF_LIFE = 1024.0
 
 
 @token_weight("position_decay")
-def position_decay(tokens: Tokens) -> np.ndarray:
+def position_decay(sample: Tokens, stats: None) -> np.ndarray:
     """2^(−t / half-life), mean 1: a cheap stand-in for the fidelity decay of arXiv:2605.30833."""
-    return mean_one(np.exp2(-np.arange(tokens.count) / HALF_LIFE))
+    return mean_one(np.exp2(-np.arange(sample.count) / HALF_LIFE))

@@ -9,13 +9,13 @@ SURPRISAL = 3.0
 """Nats at which the gate is half open."""
 
 
-@token_weight("surprisal_gate", needs=("logprobs",))
-def surprisal_gate(tokens: Tokens) -> np.ndarray:
+@token_weight("surprisal_gate", needs=("rollout_logprobs",))
+def surprisal_gate(sample: Tokens, stats: None) -> np.ndarray:
     """1 / (1 + exp(s_t − 3)), s_t = −log p(y_t) under the generator, mean 1.
 
     A smooth form of the gate of Pedagogical RL (noahziems.com/pedagogical-rl), which only says that the weight goes
     to 0 for tokens surprising to the student.
     """
-    if tokens.logprobs is None:
+    if sample.rollout_logprobs is None:
         raise UserError("train.loss.token_weight surprisal_gate needs rollout log-probs, which reference answers lack")
-    return mean_one(1.0 / (1.0 + np.exp(-tokens.logprobs.astype(np.float64) - SURPRISAL)))
+    return mean_one(1.0 / (1.0 + np.exp(-sample.rollout_logprobs.astype(np.float64) - SURPRISAL)))

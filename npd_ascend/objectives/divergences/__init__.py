@@ -1,1 +1,0 @@
-"""Divergences between teacher and student over the stored support; each file registers one."""
