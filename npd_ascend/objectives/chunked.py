@@ -38,8 +38,8 @@ class AddAt(nn.Cell):
 
 
 class ChunkedLoss(nn.Cell):
-    """Σ_j scale_j Σ_n w_nj term_j(n), from hidden states: a weighted sum of terms over rows (``registry.summands``); with
-    cross-entropy, one divergence and equal columns of w paper eq. (1).
+    """Σ_j scale_j Σ_n w_nj term_j(n), from hidden states: a weighted sum of terms over rows (``registry.summands``);
+    with cross-entropy, one divergence and equal columns of w paper eq. (1).
 
     Every term sees the student only through a few log-probs a row: those of the label and of the k stored tokens. So
     the gradient g with respect to these, by automatic differentiation on [rows, 1 + k], gives that of all logits in
@@ -103,18 +103,18 @@ class ChunkedLoss(nn.Cell):
             sums, dh, dw = self._one(hidden, head_c, inputs)
             return (sums * self.scales).sum(), sums, self.sum(dh), dw
         h = _filled(hidden, rest).reshape(parts, chunk, hidden.shape[1])
-        filled = ()
+        filled: tuple[ms.Tensor, ...] = ()
         for x in inputs:
             filled = filled + (_filled(x, rest).reshape((parts, chunk) + x.shape[1:]),)
         # Trailing chunks that do not count are not computed, so rows may be as many as a batch could ever need.
-        counts = (filled[self.weights] != 0).astype(ms.int32).reshape(parts, -1).max(axis=1)
+        counts: Any = (filled[self.weights] != 0).astype(ms.int32).reshape(parts, -1).max(axis=1)
         used = (counts * ops.arange(1, parts + 1).astype(ms.int32)).max()
         # A condition on a tensor keeps this a loop: unrolled, every chunk would have [chunk, V] buffers of its own.
         i = ms.Tensor(0, ms.int32)
         sums = self.scales * 0.0
         d_hidden, d_head = h * 0, head * 0.0
         while i < used:
-            own = ()
+            own: tuple[ms.Tensor, ...] = ()
             for x in filled:
                 own = own + (x[i],)
             some, dh, dw = self._one(h[i], head_c, own)
@@ -130,7 +130,7 @@ class ChunkedLoss(nn.Cell):
               ) -> tuple[Any, ...]:
         """Only the loss has a gradient, and only towards ``hidden`` and ``head``."""
         scale = dout[0]
-        nothing = ()
+        nothing: tuple[ms.Tensor, ...] = ()
         for x in inputs:
             nothing = nothing + (x * 0,)
         return out[2] * scale.astype(out[2].dtype), out[3] * scale, nothing
@@ -181,7 +181,8 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
         if logp >= 0:
             teacher, student = on_support(norm, inputs[logp], support)
         known = (label, student, teacher, inputs[rollout], inputs[advantages], inputs[parameters], log)
-        total, sums = 0.0, ()
+        total: Any = 0.0
+        sums: tuple[ms.Tensor, ...] = ()
         for j in range(len(parts)):
             value = parts[j](known, inputs[weights])
             total = total + scales[j] * value
@@ -196,7 +197,7 @@ def _weighted(term: Term, j: int, reads: tuple[int, ...]) -> Callable[..., Any]:
     function, parameter = term.function, tuple(READS).index("parameter")
 
     def value(known: tuple[Any, ...], weights: ms.Tensor) -> ms.Tensor:
-        given = ()
+        given: tuple[Any, ...] = ()
         for i in reads:
             given = given + ((known[i][:, j : j + 1],) if i == parameter else (known[i],))
         return (function(*given) * weights[:, j]).sum()

@@ -101,7 +101,9 @@ class Summand:
     @property
     def reported(self) -> str:
         """Its key in metrics; all divergences share one."""
-        return "ce" if self.term.name == CROSS_ENTROPY else "kd" if self.term.is_divergence else f"term_{self.term.name}"
+        if self.term.name == CROSS_ENTROPY:
+            return "ce"
+        return "kd" if self.term.is_divergence else f"term_{self.term.name}"
 
 
 @dataclass(frozen=True)

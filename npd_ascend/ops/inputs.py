@@ -14,10 +14,11 @@ from npd_ascend.evaluate.checkers import get_checker, load_checker_data
 from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
-from npd_ascend.objectives.registry import find_token_weight, summands
+from npd_ascend.objectives.registry import asked
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
 from npd_ascend.select.registry import find as find_filter
+from npd_ascend.store.schemas import SCHEMAS
 
 FIRST_ROWS = 256
 """Rows of each prompt file that ``check_prompts`` looks at."""
@@ -32,11 +33,20 @@ def check_names(config: Config) -> None:
         UserError: an unknown filter, loss term, token weight or checker, or unusable data of the checker.
     """
     find_filter(config.select.metric)
-    summands(config.train.loss)
-    find_token_weight(config.train.loss)
+    _check_loss(config)
     if config.evaluate.prompts:
         get_checker(config.evaluate.checker)
         load_checker_data(config.evaluate.checker_data)
+
+
+def _check_loss(config: Config) -> None:
+    """Terms and token weight exist, and what they read will be there."""
+    read = asked(config.train.loss)
+    if "rollout_logprobs" in read and config.rollout.source == "reference":
+        raise UserError("train.loss: a term or token weight reads rollout log-probs, which reference answers lack; "
+                        "change it or rollout.source")
+    if "advantages" in read and "advantage" not in SCHEMAS["selection"].names:
+        raise UserError("train.loss: a term reads advantages, which no stage of this run stores; leave it out")
 
 
 def check_models(config: Config) -> None:

@@ -90,8 +90,8 @@ class Reader:
         most = max(_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans)
         self.head_rows = head_rows([min(most, self._positions)], self._chunk_limit, self.align)
         if self.topk is not None and len(self.topk) != len(corpus):
-            raise UserError(f"{self.topk.dataset.folder}: annotates {len(self.topk)} samples, the rollouts have {len(corpus)}; "
-                            f"run annotate again")
+            raise UserError(f"{self.topk.dataset.folder}: annotates {len(self.topk)} samples, the rollouts have "
+                            f"{len(corpus)}; run annotate again")
         stats = self._token_weight.stats
         self._stats = stats(self._generation()) if stats else None
 

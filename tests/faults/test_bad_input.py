@@ -71,6 +71,11 @@ setting("train.loss.kd_weight", 1.5, "train.loss.kd_weight", "less than or equal
 setting("train.loss.topk_norm", "softmax", "train.loss.topk_norm", "teacher")
 setting("train.loss.ce_labels", "reference", "rollout.source: reference")
 setting("train.loss.ce_labels", "none", "nothing is left to train on", train__loss__kd_weight=0)
+setting("train.loss.terms", {"forward_kl": 1}, "terms is set beside kd_weight", train__loss__kd_weight=0.5)
+setting("train.loss.terms", {"forward_kl": "much"}, "train.loss.terms", "valid number")
+setting("train.loss.terms", {"forward_kl": float("inf")}, "train.loss.terms", "finite")
+setting("train.loss.terms", {"forward_kl": 0}, "nothing is left to train on")
+setting("train.loss.terms", ["forward_kl"], "train.loss.terms", "dictionary")
 setting("train.global_batch", 6, "not a multiple", train__micro_batch=4)
 setting("train.min_lr", 1.0, "min_lr", "above lr")
 setting("train.micro_batch", 0, "train.micro_batch")
@@ -364,10 +369,15 @@ def before(key: str, value: Any, *fragments: str, **more: Any) -> None:
 
 before("select.metric", "delta_idf", "no filter 'delta_idf'", "delta_ifd")
 before("train.context_parallel", 4, "train.context_parallel 4 does not divide the", "choose a divisor of")
-before("train.loss.divergence", "forward", "no divergence 'forward'", "did you mean forward_kl?")
+before("train.loss.divergence", "forward", "no loss term 'forward'", "did you mean forward_kl?")
 before("train.loss.divergence", "jsd:2", "between 0 and 1", train__loss__topk_norm="tail")
 before("train.loss.divergence", "reverse_kl", "topk_norm")
 before("train.loss.token_weight", "entropy", "no token weight 'entropy'")
+before("train.loss.token_weight", "surprisal_gate", "reads rollout log-probs", "rollout.source",
+       rollout__source="reference", data__response_field="answer", sync__refreshes=0)
+before("train.loss.terms", {"forwardkl": 1}, "train.loss.terms", "no loss term 'forwardkl'", "did you mean forward_kl?")
+before("train.loss.terms", {"jsd:2": 1}, "between 0 and 1", train__loss__topk_norm="tail")
+before("train.loss.terms", {"no_such_package:loss": 1}, "train.loss.terms", "there is no module 'no_such_package'")
 before("annotate.k", 400, "annotate.k is 400", "320 ids")
 HELD_OUT = {"evaluate__prompts": ["e.jsonl"]}
 before("evaluate.checker", "regex", "evaluate.checker 'regex' is unknown", **HELD_OUT)

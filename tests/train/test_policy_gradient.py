@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 
 @pytest.mark.parametrize("name,chunk", [("reinforce", 8), ("clipped", 1000)])
 def test_gradient_of_the_head(world, kept, policy_terms, monkeypatch, name, chunk):
-    monkeypatch.setattr(corpus, "_advantages", lambda selection: world.advantages)  # as a recipe with rewards stores them
+    monkeypatch.setattr(corpus, "_advantages", lambda selection: world.advantages)  # a recipe with rewards has them
     key = f"policy_terms:{name}"
     job = world.job(settings={"vocab_chunk_rows": chunk}, loss={"terms": {key: 1.0}}, kd=0.9, topk=None)
     spec, group = ModelSpec.from_folder(job.student), Group(job.device)
