@@ -85,7 +85,7 @@ def main() -> None:
             root = Path(folder)
             make(root, args.tokens, kind)
             corpus = Corpus(*(Dataset.open(root / k, k) for k in ("prompts", "rollouts", "selection")),
-                            with_logprobs=True)
+                            {"rollout_logprobs"})
             plans = [EpochPlan.read(Dataset.open(root / "packs", "packs"), 0)]
             topk = TopKReader(Dataset.open(root / "topk", "topk"))
 
@@ -98,7 +98,8 @@ def main() -> None:
                 return plans[0].response_tokens.sum() / min(seconds)  # noqa: B023
 
             def read(weight: str, teacher: TopKReader | None) -> None:
-                s = TrainConfig(global_batch=4, micro_batch=1, loss={"token_weight": weight})  # type: ignore[arg-type]
+                loss = {"token_weight": weight, "kd_weight": 0.9 if teacher else 0.0}
+                s = TrainConfig(global_batch=4, micro_batch=1, loss=loss)  # type: ignore[arg-type]
                 r = Reader(corpus, plans, teacher, s, ROW, 0, VOCAB)  # noqa: B023
                 for batch in range(r.steps[0]):
                     for _ in r.micro_batches(0, batch):
