@@ -84,8 +84,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
             point.load()
     known = families()
     if name not in known:
-        raise UserError(f"{where}: model_type {config.get('model_type')!r} is not supported{_why_not(config)}; supported are "
-                        f"{', '.join(known)}")
+        raise UserError(f"{where}: model_type {config.get('model_type')!r} is not supported{_why_not(config)}; "
+                        f"supported are {', '.join(known)}")
     return known[name]
 
 
