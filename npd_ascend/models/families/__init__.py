@@ -78,14 +78,14 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     Raises:
         UserError: no known one.
     """
-    name = config.get("model_type")
-    if name not in families().keys():
+    name = str(config.get("model_type"))
+    if name not in families():
         for point in entry_points(group=ENTRY_POINTS):  # takes longer than reading our own
             point.load()
     known = families()
-    if not isinstance(name, str) or name not in known:
-        raise UserError(f"{where}: model_type {name!r} is not supported{_why_not(config)}; supported are "
-                        f"{', '.join(known)}")
+    if name not in known:
+        raise UserError(f"{where}: model_type {config.get('model_type')!r} is not supported{_why_not(config)}; "
+                        f"supported are {', '.join(known)}")
     return known[name]
 
 
