@@ -56,8 +56,8 @@ def table(results: dict[str, Any]) -> str:
             lines += ["", f"Largest difference of {what}: {max(worst):.1e} nats."]
     if moved := [f["moved"] for f in figures if "moved" in f]:
         lines += ["", f"A refresh moved the NLL of an answer by {min(moved):.2f} to {max(moved):.2f} nats."]
-    said = [(n, results[n]["figures"]["run said"]) for n in MEMBERS if "run said" in results.get(n, {}).get("figures", {})]
-    if said:
+    if said := [(n, results[n]["figures"]["run said"]) for n in MEMBERS if n in results
+                and "run said" in results[n]["figures"]]:
         lines += ["", "| refused | line |", "|---|---|", *(f"| {n} | {line} |" for n, line in said)]
     return "\n".join(lines) + "\n"
 
@@ -95,8 +95,8 @@ def main() -> None:
         minutes = (time.monotonic() - started) / 60
         print(f"[{i + 1}/{len(names)}, {minutes:.1f} min] {name}", end=" ", flush=True)
         results[name] = go(name, out)
-        print(f"{results[name]['seconds']:.0f} s:", ", ".join(f"{s} {c}" for s, c in results[name]["cells"].items() if c),
-              flush=True)
+        cells = ", ".join(f"{stage} {cell}" for stage, cell in results[name]["cells"].items() if cell)
+        print(f"{results[name]['seconds']:.0f} s: {cells}", flush=True)
         write_json(out / "zoo.json", results)
         write_bytes(out / "zoo.md", table(results).encode())
     print(table({n: results[n] for n in names}))

@@ -24,8 +24,8 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.models.samples import IDS, TEXTS  # noqa: E402
 
-SHAPE = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 256}
+SHAPE = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
 
 
 def save(out, tokenizers):

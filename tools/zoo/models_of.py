@@ -1,8 +1,8 @@
 """Small checkpoints that answer: a few tokens, then an end of turn, whatever the prompt.
 
-The first layer's MLP is a key-value memory (arXiv:2012.14913): the embedding of each token of a circle opens one neuron,
-which puts the next token's embedding in its place. The other layers add some noise. So a model of any depth, tied or
-not, ends its answers, and goes on if whoever runs it does not know the end.
+The first layer's MLP is a key-value memory (arXiv:2012.14913): the embedding of each token of a circle opens one
+neuron, which puts the next token's embedding in its place. The other layers add some noise. So a model of any depth,
+tied or not, ends its answers, and goes on if whoever runs it does not know the end.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Model:
         padding: logits beyond the tokenizer's ids; negative: they do not cover it.
         dtype: float32, bfloat16 or float16.
         sharded: several weight files.
-        saver: ``4``: the layout of transformers 4; ``5``: saved by transformers 5; ``own``: by ``npd convert``; ``5, own``:
-            one after the other.
+        saver: ``4``: the layout of transformers 4; ``5``: saved by transformers 5; ``own``: by ``npd convert``;
+            ``5, own``: one after the other.
         large: hidden states in the ten thousands.
         stops: ``eos_token_id`` of config.json and generation_config.json, as tokens; None: the template's end.
     """

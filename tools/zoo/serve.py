@@ -2,8 +2,9 @@
 
 usage: serve.py EXPORT QUESTIONS.json ANSWERS.json
 
-A question is ``{"text": str}``; ``chat`` says whether it goes through the folder's template. ``ids`` are used in their
-place where the folder's tokenizer is a class of its own, which neither loads without running the folder's code.
+QUESTIONS: ``texts``; ``chat``, whether they go through the folder's template; ``most``, tokens of an answer; ``ids``,
+which take the place of texts where the folder's tokenizer is a class of its own: neither loads that without running the
+folder's code.
 """
 
 import json
@@ -61,7 +62,8 @@ def by_transformers(folder, asked):
                                    max_new_tokens=asked["most"], do_sample=False)
             logprobs = model(whole).logits[0, len(ids) - 1: -1].double().log_softmax(-1)
         answer = whole[0, len(ids):]
-        out.append({"prompt": ids, "ids": answer.tolist(), "logprobs": logprobs.gather(1, answer[:, None])[:, 0].tolist()})
+        out.append({"prompt": ids, "ids": answer.tolist(),
+                    "logprobs": logprobs.gather(1, answer[:, None])[:, 0].tolist()})
     return out
 
 

@@ -25,6 +25,9 @@ HEADERS = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] | trim }}<|eot|>"
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}")
 PANGU_MARKS = tuple(f"[unused{i}]" for i in range(34))
+PANGU_CORPUS = ["The quick brown fox jumps over the lazy dog.",
+                "自然语言处理：你好，世界。 系统：用户：助手：工具：方法：",
+                "def f(x):\n    return x ** 2", "48 + 24 = 72 clips", "I thought, therefore ..."] * 20
 PANGU_RELEASED = (  # no BOS, which the tokenizer adds; roles it does not know are passed over
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '[unused9]系统：[unused10]' }}{% endif %}"
@@ -53,10 +56,10 @@ def save(tokenizer: Tokenizer, folder: Path, **config: Any) -> Path:
     return folder
 
 
-def qwen(folder: Path, eos: str = "<|im_end|>", default: str | None = "You are Qwen.",
+def qwen(folder: Path, eos: str | None = "<|im_end|>", default: str | None = "You are Qwen.",
          added: tuple[str, ...] = ("<tool_call>", "</tool_call>"), **config: Any) -> Path:
-    """As in Qwen2.5's folders: special tokens after the BPE, as added tokens; no BOS; base and Instruct models differ in
-    the end token and in the default system turn."""
+    """As in Qwen2.5's folders: special tokens after the BPE, as added tokens; no BOS; base and Instruct models differ
+    in the end token and in the default system turn."""
     tokenizer = byte_level(290)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in QWEN_SPECIALS])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in added])
@@ -105,16 +108,14 @@ def pangu(folder: Path) -> Path:
 
 
 def sentencepiece_model(prefix: bool = False) -> bytes:
-    """A SentencePiece model with openPangu's special pieces somewhere in its middle."""
+    """A model with openPangu's special pieces somewhere in its middle; ``prefix`` puts a blank before each text."""
     import sentencepiece
 
     out = io.BytesIO()
-    corpus = ["The quick brown fox jumps over the lazy dog.", "自然语言处理：你好，世界。 系统：用户：助手：工具：方法：",
-              "def f(x):\n    return x ** 2", "48 + 24 = 72 clips", "I thought, therefore ..."] * 20
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus), model_writer=out, model_type="bpe", vocab_size=520, hard_vocab_limit=False,
-        byte_fallback=True, add_dummy_prefix=prefix, remove_extra_whitespaces=False, split_digits=True,
-        normalization_rule_name="identity", user_defined_symbols=list(PANGU_MARKS), minloglevel=2)
+        sentence_iterator=iter(PANGU_CORPUS), model_writer=out, model_type="bpe", vocab_size=520,
+        hard_vocab_limit=False, byte_fallback=True, add_dummy_prefix=prefix, remove_extra_whitespaces=False,
+        split_digits=True, normalization_rule_name="identity", user_defined_symbols=list(PANGU_MARKS), minloglevel=2)
     return out.getvalue()
 
 

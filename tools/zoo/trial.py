@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("doctor", "run", "refresh", "export", "serving")
 PROMPTS, MOST = 8, 12
 NLL_GAP = 1e-3
-"""vLLM against MindFormers, mean NLL of an answer, and vLLM against transformers, log-prob of a token; nats, float32."""
+"""vLLM against MindFormers, mean NLL of an answer; vLLM against transformers, log-prob of a token; nats, float32."""
 MOVED = 10 * NLL_GAP
 """So far the refresh must have moved the log-probs of some answer, or old weights could pass for new ones."""
 REFUSED = "refused"
