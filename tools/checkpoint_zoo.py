@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import sys
 import time
@@ -41,13 +42,14 @@ def row(name: str, member: Member, result: dict[str, Any]) -> str:
     student, teacher = describe(member.student), describe(member.teacher)
     facts = [name, member.student.family, member.student.tokenizer, student,
              "the same" if teacher == student else teacher]
-    return "| " + " | ".join([*facts, *(result["cells"][s] for s in STAGES), f"{result['seconds']:.0f}"]) + " |"
+    return "| " + " | ".join([*facts, *(result["cells"][s] for s in STAGES), f"{result['seconds']:.0f}",
+                              f"{result['cpu']:.0f}"]) + " |"
 
 
 def table(results: dict[str, Any]) -> str:
     """All finished members, and the refusals in full."""
-    heads = ["member", "family", "tokenizer", "student", "teacher", *STAGES, "s"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) - 1) + "---:|"]
+    heads = ["member", "family", "tokenizer", "student", "teacher", *STAGES, "s", "CPU s"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) - 2) + "---:|---:|"]
     lines += [row(n, m, results[n]) for n, m in MEMBERS.items() if n in results]
     figures = [r["figures"] for r in results.values()]
     for what, keys in (("vLLM against MindFormers, NLL of an answer", ("gap 0", "gap 1")),
@@ -64,7 +66,7 @@ def table(results: dict[str, Any]) -> str:
 
 def go(name: str, out: Path) -> dict[str, Any]:
     """Tries one member in a folder of its own, which is made anew."""
-    folder, started = out / name, time.monotonic()
+    folder, started, before = out / name, time.monotonic(), _cpu_seconds()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -72,7 +74,13 @@ def go(name: str, out: Path) -> dict[str, Any]:
     except Exception as e:  # one member's fault must not end the tour
         found = Findings({**dict.fromkeys(STAGES, ""), STAGES[0]: f"WRONG: {type(e).__name__}: {e}"})
     return {"cells": found.cells, "figures": found.figures, "sound": found.sound,
-            "seconds": round(time.monotonic() - started, 1)}
+            "seconds": round(time.monotonic() - started, 1), "cpu": round(_cpu_seconds() - before, 1)}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def main() -> None:
@@ -100,8 +108,8 @@ def main() -> None:
         write_json(out / "zoo.json", results)
         write_bytes(out / "zoo.md", table(results).encode())
     print(table({n: results[n] for n in names}))
-    total = sum(results[n]["seconds"] for n in names) / 60
-    print(f"{len(names)} members, {total:.1f} min; table: {out / 'zoo.md'}")
+    wall, cpu = (sum(results[n][k] for n in names) / 60 for k in ("seconds", "cpu"))
+    print(f"{len(names)} members, {wall:.1f} min, {cpu:.1f} CPU min; table: {out / 'zoo.md'}")
     sys.exit(not all(results[n]["sound"] for n in names))
 
 

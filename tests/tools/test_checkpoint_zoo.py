@@ -78,14 +78,14 @@ def test_a_member_follows_its_circle(tied, tmp_path):
 def test_finished_members_are_kept_and_a_wrong_one_fails_the_tour(tmp_path, monkeypatch, capsys):
     cells = dict.fromkeys(STAGES, "ok")
     results = {"pangu-tied": {"cells": cells, "figures": {"gap 0": 1e-7, "gap 1": 3e-6, "moved": 0.25}, "sound": True,
-                              "seconds": 60.0}}
+                              "seconds": 60.0, "cpu": 71.4}}
     (tmp_path / "zoo.json").write_text(json.dumps(results))
     monkeypatch.setattr(sys, "argv", ["checkpoint_zoo.py", "--out", str(tmp_path), "--only", "pangu-tied"])
     with pytest.raises(SystemExit) as e:
         checkpoint_zoo.main()
     out = capsys.readouterr().out
     assert not e.value.code and not (tmp_path / "pangu-tied").exists()
-    assert "| ok | ok | ok | ok | ok | 60 |" in out and "3.0e-06 nats" in out
+    assert "| ok | ok | ok | ok | ok | 60 | 71 |" in out and "3.0e-06 nats" in out
 
     wrong = Findings({**cells, "run": "WRONG: exit code 1"})
     monkeypatch.setattr(checkpoint_zoo, "attempt", lambda *_: wrong)

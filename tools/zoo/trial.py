@@ -111,7 +111,7 @@ class Trial:
         last = [x for x in self._said.splitlines() if x.startswith("error: ")]
         expect(code == 2 and len(last) == 1 and refused in last[0] and "Traceback" not in self._said,
                f"exit code {code}, {last or self._said[-300:]}; expected {refused!r}")
-        self.figures["run said"] = last[0].removeprefix("error: ")
+        self.figures["run said"] = _bare(last[0]).replace(f"{self.folder}/", "")
         if self.member.doctor_refuses:
             said = self.figures["doctor said"]
             expect(_bare(said) in _bare(last[0]), f"doctor said {said!r}, run {last[0]!r}")
@@ -194,10 +194,7 @@ class Trial:
         return path
 
     def _npd(self, command: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", command, str(self.config)], cwd=ROOT, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        (self.folder / f"{command}.out").write_text(done.stdout)
-        return done.returncode, done.stdout
+        return self._say(command, [sys.executable, "-m", "npd_ascend.cli", command, self.config])
 
     def _serve(self) -> dict[str, list[dict[str, Any]]]:
         rows = self._asked()
@@ -209,11 +206,16 @@ class Trial:
             "ids": rows["prompt_ids"].to_pylist() if own_class else []}))
         command = [Environments.find().rollout, Path(__file__).with_name("serve.py"), self.run_dir.export, asked,
                    answers]
-        done = subprocess.run(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
-        (self.folder / "serve.out").write_text(done.stdout)
-        expect(done.returncode == 0, f"serving failed: {done.stdout.strip().splitlines()[-1:]}")
+        code, said = self._say("serve", command)
+        expect(code == 0, f"serving failed: {said.strip().splitlines()[-1:]}")
         return json.loads(answers.read_text())
+
+    def _say(self, name: str, command: list[Any]) -> tuple[int, str]:
+        """Exit code and output of a command, which is kept in a file."""
+        log = self.folder / f"{name}.out"
+        with open(log, "wb") as out:
+            code = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT).returncode
+        return code, log.read_text(errors="replace")
 
     def _asked(self) -> Any:
         return Dataset.open(self.run_dir.prompts, "prompts").read_all().slice(0, 4)
@@ -231,7 +233,7 @@ def _errors(said: str) -> list[str]:
 
 def _bare(line: str) -> str:
     """What a refusal says, without who says it."""
-    return re.sub(r"^error:?\s+", "", line.strip())
+    return re.sub(r"^error:?\s+", "", line.strip(), flags=re.IGNORECASE)
 
 
 def _half(path: Path) -> bool:
