@@ -182,6 +182,7 @@ class Trial:
         (f / "prompts.jsonl").write_text("".join(json.dumps({"prompt": PROMPT.format(i)}) + "\n"
                                                  for i in range(PROMPTS)))
         path = f / "run.yaml"
+        lr = 4e-3 / self.member.student.layers  # Adam changes each of the layers by as much
         path.write_text(yaml.safe_dump({
             "run": {"dir": str(f / "run"), "seed": 0},
             "models": {"teacher": str(f / "teacher"), "student": str(f / "student")},
@@ -189,7 +190,7 @@ class Trial:
             "rollout": {"max_new_tokens": MOST, "shard_size": PROMPTS, "max_num_seqs": 8, "kv_cache_gib": 0.1},
             "annotate": {"row_length": 256, "micro_batch": 2, "k": 4}, "select": {"lower": None, "upper": None},
             "pack": {"row_length": 256},
-            "train": {"epochs": 2, "lr": 2e-3, "min_lr": 1e-3, "global_batch": 1, "vocab_chunk_rows": 64},
+            "train": {"epochs": 2, "lr": lr, "min_lr": lr / 2, "global_batch": 1, "vocab_chunk_rows": 64},
             "sync": {"refreshes": 1, "probe_samples": 4, "lag_every": 0}, "device": {"target": "cpu"}}))
         return path
 
