@@ -142,11 +142,14 @@ class Trial:
         return "ok"
 
     def export(self) -> str:
-        """Loads as a checkpoint, keeps the student's tensors' types, and says where its answers end."""
+        """Loads as a checkpoint, has the student's tensors in the type of the run, and says where its answers end."""
         export, student = self.run_dir.export, self.folder / "student"
         check_checkpoint(export)
-        kinds = [{n: e.dtype for n, e in entries(f).items()} for f in (export, student)]
-        expect(kinds[0] == kinds[1], "tensors or their types differ from the student's")
+        shapes = [{n: e.shape for n, e in entries(f).items()} for f in (export, student)]
+        expect(shapes[0] == shapes[1], "its tensors are not the student's")
+        kinds = {e.dtype for e in entries(export).values()}
+        declared = json.loads((export / "config.json").read_text())["torch_dtype"]
+        expect(kinds == {"F32"} and declared == "float32", f"its tensors are {kinds}, config.json says {declared}")
         end = self._end()
         for name in ("config.json", "generation_config.json"):
             stops = json.loads((export / name).read_text())["eos_token_id"]
