@@ -17,6 +17,9 @@ from hypothesis import settings
 from npd_ascend.ops.environments import Environments
 from npd_ascend.pipeline.processes import free_port
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from zoo import tokenizers_of  # noqa: E402
+
 PAGE = 4096
 
 # The same examples everywhere, and none that fails because the machine is busy.
@@ -138,44 +141,10 @@ def engines():
     return found
 
 
-QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_QWEN_TEMPLATE = (
-    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
-    "{%- else %}{{- '<|im_start|>system\\nDEFAULT<|im_end|>\\n' }}{%- endif %}"
-    "{%- for m in messages %}{%- if m.role != 'system' or not loop.first %}"
-    "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
-
-
 @pytest.fixture(scope="session")
 def qwen_tokenizer():
-    """``make(folder, eos, default, added)``: files as in Qwen2.5's folders, with few tokens.
-
-    Special tokens come after the byte-level BPE, as added tokens; there is no BOS; base and Instruct differ in the end
-    token and in the default system turn.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    def make(folder: Path, eos: str = "<|im_end|>", default: str | None = "You are Qwen.",
-             added: tuple[str, ...] = ("<tool_call>", "</tool_call>"), **config: Any) -> Path:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.train_from_iterator(["user assistant system", "How many clips? 48 + 24 = 72."], trainers.BpeTrainer(
-            vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-        tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in QWEN_SPECIALS])
-        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in added])
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(folder / "tokenizer.json"))
-        template = {} if default is None else {"chat_template": _QWEN_TEMPLATE.replace("DEFAULT", default)}
-        (folder / "tokenizer_config.json").write_text(json.dumps({
-            "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "eos_token": eos,
-            "pad_token": "<|endoftext|>", "unk_token": None, "split_special_tokens": False, "errors": "replace",
-            "clean_up_tokenization_spaces": False, "model_max_length": 512, "tokenizer_class": "Qwen2Tokenizer",
-            **template, **config}))
-        return folder
-
-    return make
+    """``make(folder, eos, default, added)``: files as in Qwen2.5's folders, with few tokens."""
+    return tokenizers_of.qwen
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from zoo import tokenizers_of
 
 from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.config.schema import DataConfig
@@ -18,10 +19,6 @@ from npd_ascend.store.dataset import Dataset
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"
 CORPUS = ["The way from here to there is long.", "How many clips did she sell? 48 + 24 = 72.", "user assistant system"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def save(tokenizer: Tokenizer, folder: Path, **config: Any) -> Path:
@@ -40,14 +37,7 @@ def mini_tokenizer() -> Path:
 @pytest.fixture(scope="session")
 def chatml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Byte-level BPE with a ChatML template: a line feed follows the end token, and there is no BOS."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
-    return save(tokenizer, tmp_path_factory.mktemp("tokenizers") / "chatml", eos_token="<|im_end|>",
-                pad_token="<|endoftext|>", chat_template=CHATML)
+    return tokenizers_of.chatml(tmp_path_factory.mktemp("tokenizers") / "chatml", CORPUS)
 
 
 @pytest.fixture(scope="session")

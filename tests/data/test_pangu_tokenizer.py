@@ -8,22 +8,15 @@ import shutil
 
 import pytest
 import sentencepiece as spm
+from zoo.tokenizers_of import PANGU_CORPUS, pangu_released
+from zoo.tokenizers_of import PANGU_MARKS as MARKS
+from zoo.tokenizers_of import PANGU_RELEASED as TEMPLATE
 
 from npd_ascend.data.compat import check_pair
 from npd_ascend.data.template import Template
 from npd_ascend.data.tokenizer import encode, eos_token_ids, load_tokenizer, tokenizer_size
 from npd_ascend.errors import UserError
 
-MARKS = [f"[unused{i}]" for i in range(34)]
-CORPUS = ["The quick brown fox jumps over the lazy dog.", "自然语言处理：你好，世界。 系统：用户：助手：工具：方法：",
-          "def f(x):\n    return x ** 2", "48 + 24 = 72 clips", "I thought, therefore ..."] * 20
-TEMPLATE = (  # as released: no BOS, roles it does not know are passed over
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '[unused9]系统：[unused10]' }}{% endif %}"
-    "{% for role, name in [('system', '系统'), ('assistant', '助手'), ('tool', '工具'), ('function', '方法'), "
-    "('user', '用户')] %}{% if message['role'] == role %}"
-    "{{ '[unused9]' + name + '：' + message['content'] + '[unused10]' }}{% endif %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[unused9]助手：' }}{% endif %}")
 TEXTS = [
     "", " ", "Hi", " Hi  there ", "\n\tdef f(x):\n    return x", "你好，世界。", "混合 mixed 文本 text", "𠮷野家 😀 ½",
     "[unused9]用户：48 + 24[unused10][unused9]助手：", "[unused1][unused10]0]", "[unused1", "[unused100]",
@@ -32,36 +25,11 @@ TEXTS = [
 ]
 
 
-def model(prefix: bool) -> bytes:
-    """A SentencePiece model with the released one's special pieces somewhere in its middle."""
-    out = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=out, model_type="bpe", vocab_size=520, hard_vocab_limit=False,
-        byte_fallback=True, add_dummy_prefix=prefix, remove_extra_whitespaces=False, split_digits=True,
-        normalization_rule_name="identity", user_defined_symbols=MARKS, minloglevel=2)
-    return out.getvalue()
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "prefix"])
 def released(request, tmp_path_factory):
     """A folder as it is released, with a Python file that must not run."""
-    folder = tmp_path_factory.mktemp("pangu") / "m"
-    folder.mkdir()
-    proto = model(request.param)
-    (folder / "tokenizer.model").write_bytes(proto)
-    sp = spm.SentencePieceProcessor(model_proto=proto)
-    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
-    special = {"bos_token": "<s>", "eos_token": "[unused10]", "pad_token": "<unk>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "add_bos_token": True, "add_eos_token": False, "add_prefix_space": True, "legacy": True, "sp_model_kwargs": {},
-        "added_tokens_decoder": {str(sp.piece_to_id(t)): {"content": t, **flags}
-                                 for t in ("<unk>", "<s>", "</s>", *MARKS)},
-        "auto_map": {"AutoTokenizer": ["tokenization_openpangu.PanguTokenizer", None]}, **special,
-        "clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False,
-        "tokenizer_class": "PanguTokenizer", "use_default_system_prompt": False, "chat_template": TEMPLATE}))
-    (folder / "special_tokens_map.json").write_text(json.dumps(special))
-    (folder / "tokenization_openpangu.py").write_text("raise SystemExit('remote code ran')\n")
-    return folder, sp
+    folder = pangu_released(tmp_path_factory.mktemp("pangu") / "m", request.param)
+    return folder, spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
 class Naive:
@@ -197,8 +165,8 @@ def test_pairs(released, tmp_path):
     check_pair(teacher, student)  # the one put in is the released one, its BOS aside
     path.write_text(whole)
     out = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=out, model_type="bpe", vocab_size=400,
-                                   hard_vocab_limit=False, user_defined_symbols=MARKS, minloglevel=2)
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(PANGU_CORPUS), model_writer=out, model_type="bpe",
+                                   vocab_size=400, hard_vocab_limit=False, user_defined_symbols=MARKS, minloglevel=2)
     (teacher / "tokenizer.model").write_bytes(out.getvalue())
     with pytest.raises(UserError, match="different vocabularies"):
         check_pair(teacher, student)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from zoo.tokenizers_of import CHATML
 
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.models import hf_files
 from npd_ascend.models.convert import convert
 from npd_ascend.models.spec import ModelSpec
-from tests.data.conftest import CHATML, CORPUS
+from tests.data.conftest import CORPUS
 from tests.models.samples import IDS, TEXTS
 
 HERE = Path(__file__).parent
