@@ -23,8 +23,6 @@ def without_engines(code: str) -> str:
     return done.stdout
 
 
-<<<<<<< HEAD
-=======
 def test_dry_run():
     said = without_engines("""
 import resource, sys
@@ -38,7 +36,6 @@ print(used.ru_maxrss // 1024, *({"transformers", "matplotlib"} & sys.modules.key
     assert int(megabytes) < MEGABYTES and not heavy
 
 
->>>>>>> registry
 def cost(*arguments: str) -> tuple[float, float]:
     """CPU seconds and megabytes at the peak of an interpreter, the least of three runs."""
     found = []
