@@ -17,6 +17,7 @@ from npd_ascend.errors import UserError
 _Section = TypeVar("_Section", bound=BaseModel)
 _TAGS = ("shared", "split")  # of device.placement: which of its two forms was tried
 _SHOWN = 6  # mistakes named in one message
+_RENAMED = {"select.metric": "select.filter"}
 _WORDS = {
     "model_type": "expected a section of settings",
     "list_type": "expected a list, e.g. [a, b]",
@@ -142,6 +143,8 @@ def _put(tree: dict[str, Any], parts: list[str], value: Any, where: str) -> None
 def _explain(err: Any, kind: type[BaseModel]) -> str:
     loc = [_cut(str(x)) for x in err["loc"] if x not in _TAGS]
     key = ".".join(loc)
+    if err["type"] == "extra_forbidden" and key in _RENAMED:
+        return f"{key} is called {_RENAMED[key]} now; rename it"
     if err["type"] == "extra_forbidden":
         section = _section(loc[:-1], kind)
         near = difflib.get_close_matches(loc[-1], list(section.model_fields), n=1, cutoff=0.5) if section else []

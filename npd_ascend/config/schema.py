@@ -152,16 +152,17 @@ class AnnotateConfig(Section):
 class SelectConfig(Section):
     """Which samples are trained on, and with what weight."""
 
-    metric: str = "delta_ifd"
-    """A registered filter: none, delta_ifd, ppl_weighted, student_ifd, teacher_ifd, fire."""
+    filter: str = "delta_ifd"
+    """A file of ``select/filters`` (none, delta_ifd, ppl_weighted, student_ifd, teacher_ifd, fire), or
+    ``module:function`` of one's own."""
     ifd_form: Literal["loss_ratio", "ppl_ratio"] = "loss_ratio"
     """L(y|x)/L(y) [P], or exp(L(y|x) − L(y)) (Superfiltering)."""
     lower: float | Literal["auto"] | None = "auto"
-    """Keep only metric >= lower; null: no lower bound; auto: the filter's own, 0 for delta_ifd [P]."""
+    """Keep only values >= lower; null: no lower bound; auto: the filter's own, 0 for delta_ifd [P]."""
     upper: float | Literal["auto"] | None = "auto"
-    """Keep only metric <= upper; null: no upper bound; auto: the filter's own, δ = 0.8 for delta_ifd [P]."""
+    """Keep only values <= upper; null: no upper bound; auto: the filter's own, δ = 0.8 for delta_ifd [P]."""
     lower_quantile: Fraction01 | None = None
-    """Takes the place of ``lower``: that quantile of the metric over this generation."""
+    """Takes the place of ``lower``: that quantile of the values over this generation."""
     upper_quantile: Fraction01 | None = None
     """Takes the place of ``upper``."""
     keep_truncated: bool = True

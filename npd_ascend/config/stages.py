@@ -176,7 +176,7 @@ STAGES: dict[str, Stage] = {
             "annotate", jobs.AnnotateJob,
             reads=_same("prompts", "rollouts"), writes=("topk", "scores_teacher", "unconditioned_teacher"),
             side="rollout", shared=True, pace="prefill", memory=_ANNOTATE_MEMORY,
-            time="more devices; a select.metric that needs no pass without the prompt (none, fire) saves that pass",
+            time="more devices; a select.filter that needs no pass without the prompt (none, fire) saves that pass",
         ),
         Stage(
             "annotate_student", "annotate, student", "Scores the answers with teacher and student by packed prefill",

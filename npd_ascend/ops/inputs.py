@@ -17,7 +17,7 @@ from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.objectives.registry import asked
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
-from npd_ascend.select.registry import find as find_filter
+from npd_ascend.select.registry import FILTERS
 from npd_ascend.store.schemas import SCHEMAS
 
 FIRST_ROWS = 256
@@ -32,7 +32,7 @@ def check_names(config: Config) -> None:
     Raises:
         UserError: an unknown filter, loss term, token weight or checker, or unusable data of the checker.
     """
-    find_filter(config.select.metric)
+    FILTERS.find(config.select.filter)
     _check_loss(config)
     if config.evaluate.prompts:
         get_checker(config.evaluate.checker)

@@ -72,7 +72,7 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     tree["rollout"] |= {"source": "student", "max_new_tokens": ANSWER, "greedy": True, "samples": 1, "shard_size": 8,
                         "workers": min(2, config.rollout.workers), "max_num_seqs": 16}
     tree["annotate"] |= {"row_length": row, "micro_batch": 1, "student_nll": "prefill", **cuts}
-    tree["select"] = {"metric": "delta_ifd", "lower": None, "upper": None}
+    tree["select"] = {"filter": "delta_ifd", "lower": None, "upper": None}
     tree["pack"]["row_length"] = row
     tree["train"] |= {"epochs": 2, "global_batch": ranks, "micro_batch": 1, "data_parallel": ranks, "lr": 1e-5,
                       "min_lr": 1e-6, "checkpoint_every": 0, **cuts, "context_parallel": context,

@@ -41,15 +41,15 @@ class Selection:
     """Decisions over all samples of a generation.
 
     Attributes:
-        metric: the filter's name.
+        filter: the filter's name.
         delta: [N'] float64, the finite Δ-IFD values.
-        lower, upper: bounds on Δ-IFD: the filter's, or, where another metric filters, those of the proximal zone.
+        lower, upper: bounds on Δ-IFD: the filter's, or, where another value filters, those of the proximal zone.
         filtered: whether the filter looked at Δ-IFD.
     """
 
     samples: int
     kept: int
-    metric: str
+    filter: str
     zones: dict[str, int]
     reasons: dict[str, int]
     delta: np.ndarray
@@ -199,9 +199,9 @@ def _selection(dataset: Dataset) -> Selection:
     table = dataset.read_all(["keep", "reason", "zone", "delta_ifd"])
     delta = table["delta_ifd"].to_numpy()
     extra = dataset.extra
-    filtered = extra["metric"] == "delta_ifd"
+    filtered = bool(extra["on_delta"])
     bounds = extra["bounds"] if filtered else {"lower": 0.0, "upper": extra["zone_upper"]}
-    return Selection(table.num_rows, int(pc.sum(table["keep"]).as_py() or 0), str(extra["metric"]),
+    return Selection(table.num_rows, int(pc.sum(table["keep"]).as_py() or 0), str(extra["filter"]),
                      _counts(table["zone"]), _counts(table["reason"]), delta[np.isfinite(delta)], bounds["lower"],
                      bounds["upper"], filtered, extra.get("note"))
 

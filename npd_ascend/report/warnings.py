@@ -54,7 +54,7 @@ def _selection(run: Run) -> list[str]:
     reason = next((r for r in worst.reasons if r != "kept"), "")
     return [f"{_which([i for i, _ in low])}: only {percent(worst.keep_rate)} of the samples are kept (the paper keeps "
             f"96 %), most of the others are left out as {reason}. The filter may remove just what the student should "
-            "learn from: try select.lower: null, a bound by quantile, or select.metric: none."]
+            "learn from: try select.lower: null, a bound by quantile, or select.filter: none."]
 
 
 def _training(run: Run) -> list[str]:

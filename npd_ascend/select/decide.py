@@ -25,10 +25,11 @@ class Decisions:
         reasons: names, ``kept`` first.
         zone: [N] int8, number into ``metrics.ZONES``.
         weight: [N] float32, 0 where not kept, mean 1 over the kept.
-        metric: [N] float64, what the filter looked at.
+        metric: [N] float64, the filter's value of each sample; NaN where it has none.
         lower, upper: bounds as applied, None where there was none.
         zone_upper: δ that the zones were cut at.
         note: the filter's remark, or None.
+        on_delta, advice: as in ``Verdict``.
     """
 
     keep: np.ndarray
@@ -41,12 +42,14 @@ class Decisions:
     upper: float | None
     zone_upper: float
     note: str | None
+    on_delta: bool
+    advice: str
 
 
 def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
     """Applies a filter to all samples of a generation.
 
-    A sample is dropped for the first of: empty, truncated (if so configured), undefined (its metric is not a
+    A sample is dropped for the first of: empty, truncated (if so configured), undefined (its value is not a
     number), below or above the filter's bounds.
 
     Raises:
@@ -75,7 +78,7 @@ def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
             drop(metric > upper, verdict.above)
     keep = reason == 0
     # Zones are the paper's whatever filters: only an absolute δ of this very metric moves them.
-    moved = chosen.name == "delta_ifd" and verdict.upper is not None and not verdict.upper.quantile
+    moved = verdict.on_delta and verdict.upper is not None and not verdict.upper.quantile
     zone_upper = upper if moved and upper is not None else DELTA
     decisions = Decisions(
         keep,
@@ -88,11 +91,13 @@ def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
         upper,
         zone_upper,
         verdict.note,
+        verdict.on_delta,
+        verdict.advice,
     )
     if n and not keep.any():
         raise UserError(
             f"select: filter {chosen.name} keeps none of {n} samples ({_dropped(decisions)}); "
-            f"{_advice(chosen.name, decisions)}"
+            f"{_advice(decisions)}"
         )
     return decisions
 
@@ -100,7 +105,7 @@ def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
 def summary(decisions: Decisions, scores: Scores, settings: SelectConfig) -> dict[str, Any]:
     """Tables for the manifest and the report, JSON without NaN.
 
-    Keys: ``metric``, ``ifd_form``, ``samples``, ``kept``, ``keep_rate``, ``low_keep_rate``, ``zones``
+    Keys: ``filter``, ``on_delta``, ``ifd_form``, ``samples``, ``kept``, ``keep_rate``, ``low_keep_rate``, ``zones``
     ({zone: {count, share}}), ``zone_upper``, ``reasons`` ({reason: count}), ``bounds`` ({lower, upper}),
     ``delta_ifd`` (histogram: edges, counts, and mean; null when there is none), ``note``.
     """
@@ -109,7 +114,8 @@ def summary(decisions: Decisions, scores: Scores, settings: SelectConfig) -> dic
     by_zone = np.bincount(decisions.zone, minlength=len(ZONES)).tolist()
     by_reason = np.bincount(decisions.reason, minlength=len(decisions.reasons)).tolist()
     return {
-        "metric": settings.metric,
+        "filter": settings.filter,
+        "on_delta": decisions.on_delta,
         "ifd_form": settings.ifd_form,
         "samples": n,
         "kept": kept,
@@ -131,7 +137,7 @@ def warning(name: str, decisions: Decisions, settings: SelectConfig) -> str | No
         return None
     return (
         f"select: filter {name} keeps {kept / n:.1%} of {n} samples, under warn_keep_below "
-        f"{settings.warn_keep_below:.0%} ({_dropped(decisions)}); {_advice(name, decisions)}"
+        f"{settings.warn_keep_below:.0%} ({_dropped(decisions)}); {_advice(decisions)}"
     )
 
 
@@ -157,21 +163,15 @@ def _dropped(decisions: Decisions) -> str:
     )
 
 
-def _advice(name: str, decisions: Decisions) -> str:
-    if name == "none":
-        return "all answers are empty or truncated: see rollout.max_new_tokens and the chat template"
+def _advice(decisions: Decisions) -> str:
     counts = dict(
         zip(decisions.reasons, np.bincount(decisions.reason, minlength=len(decisions.reasons)).tolist(), strict=True)
     )
     unfit = counts.get("empty", 0) + counts["truncated"] + counts["undefined"]
     if 2 * unfit > len(decisions.reason) - counts["kept"]:
-        return "most have no metric: see the rollouts (empty or cut answers) and select.keep_truncated"
-    if name == "delta_ifd":
-        return (
-            "the bounds do not suit this pair of models: try the upper bound alone (select.lower: null) or the "
-            "paper's shares as quantiles (select.lower_quantile: 0.026, select.upper_quantile: 0.988)"
-        )
-    return "try other bounds, or quantiles (select.lower_quantile, select.upper_quantile)"
+        return ("most of these are empty, truncated or without a value: see the answers, rollout.max_new_tokens, the "
+                "chat template and select.keep_truncated")
+    return decisions.advice
 
 
 def _histogram(delta: np.ndarray, upper: float) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a filter is, and the table of filters by name.
+"""What a filter is, and filters by name.
 
 A filter is one function in one file of ``filters/``: it looks at the scores of all samples and answers with a
 value for each and bounds on that value, or with weights, or both. Deciding and counting is done in one place.
@@ -6,9 +6,6 @@ value for each and bounds on that value, or with weights, or both. Deciding and 
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -16,7 +13,7 @@ import numpy as np
 
 from npd_ascend.config.schema import Config, SelectConfig
 from npd_ascend.config.stages import QUANTITIES
-from npd_ascend.errors import UserError
+from npd_ascend.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,8 @@ class Verdict:
         below, above: reason of a sample dropped by either bound.
         weights: [N] relative weights, normalised later to mean 1 over the kept samples; None: all equal.
         note: what a reader of the result must know, e.g. that a definition is an interpretation.
+        on_delta: the values are Δ-IFD, so an upper bound that is no quantile is the δ at which zones end.
+        advice: what may help when too little is kept.
     """
 
     values: np.ndarray | None
@@ -77,6 +76,8 @@ class Verdict:
     above: str = "above"
     weights: np.ndarray | None = None
     note: str | None = None
+    on_delta: bool = False
+    advice: str = "try other bounds, or quantiles (select.lower_quantile, select.upper_quantile)"
 
 
 Judge = Callable[[Scores, SelectConfig], Verdict]
@@ -94,52 +95,24 @@ class Filter:
     judge: Judge
 
 
-_FILTERS: dict[str, Filter] = {}
+FILTERS: Registry[Filter] = Registry("filter", "select.filter", "npd_ascend.select.filters")
 
 
 def register(name: str, needs: Collection[str] = ()) -> Callable[[Judge], Judge]:
-    """Decorator that enters a filter under the name used in ``select.metric``.
+    """Decorator that makes a function a filter.
 
     Args:
-        name: the name.
+        name: its name in messages; in ``filters/``, that of its file.
         needs: scores of ``config.stages.QUANTITIES``; columns of ``Scores`` that come from others are NaN.
     """
     if unknown := set(needs) - SCORES:
         raise ValueError(f"filter {name} needs {', '.join(unknown)}; a filter reads {', '.join(sorted(SCORES))}")
-
-    def enter(judge: Judge) -> Judge:
-        _FILTERS[name] = Filter(name, frozenset(needs), judge)
-        return judge
-
-    return enter
-
-
-def filters() -> dict[str, Filter]:
-    """All filters by name."""
-    from npd_ascend.select import filters as folder
-
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
-    return dict(sorted(_FILTERS.items()))
-
-
-def find(name: str) -> Filter:
-    """The filter of that name.
-
-    Raises:
-        UserError: there is none; the message names the nearest.
-    """
-    known = filters()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"select.metric: there is no filter {name!r}; {hint}known: {', '.join(known)}")
-    return known[name]
+    return FILTERS.decorator(lambda judge: Filter(name, frozenset(needs), judge), name)
 
 
 def needed(config: Config) -> frozenset[str]:
     """Stored quantities that the configured filter looks at."""
-    return find(config.select.metric).needs
+    return FILTERS.find(config.select.filter).needs
 
 
 def bounds(settings: SelectConfig, lower: Bound | None, upper: Bound | None) -> tuple[Bound | None, Bound | None]:

@@ -12,7 +12,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.select.columns import read_scores
 from npd_ascend.select.decide import Decisions, decide, summary, warning
 from npd_ascend.select.metrics import ZONES
-from npd_ascend.select.registry import Scores, find
+from npd_ascend.select.registry import FILTERS, Scores
 from npd_ascend.store.arrays import strings, to_arrow
 from npd_ascend.store.dataset import Dataset
 
@@ -30,10 +30,10 @@ def run(job: SelectJob) -> None:
     out = Dataset(job.out, "selection", job.fingerprint)
     if out.complete:
         return
-    chosen = find(job.settings.metric)
+    chosen = FILTERS.find(job.settings.filter)
     if lacking := sorted(chosen.needs - set(job.quantities)):
-        raise UserError(f"select.metric {chosen.name} needs {', '.join(lacking)}; annotate first, or set "
-                        f"select.metric: none")
+        raise UserError(f"select.filter {chosen.name} needs {', '.join(lacking)}; annotate first, or set "
+                        f"select.filter: none")
     rollouts = Dataset.open(job.rollouts, "rollouts")
     stored = {name: Dataset.open(job.quantities[name], "scores") for name in QUANTITIES if name in chosen.needs}
     ids, first, scores = read_scores(rollouts, stored, job.settings.ifd_form)

@@ -129,7 +129,7 @@ def test_the_papers_settings(path):
     c = load_config(path)
     t = c.train
     assert (t.epochs, t.lr, t.min_lr, t.clip, t.loss.kd_weight) == (10, 1e-5, 1e-6, 1.0, 0.9)
-    assert (c.annotate.k, c.select.lower, c.select.upper, c.select.metric) == (10, 0.0, 0.8, "delta_ifd")
+    assert (c.annotate.k, c.select.lower, c.select.upper, c.select.filter) == (10, 0.0, 0.8, "delta_ifd")
     assert c.sync_points() == [5.0] and c.rollout.greedy
     assert t.global_batch * c.pack.row_length == 2**21 and c.pack.row_length == 32768
 

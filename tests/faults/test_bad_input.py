@@ -99,6 +99,7 @@ setting("rollout.source", "teacher", "sync.refreshes: 0", sync__refreshes=1)
 setting("rollout.stop_token_ids", [-1], "rollout.stop_token_ids")
 setting("annotate.row_length", 100, "multiple of 16")
 setting("annotate.value_bits", 4, "annotate.value_bits")
+setting("select.metric", "none", "select.metric is called select.filter now; rename it")
 setting("select.lower", 1.0, "nothing could be kept", select__upper=0.5)
 setting("select.upper_quantile", 0.9, "keep one", select__upper=1.0)
 setting("select.upper_quantile", 97, "select.upper_quantile")
@@ -367,7 +368,7 @@ def before(key: str, value: Any, *fragments: str, **more: Any) -> None:
     row(f"start {key}={str(value)[:30]}", act, *fragments)
 
 
-before("select.metric", "delta_idf", "no filter 'delta_idf'", "delta_ifd")
+before("select.filter", "delta_idf", "no filter 'delta_idf'", "delta_ifd")
 before("train.context_parallel", 4, "train.context_parallel 4 does not divide the", "choose a divisor of")
 before("train.loss.divergence", "forward", "no loss term 'forward'", "did you mean forward_kl?")
 before("train.loss.divergence", "jsd:2", "between 0 and 1", train__loss__topk_norm="tail")
@@ -479,7 +480,7 @@ store("scores of other samples", lambda k: (Dataset(k.at("scores_teacher"), "sco
 store("selection keeps none", lambda k: None, lambda k: select(k.select_job(upper=-9.0)), "keeps none of 8 samples")
 store("scores not made", lambda k: None, lambda k: select(k.select_job().model_copy(update={"quantities": {}})),
       "needs scores_student, scores_teacher")
-store("unknown filter", lambda k: None, lambda k: select(k.select_job(metric="best")), "no filter 'best'")
+store("unknown filter", lambda k: None, lambda k: select(k.select_job(filter="best")), "no filter 'best'")
 store("rows too short", lambda k: None, lambda k: pack(k.pack_job(row_length=16).model_copy(
     update={"settings": k.pack_job(row_length=16).settings.model_copy(update={"row_length": 4})})), "row_length 4")
 store("samples too long", lambda k: None, lambda k: pack(k.pack_job(too_long="refuse").model_copy(

@@ -98,7 +98,7 @@ DAMAGE = {
                               (k.root / "x.parquet").write_bytes(b"PAR1")), "not a readable Parquet file"),
     "Parquet without prompts": (parquet(pa.table({"q": ["a"]})), "row 1: no field 'prompt'"),
     "too little disk": (lambda k: k.set("train.keep_checkpoints", 10**12), "disk: the run needs about"),
-    "unknown filter": (lambda k: k.set("select.metric", "delta_idf"), "no filter 'delta_idf'"),
+    "unknown filter": (lambda k: k.set("select.filter", "delta_idf"), "no filter 'delta_idf'"),
     "a cut that does not come out even": (lambda k: k.set("train.tensor_parallel", 3), "train.tensor_parallel 3"),
 }
 SHARDED = {

@@ -54,7 +54,7 @@ def test_training_takes_three_forward_passes(config):
 
 
 def test_sft_needs_no_teacher(config):
-    e = estimate(config(train={"loss": {"kd_weight": 0}}, select={"metric": "none"}))
+    e = estimate(config(train={"loss": {"kd_weight": 0}}, select={"filter": "none"}))
     assert [s.stage for s in e.stages] == ["rollout", "train"]
 
 

@@ -41,7 +41,7 @@ def run_job(tmp_path, job):
 def job(tmp_path):
     rollouts(tmp_path / "rollouts")
     return SelectJob(out=tmp_path / "selection", fingerprint="s", rollouts=tmp_path / "rollouts",
-                     settings=SelectConfig(metric="none"))  # fmt: skip
+                     settings=SelectConfig(filter="none"))  # fmt: skip
 
 
 def test_success(tmp_path, job):
@@ -52,7 +52,7 @@ def test_success(tmp_path, job):
 
 
 def test_user_error_is_one_line_and_code_2(tmp_path, job):
-    done, events = run_job(tmp_path, job.model_copy(update={"settings": SelectConfig(metric="delta_ifdd")}))
+    done, events = run_job(tmp_path, job.model_copy(update={"settings": SelectConfig(filter="delta_ifdd")}))
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "delta_ifd" in last and "Traceback" not in done.stderr

@@ -88,7 +88,7 @@ def answered(job, out: Dataset) -> None:
 @pytest.fixture
 def passes(kit):  # noqa: F811
     """Changes settings of a run that goes on; returns the passes that this takes, and the stages."""
-    for key, value in {"select.lower": None, "select.upper": None, "sync.refreshes": 0, "select.metric": "none",
+    for key, value in {"select.lower": None, "select.upper": None, "sync.refreshes": 0, "select.filter": "none",
                        "train.loss.topk_norm": "both"}.items():
         kit.set(key, value)
 

@@ -50,7 +50,7 @@ def short(kit, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "own_recipes.py").write_text(SHORT)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_recipes", raising=False)
-    for key, value in {"run.recipe": "own_recipes:recipe", "data.response_field": "response", "select.metric": "none",
+    for key, value in {"run.recipe": "own_recipes:recipe", "data.response_field": "response", "select.filter": "none",
                        "rollout.source": "reference", "sync.refreshes": 0, "train.loss.kd_weight": 0}.items():
         kit.set(key, value)
     import own_recipes
@@ -144,11 +144,11 @@ def test_a_refresh_repeats_the_stages_of_a_generation(kit):  # noqa: F811
     assert lines == [*expected, "g003 evaluate_rollout end", "g003 evaluate end"]
 
 
-@pytest.mark.parametrize(("metric", "kd", "asked"), [
+@pytest.mark.parametrize(("chosen", "kd", "asked"), [
     ("none", 0.0, set()), ("none", 0.9, {"teacher"}), ("fire", 0.0, {"teacher"}), ("student_ifd", 0.0, {"student"}),
     ("student_ifd", 0.9, {"teacher", "student"}), ("delta_ifd", 0.0, {"teacher", "student"})])
-def test_only_models_that_are_needed_annotate(kit, metric, kd, asked):  # noqa: F811
-    kit.set("select.metric", metric)
+def test_only_models_that_are_needed_annotate(kit, chosen, kd, asked):  # noqa: F811
+    kit.set("select.filter", chosen)
     kit.set("train.loss.kd_weight", kd)
     kit.set("sync.refreshes", 0)
     found = {words[1] for words in stages_of(describe(kit.config())) if words[0] == "g000"}

@@ -153,8 +153,8 @@ def _generation(run: RunDir, g: int, rng, keep: float) -> SimpleNamespace:
             "weight": kept[rows].astype(np.float32), "metric": delta[rows], "ifd_teacher": delta[rows] + 0.5,
             "ifd_student": np.full(PER_SHARD, 0.5), "delta_ifd": delta[rows]}))
     extras = {"rollouts": {"truncated": int((lengths >= 120).sum())},
-              "selection": {"metric": "delta_ifd", "bounds": {"lower": 0.0, "upper": 0.8}, "zone_upper": 0.8,
-                            "note": None}}
+              "selection": {"filter": "delta_ifd", "on_delta": True, "bounds": {"lower": 0.0, "upper": 0.8},
+                            "zone_upper": 0.8, "note": None}}
     for name, data in samples.items():
         data.finish(SHARDS, **extras.get(name, {}))
     packs = Dataset(folder.packs, "packs", f"packs{g}")

@@ -36,7 +36,7 @@ def test_selection_without_scores(make_run):
 
     facts = make_run(generations=1)
     g = facts.run.generation(0)
-    settings = facts.config.select.model_copy(update={"metric": "none"})
+    settings = facts.config.select.model_copy(update={"filter": "none"})
     select(SelectJob(out=g.selection, fingerprint="s", rollouts=g.rollouts, settings=settings))
     run = collect(facts.root)
     assert run.generations[0].selection.keep_rate == 1 and not run.generations[0].selection.filtered

@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.errors import UserError
 from npd_ascend.select.decide import decide, summary, warning
-from npd_ascend.select.registry import Filter, Scores, Verdict, filters, find
+from npd_ascend.select.registry import FILTERS, Filter, Scores, Verdict
 
 VALUE = st.one_of(st.floats(-2, 2), st.just(float("nan")), st.just(float("inf")))
 
 
 def test_all_filters_are_found():
-    assert set(filters()) == {"none", "delta_ifd", "ppl_weighted", "student_ifd", "teacher_ifd", "fire"}
+    assert set(FILTERS.all()) == {"none", "delta_ifd", "ppl_weighted", "student_ifd", "teacher_ifd", "fire"}
 
 
 def test_unknown_filter_names_the_nearest():
     with pytest.raises(UserError, match="no filter 'delta_idf'; did you mean delta_ifd"):
-        find("delta_idf")
+        FILTERS.find("delta_idf")
     with pytest.raises(UserError, match="known: delta_ifd, fire"):
-        find("zzz")
+        FILTERS.find("zzz")
 
 
 @settings(max_examples=200)
@@ -51,9 +51,9 @@ def test_equals_sample_by_sample(rows, keep_truncated, lower, upper):
     expected = [naive(*row) for row in rows]
     if "kept" not in expected:
         with pytest.raises(UserError, match=f"keeps none of {len(rows)} samples"):
-            decide(scores, find("delta_ifd"), config)
+            decide(scores, FILTERS.find("delta_ifd"), config)
         return
-    made = decide(scores, find("delta_ifd"), config)
+    made = decide(scores, FILTERS.find("delta_ifd"), config)
     assert [made.reasons[r] for r in made.reason] == expected
     assert made.weight.tolist() == [float(e == "kept") for e in expected]
     table = summary(made, scores, config)
@@ -78,7 +78,7 @@ def test_low_keep_rate_is_warned_of_with_advice(make_scores):
         student_uncond=[1.0] * 10,
     )
     config = SelectConfig()
-    made = decide(scores, find("delta_ifd"), config)
+    made = decide(scores, FILTERS.find("delta_ifd"), config)
     line = warning("delta_ifd", made, config)
     assert "keeps 20.0% of 10 samples" in line and "80.0% degenerate" in line and "select.lower: null" in line
     assert summary(made, scores, config)["low_keep_rate"] is True
@@ -95,5 +95,5 @@ def test_quantile_bounds_are_named_in_the_summary(make_scores):
         student_uncond=[1.0] * 11,
     )
     config = SelectConfig(lower=None, upper_quantile=0.9)
-    table = summary(decide(scores, find("delta_ifd"), config), scores, config)
+    table = summary(decide(scores, FILTERS.find("delta_ifd"), config), scores, config)
     assert table["bounds"] == {"lower": None, "upper": pytest.approx(0.9)} and table["kept"] == 10

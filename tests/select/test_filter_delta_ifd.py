@@ -4,7 +4,7 @@ import pytest
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.decide import decide
 from npd_ascend.select.metrics import ZONES
-from npd_ascend.select.registry import find
+from npd_ascend.select.registry import FILTERS
 
 # Δ = -0.25, 0, 0.5, 0.75, 1.0, undefined
 TEACHER = [0.25, 0.5, 1.0, 1.25, 1.5, np.nan]
@@ -14,7 +14,7 @@ def reasons(make_scores, **settings):
     scores = make_scores(
         teacher_cond=TEACHER, teacher_uncond=[1.0] * 6, student_cond=[0.5] * 6, student_uncond=[1.0] * 6
     )
-    made = decide(scores, find("delta_ifd"), SelectConfig(**settings))
+    made = decide(scores, FILTERS.find("delta_ifd"), SelectConfig(**settings))
     assert (made.keep == (made.reason == 0)).all()
     return [made.reasons[r] for r in made.reason], [ZONES[z] for z in made.zone], made
 
@@ -48,7 +48,7 @@ def test_same_model_keeps_everything(make_scores):
     nll = np.random.default_rng(0).uniform(0.1, 3, (2, 50))
     scores = make_scores(teacher_cond=nll[0], teacher_uncond=nll[1], student_cond=nll[0], student_uncond=nll[1])
     assert (scores.delta_ifd == 0).all()
-    assert decide(scores, find("delta_ifd"), SelectConfig()).keep.all()
+    assert decide(scores, FILTERS.find("delta_ifd"), SelectConfig()).keep.all()
 
 
 @pytest.mark.parametrize("form", ["loss_ratio", "ppl_ratio"])

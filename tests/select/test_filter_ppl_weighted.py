@@ -3,11 +3,11 @@ import pytest
 
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.decide import decide
-from npd_ascend.select.registry import find
+from npd_ascend.select.registry import FILTERS
 
 
 def weights(make_scores, nll):
-    return decide(make_scores(teacher_cond=nll), find("ppl_weighted"), SelectConfig(metric="ppl_weighted"))
+    return decide(make_scores(teacher_cond=nll), FILTERS.find("ppl_weighted"), SelectConfig(filter="ppl_weighted"))
 
 
 def test_weight_is_proportional_to_inverse_perplexity(make_scores):

@@ -3,7 +3,7 @@ import pytest
 
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.decide import decide
-from npd_ascend.select.registry import find
+from npd_ascend.select.registry import FILTERS
 
 
 @pytest.mark.parametrize("model", ["teacher", "student"])
@@ -16,7 +16,7 @@ def test_drops_ifd_above_one_of_its_own_model_only(make_scores, model):
             f"{other}_cond": [np.nan] * 4,
         }
     )
-    made = decide(scores, find(f"{model}_ifd"), SelectConfig(metric=f"{model}_ifd"))
+    made = decide(scores, FILTERS.find(f"{model}_ifd"), SelectConfig(filter=f"{model}_ifd"))
     assert [made.reasons[r] for r in made.reason] == ["kept", "kept", "above", "undefined"]
     assert (made.lower, made.upper) == (None, 1.0)
 
@@ -24,8 +24,8 @@ def test_drops_ifd_above_one_of_its_own_model_only(make_scores, model):
 @pytest.mark.parametrize("model", ["teacher", "student"])
 def test_configured_bounds(make_scores, model):
     scores = make_scores(**{f"{model}_cond": [0.2, 0.5, 0.7, 0.9], f"{model}_uncond": [1.0] * 4})
-    settings = SelectConfig(metric=f"{model}_ifd", lower=0.3, upper=0.6)
-    made = decide(scores, find(f"{model}_ifd"), settings)
+    settings = SelectConfig(filter=f"{model}_ifd", lower=0.3, upper=0.6)
+    made = decide(scores, FILTERS.find(f"{model}_ifd"), settings)
     assert [made.reasons[r] for r in made.reason] == ["below", "kept", "above", "above"]
-    settings = SelectConfig(metric=f"{model}_ifd", upper=None)
-    assert decide(scores, find(f"{model}_ifd"), settings).keep.all()
+    settings = SelectConfig(filter=f"{model}_ifd", upper=None)
+    assert decide(scores, FILTERS.find(f"{model}_ifd"), settings).keep.all()

@@ -1,4 +1,6 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,14 +30,14 @@ def test_writes_a_decision_for_every_rollout_in_its_place(generation):
 
 
 def test_truncated_answers_by_option(generation):
-    stage.run(generation.job(metric="none", keep_truncated=False))
+    stage.run(generation.job(filter="none", keep_truncated=False))
     reasons = generation.result().read_all()["reason"].to_pylist()
     expected = np.where(generation.tokens == 0, "empty", np.where(generation.finish == "length", "truncated", "kept"))
     assert reasons == expected.tolist()
 
 
 def test_no_scores_needed_for_none(generation):
-    stage.run(generation.job(teacher=False, student=False, metric="none"))
+    stage.run(generation.job(teacher=False, student=False, filter="none"))
     table = generation.result().read_all()
     assert table["keep"].to_pylist() == (generation.tokens > 0).tolist()
     assert set(table["zone"].to_pylist()) == {"undefined"}
@@ -88,12 +90,14 @@ def test_scores_of_other_shards_are_refused(generation):
 def test_a_filter_of_ones_own_reads_the_entropy(generation, monkeypatch):
     seen = []
 
+    @registry.register("sure", needs=("scores_teacher",))
     def sure(scores, settings):
         seen.append(scores)
         return Verdict(scores.entropy("scores_teacher"), upper=Bound(2.0))
 
-    monkeypatch.setitem(registry._FILTERS, "sure", registry.Filter("sure", frozenset({"scores_teacher"}), sure))
-    stage.run(generation.job(metric="sure", student=False))
+    monkeypatch.setitem(sys.modules, "own_filters", SimpleNamespace(sure=sure))
+    stage.run(generation.job(filter="own_filters:sure", student=False))
+    assert generation.result().extra["filter"] == "own_filters:sure"
     entropy = generation.nll["teacher"][0] + 1
     kept = generation.result().read_all()["keep"].to_pylist()
     assert kept == (entropy <= 2).tolist() and 0 < sum(kept) < len(kept)
@@ -111,7 +115,7 @@ def test_scores_missing(generation):
     with pytest.raises(UserError, match="delta_ifd needs scores_student, unconditioned_student"):
         stage.run(generation.job(student=False))
     with pytest.raises(UserError, match="no filter 'delta'"):
-        stage.run(generation.job(metric="delta"))
+        stage.run(generation.job(filter="delta"))
 
 
 def test_nothing_kept(generation):

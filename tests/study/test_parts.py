@@ -95,7 +95,7 @@ def test_arms(tmp_path):
     assert [a.key for a in arms[:4]] == ["maze/a/npd/0", "maze/a/sft/0", "maze/a/gkd/0", "maze/a/npd/1"]
     npd, sft, gkd = arms[:3]
     assert npd.config.train.epochs == 4 and npd.config.train.lr == 2e-3 and npd.config.select.upper_quantile == 0.97
-    assert sft.config.rollout.source == "reference" and sft.config.select.metric == "none"
+    assert sft.config.rollout.source == "reference" and sft.config.select.filter == "none"
     assert gkd.live.student_fraction == 0.7 and gkd.config.train.loss.divergence == "jsd:0.5"
     assert len({identity(a) for a in arms}) == len(arms)
     assert len({a.config.run.dir for a in arms}) == len(arms)

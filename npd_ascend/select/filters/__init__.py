@@ -1,1 +1,1 @@
-"""One filter a file; each registers itself, and every file here is found by its being here."""
+"""One filter a file, called by the name of the file."""

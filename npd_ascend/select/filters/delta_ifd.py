@@ -6,6 +6,9 @@ from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.metrics import DELTA
 from npd_ascend.select.registry import IFD, Bound, Scores, Verdict, bounds, register
 
+ADVICE = ("the bounds do not suit this pair of models: try the upper bound alone (select.lower: null) or the paper's "
+          "shares as quantiles (select.lower_quantile: 0.026, select.upper_quantile: 0.988)")
+
 
 @register("delta_ifd", needs=IFD)
 def delta_ifd(scores: Scores, settings: SelectConfig) -> Verdict:
@@ -15,4 +18,4 @@ def delta_ifd(scores: Scores, settings: SelectConfig) -> Verdict:
     other bound to null.
     """
     lower, upper = bounds(settings, Bound(0.0), Bound(DELTA))
-    return Verdict(scores.delta_ifd, lower, upper, below="degenerate", above="disconnect")
+    return Verdict(scores.delta_ifd, lower, upper, below="degenerate", above="disconnect", on_delta=True, advice=ADVICE)

@@ -10,6 +10,6 @@ from npd_ascend.study.method import LiveMethod, live
 class OnPolicy(LiveMethod):
     """Differs from NPD in nothing but the age of the answers: same λ, same divergence over the same k."""
 
-    changes: ClassVar[Settings] = {"select.metric": "none", "select.upper_quantile": None, "select.lower": "auto",
+    changes: ClassVar[Settings] = {"select.filter": "none", "select.upper_quantile": None, "select.lower": "auto",
                                    "select.upper": "auto", "select.lower_quantile": None, "sync.refreshes": 0}
     whole_vocabulary = False

@@ -2,7 +2,7 @@
 
 from npd_ascend.study.method import stored
 
-_FIXED = {"sync__refreshes": 0, "select__metric": "none", "select__lower": "auto", "select__upper": "auto",
+_FIXED = {"sync__refreshes": 0, "select__filter": "none", "select__lower": "auto", "select__upper": "auto",
           "select__lower_quantile": None, "select__upper_quantile": None}
 
 stored("npd")
