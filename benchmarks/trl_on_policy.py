@@ -37,7 +37,8 @@ import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 
-from npd_ascend.evaluate.checkers import Attempt, maze  # noqa: E402
+from npd_ascend.evaluate.checkers.maze import maze  # noqa: E402
+from npd_ascend.evaluate.registry import Attempt  # noqa: E402
 
 
 def as_llama(folder: Path, out: Path) -> Path:

@@ -305,7 +305,7 @@ class EvaluateConfig(Section):
     """Held-out rows in the format of ``data``; empty: no evaluation."""
     limit: Count | None = None
     checker: str = "exact"
-    """A registered answer checker: exact, number, maze."""
+    """A file of ``evaluate/checkers`` (exact, number, maze), or ``module:function`` of one's own."""
     checker_data: Annotated[Path | None, FILE] = None
     """File a checker needs (the map of the maze)."""
     samples: Paths = 0

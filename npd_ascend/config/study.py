@@ -5,7 +5,7 @@ An arm is an ordinary run configuration: that of its task, with what its method,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,8 @@ class ArmConfig(Section):
     """One thing to be compared."""
 
     method: str = "npd"
-    """A registered method: npd, sft, supkd, seqkd, on_policy, gkd, minillm, distillm, distillm2."""
+    """A file of ``study/methods`` (npd, sft, supkd, seqkd, off_policy, on_policy, gkd, minillm, distillm, distillm2),
+    or ``module:Class`` of one's own."""
     set: Settings = {}
     live: Settings = {}
     """Settings of ``LiveConfig``, for methods that make their batches live."""
@@ -163,29 +164,24 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> StudyCon
     return validated(StudyConfig, read_tree(path, overrides), str(path))
 
 
-def arms_of(study: StudyConfig, changes: dict[str, Settings]) -> Iterator[Arm]:
+def arms_of(study: StudyConfig, changes: Callable[[str, str], Settings]) -> Iterator[Arm]:
     """All arms, group by group and seed by seed.
 
     Args:
         study: the study.
-        changes: what each method changes in a configuration.
+        changes: from the name of a method, and the arm that names it, to what it changes in a configuration.
 
     Raises:
         UserError: an arm's settings contradict each other, or its method is unknown.
     """
-    from npd_ascend.errors import UserError
-
     trees = {name: read_tree(task.config) for name, task in study.tasks.items()}
     for group_name, group in study.groups.items():
         for seed in group.seeds if group.seeds is not None else study.study.seeds:
             for task in group.tasks:
                 for name, arm in group.arms.items():
                     where = f"of study arm {group_name}/{name}"
-                    if arm.method not in changes:
-                        raise UserError(f"config {where}: there is no method {arm.method!r}; known: "
-                                        f"{', '.join(sorted(changes))}")
                     given = study.tasks[task]
-                    tree = apply(trees[task], given.set, changes[arm.method], group.set, arm.set,
+                    tree = apply(trees[task], given.set, changes(arm.method, f"config {where}"), group.set, arm.set,
                                  {"run.seed": seed, "run.dir": str(study.study.dir / "arms" / task / group_name
                                                                    / name / str(seed))})
                     yield Arm(task, group_name, name, seed, arm.method, parse_config(tree, where),

@@ -12,8 +12,8 @@ from npd_ascend.config.jobs import EvaluateJob
 from npd_ascend.data.pangu import THINK_END, THINK_START
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers import Attempt, get_checker, load_checker_data
 from npd_ascend.evaluate.interval import bootstrap, pass_at_k, wilson
+from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 from npd_ascend.progress import Meter
 from npd_ascend.store.atomic import read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
@@ -36,7 +36,7 @@ def run(job: EvaluateJob) -> None:
     """
     if _done(job.out, job.fingerprint):
         return
-    checker, data = get_checker(job.settings.checker), load_checker_data(job.settings.checker_data)
+    checker, data = CHECKERS.find(job.settings.checker), load_checker_data(job.settings.checker_data)
     decode = Decoder(load_tokenizer(job.tokenizer, job.trust_remote_code), job.eos_token_ids)
     prompts, rollouts = Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts")
     results: dict[int, list[tuple[int, bool]]] = {}

@@ -10,7 +10,7 @@ from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.data.compat import Remark, agree, check_pair
 from npd_ascend.data.stage import look
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers import get_checker, load_checker_data
+from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
 from npd_ascend.models.mapping import heads_of, share_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
@@ -35,7 +35,7 @@ def check_names(config: Config) -> None:
     FILTERS.find(config.select.filter)
     _check_loss(config)
     if config.evaluate.prompts:
-        get_checker(config.evaluate.checker)
+        CHECKERS.find(config.evaluate.checker)
         load_checker_data(config.evaluate.checker_data)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers import get_checker, load_checker_data
+from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.placement import Placement
@@ -34,7 +34,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     models = config.models.model_copy(update={"student": checkpoint, "tokenizer": config.models.tokenizer})
     config = config.model_copy(update={"models": models})
     check_checkpoint(checkpoint)
-    get_checker(config.evaluate.checker)
+    CHECKERS.find(config.evaluate.checker)
     load_checker_data(config.evaluate.checker_data)
     run = RunDir(out)
     run.lock()

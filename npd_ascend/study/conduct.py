@@ -49,7 +49,7 @@ def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
     Raises:
         UserError: a name that no arm has, or an arm whose configuration does not hold.
     """
-    arms = list(arms_of(study, changes()))
+    arms = list(arms_of(study, changes))
     for name in only:
         if not any(name in (a.group, f"{a.group}/{a.name}") for a in arms):
             raise UserError(f"--only {name}: there is no such group or arm; groups: {', '.join(study.groups)}")
@@ -128,7 +128,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         resolved = root / "study.yaml"
         write_bytes(resolved, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False,
                                              allow_unicode=True).encode())
-        everything = list(arms_of(study, changes()))
+        everything = list(arms_of(study, changes))
         results.drop({a.key: identity(a) for a in everything})
         share(results, everything, arms)
         left = _left(results, arms)

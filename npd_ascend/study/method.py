@@ -1,4 +1,4 @@
-"""What a method of distillation is, and the table of methods by name.
+"""What a method of distillation is, and methods by name.
 
 Each is the same pipeline with another data source, divergence and weighting: what it changes in a configuration,
 and for the synchronous ones how the samples of a step come about and how their tokens are weighed.
@@ -6,17 +6,16 @@ and for the synchronous ones how the samples of a step come about and how their 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
 from npd_ascend.objectives.registry import summands
+from npd_ascend.registry import Registry
 
 Origin = Literal["student", "reference", "teacher"]
 
@@ -76,17 +75,25 @@ class Source(Protocol):
         """The student's mean NLL of held-out references, nats a token."""
 
 
-class LiveMethod:
-    """Base of the synchronous methods: strict on-policy distillation.
+class Method:
+    """Base of all methods; as it is: one whose data is made beforehand, an ordinary run.
 
     Attributes:
         changes: what it changes in the configuration.
+    """
+
+    changes: ClassVar[Settings] = {}
+
+
+class LiveMethod(Method):
+    """Base of the synchronous methods: strict on-policy distillation.
+
+    Attributes:
         whole_vocabulary: the divergence is over the whole vocabulary; else over the teacher's ``annotate.k`` best.
         needs_student: ``Scored.student`` is wanted.
         samples_per_prompt: how many samples a prompt brings into a step.
     """
 
-    changes: ClassVar[Settings] = {}
     whole_vocabulary: ClassVar[bool] = True
     needs_student: ClassVar[bool] = False
     samples_per_prompt: ClassVar[int] = 1
@@ -112,40 +119,34 @@ class LiveMethod:
         return len(summands(self.train.loss)) - 1
 
 
-_STORED: dict[str, Settings] = {}
-_LIVE: dict[str, type[LiveMethod]] = {}
-_M = TypeVar("_M", bound=type[LiveMethod])
+METHODS: Registry[type[Method]] = Registry("method", "method", "npd_ascend.study.methods")
+_M = TypeVar("_M", bound=type[Method])
+
+ONE_GENERATION: Settings = {
+    "sync.refreshes": 0, "select.filter": "none", "select.lower": "auto", "select.upper": "auto",
+    "select.lower_quantile": None, "select.upper_quantile": None}
+"""Of methods that take all answers and renew none."""
 
 
-def stored(name: str, **changes: Any) -> None:
-    """Enters a method whose data is made beforehand; ``__`` in a key stands for a dot."""
-    _STORED[name] = {k.replace("__", "."): v for k, v in changes.items()}
+def register(name: str) -> Callable[[_M], _M]:
+    """Decorator that makes a class the method of its file."""
+    return METHODS.decorator(lambda method: method, name)
 
 
-def live(name: str) -> Callable[[_M], _M]:
-    """Decorator that enters a synchronous method."""
+def changes(name: str, where: str = "study arm") -> Settings:
+    """What a method changes in a configuration.
 
-    def enter(method: _M) -> _M:
-        _LIVE[name] = method
-        return method
+    Args:
+        name: of the method.
+        where: who names it, for errors.
 
-    return enter
-
-
-def changes() -> dict[str, Settings]:
-    """What each method changes in a configuration, by name."""
-    _import_all()
-    return dict(sorted({**_STORED, **{name: m.changes for name, m in _LIVE.items()}}.items()))
+    Raises:
+        UserError: there is no such method.
+    """
+    return METHODS.find(name, f"{where}: method").changes
 
 
 def live_method(name: str) -> type[LiveMethod] | None:
     """The synchronous method of that name; None for one with stored data."""
-    _import_all()
-    return _LIVE.get(name)
-
-
-def _import_all() -> None:
-    from npd_ascend.study import methods as folder
-
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
+    found = METHODS.find(name)
+    return found if issubclass(found, LiveMethod) else None

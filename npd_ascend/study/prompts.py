@@ -10,7 +10,7 @@ import numpy as np
 from npd_ascend.config.jobs import Device, RolloutJob
 from npd_ascend.config.schema import Config
 from npd_ascend.data.tokenizer import load_tokenizer
-from npd_ascend.evaluate.checkers import Attempt, get_checker, load_checker_data
+from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 from npd_ascend.evaluate.stage import Decoder
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.store.dataset import Dataset
@@ -62,7 +62,7 @@ class Judge:
     """
 
     def __init__(self, config: Config, eos: list[int]):
-        self._checker = get_checker(config.evaluate.checker)
+        self._checker = CHECKERS.find(config.evaluate.checker)
         self._data = load_checker_data(config.evaluate.checker_data)
         models = config.models
         self._decode = Decoder(load_tokenizer(models.tokenizer or models.student, models.trust_remote_code), eos)

@@ -40,7 +40,7 @@ def main() -> None:
     from npd_ascend.study.workbench import Workbench
 
     python = Environments.find().rollout
-    arms = {a.key: a for a in arms_of(study, changes())}
+    arms = {a.key: a for a in arms_of(study, changes)}
     scratch = _scratch(root / "logs" / f"worker-{sys.argv[2]}.scratch")
     bench = Workbench(python, logs, child_environment(python, progress))
     try:

@@ -9,16 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers import (
-    CHECKERS,
-    Attempt,
-    exact,
-    final_number,
-    get_checker,
-    load_checker_data,
-    maze,
-    number,
-)
+from npd_ascend.evaluate.checkers.exact import exact
+from npd_ascend.evaluate.checkers.maze import maze
+from npd_ascend.evaluate.checkers.number import final_number, number
+from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 
 LINE = {"neighbours": {"a": ["b"], "b": ["a", "c"], "c": ["b", "d"], "d": ["c"], "x": []}}
 
@@ -76,14 +70,14 @@ def test_maze_corner_cases():
 
 
 @settings(max_examples=200)
-@given(st.sampled_from(sorted(CHECKERS)), st.text(max_size=60), st.text(max_size=30) | st.none())
+@given(st.sampled_from(CHECKERS.names()), st.text(max_size=60), st.text(max_size=30) | st.none())
 def test_no_response_makes_a_checker_fail(name, response, answer):
-    assert get_checker(name)(Attempt("a d", response, answer), LINE) in (True, False)
+    assert CHECKERS.find(name)(Attempt("a d", response, answer), LINE) in (True, False)
 
 
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="exact, maze, number"):
-        get_checker("vibes")
+        CHECKERS.find("vibes")
     assert load_checker_data(None) is None
     with pytest.raises(UserError, match="cannot be read"):
         load_checker_data(tmp_path / "gone.json")

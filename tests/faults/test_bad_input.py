@@ -381,7 +381,7 @@ before("train.loss.terms", {"jsd:2": 1}, "between 0 and 1", train__loss__topk_no
 before("train.loss.terms", {"no_such_package:loss": 1}, "train.loss.terms", "there is no module 'no_such_package'")
 before("annotate.k", 400, "annotate.k is 400", "320 ids")
 HELD_OUT = {"evaluate__prompts": ["e.jsonl"]}
-before("evaluate.checker", "regex", "evaluate.checker 'regex' is unknown", **HELD_OUT)
+before("evaluate.checker", "regex", "evaluate.checker: there is no checker 'regex'", **HELD_OUT)
 before("evaluate.checker_data", "none.json", "evaluate.checker_data none.json", "cannot be read", **HELD_OUT)
 
 
@@ -485,7 +485,8 @@ store("rows too short", lambda k: None, lambda k: pack(k.pack_job(row_length=16)
     update={"settings": k.pack_job(row_length=16).settings.model_copy(update={"row_length": 4})})), "row_length 4")
 store("samples too long", lambda k: None, lambda k: pack(k.pack_job(too_long="refuse").model_copy(
     update={"settings": k.pack_job(too_long="refuse").settings.model_copy(update={"row_length": 8})})), "longer than")
-store("checker unknown", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="sympy")), "'sympy' is unknown")
+store("checker unknown", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="sympy")),
+      "no checker 'sympy'")
 store("checker without its data", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="maze")), "checker_data")
 store("checker data not JSON", lambda k: (k.root / "m.json").write_text("{"), lambda k: evaluate(
     k.evaluate_job(checker="maze", checker_data=k.root / "m.json")), "not valid JSON")

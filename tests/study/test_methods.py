@@ -5,7 +5,7 @@ import pytest
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig
-from npd_ascend.study.method import Sample, Scored, changes, live_method
+from npd_ascend.study.method import METHODS, Sample, Scored, changes, live_method
 from npd_ascend.study.methods.distillm2 import skew
 from npd_ascend.study.methods.minillm import long_returns, whitened
 
@@ -46,9 +46,9 @@ def make(name, **live):
 
 
 def test_all_methods_are_there():
-    assert list(changes()) == ["distillm", "distillm2", "gkd", "minillm", "npd", "off_policy", "on_policy", "seqkd",
+    assert METHODS.names() == ["distillm", "distillm2", "gkd", "minillm", "npd", "off_policy", "on_policy", "seqkd",
                                "sft", "supkd"]
-    assert live_method("npd") is None
+    assert live_method("npd") is None and changes("npd") == {}
 
 
 def test_on_policy_takes_fresh_answers_always():

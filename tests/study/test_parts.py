@@ -91,7 +91,7 @@ def study(tmp_path, **groups):
 
 
 def test_arms(tmp_path):
-    arms = list(arms_of(load_study(study(tmp_path)), changes()))
+    arms = list(arms_of(load_study(study(tmp_path)), changes))
     assert [a.key for a in arms[:4]] == ["maze/a/npd/0", "maze/a/sft/0", "maze/a/gkd/0", "maze/a/npd/1"]
     npd, sft, gkd = arms[:3]
     assert npd.config.train.epochs == 4 and npd.config.train.lr == 2e-3 and npd.config.select.upper_quantile == 0.97
@@ -103,7 +103,7 @@ def test_arms(tmp_path):
 
 @pytest.mark.parametrize("group,text", [
     ({"tasks": ["sort"], "arms": {"npd": {}}}, "there are: maze"),
-    ({"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}}, "no method 'nqd'"),
+    ({"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}}, "a/npd: method: there is no method 'nqd'; did you mean npd?"),
     ({"tasks": ["maze"], "arms": {"npd": {"set": {"train.lrr": 1}}}}, "did you mean train.lr"),
     ({"tasks": ["maze"], "arms": {"gkd": {"method": "gkd", "live": {"fraction": 1}}}}, "student_fraction"),
     ({"tasks": ["maze"], "arms": {"a/b": {}}}, "becomes a path"),
@@ -111,7 +111,7 @@ def test_arms(tmp_path):
 ])
 def test_mistakes_are_one_line(tmp_path, group, text):
     with pytest.raises(UserError) as e:
-        list(arms_of(load_study(study(tmp_path, a=group)), changes()))
+        list(arms_of(load_study(study(tmp_path, a=group)), changes))
     assert text in str(e.value) and "\n" not in str(e.value)
 
 
@@ -135,7 +135,7 @@ def test_results_and_what_is_left(tmp_path):
 
 
 def test_one_worker_takes_the_seeds_of_an_arm(tmp_path):
-    waiting = list(arms_of(load_study(study(tmp_path)), changes()))
+    waiting = list(arms_of(load_study(study(tmp_path)), changes))
     own, other, taken = set(), set(), []
     for mine in (own, other) * 3:
         arm = waiting.pop(next_for(mine, own | other, waiting))
@@ -217,7 +217,7 @@ from npd_ascend.config.study import arms_of, load_study
 from npd_ascend.study.method import changes
 from npd_ascend.study.results import TOTAL, Recorder, Results, identity
 study = load_study(sys.argv[3])
-arms, results = {{a.key: a for a in arms_of(study, changes())}}, Results(study.study.dir)
+arms, results = {{a.key: a for a in arms_of(study, changes)}}, Results(study.study.dir)
 for line in sys.stdin:
     arm = arms[line.strip()]
     Recorder(results.own(arm), arm).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm), wall=os.getpid())

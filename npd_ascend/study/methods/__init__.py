@@ -1,1 +1,1 @@
-"""The methods that can be compared; each file registers one, or one family."""
+"""The methods that can be compared, one a file, called by the name of the file."""

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
-from npd_ascend.study.method import LiveMethod, Sample, Source, live
+from npd_ascend.study.method import LiveMethod, Sample, Source, register
 from npd_ascend.study.methods.gkd import GKD
 
 
-@live("distillm")
+@register("distillm")
 class DistiLLM(LiveMethod):
     """Skew KL, KL(p ‖ αp + (1 − α)q) with α = 0.1, and the adaptive use of the student's answers (section 3.2).
 

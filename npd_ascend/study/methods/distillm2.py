@@ -7,13 +7,13 @@ import numpy as np
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
-from npd_ascend.study.method import LiveMethod, Sample, Scored, Source, live
+from npd_ascend.study.method import LiveMethod, Sample, Scored, Source, register
 from npd_ascend.study.methods.gkd import GKD
 
 LEAST_ALPHA = 0.01
 
 
-@live("distillm2")
+@register("distillm2")
 class DistiLLM2(LiveMethod):
     """Contrastive: skew KL(p ‖ αp + (1 − α)q) on the teacher's answer to a prompt, skew reverse KL(q ‖ (1 − α)p + αq)
     on the student's, in pairs. The student answers all prompts anew at the start of each epoch.

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from npd_ascend.config.study import Settings
-from npd_ascend.study.method import LiveMethod, Sample, Source, live
+from npd_ascend.study.method import LiveMethod, Sample, Source, register
 from npd_ascend.study.methods.on_policy import OnPolicy
 
 
-@live("gkd")
+@register("gkd")
 class GKD(LiveMethod):
     """Generalised JSD over the whole vocabulary; a step is on the student's answers with probability λ_s, else on the
     data's, no gradient through sampling (algorithm 1; the draw is per step, as there and in TRL's trainer)."""

@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 
 from npd_ascend.config.study import Settings
-from npd_ascend.study.method import LiveMethod, Sample, Scored, Source, live
+from npd_ascend.study.method import LiveMethod, Sample, Scored, Source, register
 from npd_ascend.study.methods.gkd import GKD
 
 
-@live("minillm")
+@register("minillm")
 class MiniLLM(LiveMethod):
     """Reverse KL by policy gradient: the next token's part exactly, KL(q ‖ p) at each position, the later tokens'
     part as A_t ∇ log q(y_t) with the length-normalised return (equations 4 to 7), plus CE on the data's answers.

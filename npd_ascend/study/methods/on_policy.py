@@ -3,13 +3,12 @@
 from typing import ClassVar
 
 from npd_ascend.config.study import Settings
-from npd_ascend.study.method import LiveMethod, live
+from npd_ascend.study.method import ONE_GENERATION, LiveMethod, register
 
 
-@live("on_policy")
+@register("on_policy")
 class OnPolicy(LiveMethod):
     """Differs from NPD in nothing but the age of the answers: same λ, same divergence over the same k."""
 
-    changes: ClassVar[Settings] = {"select.filter": "none", "select.upper_quantile": None, "select.lower": "auto",
-                                   "select.upper": "auto", "select.lower_quantile": None, "sync.refreshes": 0}
+    changes: ClassVar[Settings] = ONE_GENERATION
     whole_vocabulary = False

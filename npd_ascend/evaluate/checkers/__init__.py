@@ -1,0 +1,1 @@
+"""One answer checker a file, called by the name of the file."""
