@@ -191,9 +191,10 @@ class TrainJob(Job):
     start_progress: float
     """Epochs of the run that lie behind this generation's first step."""
     end_progress: float | None
-    """Where this generation ends (next sync or the end); None: decided by lag (policy kl)."""
+    """Where this generation ends (next sync or the end); None: decided while training."""
     snapshot_progress: float | None
-    """Where ``next/`` is exported; equals end_progress unless ``sync.lead`` > 0; None: at the end or decided by lag."""
+    """Where ``next/`` is exported; equals end_progress unless ``sync.lead`` > 0; None: at the end or decided while
+    training."""
     last: bool
     """No further generation may follow: train to the end of the run."""
     pad_token_id: int

@@ -283,7 +283,8 @@ class TrainConfig(Section):
 class SyncConfig(Section):
     """When the snapshot that answers the prompts is renewed."""
 
-    policy: Literal["static", "kl"] = "static"
+    policy: str = "static"
+    """A file of ``sync/policies`` (static, kl), or ``module:Class`` of one's own."""
     refreshes: Natural = 1
     """static: so many, spread evenly over the epochs [P: 1]; kl: at most so many."""
     at_epochs: list[Positive] | None = None
@@ -384,26 +385,9 @@ class Config(Section):
                 f"pack.row_length {self.pack.row_length} is not a multiple of train.context_parallel "
                 f"{self.train.context_parallel}; change one of them"
             )
-        if self.sync.at_epochs and max(self.sync.at_epochs) >= self.train.epochs:
-            raise ValueError(
-                f"sync.at_epochs has {max(self.sync.at_epochs)}, not before the end at "
-                f"train.epochs = {self.train.epochs}"
-            )
-        if self.rollout.source != "student" and self.sync_points():
-            raise ValueError(f"rollout.source {self.rollout.source} never changes: set sync.refreshes: 0")
         if self.evaluate.prompts and not self.data.answer_field:
             raise ValueError("evaluate.prompts is set but data.answer_field is not: there is nothing to compare with")
         return self
-
-    def sync_points(self) -> list[float]:
-        """Planned refreshes of the static policy, in epochs since the start; for ``kl`` the list is empty
-        unless at least one refresh is allowed, in which case it is ``[nan]`` (unknown)."""
-        s = self.sync
-        if s.policy == "kl":
-            return [float("nan")] if s.refreshes else []
-        if s.at_epochs is not None:
-            return sorted(s.at_epochs)
-        return [self.train.epochs * i / (s.refreshes + 1) for i in range(1, s.refreshes + 1)]
 
     @property
     def annotate_student(self) -> AnnotateConfig:

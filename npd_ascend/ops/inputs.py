@@ -19,6 +19,7 @@ from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
 from npd_ascend.select.registry import FILTERS
 from npd_ascend.store.schemas import SCHEMAS
+from npd_ascend.sync.registry import check as check_sync
 
 FIRST_ROWS = 256
 """Rows of each prompt file that ``check_prompts`` looks at."""
@@ -30,10 +31,12 @@ def check_names(config: Config) -> None:
     """Names that the schema cannot know.
 
     Raises:
-        UserError: an unknown filter, loss term, token weight or checker, or unusable data of the checker.
+        UserError: an unknown filter, loss term, token weight, sync policy or checker, unusable data of the checker, or
+            settings that the sync policy cannot follow.
     """
     FILTERS.find(config.select.filter)
     _check_loss(config)
+    check_sync(config)
     if config.evaluate.prompts:
         CHECKERS.find(config.evaluate.checker)
         load_checker_data(config.evaluate.checker_data)

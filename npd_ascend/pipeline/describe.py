@@ -12,9 +12,9 @@ from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate, render
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import StepBuilder
-from npd_ascend.pipeline.sync import span
 from npd_ascend.recipes import find
 from npd_ascend.store.layout import RunDir
+from npd_ascend.sync.registry import policy_of
 
 
 def describe(config: Config) -> str:
@@ -49,8 +49,8 @@ def describe(config: Config) -> str:
 
 
 class Outline:
-    """Walks a recipe and notes of each stage whether it is done; generations that only the lag may bring are named as
-    possible.
+    """Walks a recipe and notes of each stage whether it is done; generations that may not come are named
+    with their condition.
 
     Args:
         steps: of the run.
@@ -60,7 +60,7 @@ class Outline:
     """
 
     def __init__(self, steps: StepBuilder):
-        self._steps, self._config = steps, steps.config
+        self._steps, self._policy = steps, policy_of(steps.config)
         self.lines: list[tuple[str, str]] = []
 
     def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
@@ -70,12 +70,12 @@ class Outline:
             state = "done" if step.complete else "to do"
         except UserError:
             state = "to do"  # its inputs are not there yet
-        note = " (if the lag reaches sync.epsilon)" if generation > 0 and self._config.sync.policy == "kl" else ""
+        note = f" ({self._policy.condition})" if generation > 0 and self._policy.condition else ""
         name = f"g{generation:03d} {stage}" if generation >= 0 else stage
         self.lines.append((f"{name} {evaluation}".rstrip(), state + note))
 
     def refresh(self, generation: int) -> bool:
-        return not span(self._config, generation, 0.0).last
+        return not self._policy.span(generation, 0.0).last
 
     def export(self, generation: int) -> None:
         """Costs nothing that a line is worth."""

@@ -20,12 +20,12 @@ from npd_ascend.data.prompts import expand
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.pipeline.fingerprints import Fingerprints, combined
-from npd_ascend.pipeline.sync import Span, span
 from npd_ascend.recipes import asks, needs
 from npd_ascend.store.atomic import read_sealed
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import seals_hold
 from npd_ascend.store.layout import RunDir
+from npd_ascend.sync.registry import Span, policy_of
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ class StepBuilder:
         """Start and end of a generation: planned where the policy fixes it, else as the one before has ended.
 
         Raises:
-            UserError: the generation before decides its end by lag and has not ended.
+            UserError: the generation before decides its end while training and has not ended.
         """
         start = 0.0
         if generation:
@@ -324,7 +324,7 @@ class StepBuilder:
             if planned is None:
                 raise UserError(f"generation {generation - 1} has not ended: train it first")
             start = planned
-        return span(self.config, generation, start)
+        return policy_of(self.config).span(generation, start)
 
     def done(self, generation: int) -> dict[str, Any]:
         """What a generation's training has left as its outcome; empty before it has ended."""

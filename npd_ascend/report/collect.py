@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from npd_ascend.config.load import load_config
-from npd_ascend.config.schema import Config
+from npd_ascend.config.schema import Config, SyncConfig
 from npd_ascend.errors import UserError
 from npd_ascend.report.generation import Generation, prompt_hashes, read_generation
+from npd_ascend.report.paper import LAG
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
+from npd_ascend.sync.registry import SyncPolicy, policy_of
 
 
 @dataclass
@@ -93,6 +95,22 @@ class Run:
     evaluations: list[Evaluation]
     generations: list[Generation]
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def policy(self) -> SyncPolicy:
+        """Its sync policy; one that never refreshes where configuration or policy cannot be read."""
+        try:
+            if self.config:
+                return policy_of(self.config)
+        except UserError:  # a policy of the user's that is not installed here
+            pass
+        return SyncPolicy(SyncConfig(), 0.0)
+
+    @property
+    def lag_bound(self) -> float:
+        """Lag that should not be exceeded, nats a token."""
+        bound = self.policy.lag_bound
+        return LAG if bound is None else bound
 
     def evaluation(self, name: str) -> Evaluation | None:
         """The evaluation of that name."""

@@ -12,7 +12,7 @@ from npd_ascend.config.stages import STAGES, title
 from npd_ascend.report import svg
 from npd_ascend.report.collect import Run, series
 from npd_ascend.report.numbers import duration
-from npd_ascend.report.paper import LAG, ZONES
+from npd_ascend.report.paper import ZONES
 from npd_ascend.report.svg import C1, C2, C3, C4, C5, GRID, INK, MUTED, SERIES
 
 _PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")
@@ -110,7 +110,7 @@ def lag(run: Run) -> Markup | None:
         ax = fig.subplots()
         for name, (x, y), colour in curves:
             svg.line(ax, x, y, colour, name)
-        bound = run.config.sync.epsilon if run.config and run.config.sync.policy == "kl" else LAG
+        bound = run.lag_bound
         ax.axhline(bound, color=C4, linewidth=1, linestyle=(0, (5, 2)))
         ax.annotate(f"near-policy bound {bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
                     textcoords="offset points", ha="right", color=C4, fontsize=7.5)

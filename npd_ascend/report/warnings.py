@@ -6,7 +6,6 @@ import numpy as np
 
 from npd_ascend.report.collect import Run, series
 from npd_ascend.report.numbers import number, percent
-from npd_ascend.report.paper import LAG
 
 _TRUNCATED = 0.05
 _RISE = 0.10
@@ -70,10 +69,9 @@ def _training(run: Run) -> list[str]:
                        "learning rate or the batch may be ill chosen.")
     _, lag = series(run.lag, "forward")
     lag = lag[np.isfinite(lag)]
-    bound = run.config.sync.epsilon if run.config and run.config.sync.policy == "kl" else LAG
-    if len(lag) and lag.max() > bound:
-        out.append(f"The lag reached {number(float(lag.max()))} nats, above {bound:g}: part of the data was no longer "
-                   "near the student's policy. More refreshes (sync.refreshes) or sync.policy: kl keep it below.")
+    if len(lag) and lag.max() > run.lag_bound:
+        out.append(f"The lag reached {number(float(lag.max()))} nats, above {run.lag_bound:g}: part of the data was no "
+                   f"longer near the student's policy. {run.policy.lag_advice}")
     return out
 
 

@@ -35,7 +35,7 @@ class State:
         progress: epochs done since the start of the run.
         fingerprint: of the generation's job.
         end, snapshot_at: where the generation ends and its snapshot is taken; None: not decided yet.
-        reason: why it ends: ``planned``, ``lag``, or ``epochs`` (the run is over).
+        reason: why it ends: ``planned``, the sync policy's reason, or ``epochs`` (the run is over).
         ended: nothing is left to do in it.
         snapshot_progress: where the snapshot was taken; None: not yet.
         lag: last measurement: step, forward, reverse.

@@ -12,6 +12,8 @@ from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.group import Group
 from npd_ascend.store.metrics import MetricsWriter
+from npd_ascend.sync.registry import Moment
+from npd_ascend.sync.registry import find as sync_policy
 from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, NotFinite, State
 from npd_ascend.train.lag import LagProbe
@@ -39,6 +41,7 @@ class Generation:
         self.bench = bench
         self.metrics = MetricsWriter(job.metrics)
         self.timeline = Timeline(job.start_progress, reader.steps)
+        self.policy = sync_policy(job.sync, job.settings.epochs)
 
     def run(self) -> None:
         """Trains, and leaves the last checkpoint, the snapshot and ``done.json``."""
@@ -112,6 +115,8 @@ class Generation:
         s, every = self.state, self.job.sync.lag_every
         if every and s.index % every == 0:
             self._measure()
+        if s.end is None and not self.job.last:
+            self._ask_policy()
         if s.snapshot_at is not None and s.snapshot_progress is None and s.progress >= s.snapshot_at - EPSILON:
             s.snapshot_progress = s.progress
             if not self._over():
@@ -134,8 +139,8 @@ class Generation:
         return self.timeline.steps_before(end)
 
     def _measure(self) -> None:
-        """Measures and logs lag, once a step; under policy ``kl`` this may decide the end."""
-        s, sync = self.state, self.job.sync
+        """Measures and logs lag, once a step."""
+        s = self.state
         if s.lag is None or s.lag["step"] != s.step or s.index == 0:
             with self.bench.measuring():
                 lag = self.probe.measure()
@@ -144,9 +149,15 @@ class Generation:
             s.lag = {"step": s.step, **asdict(lag)}
             if self.group.leads:
                 self.metrics.log("lag", **s.lag, progress=s.progress, generation=s.generation)
-        if s.end is None and not self.job.last and s.index and s.lag["forward"] >= sync.epsilon:
-            s.reason, s.snapshot_at, s.end = "lag", s.progress, s.progress + sync.lead
-            self._say(f"lag {s.lag['forward']:.4f} has reached {sync.epsilon:g} at epoch {s.progress:.2f}: sync")
+
+    def _ask_policy(self) -> None:
+        """Whether the sync policy wants a refresh after this step."""
+        s = self.state
+        lag = s.lag if s.lag and s.lag["step"] == s.step else {}
+        moment = Moment(s.generation, self.job.start_progress, s.progress, lag.get("forward"), lag.get("reverse"))
+        if asked := self.policy.refresh(moment):
+            s.reason, s.snapshot_at, s.end = asked.reason, s.progress, s.progress + self.job.sync.lead
+            self._say(f"{asked.why} at epoch {s.progress:.2f}: sync")
 
     def _say(self, text: str) -> None:
         if self.group.leads:

@@ -1,6 +1,5 @@
 """Configuration: defaults of the paper, overrides, and one readable line for each mistake."""
 
-import math
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import yaml
 from npd_ascend.config import dump_config, load_config
 from npd_ascend.config.load import parse_config
 from npd_ascend.errors import UserError
+from npd_ascend.sync.registry import policy_of
 
 MINIMAL = {"run": {"dir": "r"}, "models": {"teacher": "t", "student": "s"}, "data": {"prompts": ["p.jsonl"]}}
 
@@ -33,7 +33,7 @@ def test_defaults_are_the_papers(file):
     assert (c.train.loss.kd_weight, c.annotate.k, c.select.upper, c.select.lower) == (0.9, 10, "auto", "auto")
     assert (c.train.lr, c.train.min_lr, c.train.clip, c.train.epochs, c.pack.row_length) == (1e-5, 1e-6, 1.0, 10, 32768)
     assert c.train.global_batch * c.pack.row_length == 2 * 1024 * 1024
-    assert c.sync_points() == [5.0] and c.rollout.paths == 1
+    assert policy_of(c).span(0, 0.0).end == 5.0 and c.sync.refreshes == c.rollout.paths == 1
 
 
 def test_overrides(file):
@@ -41,7 +41,7 @@ def test_overrides(file):
         file, ["train.lr=2e-5", "data.prompts=[a.jsonl, b.parquet]", "sync.refreshes=2", "select.upper=null"]
     )
     assert c.train.lr == 2e-5 and len(c.data.prompts) == 2 and c.select.upper is None
-    assert [round(x, 2) for x in c.sync_points()] == [3.33, 6.67]
+    assert [round(policy_of(c).span(g, 0.0).end, 2) for g in range(3)] == [3.33, 6.67, 10]
 
 
 def test_resolved_configuration_reads_back(file):
@@ -68,8 +68,6 @@ def test_resolved_configuration_reads_back(file):
     (with_(rollout={"source": "reference"}), "data.response_field"),
     (with_(train={"loss": {"ce_labels": "reference"}}), "rollout.source: reference"),
     (with_(train={"loss": {"ce_labels": "none", "kd_weight": 0}}), "nothing is left to train on"),
-    (with_(sync={"at_epochs": [10]}), "not before the end"),
-    (with_(rollout={"source": "teacher"}), "set sync.refreshes: 0"),
     (with_(evaluate={"prompts": ["e.jsonl"]}), "data.answer_field"),
     (with_(device={"max_device_memory": "59392MB"}), "max_device_memory"),
     (with_(device={"max_device_memory": "58"}), "GB"),
@@ -108,11 +106,6 @@ def test_unreadable(tmp_path):
 def test_quantile_bounds_survive_writing_and_reading(file):
     c = load_config(file, ["select.upper_quantile=0.97", "select.lower=null"])
     assert parse_config(yaml.safe_load(dump_config(c)), "x") == c
-
-
-def test_kl_policy_has_unknown_points(file):
-    points = load_config(file, ["sync.policy=kl"]).sync_points()
-    assert len(points) == 1 and math.isnan(points[0])
 
 
 def test_core_imports_without_engines():

@@ -19,6 +19,7 @@ from npd_ascend.ops.plan.workload import Workload
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.store.layout import RunDir
+from npd_ascend.sync.registry import policy_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PANGU = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 153376, "max_position_embeddings": 32768,
@@ -130,7 +131,7 @@ def test_the_papers_settings(path):
     t = c.train
     assert (t.epochs, t.lr, t.min_lr, t.clip, t.loss.kd_weight) == (10, 1e-5, 1e-6, 1.0, 0.9)
     assert (c.annotate.k, c.select.lower, c.select.upper, c.select.filter) == (10, 0.0, 0.8, "delta_ifd")
-    assert c.sync_points() == [5.0] and c.rollout.greedy
+    assert c.rollout.greedy and c.sync.refreshes == 1 and policy_of(c).span(0, 0.0).end == 5.0
     assert t.global_batch * c.pack.row_length == 2**21 and c.pack.row_length == 32768
 
 

@@ -31,6 +31,7 @@ from npd_ascend.store.journal import Journal
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.sync.registry import check as check_sync
 
 quick = settings(max_examples=60,
                  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -110,7 +111,8 @@ TREE = {"run": {"dir": "r", "seed": 0}, "models": {"teacher": "t", "student": "s
 def test_configuration_tree(tree):
     config = calm(lambda: parse_config(tree, "c.yaml"))
     if config is not None:
-        assert config.sync_points() is not None and config.rollout.paths >= 1
+        calm(lambda: check_sync(config))
+        assert config.rollout.paths >= 1
 
 
 @quick

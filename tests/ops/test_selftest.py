@@ -17,6 +17,7 @@ from npd_ascend.ops.doctor.selftest import engine, judge, selftest
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.selftest import TOLERANCE, distance, sequences, tolerance
 from npd_ascend.ops.smoke import small, smoke
+from npd_ascend.sync.registry import policy_of
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_engines = pytest.mark.usefixtures("engines")
@@ -88,7 +89,7 @@ def test_small_keeps_models_and_shrinks_the_rest(paper, tmp_path):
     on_npu = small(c, tmp_path, {"target": "ascend", "dtype": "bfloat16"})
     assert on_npu.models == c.models and on_npu.data.limit == 16
     assert on_npu.pack.row_length == on_npu.annotate.row_length == 2048
-    assert on_npu.train.data_parallel == on_npu.train.global_batch == 8 and on_npu.sync_points() == [1.0]
+    assert on_npu.train.data_parallel == on_npu.train.global_batch == 8 and policy_of(on_npu).span(0, 0.0).end == 1.0
     rows = small(paper(train={"data_parallel": 1, "context_parallel": 3}, pack={"row_length": 96}), tmp_path,
                  {"target": "ascend", "dtype": "bfloat16"})
     assert rows.train.context_parallel == 3 and rows.pack.row_length == 2064

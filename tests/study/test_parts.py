@@ -103,7 +103,8 @@ def test_arms(tmp_path):
 
 @pytest.mark.parametrize("group,text", [
     ({"tasks": ["sort"], "arms": {"npd": {}}}, "there are: maze"),
-    ({"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}}, "a/npd: method: there is no method 'nqd'; did you mean npd?"),
+    ({"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}},
+     "a/npd: method: there is no method 'nqd'; did you mean npd?"),
     ({"tasks": ["maze"], "arms": {"npd": {"set": {"train.lrr": 1}}}}, "did you mean train.lr"),
     ({"tasks": ["maze"], "arms": {"gkd": {"method": "gkd", "live": {"fraction": 1}}}}, "student_fraction"),
     ({"tasks": ["maze"], "arms": {"a/b": {}}}, "becomes a path"),

@@ -22,6 +22,7 @@ from npd_ascend.ops.plan.workload import Workload, count_prompts
 from npd_ascend.ops.plan.workload import workload as find_workload
 from npd_ascend.recipes import find
 from npd_ascend.store.topk_codec import TopKFormat
+from npd_ascend.sync.registry import policy_of
 
 
 @dataclass
@@ -162,7 +163,7 @@ class Passes:
     """
 
     def __init__(self, config: Config):
-        self.generations = (config.sync.refreshes if config.sync.policy == "kl" else len(config.sync_points())) + 1
+        self.generations = policy_of(config).refreshes + 1
         self.count: Counter[str] = Counter()
         self.quantities: dict[str, Collection[str]] = {}
 
@@ -199,8 +200,8 @@ class _Planner:
 
     def notes(self) -> list[str]:
         """What the numbers rest on."""
-        c = self.config
-        upto = "at most " if c.sync.policy == "kl" and c.sync.refreshes else ""
+        c, policy = self.config, policy_of(self.config)
+        upto = "at most " if policy.condition and policy.refreshes else ""
         return [
             f"{upto}{self.generations} generation(s) of {self.samples:,.0f} samples; every sample kept; "
             f"{c.train.epochs:g} epochs",

@@ -1,0 +1,1 @@
+"""One sync policy a file, called by the name of the file."""
