@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from npd_ascend import cli
+from npd_ascend import commands
 from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.visible import one_line, visible
@@ -44,9 +44,9 @@ def test_lines_and_errors_carry_none(capsys, monkeypatch):
     message(HOSTILE)
     with Meter(f"rollout {HOSTILE}", 3):
         pass
-    cli._say(HOSTILE)
+    commands._say(HOSTILE)
     with pytest.raises(SystemExit):
-        cli._end(HOSTILE, 2)
+        commands._end(HOSTILE, 2)
     said = capsys.readouterr()
     assert not steers(said.out) and not steers(said.err)
     assert said.out.startswith("a␛]0;title␇␛[31mred␀") and said.err.count("gpj.exe") == 4

@@ -22,7 +22,7 @@ Paths = Annotated[int, Field(ge=0, le=126)]  # path numbers are stored in 8 bits
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are frozen once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):

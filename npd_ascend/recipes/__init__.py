@@ -6,15 +6,12 @@ would do, ``--stage`` runs one of them, and a study runs them in a process that 
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Protocol
 
 from npd_ascend.config.schema import Config
 from npd_ascend.config.stages import QUANTITIES, STAGES
-from npd_ascend.errors import UserError
+from npd_ascend.registry import Registry, load
 
 
 class Run(Protocol):
@@ -42,36 +39,21 @@ class Run(Protocol):
 Recipe = Callable[[Config, Run], None]
 
 
+RECIPES: Registry[Recipe] = Registry("recipe", "run.recipe", "npd_ascend.recipes", wrap=lambda function: function)
+
+
+def register(name: str) -> Callable[[Recipe], Recipe]:
+    """Decorator that makes a function the recipe of its file."""
+    return RECIPES.decorator(lambda function: function, name)
+
+
 def find(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Args:
-        name: a file of this folder, or ``module:function``.
+    """The recipe of that name: a file of this folder, an entry point, or ``module:function``.
 
     Raises:
-        UserError: there is none; the message names the nearest.
+        UserError: there is none.
     """
-    known = [m.name for m in pkgutil.iter_modules(__path__)]
-    if name in known:
-        return importlib.import_module(f"{__name__}.{name}").recipe
-    if ":" in name:
-        return load(name, "run.recipe")
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"run.recipe: there is no recipe {name!r}; {hint}known: {', '.join(known)}, or module:function")
-
-
-def load(name: str, key: str) -> Any:
-    """What ``module:function`` names; ``key`` is the setting that says so.
-
-    Raises:
-        UserError: no such module, or nothing of that name in it.
-    """
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"{key} {name!r}: {e}; is its package installed, or its folder in PYTHONPATH?") from None
+    return RECIPES.find(name)
 
 
 def needs(config: Config, *stages: str) -> frozenset[str]:

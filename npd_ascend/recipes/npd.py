@@ -10,9 +10,10 @@ from __future__ import annotations
 from itertools import count
 
 from npd_ascend.config.schema import Config
-from npd_ascend.recipes import Run, needs, to_store
+from npd_ascend.recipes import Run, needs, register, to_store
 
 
+@register("npd")
 def recipe(config: Config, run: Run) -> None:
     """A whole run; a generation is one turn of the loop."""
     run("prepare")

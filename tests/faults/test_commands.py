@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from npd_ascend import cli
+from npd_ascend import __version__, cli
 from npd_ascend.errors import EXIT_USER
 from npd_ascend.pipeline import child
 
@@ -34,6 +35,14 @@ COMMANDS: dict[str, tuple[Callable[[Any], list[str]], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def sigint():
+    """``main`` is for a process of its own: here Ctrl-C stays pytest's."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command(kit, name, monkeypatch, capsys):
     """The command line: the same line on stderr, exit code 2, no file made or changed."""
@@ -47,6 +56,17 @@ def test_command(kit, name, monkeypatch, capsys):
     assert end.value.code == EXIT_USER
     assert len(said) == 1 and said[0].startswith("error: ") and fragment in said[0], said
     assert files(kit.root) == before
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--version"], f"{__version__}\n"), (["version"], f"{__version__}\n"), (["-h"], "Near-Policy Distillation"),
+    (["run", "-h"], "Runs a configuration"), (["evaluate", "-h"], "accuracy")])
+def test_version_and_help(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["npd", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not end.value.code and (out == said if said.endswith("\n") else said in out)
 
 
 @pytest.mark.parametrize(("content", "code"), [("{", EXIT_USER), ('{"stage": "pack", "job": 3}', EXIT_USER)])

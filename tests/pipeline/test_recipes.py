@@ -23,7 +23,7 @@ from npd_ascend.pipeline.describe import describe
 from npd_ascend.pipeline.executor import Executor
 from npd_ascend.pipeline.runner import ShardLost
 from npd_ascend.pipeline.steps import StepBuilder
-from npd_ascend.recipes import find, npd
+from npd_ascend.recipes import RECIPES, find, npd
 from npd_ascend.store.atomic import write_json
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import SCHEMA_VERSION
@@ -89,7 +89,7 @@ def test_all_four_walk_the_recipe_of_the_configuration(kit, tmp_path, monkeypatc
         if type(run).__name__ in ("Outline", "Passes"):
             real(config, run)
 
-    monkeypatch.setattr(npd, "recipe", noted)
+    monkeypatch.setattr(RECIPES, "find", lambda name: noted)
     config = kit.config()
     describe(config)
     Executor(config).run()
@@ -166,8 +166,8 @@ def test_recipes_are_short_and_know_neither_engine_nor_store():
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("ndp", "did you mean npd?"), ("nowhere:recipe", "No module named 'nowhere'"),
-    ("npd_ascend.recipes.npd:recipes", "no attribute 'recipes'")])
+    ("ndp", "did you mean npd?"), ("nowhere:recipe", "there is no module 'nowhere'"),
+    ("npd_ascend.recipes.npd:recipes", "has no 'recipes'; did you mean recipe?")])
 def test_unknown_recipes(name, words):
     with pytest.raises(UserError, match="run.recipe.*" + words.replace("?", r"\?")):
         find(name)
@@ -177,7 +177,7 @@ def test_every_stage_is_what_its_row_says():
     from importlib.util import find_spec
 
     from npd_ascend.config.stages import DATA, QUANTITIES
-    from npd_ascend.recipes import load
+    from npd_ascend.registry import load
 
     for row in STAGES.values():
         assert find_spec(f"npd_ascend.{row.module}.stage"), row.name

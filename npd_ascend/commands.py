@@ -1,0 +1,240 @@
+"""The commands of ``npd``. No logic here: every command calls one function of a room."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from npd_ascend import __version__, interrupt, out_of_memory
+from npd_ascend.config.stages import groups
+from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
+from npd_ascend.visible import one_line, visible
+
+app = typer.Typer(
+    name="npd",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ConfigPath = Annotated[Path, typer.Argument(help="configuration file, e.g. configs/mini.yaml", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.key=value")]
+Redo = Annotated[bool, typer.Option("--redo", help="accept changed settings; make again what depends on them")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Near-Policy Distillation: a student learns from its own outputs at the speed of supervised fine-tuning."""
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    set_: Set = None,
+    stage: Annotated[str | None, typer.Option(help="run only this stage")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done and what it would cost")] = False,
+    redo: Redo = False,
+) -> None:
+    """Runs a configuration, or goes on where it stopped."""
+    from npd_ascend.config import load_config
+
+    loaded = load_config(config, set_)
+    if dry_run:
+        from npd_ascend.pipeline.describe import describe
+
+        _say(describe(loaded))
+        return
+    _execute(loaded, stage, redo)
+
+
+def _stage_command(name: str, what: str) -> None:
+    def command(config: ConfigPath, set_: Set = None, redo: Redo = False) -> None:
+        from npd_ascend.config import load_config
+
+        _execute(load_config(config, set_), name, redo)
+
+    app.command(name, help=f"{what} (the first generation that lacks it).")(command)
+
+
+for _name, _stage in groups().items():
+    if _name != "evaluate":  # that command takes any checkpoint
+        _stage_command(_name, _stage.does)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Hugging Face folder to evaluate")],
+    config: Annotated[Path, typer.Option(help="configuration with an evaluate section")],
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="folder for answers and result")] = Path("runs/evaluate"),
+) -> None:
+    """Exact-match accuracy of any checkpoint on the held-out prompts, through vLLM."""
+    from npd_ascend.config import load_config
+    from npd_ascend.pipeline.evaluation import evaluate_checkpoint
+
+    interrupt.unwind()
+    result = evaluate_checkpoint(load_config(config, set_), checkpoint, out)
+    low, high = result["interval"]
+    _say(f"accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, n = {result['n']})")
+    for k, value in result.get("pass_at", {}).items():
+        _say(f"pass@{k} {value if isinstance(value, float) else value['value']:.4f}")
+    _say(f"written to {out / 'result.json'}")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="run directory")],
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard events")] = False,
+) -> None:
+    """Builds report.html of a run, finished or not."""
+    from npd_ascend.report.build import build
+
+    _say(f"report: {build(run_dir)}")
+    if tensorboard:
+        from npd_ascend.report.tensorboard import export
+
+        _say(f"TensorBoard events: {export(run_dir)}")
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    set_: Set = None,
+    device: Annotated[str, typer.Option(help="NPU: 910B1, 910B2, 910B3, 910B4, 910C (one die)")] = "910B2",
+    devices: Annotated[int | None, typer.Option(help="how many, over all nodes; default: what the config uses")] = None,
+    prompts: Annotated[int | None, typer.Option(help="number of prompts; default: counted in the files")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(help="mean tokens of a prompt")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(help="mean tokens of an answer")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="finished run on this machine: use its measured rates")] = None,
+) -> None:
+    """Estimates tokens, FLOPs, hours, disk and device memory of each stage before anything runs."""
+    from npd_ascend.config import load_config
+    from npd_ascend.ops.plan import estimate_run, render
+
+    loaded = load_config(config, set_)
+    _say(render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="also check this configuration's models and paths")] = None,
+    set_: Set = None,
+    selftest: Annotated[bool, typer.Option("--selftest", help="test the invariants on the models of CONFIG")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="first run on an NPU: tiny, whole chain, compared")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="with --smoke: the part that needs no NPU")] = False,
+    out: Annotated[Path, typer.Option(help="with --smoke: folder of its run")] = Path("runs/smoke"),
+) -> None:
+    """Checks environments, devices and (with a configuration) models, data and disk room."""
+    from npd_ascend.ops.doctor import render, visit
+
+    interrupt.unwind()
+    findings = visit(config, set_, selftest, smoke, cpu, out)
+    _say(render(findings))
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="study, e.g. configs/study_quick.yaml", show_default=False)],
+    set_: Set = None,
+    only: Annotated[list[str] | None, typer.Option(help="group or group/arm; may be given several times")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the arms and what they may take")] = False,
+) -> None:
+    """Compares methods over tasks and seeds, or goes on where it stopped; writes a report."""
+    from npd_ascend.config.study import load_study
+    from npd_ascend.study.conduct import conduct, describe
+
+    loaded = load_study(config, set_)
+    if dry_run:
+        _say(describe(loaded, only or []))
+        return
+    interrupt.unwind()
+    if failed := conduct(loaded, only or [], _say):
+        raise UserError(f"{failed} arms failed, see above; the same command runs them again")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="checkpoint folder (safetensors, sharded or not)")],
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; empty keeps each tensor's own")] = "",
+) -> None:
+    """Checks a checkpoint key by key and writes it anew as Hugging Face safetensors."""
+    from npd_ascend.models.convert import convert as convert_checkpoint
+
+    _say(convert_checkpoint(source, target, dtype or None))
+
+
+@app.command()
+def join(config: ConfigPath, set_: Set = None) -> None:
+    """Takes this node's part (NODE_RANK of NODES) in a run that node 0 leads; scripts/start_node.sh calls it."""
+    from npd_ascend.config import load_config
+    from npd_ascend.ops.nodes import Nodes
+    from npd_ascend.pipeline.follower import Follower
+
+    nodes = Nodes.from_environment()
+    if not 0 < nodes.rank < nodes.count:
+        raise UserError("npd join is for nodes 1, 2, ...: set NODES, NODE_RANK and MASTER_ADDR (scripts/start_node.sh)")
+    follower = Follower(load_config(config, set_), nodes)
+    interrupt.unwind()
+    follower.run()
+
+
+@app.command()
+def version() -> None:
+    """Prints the version."""
+    _say(__version__)
+
+
+def _execute(config: object, stage: str | None, redo: bool) -> None:
+    from npd_ascend.config import Config
+    from npd_ascend.pipeline.executor import Executor, Stopped, exit_code
+
+    assert isinstance(config, Config)
+    try:
+        executor = Executor(config, redo)
+        executor.run(stage)
+        _say(f"report: {executor.run_dir.report}")
+    except Stopped as e:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(exit_code(e)) from None
+
+
+def run_command() -> None:
+    """Reads the command line and does what it says; errors become one line and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except interrupt.Interrupted:
+        print("stopped", file=sys.stderr, flush=True)
+        sys.exit(interrupt.EXIT_INTERRUPTED)
+    except UserError as e:
+        _end(str(e), e.exit_code)
+    except (OSError, RuntimeError, MemoryError) as e:
+        told = (of_the_disk(e) if isinstance(e, OSError) else None) or out_of_memory.advice(e, "")
+        if told is None:
+            raise
+        _end(told, EXIT_USER)
+
+
+def _say(text: str) -> None:
+    """Prints text for people; names and texts within it cannot steer the terminal."""
+    typer.echo(visible(text))
+
+
+def _end(text: str, code: int) -> None:
+    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,68 @@
+"""Without an engine: names are found, a dry run is made, and starting costs little."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINES = ("mindspore", "mindformers", "vllm", "torch", "ray")
+BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({ENGINES}))\n"
+"""To Python, a module that is None there cannot be imported."""
+CPU_SECONDS, MEGABYTES = 0.5, 150
+
+
+def without_engines(code: str) -> str:
+    """Output of a fresh interpreter in which no engine can be imported."""
+    done = subprocess.run([sys.executable, "-c", BLOCKED + code], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cost(*arguments: str) -> tuple[float, float]:
+    """CPU seconds and megabytes at the peak of an interpreter, the least of three runs."""
+    found = []
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        found.append((used.ru_utime + used.ru_stime, used.ru_maxrss / 1024))
+    return min(s for s, _ in found), min(m for _, m in found)
+
+
+def test_registries():
+    assert without_engines("""
+from npd_ascend.evaluate.registry import CHECKERS
+from npd_ascend.recipes import RECIPES
+from npd_ascend.select.registry import FILTERS
+from npd_ascend.study.method import METHODS
+from npd_ascend.sync.registry import POLICIES
+for registry in (CHECKERS, RECIPES, FILTERS, METHODS, POLICIES):
+    print(registry.what, *registry.all())
+""").splitlines() == [
+        "checker exact maze number", "recipe npd", "filter delta_ifd fire none ppl_weighted student_ifd teacher_ifd",
+        "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd", "sync policy kl static"]
+
+
+def test_modules_above_the_engines():
+    """Whatever conducts a run is importable, and with it numpy's stages."""
+    without_engines("""
+import importlib, pkgutil, npd_ascend
+for room in ("config", "store", "rows", "sync", "data", "select", "pack", "evaluate", "recipes", "report", "pipeline"):
+    package = importlib.import_module(f"npd_ascend.{room}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+import npd_ascend.commands, npd_ascend.ops.doctor, npd_ascend.ops.plan, npd_ascend.rollout.pool
+import npd_ascend.study.conduct
+""")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "-h"]], ids=" ".join)
+def test_cost_of_starting(arguments):
+    seconds, megabytes = cost("-m", "npd_ascend.cli", *arguments)
+    assert seconds < CPU_SECONDS and megabytes < MEGABYTES
