@@ -185,6 +185,26 @@ def test_lag_decides(world, rows_of, train):
     assert (d["reason"], d["progress"], d["snapshot_progress"]) == ("epochs", 2.0, 2.0)
 
 
+def test_a_policy_of_ones_own_is_asked_after_every_step(world, train, tmp_path, monkeypatch):
+    (tmp_path / "own_policy.py").write_text("""
+from npd_ascend.sync.registry import Refresh, SyncPolicy, register
+ASKED = []
+@register("old")
+class Old(SyncPolicy):
+    def refresh(self, moment):
+        ASKED.append((moment.progress, moment.lag is not None))
+        return Refresh("age", "old") if moment.progress - moment.start >= 1 else None
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    job = world.job(end_progress=None, last=False, sync={"policy": "own_policy:Old", "lag_every": 2, "lead": 0.5})
+    train(job)
+    d = done(job)
+    assert (d["reason"], d["step"], d["progress"], d["snapshot_progress"]) == ("age", 3, 1.5, 1.0)
+    from own_policy import ASKED
+
+    assert ASKED == [(0.5, False), (1.0, True)]
+
+
 def test_plain_sft_learns_its_labels(make_world, rows_of):
     world = make_world(labels=True, n=8)
     job = world.job(kd=0, settings={"epochs": 2.0, "lr": 0.02, "min_lr": 0.01, "checkpoint_every": 1})

@@ -1,0 +1,119 @@
+"""The worked examples of docs/extending.md: each is one file, by ``module:function`` and as a file of the package."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npd_ascend.config.schema import SelectConfig
+from npd_ascend.config.study import LiveConfig
+from npd_ascend.evaluate.registry import CHECKERS, Attempt
+from npd_ascend.pipeline.describe import describe
+from npd_ascend.registry import Registry
+from npd_ascend.select.decide import decide
+from npd_ascend.select.registry import FILTERS, Scores
+from npd_ascend.study.method import METHODS, Sample, changes
+from npd_ascend.sync.registry import POLICIES, Moment, policy_of
+from tests.faults.conftest import kit, make_kit, sound  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+KINDS: dict[str, tuple[Registry, str]] = {
+    "confident": (FILTERS, "confident:confident"), "contains": (CHECKERS, "contains:contains"),
+    "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"), "half_and_half": (METHODS, "half_and_half:HalfAndHalf")}
+
+
+@pytest.fixture(autouse=True)
+def examples_in_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in KINDS:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_file_of_ones_own(name):
+    registry, text = KINDS[name]
+    assert registry.find(text) and name not in registry.names()
+
+
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"contains"}))
+def test_one_file_in_the_package(name, tmp_path, monkeypatch):
+    """Dropped into the folder of its kind, a file is a name, and no other file changes."""
+    registry, _ = KINDS[name]
+    package = importlib.import_module(registry.package)
+    shutil.copy(EXAMPLES / f"{name}.py", tmp_path)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    try:
+        assert name in registry.names() and registry.find(name) is registry.all()[name]
+    finally:
+        sys.modules.pop(f"{registry.package}.{name}", None)
+
+
+def test_files_beside_the_test():
+    """The table of docs/extending.md says one file for each kind, and names those that are here."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `([^`]+)/` \| (\d) \| \[`(\w+)\.py`\]\(\.\./examples/(\w+)\.py\) \|", text)
+    shown = {name: (folder, int(count)) for folder, count, name, link in rows if name == link}
+    assert {name: shown[name] for name in KINDS} == {
+        name: (registry.package.replace(".", "/"), 1) for name, (registry, _) in KINDS.items()}
+    for _, text_of in KINDS.values():
+        assert text_of in text
+
+
+# ---- what each does
+
+
+def test_the_filter():
+    entropy = np.array([0.5, 2.0, 2.1, np.nan])
+    nan = np.full(4, np.nan)
+    scores = Scores(np.ones(4, np.int64), np.zeros(4, bool), *[nan] * 7, lambda name: entropy)
+    chosen = FILTERS.find("confident:confident")
+    made = decide(scores, chosen, SelectConfig(filter="confident:confident"))
+    assert made.keep.tolist() == [True, True, False, False] and chosen.needs == {"scores_teacher"}
+    assert [made.reasons[r] for r in made.reason] == ["kept", "kept", "unsure", "undefined"]
+    assert decide(scores, chosen, SelectConfig(upper=1.0)).keep.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("response", "data", "right"), [
+    ("It is Paris, of course", None, True), ("Lyon", None, False), ("Lutetia", ["Lutetia"], True), ("", [" "], False)])
+def test_the_checker(response, data, right):
+    assert CHECKERS.find("contains:contains")(Attempt("Capital?", response, "paris"), data) is right
+    assert not CHECKERS.find("contains:contains")(Attempt("Capital?", response, None), None)
+
+
+def test_the_sync_policy_is_asked_by_dry_run_plan_and_training(kit):  # noqa: F811
+    for key, value in {"sync.policy": "first_of_two:FirstOfTwo", "sync.refreshes": 1, "sync.epsilon": 0.3,
+                       "train.epochs": 4}.items():
+        kit.set(key, value)
+    config = kit.config()
+    told = describe(config)
+    lines = [line for line in told.splitlines() if line.strip().startswith("g001")]
+    assert lines and all("(when the lag reaches sync.epsilon or the answers are old)" in line for line in lines)
+    assert "at most 2 generation(s)" in told
+    policy = policy_of(config)
+    asked = [policy.refresh(Moment(0, 0.0, at, lag, None)) for at, lag in ((1.9, 0.2), (1.9, 0.3), (2.0, None))]
+    assert [a and a.reason for a in asked] == [None, "lag", "age"]
+
+
+def test_the_method():
+    class Data:
+        def student(self, prompts):
+            return [Sample(i, np.zeros(1), np.zeros(1), "student") for i in prompts]
+
+        def reference(self, prompts):
+            return [Sample(i, np.zeros(1), np.zeros(1), "reference") for i in prompts]
+
+    from npd_ascend.config.schema import TrainConfig
+
+    name = "half_and_half:HalfAndHalf"
+    made = METHODS.find(name)(LiveConfig(), TrainConfig()).samples(range(5), Data())
+    assert [s.origin for s in made] == ["student"] * 2 + ["reference"] * 3 and [s.index for s in made] == list(range(5))
+    assert changes(name)["train.loss.divergence"] == "jsd:0.1" and changes(name)["sync.refreshes"] == 0
