@@ -108,15 +108,15 @@ def test_no_pass_is_repeated(passes):
     assert asked == ["teacher after k=3"]
     assert ran == ["prepare", "rollout", "annotate_teacher", "select", "pack", "train"]
     # The filter of the paper needs more: what stands stays.
-    asked, ran = passes(select__metric="delta_ifd")
+    asked, ran = passes(select__filter="delta_ifd")
     assert asked == ["teacher alone", "student after", "student alone"]
     assert ran == ["annotate_teacher", "annotate_student", "select", "pack", "train"]
     for settings, again in (
         ({"select__upper": 5.0}, ["select", "pack", "train"]),
-        ({"select__metric": "fire"}, ["select", "pack", "train"]),
-        ({"select__metric": "ppl_weighted"}, ["select", "pack", "train"]),
-        ({"select__metric": "student_ifd"}, ["select", "pack", "train"]),
-        ({"select__metric": "teacher_ifd"}, ["select", "pack", "train"]),
+        ({"select__filter": "fire"}, ["select", "pack", "train"]),
+        ({"select__filter": "ppl_weighted"}, ["select", "pack", "train"]),
+        ({"select__filter": "student_ifd"}, ["select", "pack", "train"]),
+        ({"select__filter": "teacher_ifd"}, ["select", "pack", "train"]),
         ({"select__ifd_form": "ppl_ratio", "select__upper": None}, ["select", "pack", "train"]),
         ({"train__loss__kd_weight": 0.0}, ["train"]),
         ({"train__loss__kd_weight": 0.9}, ["train"]),
@@ -129,8 +129,8 @@ def test_no_pass_is_repeated(passes):
         ({"pack__too_long": "drop"}, ["pack", "train"]),
         ({"train__epochs": 4}, ["pack", "train"]),
         ({"train__lr": 1e-4}, ["train"]),
-        ({"select__metric": "none"}, ["select", "pack", "train"]),
-        ({"select__metric": "delta_ifd"}, ["select", "pack", "train"]),
+        ({"select__filter": "none"}, ["select", "pack", "train"]),
+        ({"select__filter": "delta_ifd"}, ["select", "pack", "train"]),
     ):
         asked, ran = passes(**settings)
         assert (settings, asked, ran) == (settings, [], again)
@@ -143,10 +143,10 @@ def test_no_pass_is_repeated(passes):
 
 
 def test_a_filter_takes_the_passes_that_it_needs_and_a_loss_that_comes_later_one_more(passes):
-    assert passes(select__metric="fire", train__loss__kd_weight=0.0)[0] == ["teacher after"]
+    assert passes(select__filter="fire", train__loss__kd_weight=0.0)[0] == ["teacher after"]
     assert passes(train__loss__kd_weight=0.9)[0] == ["teacher after k=3"]
-    assert passes(select__metric="teacher_ifd")[0] == ["teacher alone"]
-    assert passes(select__metric="delta_ifd")[0] == ["student after", "student alone"]
+    assert passes(select__filter="teacher_ifd")[0] == ["teacher alone"]
+    assert passes(select__filter="delta_ifd")[0] == ["student after", "student alone"]
 
 
 def test_a_token_weight_may_ask_the_teacher_without_a_divergence(passes):
@@ -155,19 +155,19 @@ def test_a_token_weight_may_ask_the_teacher_without_a_divergence(passes):
 
 
 def test_log_probs_of_the_rollout_save_the_students_pass(passes):
-    asked, _ = passes(select__metric="delta_ifd", annotate__student_nll="rollout")
+    asked, _ = passes(select__filter="delta_ifd", annotate__student_nll="rollout")
     assert asked == ["teacher after k=3", "teacher alone", "student alone"]
     assert passes(annotate__student_nll="prefill")[0] == ["student after"]
 
 
 def test_log_probs_of_another_models_rollout_are_not_the_students(passes):
-    asked, _ = passes(select__metric="student_ifd", annotate__student_nll="rollout", rollout__source="teacher",
+    asked, _ = passes(select__filter="student_ifd", annotate__student_nll="rollout", rollout__source="teacher",
                       train__loss__kd_weight=0.0)
     assert asked == ["student after", "student alone"]
 
 
 def test_speed_changes_nothing(passes):
-    passes(select__metric="delta_ifd")
+    passes(select__filter="delta_ifd")
     changes = {"rollout__workers": 2, "rollout__max_num_seqs": 4, "annotate__workers": 1, "train__checkpoint_every": 3,
                "select__warn_keep_below": 0.5, "device__max_device_memory": "20GB", "report__samples": 1}
     assert passes(**changes) == ([], ["train"])  # which this walk leaves out
