@@ -23,6 +23,19 @@ def without_engines(code: str) -> str:
     return done.stdout
 
 
+def test_dry_run():
+    said = without_engines("""
+import resource, sys
+from npd_ascend.commands import app
+app(["run", "configs/mini.yaml", "--dry-run"], standalone_mode=False)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss // 1024, *({"transformers", "matplotlib"} & sys.modules.keys()))
+""")
+    assert "g001 train" in said and "# cost" in said
+    megabytes, *heavy = said.splitlines()[-1].split()
+    assert int(megabytes) < MEGABYTES and not heavy
+
+
 def cost(*arguments: str) -> tuple[float, float]:
     """CPU seconds and megabytes at the peak of an interpreter, the least of three runs."""
     found = []
