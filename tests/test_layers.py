@@ -89,7 +89,8 @@ def test_engines_are_imported_where_the_architecture_says():
 
 def test_what_is_registered_by_name_needs_no_engine():
     """Filters, checkers, sync policies, methods and recipes are also looked up where no engine is installed."""
-    folders = ("select/filters", "evaluate/checkers", "sync/policies", "study/methods", "recipes")
+    folders = ("select/filters", "objectives/terms", "objectives/token_weights", "evaluate/checkers", "sync/policies",
+               "study/methods", "recipes")
     for path in (p for folder in folders for p in (PACKAGE / folder).glob("*.py")):
         roots = {name.partition(".")[0] for name, _ in imports(path)}
         assert not roots & ENGINES.keys(), path

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npd_ascend.config.schema import SelectConfig
+from npd_ascend.config.schema import LossConfig, SelectConfig, TrainConfig
 from npd_ascend.config.study import LiveConfig
+from npd_ascend.errors import UserError
 from npd_ascend.evaluate.registry import CHECKERS, Attempt
+from npd_ascend.objectives.registry import TERMS, TOKEN_WEIGHTS, Tokens, summands
 from npd_ascend.pipeline.describe import describe
 from npd_ascend.registry import Registry
 from npd_ascend.select.decide import decide
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 KINDS: dict[str, tuple[Registry, str]] = {
     "confident": (FILTERS, "confident:confident"), "contains": (CHECKERS, "contains:contains"),
+    "hellinger": (TERMS, "hellinger:hellinger"), "rare_first": (TOKEN_WEIGHTS, "rare_first:rare_first"),
     "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"), "half_and_half": (METHODS, "half_and_half:HalfAndHalf")}
 
 
@@ -89,6 +92,30 @@ def test_the_checker(response, data, right):
     assert not CHECKERS.find("contains:contains")(Attempt("Capital?", response, None), None)
 
 
+class Array(np.ndarray):
+    """What a term may use of a tensor."""
+
+    def exp(self):
+        return np.exp(self)
+
+
+def test_the_loss_term():
+    _, chosen = summands(LossConfig(divergence="hellinger:hellinger", topk_norm="tail"))
+    p, q = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]]), np.array([[0.5, 0.3, 0.2], [0.7, 0.1, 0.2]])
+    found = chosen.term.function(np.log(p).view(Array), np.log(q).view(Array))
+    assert chosen.scale == 0.9 and chosen.term.is_divergence
+    np.testing.assert_allclose(found, ((np.sqrt(p) - np.sqrt(q)) ** 2).sum(1) / 2, atol=1e-12)
+    with pytest.raises(UserError, match="tail or both"):
+        summands(LossConfig(divergence="hellinger:hellinger", topk_norm="teacher"))
+
+
+def test_the_token_weight():
+    chosen = TOKEN_WEIGHTS.find("rare_first:rare_first")
+    samples = [Tokens(len(x), rollout_logprobs=-np.array(x, np.float32)) for x in ([1, 2, 3], [4, 5])]
+    assert chosen.stats is not None and chosen.stats(iter(samples)) == -3
+    np.testing.assert_allclose(chosen.weight(samples[0], -2.5), np.array([1, 1, 2]) * 3 / 4)
+
+
 def test_the_sync_policy_is_asked_by_dry_run_plan_and_training(kit):  # noqa: F811
     for key, value in {"sync.policy": "first_of_two:FirstOfTwo", "sync.refreshes": 1, "sync.epsilon": 0.3,
                        "train.epochs": 4}.items():
@@ -110,8 +137,6 @@ def test_the_method():
 
         def reference(self, prompts):
             return [Sample(i, np.zeros(1), np.zeros(1), "reference") for i in prompts]
-
-    from npd_ascend.config.schema import TrainConfig
 
     name = "half_and_half:HalfAndHalf"
     made = METHODS.find(name)(LiveConfig(), TrainConfig()).samples(range(5), Data())
