@@ -128,7 +128,7 @@ def test_a_missing_annotation(world, loss):
 
 
 def test_what_a_policy_gradient_reads(world, policy_terms):
-    """Rollout log-probs and advantages of every token, as they are stored: their sum is nobody's business."""
+    """Rollout log-probs and advantages of every token, as they are stored: nothing divides them by their sum."""
     r = reader(world, topk=False, loss={"terms": {"policy_terms:clipped": 1}, "token_weight": "position_decay"})
     assert abs(world.advantages.sum()) < 1e-5  # nothing could be divided by it
     for m in all_batches(r):
