@@ -129,7 +129,7 @@ class Trial:
             g = self.run_dir.generation(generation)
             rows = Dataset.open(g.rollouts, "rollouts").read_all()
             answers, ours = rows["response_ids"].to_pylist(), rows["logprobs"].to_pylist()
-            theirs = Dataset.open(g.student_scores, "scores").read_all()["nll_cond"].to_numpy()
+            theirs = Dataset.open(g.student_scores, "scores").read_all(["nll"])["nll"].to_numpy()
             means.append(np.array([-np.mean(x, dtype=np.float64) for x in ours]))
             gap = self.figures[f"gap {generation}"] = float(np.abs(means[-1] - theirs).max())
             expect(len(answers) == PROMPTS and gap <= NLL_GAP, f"generation {generation}: NLLs {gap:.1e} apart")
