@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from zoo.members import MEMBERS, Member  # noqa: E402
 from zoo.models_of import Model  # noqa: E402
-from zoo.trial import STAGES, Findings, attempt  # noqa: E402
+from zoo.trial import STAGES, WRONG, Findings, attempt  # noqa: E402
 
 from npd_ascend.store.atomic import write_bytes, write_json  # noqa: E402
 
@@ -72,7 +72,7 @@ def go(name: str, out: Path) -> dict[str, Any]:
     try:
         found = attempt(MEMBERS[name], folder)
     except Exception as e:  # one member's fault must not end the tour
-        found = Findings({**dict.fromkeys(STAGES, ""), STAGES[0]: f"WRONG: {type(e).__name__}: {e}"})
+        found = Findings({**dict.fromkeys(STAGES, ""), STAGES[0]: f"{WRONG}: {type(e).__name__}: {e}"})
     return {"cells": found.cells, "figures": found.figures, "sound": found.sound,
             "seconds": round(time.monotonic() - started, 1), "cpu": round(_cpu_seconds() - before, 1)}
 

@@ -41,6 +41,12 @@ class TestTour:
         assert not found.sound and not (tmp_path / "run").exists()
 
 
+def test_what_is_sound():
+    cells = dict.fromkeys(STAGES, "ok")
+    assert Findings(cells).sound and Findings({**cells, "doctor": "ok (values are not read)", "run": "refused"}).sound
+    assert not Findings({**cells, "export": "WRONG: its tensors are not the student's"}).sound
+
+
 def test_members_cover_what_they_should():
     sound = [m for m in MEMBERS.values() if m.refused is None]
     models = [model for m in sound for model in (m.student, m.teacher)]

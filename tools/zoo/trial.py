@@ -32,7 +32,7 @@ NLL_GAP = 1e-3
 """vLLM against MindFormers, mean NLL of an answer; vLLM against transformers, log-prob of a token; nats, float32."""
 MOVED = 10 * NLL_GAP
 """So far the refresh must have moved the log-probs of some answer, or old weights could pass for new ones."""
-REFUSED = "refused"
+REFUSED, WRONG = "refused", "WRONG"
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Findings:
     @property
     def sound(self) -> bool:
         """Whether every stage came out as it should."""
-        return all(c in ("ok", "") or c.startswith(REFUSED) for c in self.cells.values())
+        return not any(c.startswith(WRONG) for c in self.cells.values())
 
 
 class Wrong(Exception):
@@ -66,7 +66,7 @@ def attempt(member: Member, folder: Path) -> Findings:
         try:
             found.cells[stage] = getattr(trial, stage)()
         except (Wrong, UserError) as e:
-            found.cells[stage] = f"WRONG: {e}"
+            found.cells[stage] = f"{WRONG}: {e}"
             break
         if found.cells[stage].startswith(REFUSED) and stage == "run":
             break
