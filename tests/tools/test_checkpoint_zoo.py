@@ -12,7 +12,7 @@ import pytest
 from zoo.members import MEMBERS
 from zoo.models_of import Model, build, circle
 from zoo.tokenizers_of import KINDS
-from zoo.trial import STAGES, Findings, attempt
+from zoo.trial import STAGES, Findings, Trial, Wrong, attempt
 
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import entries
@@ -30,6 +30,11 @@ class TestTour:
     def test_sound_member(self, name, engines, tmp_path):
         found = attempt(MEMBERS[name], tmp_path)
         assert found.cells == dict.fromkeys(STAGES, "ok"), found
+
+        said = tmp_path / "run" / "export" / "generation_config.json"
+        said.write_text(json.dumps({**json.loads(said.read_text()), "eos_token_id": 7}))
+        with pytest.raises(Wrong, match="generation_config.json says 7"):
+            Trial(MEMBERS[name], tmp_path).export()
 
     def test_damaged_member(self, engines, tmp_path):
         found = attempt(MEMBERS["shard-missing"], tmp_path)
