@@ -31,10 +31,9 @@ FAMILIES = {
               "rope_theta": 1e6, "sliding_window": None, "use_sliding_window": False},
     "qwen3_tied": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 32,
                    "num_key_value_heads": 6, "num_hidden_layers": 3, "tie_word_embeddings": True,
-                   "attention_bias": True, "rope_parameters": {
-                       "rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "beta_fast": 24.0, "beta_slow": 2.0,
-                       "original_max_position_embeddings": 32, "attention_factor": 1.3, "truncate": False},
-                   "rope_theta": None},
+                   "attention_bias": True, "rope_theta": 1e6, "rope_scaling": {
+                       "rope_type": "yarn", "factor": 8.0, "beta_fast": 24.0, "beta_slow": 2.0,
+                       "original_max_position_embeddings": 32, "attention_factor": 1.3, "truncate": False}},
 }
 
 
