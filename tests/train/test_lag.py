@@ -19,6 +19,7 @@ from npd_ascend.train.reader import Reader  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 ROW = 48
+SETTINGS = TrainConfig(global_batch=4, micro_batch=2, vocab_chunk_rows=16, loss={"kd_weight": 0.0})
 
 
 def log_probs(net, world, sample, vocabulary=None):
@@ -36,10 +37,9 @@ def test_measure(world):
     from npd_ascend.config.jobs import Device
 
     group = Group(Device())
-    s = TrainConfig(global_batch=4, micro_batch=2, vocab_chunk_rows=16)
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
     plan = EpochPlan.read(Dataset.open(world.root / "packs", "packs"), 0)
-    reader = Reader(corpus, [plan], None, s, ROW, 0, 53)
+    reader = Reader(corpus, [plan], None, SETTINGS, ROW, 0, 53)
     old, new = world.student("old", seed=1), world.student("new", seed=2)
     net = build(ModelSpec.from_folder(old), Device(), ROW)
     load_hf(net, old)
@@ -64,7 +64,7 @@ def test_padding_does_not_count(world, loud_padding):
 
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
     plan = EpochPlan.read(Dataset.open(world.root / "packs", "packs"), 0)
-    reader = Reader(corpus, [plan], None, TrainConfig(global_batch=4, micro_batch=2, vocab_chunk_rows=16), ROW, 0, 53)
+    reader = Reader(corpus, [plan], None, SETTINGS, ROW, 0, 53)
     old, new = (loud_padding(world.student(name, seed=seed, vocab_size=64), 53) for name, seed in (("old", 1),
                                                                                                   ("new", 2)))
     net = build(ModelSpec.from_folder(old).sharing(53, old), Device(), ROW)
