@@ -51,7 +51,9 @@ def main() -> None:
 
         from npd_ascend.config.jobs import Device
         from npd_ascend.models.network import build
+        from npd_ascend.objectives.inputs import LossInputs
         from npd_ascend.rows.collate import collate
+        from npd_ascend.train.reader import MicroBatch
         from npd_ascend.train.step import Trainer
     rng = np.random.default_rng(0)
     with part("build the network (float32), random weights"):
@@ -65,16 +67,16 @@ def main() -> None:
     text = rng.integers(0, spec.vocab_size, ROW).astype(np.int32)
     rows = collate([[text]], ROW, spec.pad_token_id, 1)
     at = np.arange(ROW // 2, ROW - 1, dtype=np.int32)
-    targets = np.concatenate([text[at + 1][:, None], rng.integers(0, spec.vocab_size, (len(at), K))], 1)
-    arrays = (at, targets.astype(np.int32), np.full((len(at), K), np.log(0.9 / K), np.float32),
-              np.ones((len(at), 2), np.float32), np.zeros((len(at), 1), np.float32))
-    inputs = (*net.inputs(rows), *(ms.Tensor(a) for a in arrays), ms.Tensor(np.float32(1 / len(at))))
+    inputs = LossInputs(labels=text[at + 1], weights=np.ones((len(at), 2), np.float32),
+                        teacher_ids=rng.integers(0, spec.vocab_size, (len(at), K)).astype(np.int32),
+                        teacher_logprobs=np.full((len(at), K), np.log(0.9 / K), np.float32))
+    batch = MicroBatch(rows, at, inputs, len(at), np.zeros(1, np.int64))
     probes = [p for p in net.trainable_params() if p.ndim == 1 or p.size < 3e6]
     before = {p.name: p.asnumpy().copy() for p in probes}
     with part("forward and backward pass, compiled"):
-        loss = float(trainer._accumulate(*inputs).asnumpy()) / len(at)
+        loss = trainer.accumulate(batch, len(at)) / len(at)
     with part("the same again"):
-        trainer._accumulate(*inputs)
+        trainer.accumulate(batch, len(at))
     with part("optimiser step, compiled"):
         norm, _ = trainer.update(1e-4, 1)
     with part("the same again"):
