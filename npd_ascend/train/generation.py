@@ -88,7 +88,7 @@ class Generation:
         """Means over the batch's tokens of ``loss``, ``ce``, ``kd``, ..., and the ``grad_norm``."""
         number = self.state.step + 1
         tokens = self.reader.tokens(place.epoch, place.batch)
-        losses = self.trainer.accumulate_all(batches, tokens)
+        losses = [self.trainer.accumulate(b, tokens) for b in batches]
         bad = [b.samples for b, loss in zip(batches, losses, strict=True) if not np.isfinite(loss)]
         failed = self.group.sum(np.array([float(len(bad))]))[0] > 0
         if failed:

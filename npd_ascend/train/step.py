@@ -244,10 +244,6 @@ class Trainer:
         graphs.compile(self._accumulate, *self._arguments(batch, 1))
         graphs.compile(self._update, *self.optimizer.scalars(1e-3, 1))
 
-    def accumulate_all(self, batches: list[MicroBatch], tokens: int) -> list[float]:
-        """``accumulate``, one batch after the other."""
-        return [self.accumulate(b, tokens) for b in batches]
-
     def accumulate(self, batch: MicroBatch, tokens: int) -> float:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""
         return float(self._accumulate(*self._arguments(batch, tokens)).asnumpy())
