@@ -39,7 +39,7 @@ def mindspore_side(model: Path, samples: int, long: int) -> None:
 
     from npd_ascend.annotate.head import ChunkLogits
     from npd_ascend.annotate.prefill import Scorer
-    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.job import Device
     from npd_ascend.config.schema import AnnotateConfig
     from npd_ascend.models.spec import ModelSpec
     from npd_ascend.rows.prefill import prefill_batches
@@ -67,9 +67,10 @@ def mindspore_side(model: Path, samples: int, long: int) -> None:
 
 
 def vllm_side(model: Path, samples: int, long: int) -> None:
-    from npd_ascend.config.jobs import Device, RolloutJob
+    from npd_ascend.config.job import Device
     from npd_ascend.config.schema import RolloutConfig
     from npd_ascend.rollout.engine import Engine
+    from npd_ascend.rollout.job import RolloutJob
 
     vocab = json.loads((model / "config.json").read_text())["vocab_size"]
     contexts, responses = sequences(samples, vocab, long)

@@ -34,7 +34,7 @@ def one(kind: str, rows: int, width: int, vocab: int, chunk: int, out: Path) -> 
     import mindspore as ms
     from mindspore import nn, ops
 
-    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.job import Device
     from npd_ascend.config.schema import LossConfig
     from npd_ascend.models.network import setup_context
     from npd_ascend.objectives.chunked import ChunkedLoss

@@ -3,7 +3,7 @@
     python benchmarks/overlap.py CONFIG --lead EPOCHS [--set KEY=VALUE ...] [--serial]
 
 Run it with the interpreter of the MindSpore environment, on two cores at least. Training is pinned to one core,
-everything else (rollout, annotation, the conductor) to another; otherwise two stages that both use all
+everything else (rollout, annotation, the executor) to another; otherwise two stages that both use all
 cores would only take turns. The first generation's data and the last training have nothing to overlap with, so what
 is judged first is the time between them: from the start of training 0 to that of training 1, in which the data of
 generation 1 are made, over the longer of the two sides. Take a lead of (almost) the whole generation, else the part

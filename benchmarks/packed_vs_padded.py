@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from mini_lengths import PROMPT, Samples
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.network import build
 from npd_ascend.models.spec import ModelSpec

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from npd_ascend.config.jobs import Device, RolloutJob
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import RolloutConfig
 from npd_ascend.rollout.engine import Engine
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import requests_of
 from npd_ascend.rollout.stage import work
 from npd_ascend.store.dataset import Dataset

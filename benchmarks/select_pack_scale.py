@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from npd_ascend.config.jobs import PackJob, SelectJob
 from npd_ascend.config.schema import PackConfig, SelectConfig
+from npd_ascend.pack.job import PackJob
+from npd_ascend.select.job import SelectJob
 from npd_ascend.select.registry import IFD
 from npd_ascend.store.dataset import Dataset
 

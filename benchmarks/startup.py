@@ -1,9 +1,9 @@
-"""Where the time of a finished run went: start-up, compilation, work on data, and the conductor itself.
+"""Where the time of a finished run went: start-up, compilation, work on data, and the executor itself.
 
     python benchmarks/startup.py RUN_DIR
 
 Reads ``metrics.jsonl`` and ``run.json``. ``busy`` is work on data; ``start`` and
-``compile`` are what imports and graphs took, where a stage tells. ``conductor`` is wall time in
+``compile`` are what imports and graphs took, where a stage tells. ``executor`` is wall time in
 which no stage had a process or an engine at work: less than 5 % of a run is the bar. The run must have gone through
 in one go.
 """
@@ -29,7 +29,7 @@ def main() -> None:
             print(f"| {row['stage']} | {max(row['generation'], 0)} | {row['seconds']:.1f} | {start:.1f} | "
                   f"{compiled:.1f} | {row['busy']:.1f} | {rest:.1f} |")
     wall, inside = run.state["ended"] - run.state["started"], run.wall_seconds() or 0.0
-    print(f"wall {wall:.1f} s, in stages {inside:.1f} s, conductor {wall - inside:.1f} s = {1 - inside / wall:.1%}")
+    print(f"wall {wall:.1f} s, in stages {inside:.1f} s, executor {wall - inside:.1f} s = {1 - inside / wall:.1%}")
 
 
 if __name__ == "__main__":

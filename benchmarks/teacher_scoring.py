@@ -107,7 +107,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 def prefill(model: Path, n: int, k: int, rounds: int) -> list[float]:
     """Seconds of each round in packed rows of 128."""
     from npd_ascend.annotate.prefill import Scorer
-    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.job import Device
     from npd_ascend.config.schema import AnnotateConfig
     from npd_ascend.models.spec import ModelSpec
 

@@ -54,7 +54,7 @@ def read_batches(path: Path) -> tuple[list[int], list[dict[str, np.ndarray]]]:
 
 
 def mindspore_side(model: Path, data: Path, steps: int) -> None:
-    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.job import Device
     from npd_ascend.config.schema import TrainConfig
     from npd_ascend.models.network import build
     from npd_ascend.models.spec import ModelSpec

@@ -1,4 +1,4 @@
-"""The commands of ``npd``. No logic here: every command calls one function of a room."""
+"""The commands of ``npd``. No logic here: every command calls one function of a package."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _NO_THREAD = re.compile(
 )
 
 
-def told_by(what: BaseException | str) -> bool:
+def is_oom(what: BaseException | str) -> bool:
     """Whether an exception, or the text that a process left behind, says that memory ran out."""
     return isinstance(what, MemoryError) or _SIGNS.search(str(what)) is not None
 
@@ -52,7 +52,7 @@ def no_thread(what: BaseException | str) -> str | None:
 
 def advice(what: BaseException | str, module: str) -> str | None:
     """What to tell the user when memory or threads ran out in a stage; None for any other error."""
-    return f"out of memory; {remedy(module)}" if told_by(what) else no_thread(what)
+    return f"out of memory; {remedy(module)}" if is_oom(what) else no_thread(what)
 
 
 def kernel_kills() -> int:

@@ -14,13 +14,13 @@ PACKAGE = Path(npd_ascend.__file__).parent
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-STAGE_ROOMS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "exposure")
-"""``data`` is a stage (prepare) and a room below the stages: they read prompts and tokenizers with it."""
+STAGE_LAYERS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "exposure")
+"""``data`` is a stage (prepare) and a layer below the stages: they read prompts and tokenizers with it."""
 TIERS = (
     ("visible", "interrupt"), ("errors",), ("registry", "progress"), ("config",), ("out_of_memory", "store"),
-    ("rows", "sync"), ("models",), ("objectives", "data"), STAGE_ROOMS, ("recipes",), ("ops", "report"), ("pipeline",),
+    ("rows", "sync"), ("models",), ("objectives", "data"), STAGE_LAYERS, ("recipes",), ("ops", "report"), ("pipeline",),
     ("study",), ("commands",), ("cli",))
-"""From the bottom to the top: a room imports from tiers below its own, and from nowhere else."""
+"""From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
     "mindspore": ("models/", "objectives/", "annotate/", "exposure/", "train/", "ops/numerics.py", "ops/selftest.py",
                   "study/prefill.py", "study/workbench.py"),
@@ -31,7 +31,7 @@ ENGINES = {
     "torch_npu": (),
     "vllm_ascend": (),
 }
-"""Files, and rooms with a slash, that may import an engine."""
+"""Files, and layers with a slash, that may import an engine."""
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -44,38 +44,38 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def room_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def between_rooms() -> Iterator[tuple[str, str, str]]:
-    """(room, imported room, where) of every import of the package that leaves its room."""
+def between_layers() -> Iterator[tuple[str, str, str]]:
+    """(layer, imported layer, where) of every import of the package that leaves its layer."""
     for path in FILES:
         for name, line in imports(path):
             package, _, rest = name.partition(".")
             other = rest.partition(".")[0]
-            if package == "npd_ascend" and other not in (room_of(path), "__version__"):
-                yield room_of(path), other, f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+            if package == "npd_ascend" and other not in (layer_of(path), "__version__"):
+                yield layer_of(path), other, f"{path.relative_to(PACKAGE)}:{line} imports {name}"
 
 
 def test_every_room_has_a_tier():
-    rooms = {room_of(path) for path in FILES} - {"__init__"}
-    assert rooms == {room for tier in TIERS for room in tier}
+    layers = {layer_of(path) for path in FILES} - {"__init__"}
+    assert layers == {layer for tier in TIERS for layer in tier}
 
 
 def test_arrows_point_down():
-    level = {room: i for i, tier in enumerate(TIERS) for room in tier}
-    wrong = [where for room, other, where in between_rooms() if level[other] >= level[room]]
+    level = {layer: i for i, tier in enumerate(TIERS) for layer in tier}
+    wrong = [where for layer, other, where in between_layers() if level[other] >= level[layer]]
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_stage_imports_a_stage():
-    assert {s.module for s in STAGES.values()} <= {*STAGE_ROOMS, "data"}
+    assert {s.module for s in STAGES.values()} <= {*STAGE_LAYERS, "data"}
     for path in FILES:
-        if room_of(path) in (*STAGE_ROOMS, "data"):
+        if layer_of(path) in (*STAGE_LAYERS, "data"):
             others = [name for name, _ in imports(path) if name.startswith("npd_ascend.")
-                      and (name.split(".")[1] in STAGE_ROOMS or "stage" in name.split(".")[2:])
-                      and name.split(".")[1] != room_of(path)]
+                      and (name.split(".")[1] in STAGE_LAYERS or "stage" in name.split(".")[2:])
+                      and name.split(".")[1] != layer_of(path)]
             assert not others, f"{path}: {others}"
 
 
@@ -100,10 +100,10 @@ def test_the_line_of_rooms_in_the_documentation_is_true():
     """Its arrows point from higher tiers to lower ones, and its table has a row for every folder."""
     text = ARCHITECTURE.read_text(encoding="utf-8")
     line = re.search(r"^    cli ─► .*$", text, re.MULTILINE)
-    assert line, "docs/architecture.md: no line of rooms"
-    level = {room: i for i, tier in enumerate(TIERS) for room in tier} | {"stages": TIERS.index(STAGE_ROOMS)}
-    tiers = [[level[room.strip()] for room in part.split(",")] for part in line.group().split("─►")]
+    assert line, "docs/architecture.md: no line of layers"
+    level = {layer: i for i, tier in enumerate(TIERS) for layer in tier} | {"stages": TIERS.index(STAGE_LAYERS)}
+    tiers = [[level[layer.strip()] for layer in part.split(",")] for part in line.group().split("─►")]
     assert all(min(upper) > max(lower) for upper, lower in zip(tiers, tiers[1:], strict=False)), line.group()
     rows = re.findall(r"^\| ((?:`\w+/`(?:, )?)+) \|", text, re.MULTILINE)
-    named = {room for row in rows for room in re.findall(r"`(\w+)/`", row)}
+    named = {layer for row in rows for layer in re.findall(r"`(\w+)/`", row)}
     assert named == {p.parent.name for p in PACKAGE.glob("*/__init__.py")}

@@ -35,7 +35,7 @@ from npd_ascend.pipeline.processes import Child
     "Call rtMalloc fail, purpose: page caching, type = 2, size:3221291008",
 ])
 def test_words_of_the_engines(text):
-    assert out_of_memory.told_by(text) and out_of_memory.told_by(RuntimeError("x\n" + text))
+    assert out_of_memory.is_oom(text) and out_of_memory.is_oom(RuntimeError("x\n" + text))
 
 
 @pytest.mark.parametrize("text", [
@@ -43,7 +43,7 @@ def test_words_of_the_engines(text):
     "It may lead to Out Of Memory in HCCL or other components", "allocation of 3 rows", "memory 3 of 5 failed over",
 ])
 def test_other_words(text):
-    assert not out_of_memory.told_by(text)
+    assert not out_of_memory.is_oom(text)
 
 
 @pytest.mark.parametrize("text", [
@@ -54,7 +54,7 @@ def test_other_words(text):
 ])
 def test_words_about_threads(text):
     told = out_of_memory.advice(RuntimeError(text), "train")
-    assert told and not out_of_memory.told_by(text)
+    assert told and not out_of_memory.is_oom(text)
     for limit in ("ulimit -u is ", "ulimit -v is ", "OMP_NUM_THREADS=1"):
         assert limit in told
     assert out_of_memory.no_thread("the shapes do not match") is None
@@ -79,7 +79,7 @@ def test_thread_that_finds_no_room():
 
 
 def test_exception_without_words():
-    assert out_of_memory.told_by(MemoryError())
+    assert out_of_memory.is_oom(MemoryError())
 
 
 def test_knobs_are_settings():

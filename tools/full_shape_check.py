@@ -66,7 +66,7 @@ def check(folder: Path) -> None:
     with step("import MindSpore and MindFormers"):
         import mindspore as ms
 
-        from npd_ascend.config.jobs import Device
+        from npd_ascend.config.job import Device
         from npd_ascend.models.network import build
         from npd_ascend.models.weights import load_hf, save_hf
     with step("build the network (float32)"):

@@ -49,7 +49,7 @@ def main() -> None:
     with part("import MindSpore and MindFormers"):
         import mindspore as ms
 
-        from npd_ascend.config.jobs import Device
+        from npd_ascend.config.job import Device
         from npd_ascend.models.network import build
         from npd_ascend.objectives.inputs import LossInputs
         from npd_ascend.rows.collate import collate

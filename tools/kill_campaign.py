@@ -3,7 +3,7 @@
     python tools/kill_campaign.py --out runs/kill_campaign --kills 100 --seed 0
 
 Every run is real: tiny random models, vLLM, MindSpore, two generations. Under each sync policy (static; kl with lead)
-one run is left alone. The others lose a random process (the conductor, a stage's process, the rollout worker) to
+one run is left alone. The others lose a random process (the executor, a stage's process, the rollout worker) to
 SIGKILL at random instants, and the same command is given again until they are finished. Then the exported student
 must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed between snapshots.
 
@@ -53,7 +53,7 @@ class Kill:
 
     Attributes:
         policy, run: which run it hit.
-        process: ``conductor``, ``stage`` or ``rollout worker``.
+        process: ``executor``, ``stage`` or ``rollout worker``.
         stage: what was under way, e.g. ``train``; several with ``lead``; ``start`` before the first process.
         generation: of that stage; -1 before the first and for evaluations.
         after: seconds since the command was given.
@@ -163,7 +163,7 @@ def _table() -> Iterator[tuple[int, int, str]]:
 
 def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str, str, int]:
     """A victim among the run's processes: pid, what it is, and the stage and generation under way."""
-    victims, stages = {command.pid: "conductor"}, []
+    victims, stages = {command.pid: "executor"}, []
     worker = False
     for pid, line in command.processes().items():
         if _CHILD.search(line):
@@ -176,7 +176,7 @@ def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str,
         stages.append(f"g{journals[-1].parent.parent.name}-rollout")
     stages = stages or ["rollout engine" if worker else "start"]
     pid = rng.choice(sorted(victims))
-    if victims[pid] == "conductor" and len(victims) > 1 and rng.random() < 0.5:
+    if victims[pid] == "executor" and len(victims) > 1 and rng.random() < 0.5:
         pid = rng.choice(sorted(set(victims) - {pid}))
     numbers = [int(s[1:4]) for s in stages if s[0] == "g" and s[1:4].isdigit()]
     names = [s[5:] if s[0] == "g" and s[1:4].isdigit() else s for s in stages]
@@ -217,7 +217,7 @@ def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, per
             kill = Kill(policy, number, process, stage, generation, round(time.monotonic() - command.started, 2))
             os.kill(pid, signal.SIGKILL)
             hit.append(kill)
-            if process == "conductor":
+            if process == "executor":
                 break
             if process == "stage":
                 command.wait(60)
@@ -283,11 +283,11 @@ def losses(run: RunDir, plain: RunDir) -> list[str]:
 
 def table(kills: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
-    names = ("conductor", "stage", "rollout worker")
+    names = ("executor", "stage", "rollout worker")
     by_stage: dict[str, Counter[str]] = {}
     for k in kills:
         by_stage.setdefault(k["stage"], Counter())[k["process"]] += 1
-    lines = ["| stage under way | conductor | stage process | rollout worker | kills |", "|---|---:|---:|---:|---:|"]
+    lines = ["| stage under way | executor | stage process | rollout worker | kills |", "|---|---:|---:|---:|---:|"]
     for stage in sorted(by_stage, key=lambda s: -sum(by_stage[s].values())):
         counts = by_stage[stage]
         lines.append(f"| {stage} | " + " | ".join(str(counts[n]) for n in names) + f" | {sum(counts.values())} |")

@@ -11,7 +11,7 @@ from mindspore import nn, ops
 
 from npd_ascend.annotate.distribution import summarise
 from npd_ascend.models.elementwise import log
-from npd_ascend.models.peers import ALONE, Peers
+from npd_ascend.models.parallel.collectives import ALONE, ProcessGroup
 from npd_ascend.models.vocabulary import MaskPadding, Summary
 from npd_ascend.store.topk_codec import TopK
 
@@ -33,12 +33,12 @@ class ChunkSummary(nn.Cell):
     """``distribution.summarise`` inside the graph, for devices whose logits should not travel to the host, and for
     heads that are cut over processes."""
 
-    def __init__(self, k: int, peers: Peers = ALONE, vocabulary: int | None = None):
+    def __init__(self, k: int, group: ProcessGroup = ALONE, vocabulary: int | None = None):
         super().__init__()
         self.k = k
-        self.cut = peers.size > 1
-        self.summary = Summary(peers, k)
-        self.logits, self.mask = ChunkLogits(), MaskPadding(vocabulary, peers)
+        self.cut = group.size > 1
+        self.summary = Summary(group, k)
+        self.logits, self.mask = ChunkLogits(), MaskPadding(vocabulary, group)
         self.top = ops.TopK(sorted=True)
 
     def construct(self, hidden: ms.Tensor, positions: ms.Tensor, weight: ms.Tensor,
@@ -68,16 +68,16 @@ class ChunkedHead:
         weight: output projection [V, H], or this rank's rows of it.
         chunk_rows: positions whose logits stand in memory at once.
         on_host: summarise in numpy (CPU) rather than inside the graph (Ascend); not for a head that is cut.
-        peers: ranks over which the head is cut; all must call together.
+        group: ranks over which the head is cut; all must call together.
         vocabulary: ids that count, those beyond have no probability; None: all.
         run: calls a cell; may compile it first.
     """
 
-    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool, peers: Peers = ALONE,
+    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool, group: ProcessGroup = ALONE,
                  vocabulary: int | None = None, run: Callable[..., Any] = lambda cell, *inputs: cell(*inputs)):
         self._vocabulary = vocabulary
         self._weight, self._rows = weight, chunk_rows
-        self._on_host, self._peers = on_host and peers.size == 1, peers
+        self._on_host, self._group = on_host and group.size == 1, group
         self._run = run
         self._cells: dict[int, Any] = {}
 
@@ -100,7 +100,7 @@ class ChunkedHead:
             cell = self._cells.setdefault(0, ChunkLogits())
             logits = self._run(cell, hidden, ms.Tensor(padded[0]), self._weight).asnumpy()
             return summarise(logits[:n, : self._vocabulary], targets, k)
-        cell = self._cells.get(k) or self._cells.setdefault(k, ChunkSummary(k, self._peers, self._vocabulary))
+        cell = self._cells.get(k) or self._cells.setdefault(k, ChunkSummary(k, self._group, self._vocabulary))
         logz, sampled, entropy, *top = (x.asnumpy()[:n] for x in cell(
             hidden, ms.Tensor(padded[0]), self._weight, ms.Tensor(padded[1])))
         logprobs, ids = top if k else (np.empty((n, 0), np.float32), np.empty((n, 0), np.int32))

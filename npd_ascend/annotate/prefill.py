@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from npd_ascend.annotate.head import ChunkedHead, concatenate
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
 from npd_ascend.models.compile_cache import Graphs, network_key
-from npd_ascend.models.leaves import MAX_SEGMENTS
+from npd_ascend.models.device_modules import MAX_SEGMENTS
 from npd_ascend.models.network import build
-from npd_ascend.models.peers import ALONE, Peers
+from npd_ascend.models.parallel.collectives import ALONE, ProcessGroup
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.rows.prefill import prefill_batches
@@ -30,23 +30,24 @@ class Scorer:
         spec: its architecture; probabilities are over its ``vocabulary``.
         settings: row length, micro batch, chunk size.
         device: where it runs.
-        peers: the processes that hold the model together; all must call ``score`` with the same samples.
+        group: the processes that hold the model together; all must call ``score`` with the same samples.
         compiling: held open while a graph is compiled.
         compiled: folder in which compiled graphs outlive the process; None: they do not.
         bound: tokens that a sample may have; shards whose samples are shorter share its graph where that pays.
     """
 
-    def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, peers: Peers = ALONE,
+    def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device,
+                 group: ProcessGroup = ALONE,
                  compiling: Callable[[], AbstractContextManager] = nullcontext, compiled: Path | None = None,
                  bound: int | None = None):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
-        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, peers=peers, bound=bound)
+        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, group=group, bound=bound)
         load_hf(self._net, model)
         self._graphs = Graphs("annotate", compiled, network_key(spec, device), compiling)
         positions = settings.row_length * settings.micro_batch
         self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
-                                 on_host=device.target == "cpu", peers=peers, vocabulary=spec.vocabulary,
+                                 on_host=device.target == "cpu", group=group, vocabulary=spec.vocabulary,
                                  run=self._graphs)
 
     def load(self, model: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from npd_ascend.config.jobs import AnnotateJob
+from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import Meter, started
@@ -19,7 +19,7 @@ from npd_ascend.store.topk_shard import write_topk
 
 if TYPE_CHECKING:
     from npd_ascend.annotate.prefill import Scorer
-    from npd_ascend.models.group import Group
+    from npd_ascend.models.parallel.mesh import DeviceMesh
 
 
 Load = Callable[..., "Scorer"]
@@ -45,19 +45,19 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
            for what, t in job.targets.items()}
     if job.settings.tensor_parallel == 1 and all(d.complete for d in out.values()):
         return
-    group = _group(job)
-    if group is not None and group.schedules:
+    mesh = _mesh(job)
+    if mesh is not None and mesh.schedules:
         return
-    leads = group is None or group.leads
+    leads = mesh is None or mesh.leads
     rollouts, prompts = Dataset.open(job.rollouts, "rollouts"), Dataset.open(job.prompts, "prompts")
     shards = rollouts.shards
     todo = {what: [i for i in d.missing(shards) if i % job.settings.workers == job.worker] for what, d in out.items()}
-    if group is not None:
+    if mesh is not None:
         # What is missing is looked up by one for all: others may see a file that has appeared in the meantime.
-        agreed = group.agree(np.stack([np.isin(np.arange(shards), i) for i in todo.values()]))
+        agreed = mesh.agree(np.stack([np.isin(np.arange(shards), i) for i in todo.values()]))
         todo = {what: np.flatnonzero(row).tolist() for what, row in zip(todo, agreed, strict=True)}
     sizes = [r["rows"] for r in rollouts.manifest["shards"]]
-    annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load, group)
+    annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load, mesh)
     mine, here = sum(sizes[job.worker :: job.settings.workers]), sorted({i for of in todo.values() for i in of})
     name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
     with Meter(name, mine, "samples", mine - sum(sizes[i] for i in here), silent=not leads) as meter:
@@ -67,8 +67,8 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
             made = annotator.shard(table, questions, {what for what, of in todo.items() if index in of}, meter)
             if leads:
                 _write(out, index, made, annotator.form)
-    if group is not None:
-        group.wait()  # nobody leaves before the last shard is written
+    if mesh is not None:
+        mesh.wait()  # nobody leaves before the last shard is written
     if not leads or any(d.missing(shards) for d in out.values()):
         return  # another worker is still at it
     for what, dataset in out.items():
@@ -84,21 +84,21 @@ def _write(out: dict[str, Dataset], index: int, made: dict[str, Any], form: TopK
             out[what].write_table(index, content, tokens=int(np.sum(content["tokens"])))
 
 
-def _group(job: AnnotateJob) -> Group | None:
+def _mesh(job: AnnotateJob) -> DeviceMesh | None:
     """The processes that hold the model together; None: this one alone. Starts the engine."""
     if job.settings.tensor_parallel == 1:
         return None
-    from npd_ascend.models.group import Group
+    from npd_ascend.models.parallel.mesh import DeviceMesh
 
-    return Group(job.device, job.settings.tensor_parallel)
+    return DeviceMesh(job.device, job.settings.tensor_parallel)
 
 
 class _Annotator:
     """One model with what it needs to annotate shard after shard; the engine starts when first needed."""
 
-    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Load | None, group: Group | None):
+    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Load | None, mesh: DeviceMesh | None):
         self.job, self.header, self._load = job, header, load
-        self._shared: dict[str, Any] = {} if group is None else {"peers": group.model}
+        self._shared: dict[str, Any] = {} if mesh is None else {"group": mesh.model}
         self.spec = ModelSpec.from_folder(job.model).sharing(job.vocabulary, job.model)
         k = job.settings.k if job.topk else 0
         if k > job.vocabulary:

@@ -17,7 +17,7 @@ from npd_ascend.errors import UserError
 _Section = TypeVar("_Section", bound=BaseModel)
 _TAGS = ("shared", "split")  # of device.placement: which of its two forms was tried
 _SHOWN = 6  # mistakes named in one message
-_RENAMED = {"select.metric": "select.filter"}
+_RENAMED = {"select.metric": "select.filter", "evaluate.at_sync": "evaluate.at_refresh"}
 _WORDS = {
     "model_type": "expected a section of settings",
     "list_type": "expected a list, e.g. [a, b]",

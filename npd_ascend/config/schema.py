@@ -281,7 +281,7 @@ class TrainConfig(Section):
 
 
 class SyncConfig(Section):
-    """When the snapshot that answers the prompts is renewed."""
+    """When the snapshot that answers the prompts is refreshed."""
 
     policy: str = "static"
     """A file of ``sync/policies`` (static, kl), or ``module:Class`` of one's own."""
@@ -314,8 +314,8 @@ class EvaluateConfig(Section):
     temperature: Positive = 0.8
     max_new_tokens: Count | None = None
     """None: as in rollout."""
-    at_sync: bool = True
-    """Evaluates the snapshot at each sync beside the start and the end."""
+    at_refresh: bool = True
+    """Evaluates the snapshot at each refresh beside the start and the end."""
 
 
 class Split(Section):

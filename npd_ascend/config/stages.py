@@ -1,6 +1,6 @@
 """What a run stores, and the table of its stages. All that is said of a stage elsewhere follows from its row here.
 
-A stage is a row of ``STAGES``, its job's class in ``config/jobs.py``, and ``run(job)`` in
+A stage is a row of ``STAGES`` and a package: its job's class in ``npd_ascend.<module>.job``, ``run(job)`` in
 ``npd_ascend.<module>.stage``. From the row follow the values of ``--stage``, the command, the child's dispatch, how its
 job is filled (see ``pipeline/steps.py``), what is discarded with a damaged shard, the devices, the lines of
 ``--dry-run``, the headings of report and plan, and what helps when memory runs out.
@@ -9,9 +9,10 @@ job is filled (see ``pipeline/steps.py``), what is discarded with a damaged shar
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal
 
-from npd_ascend.config import jobs
+from npd_ascend.config.job import Job
 
 Model = Literal["teacher", "student"]
 Side = Literal["rollout", "train"]
@@ -95,7 +96,7 @@ class Stage:
         title: heading for people.
         does: help of the command.
         module: ``npd_ascend.<module>.stage`` runs it.
-        job: its job.
+        job_class: its job's class in ``npd_ascend.<module>.job``.
         reads: fields of the job that are inputs, with the dataset that fills each. ``snapshot`` is the student that
             training exports, ``trained`` the end of the training before: no datasets, but waited for like these.
         writes: datasets that it finishes; empty: a JSON file, its job's ``out``.
@@ -114,7 +115,7 @@ class Stage:
     title: str
     does: str
     module: str
-    job: type[jobs.Job]
+    job_class: str
     reads: dict[str, str] = field(default_factory=dict)
     writes: tuple[str, ...] = ()
     needs: str = ""
@@ -126,6 +127,12 @@ class Stage:
     pace: Literal["decode", "prefill", "train"] | None = None
     memory: str = "use a larger machine"
     time: str = ""
+
+    @property
+    def job(self) -> type[Job]:
+        """Its job."""
+        found: type[Job] = getattr(import_module(f"npd_ascend.{self.module}.job"), self.job_class)
+        return found
 
     @property
     def group(self) -> str:
@@ -157,15 +164,15 @@ STAGES: dict[str, Stage] = {
     s.name: s
     for s in (
         Stage(
-            "prepare", "prepare", "Tokenises the prompts", "data", jobs.PrepareJob,
+            "prepare", "prepare", "Tokenises the prompts", "data", "PrepareJob",
             writes=("prompts",), meter="prepare", shared=True,
         ),
         Stage(
-            "prepare_eval", "prepare, held-out prompts", "Tokenises the prompts", "data", jobs.PrepareJob,
+            "prepare_eval", "prepare, held-out prompts", "Tokenises the prompts", "data", "PrepareJob",
             writes=("eval_prompts",), meter="prepare", booked="prepare", shared=True,
         ),
         Stage(
-            "rollout", "rollout", "Lets the student's snapshot answer the prompts", "rollout", jobs.RolloutJob,
+            "rollout", "rollout", "Lets the student's snapshot answer the prompts", "rollout", "RolloutJob",
             reads=_same("prompts", "snapshot"), writes=("rollouts",), side="rollout", shared=True, pace="decode",
             memory=_ROLLOUT_MEMORY,
             time="more rollout.workers, fewer sync.refreshes, a shorter rollout.max_new_tokens; a larger "
@@ -173,28 +180,28 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "annotate_teacher", "annotate, teacher", "Scores the answers with teacher and student by packed prefill",
-            "annotate", jobs.AnnotateJob,
+            "annotate", "AnnotateJob",
             reads=_same("prompts", "rollouts"), writes=("topk", "scores_teacher", "unconditioned_teacher"),
             side="rollout", shared=True, pace="prefill", memory=_ANNOTATE_MEMORY,
             time="more devices; a select.filter that needs no pass without the prompt (none, fire) saves that pass",
         ),
         Stage(
             "annotate_student", "annotate, student", "Scores the answers with teacher and student by packed prefill",
-            "annotate", jobs.AnnotateJob,
+            "annotate", "AnnotateJob",
             reads=_same("prompts", "rollouts", "snapshot"), writes=("scores_student", "unconditioned_student"),
             side="rollout", shared=True, pace="prefill", memory=_ANNOTATE_MEMORY,
             time="annotate.student_nll: rollout takes half of it from the rollout's log-probs",
         ),
         Stage(
-            "select", "select", "Decides which samples are trained on", "select", jobs.SelectJob,
+            "select", "select", "Decides which samples are trained on", "select", "SelectJob",
             reads=_same("rollouts"), writes=("selection",), needs="npd_ascend.select.registry:needed",
         ),
         Stage(
-            "pack", "pack", "Plans the packed rows of each epoch", "pack", jobs.PackJob,
+            "pack", "pack", "Plans the packed rows of each epoch", "pack", "PackJob",
             reads=_same("prompts", "rollouts", "selection", "trained"), writes=("packs",),
         ),
         Stage(
-            "train", "train", "Trains to the next sync or the end", "train", jobs.TrainJob,
+            "train", "train", "Trains to the next refresh or the end", "train", "TrainJob",
             reads=_same("prompts", "rollouts", "selection", "packs", "snapshot", "trained"),
             needs="npd_ascend.objectives.registry:needed", side="train", background=True, pace="train",
             memory="lower train.micro_batch, train.vocab_chunk_rows or pack.row_length (train.global_batch may stay), "
@@ -204,14 +211,14 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate_rollout", "evaluate, answers", "Answers held-out prompts and checks them", "rollout",
-            jobs.RolloutJob,
+            "RolloutJob",
             reads={"prompts": "eval_prompts", "snapshot": "snapshot"}, writes=("answers",), side="rollout",
             booked="evaluate", memory=_ROLLOUT_MEMORY,
         ),
         Stage(
-            "evaluate", "evaluate", "Answers held-out prompts and checks them", "evaluate", jobs.EvaluateJob,
+            "evaluate", "evaluate", "Answers held-out prompts and checks them", "evaluate", "EvaluateJob",
             reads={"prompts": "eval_prompts", "rollouts": "answers"}, pace="decode",
-            time="a smaller evaluate.limit, evaluate.at_sync: false",
+            time="a smaller evaluate.limit, evaluate.at_refresh: false",
         ),
     )
 }  # fmt: skip
@@ -240,7 +247,7 @@ def of_module(module: str) -> Stage | None:
     return next((s for s in STAGES.values() if s.module == module), None)
 
 
-def side_of(job: type[jobs.Job]) -> Side | None:
+def side_of(job: type[Job]) -> Side | None:
     """Devices that the stages with this job work on."""
     return next((s.side for s in STAGES.values() if s.job is job), None)
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.config.jobs import Declaration
+from npd_ascend.config.job import Declaration
 from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES
 from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import write_bytes, write_json

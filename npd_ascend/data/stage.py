@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.data.compat import Agreement, agree
+from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.prompts import PromptRow, expand, read_prompts
 from npd_ascend.data.template import Template
 from npd_ascend.errors import UserError

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from npd_ascend.config.jobs import EvaluateJob
 from npd_ascend.data.pangu import THINK_END, THINK_START
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.interval import bootstrap, pass_at_k, wilson
+from npd_ascend.evaluate.job import EvaluateJob
 from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 from npd_ascend.progress import Meter
 from npd_ascend.store.atomic import read_sealed, write_sealed

@@ -25,7 +25,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import spent
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed

@@ -39,7 +39,7 @@ def shared_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def share(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Rewrites those of a folder's files that one of the versions would not read, or would read otherwise."""
     forms: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "config.json": shared_config, "tokenizer_config.json": shared_tokenizer_config}

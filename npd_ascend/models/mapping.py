@@ -76,7 +76,7 @@ def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
     return table
 
 
-def share_of(spec: ModelSpec, size: int) -> ModelSpec:
+def shard_of(spec: ModelSpec, size: int) -> ModelSpec:
     """What one of ``size`` tensor-parallel ranks holds: whole attention groups, its part of the MLP and vocabulary.
 
     Raises:
@@ -92,7 +92,7 @@ def share_of(spec: ModelSpec, size: int) -> ModelSpec:
 
 
 def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
-    """What attention on one of ``size`` context-parallel ranks works on: whole attention groups of a ``share_of``.
+    """What attention on one of ``size`` context-parallel ranks works on: whole attention groups of a ``shard_of``.
 
     Raises:
         UserError: its heads cannot be dealt out evenly.

@@ -23,14 +23,21 @@ from mindformers.parallel_core.utils.spec_utils import ModuleSpec
 from mindformers.tools.logger import get_logger
 from mindspore import Parameter, nn
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.errors import UserError
 from npd_ascend.models.attention import window_of
-from npd_ascend.models.context import WholeRows
-from npd_ascend.models.leaves import LEAVES, MAX_SEGMENTS, BiasedProjection, ColumnShare, Leaves, RowShare
-from npd_ascend.models.mapping import heads_of, share_of
-from npd_ascend.models.peers import ALONE, Gather, Peers
-from npd_ascend.models.shares import Shares
+from npd_ascend.models.device_modules import (
+    DEVICE_MODULES,
+    MAX_SEGMENTS,
+    BiasedProjection,
+    ColumnShard,
+    DeviceModules,
+    RowShard,
+)
+from npd_ascend.models.mapping import heads_of, shard_of
+from npd_ascend.models.parallel.collectives import ALONE, AllGather, ProcessGroup
+from npd_ascend.models.parallel.context import WholeRows
+from npd_ascend.models.parallel.shards import TPShards
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.rows.collate import RowBatch, segment_ends
 from npd_ascend.rows.slices import Slice
@@ -60,7 +67,7 @@ def setup_context(device: Device) -> None:
 
 
 def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32",
-          peers: Peers = ALONE, context: Peers = ALONE, bound: int | None = None) -> CausalLM:
+          group: ProcessGroup = ALONE, context: ProcessGroup = ALONE, bound: int | None = None) -> CausalLM:
     """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
 
     Args:
@@ -68,7 +75,7 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         device: target, and compute type of the linear layers.
         row_length: positions a row; static.
         params_dtype: type in which weights are held: float32 to train, the compute type to annotate.
-        peers: the processes that hold the model together (tensor parallel); all of them must call the network together.
+        group: the processes that hold the model together (tensor parallel); all of them must call the network together.
         context: those that hold the positions of the rows together (context parallel); likewise.
         bound: tokens that a sample may have, whatever those at hand have; of ``attention.window_of``.
 
@@ -84,7 +91,7 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
     if row_length % context.size:
         raise UserError(f"row_length {row_length}: not a multiple of context_parallel {context.size}")
     setup_context(device)
-    return CausalLM(spec, LEAVES[device.target], row_length, device.dtype, params_dtype, peers,
+    return CausalLM(spec, DEVICE_MODULES[device.target], row_length, device.dtype, params_dtype, group,
                     context, bound).set_train(False)
 
 
@@ -93,40 +100,40 @@ class CausalLM(nn.Cell):
 
     Args:
         spec: architecture.
-        leaves: device-specific modules.
+        modules: device-specific modules.
         row_length: positions a row.
         compute_dtype, params_dtype: ``float32`` or ``bfloat16``.
-        peers: the tensor-parallel group. Each rank is a GPTModel with its share of the heads, MLP columns and
+        group: the tensor-parallel group. Each rank is a GPTModel with its share of the heads, MLP columns and
             vocabulary (Megatron-LM, arXiv:1909.08053); activations between the layers are whole on every rank.
         context: the context-parallel group. Each rank has its ``Slice`` of the positions everywhere but in attention.
         bound: as ``build`` has it.
     """
 
-    def __init__(self, spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str,
-                 peers: Peers = ALONE, context: Peers = ALONE, bound: int | None = None):
+    def __init__(self, spec: ModelSpec, modules: DeviceModules, row_length: int, compute_dtype: str, params_dtype: str,
+                 group: ProcessGroup = ALONE, context: ProcessGroup = ALONE, bound: int | None = None):
         super().__init__(auto_prefix=True)
-        self.spec, self.peers, self._bound = spec, peers, bound
-        self._shares: Shares | None = None
+        self.spec, self.group, self._bound = spec, group, bound
+        self._tp_shards: TPShards | None = None
         self.slice = Slice(context.rank, context.size)
         self.compute_dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[compute_dtype]
-        own = share_of(spec, peers.size)
+        own = shard_of(spec, group.size)
         heads_of(own, context.size)
         self.row_length = row_length
-        self.interleaved, self._flash = leaves.interleaved, leaves.flash
-        self.mask = leaves.mask(row_length)
-        config = _config(own, leaves, row_length, compute_dtype, params_dtype)
-        core: Any = leaves.core_attention
+        self.interleaved, self._flash = modules.interleaved, modules.flash
+        self.mask = modules.mask(row_length)
+        config = _config(own, modules, row_length, compute_dtype, params_dtype)
+        core: Any = modules.core_attention
         if context.size > 1:
-            core = ModuleSpec(module=WholeRows, params={"core": core, "peers": context,
+            core = ModuleSpec(module=WholeRows, params={"core": core, "group": context,
                                                         "length": row_length // context.size})
         self.model = GPTModel(
-            config=config, transformer_layer_spec=_block(own, leaves, core, peers),
+            config=config, transformer_layer_spec=_block(own, modules, core, group),
             vocab_size=own.vocab_size, max_sequence_length=spec.max_positions, position_embedding_type="rope",
             post_process=False)
         # In place of MindFormers' own: of scalings it knows some, with fixed parameters, and it would multiply angles
         # by YaRN's attention factor, which belongs to cosines and sines (here: to the softmax's scale).
         self.model.rotary_pos_emb.inv_freq = ms.Tensor(spec.rope.inverse_frequencies(spec.head_dim), ms.float32)
-        leaves.patch(self.model, peers)
+        modules.patch(self.model, group)
         if not spec.tie_embeddings:
             zeros = init_method_zero(config.params_dtype)((own.vocab_size, own.hidden_size))
             self.lm_head = Parameter(zeros, name="lm_head")
@@ -148,13 +155,13 @@ class CausalLM(nn.Cell):
         arrays = (self.slice.cut(rows.input_ids), self.slice.cut(rows.position_ids), rows.segment_ids)
         return (*(ms.Tensor(a) for a in arrays), self.window(rows))
 
-    def shares(self) -> Shares:
-        """How the parameters map to those of the whole model; gathering takes all peers."""
-        if self._shares is None:  # kept, because each of the cells compiles a graph for each shape
-            peers, cell = self.peers, Gather(self.peers)
-            self._shares = Shares(self.spec, interleaved=self.interleaved, rank=peers.rank, size=peers.size,
+    def tp_shards(self) -> TPShards:
+        """How the parameters map to those of the whole model; gathering takes all ranks of the group."""
+        if self._tp_shards is None:  # kept, because each of the cells compiles a graph for each shape
+            group, cell = self.group, AllGather(self.group)
+            self._tp_shards = TPShards(self.spec, interleaved=self.interleaved, rank=group.rank, size=group.size,
                                   gather=lambda x: cell(ms.Tensor(x)).asnumpy())
-        return self._shares
+        return self._tp_shards
 
     def hold_in_compute_type(self) -> None:
         """Rounds the layers' matrices to the compute type, in which they are used anyway; for a network whose float32
@@ -189,7 +196,7 @@ class CausalLM(nn.Cell):
         return out.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
 
 
-def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str, params_dtype: str) -> Any:
+def _config(spec: ModelSpec, modules: DeviceModules, row_length: int, compute_dtype: str, params_dtype: str) -> Any:
     dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[params_dtype]
     return TransformerConfig(
         num_layers=spec.num_layers, hidden_size=spec.hidden_size, ffn_hidden_size=spec.intermediate_size,
@@ -198,24 +205,24 @@ def _config(spec: ModelSpec, leaves: Leaves, row_length: int, compute_dtype: str
         add_bias_linear=False, add_qkv_bias=spec.qkv_bias, softmax_scale=spec.softmax_scale,
         position_embedding_type="rope", use_eod_reset=True, hidden_dropout=0.0, attention_dropout=0.0,
         # MindFormers builds a causal [S, S] constant from this even when the mask is handed in.
-        seq_length=row_length if leaves.flash else 16, pad_token_id=spec.pad_token_id,
+        seq_length=row_length if modules.flash else 16, pad_token_id=spec.pad_token_id,
         params_dtype=params_dtype, compute_dtype=compute_dtype, layernorm_compute_dtype="float32",
         softmax_compute_dtype="float32", rotary_dtype="float32", is_dynamic=False,
-        init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **leaves.config)
+        init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **modules.config)
 
 
-def _block(spec: ModelSpec, leaves: Leaves, core: Any, peers: Peers) -> TransformerBlockSubmodules:
+def _block(spec: ModelSpec, modules: DeviceModules, core: Any, group: ProcessGroup) -> TransformerBlockSubmodules:
     column: Any = ColumnParallelLinear
     out: Any = BiasedProjection if spec.o_bias else RowParallelLinear
     down: Any = RowParallelLinear
-    if peers.size > 1:
-        column = ModuleSpec(module=ColumnShare, params={"peers": peers})
-        out, down = (ModuleSpec(module=RowShare, params={"peers": peers, "biased": b}) for b in (spec.o_bias, False))
-    head: Any = ModuleSpec(module=leaves.norm, params={"peers": peers}) if spec.qk_norm else None
-    attention = ModuleSpec(module=leaves.self_attention, submodules=SelfAttentionSubmodules(
+    if group.size > 1:
+        column = ModuleSpec(module=ColumnShard, params={"group": group})
+        out, down = (ModuleSpec(module=RowShard, params={"group": group, "biased": b}) for b in (spec.o_bias, False))
+    head: Any = ModuleSpec(module=modules.norm, params={"group": group}) if spec.qk_norm else None
+    attention = ModuleSpec(module=modules.self_attention, submodules=SelfAttentionSubmodules(
         linear_qkv=column, core_attention=core, linear_proj=out, q_layernorm=head, k_layernorm=head))
-    mlp = ModuleSpec(module=leaves.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=down))
+    mlp = ModuleSpec(module=modules.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=down))
     layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
-        input_layernorm=leaves.norm, self_attention=attention, pre_mlp_layernorm=leaves.norm, mlp=mlp))
+        input_layernorm=modules.norm, self_attention=attention, pre_mlp_layernorm=modules.norm, mlp=mlp))
     # A bare layer spec would bring the fused final norm, which no CPU has.
-    return TransformerBlockSubmodules(layer_specs=[layer] * spec.num_layers, layer_norm=leaves.norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * spec.num_layers, layer_norm=modules.norm)

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import initializer
 
-from npd_ascend.models.peers import ALONE, Enter, Peers
+from npd_ascend.models.parallel.collectives import ALONE, CopyToTP, ProcessGroup
 
 
 class ProductNorm(nn.Cell):
@@ -22,16 +22,16 @@ class ProductNorm(nn.Cell):
         config: MindFormers' TransformerConfig.
         dim: size of the normalised axis, the last.
         eps: ε.
-        peers: processes that normalise different heads with this one weight; its gradient is summed over them.
+        group: processes that normalise different heads with this one weight; its gradient is summed over them.
     """
 
-    def __init__(self, config: Any, dim: int, eps: float = 1e-6, peers: Peers = ALONE):
+    def __init__(self, config: Any, dim: int, eps: float = 1e-6, group: ProcessGroup = ALONE):
         super().__init__()
         self.dim, self.eps = dim, eps
         self.weight = ms.Parameter(initializer("ones", dim, config.params_dtype))
         self.mean = ms.Tensor(np.full((dim, 1), 1.0 / dim, np.float32))
         self.product, self.rsqrt = ops.MatMul(), ops.Rsqrt()
-        self.shared = Enter(peers) if peers.size > 1 else nn.Identity()
+        self.shared = CopyToTP(group) if group.size > 1 else nn.Identity()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x [..., dim] -> the same shape and type."""

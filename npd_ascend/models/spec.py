@@ -1,6 +1,6 @@
 """Architecture of a dense decoder checkpoint, read from its Hugging Face ``config.json``.
 
-Light on purpose: the conductor and the rollout worker read it too, without any engine and without numpy.
+Light on purpose: the executor and the rollout worker read it too, without any engine and without numpy.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from npd_ascend.models.elementwise import log
-from npd_ascend.models.peers import ALONE, Gather, Peers
+from npd_ascend.models.parallel.collectives import ALONE, AllGather, ProcessGroup
 
 _NEVER = -1e30
 """A logit without probability. Finite: 0 · -inf and -inf - -inf would be NaN, in a slice that is all padding too."""
@@ -21,12 +21,12 @@ class MaskPadding(nn.Cell):
 
     Args:
         vocabulary: ids that count; None: all columns.
-        peers: ranks over which the logits are cut.
+        group: ranks over which the logits are cut.
     """
 
-    def __init__(self, vocabulary: int | None = None, peers: Peers = ALONE):
+    def __init__(self, vocabulary: int | None = None, group: ProcessGroup = ALONE):
         super().__init__()
-        self.vocabulary, self.rank = vocabulary, peers.rank
+        self.vocabulary, self.rank = vocabulary, group.rank
         # On the CPU a broadcast sum is slower and needs another [R, V]; Ascend has no native kernel for the other.
         self.add = ops.Add() if ms.get_context("device_target") == "Ascend" else ops.BiasAdd()
 
@@ -42,9 +42,9 @@ class MaskPadding(nn.Cell):
 class OwnIds(nn.Cell):
     """Token ids as columns of this rank's slice."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.rank = peers.rank
+        self.rank = group.rank
 
     def construct(self, ids: ms.Tensor, width: int) -> tuple[ms.Tensor, ms.Tensor]:
         """ids, any shape -> column in 0..width - 1 (any, where the id is another rank's), and 1.0 where it is ours."""
@@ -59,9 +59,9 @@ class LogProbs(nn.Cell):
     With m_r, s_r the maximum and Σ exp(z - m_r) of rank r's slice: logZ = m + log Σ_r s_r exp(m_r - m), m = max m_r.
     """
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.own, self.gather = OwnIds(peers), Gather(peers)
+        self.own, self.gather = OwnIds(group), AllGather(group)
 
     def construct(self, logits: ms.Tensor, ids: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """logits [R, V / size] float32, ids [R, n] -> logZ [R, 1], log-probs [R, n]."""
@@ -81,10 +81,10 @@ class Summary(nn.Cell):
     The k best of all are among the k best of each slice.
     """
 
-    def __init__(self, peers: Peers, k: int):
+    def __init__(self, group: ProcessGroup, k: int):
         super().__init__()
-        self.k, self.rank, self.size = k, peers.rank, peers.size
-        self.own, self.gather = OwnIds(peers), Gather(peers)
+        self.k, self.rank, self.size = k, group.rank, group.size
+        self.own, self.gather = OwnIds(group), AllGather(group)
         self.top = ops.TopK(sorted=True)
 
     def construct(self, logits: ms.Tensor, targets: ms.Tensor) -> tuple[ms.Tensor, ...]:

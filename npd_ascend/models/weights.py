@@ -58,12 +58,12 @@ def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None]
     check_seals(Path(folder))
     found = checked(net.spec, Path(folder))
     parameters = {p.name: p for p in net.get_parameters()}
-    shares = net.shares()
-    assert set(parameters) == set(shares.rules), sorted(set(parameters) ^ set(shares.rules))
-    for param, rule in shares.rules.items():
-        cut = rule.cut if shares.size > 1 else None
-        tensors = [finite(found[name], cut, shares.rank, shares.size) for name in rule.hf]
-        merged = np.ascontiguousarray(shares.merge(param, tensors))
+    tp_shards = net.tp_shards()
+    assert set(parameters) == set(tp_shards.rules), sorted(set(parameters) ^ set(tp_shards.rules))
+    for param, rule in tp_shards.rules.items():
+        cut = rule.cut if tp_shards.size > 1 else None
+        tensors = [finite(found[name], cut, tp_shards.rank, tp_shards.size) for name in rule.hf]
+        merged = np.ascontiguousarray(tp_shards.merge(param, tensors))
         parameter = parameters[param]
         assert merged.shape == tuple(parameter.shape), (param, merged.shape, parameter.shape)
         parameter.set_data(Tensor(merged, dtype=parameter.dtype))
@@ -76,7 +76,7 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
     """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
     Config and tokenizer files are copied, in the form that transformers 4 and 5 both read. The folder appears whole or
-    not at all. Of a model that is cut, all peers must call; the folder is that of the whole model.
+    not at all. Of a model that is cut, all ranks must call; the folder is that of the whole model.
 
     Args:
         net: the network.
@@ -127,7 +127,7 @@ def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
             _declare_dtype(folder, dtype)
         if declare:
             declare(folder)
-        hf_files.share(folder)
+        hf_files.make_readable(folder)
 
 
 def _files(found: dict[str, Entry]) -> dict[Path, list[Entry]]:
@@ -154,8 +154,8 @@ class _Splitter:
 
     def __init__(self, net: CausalLM):
         self._parameters = {p.name: p for p in net.get_parameters()}
-        self._shares = net.shares()
-        self._rule: dict[str, Rule] = {name: rule for rule in self._shares.rules.values() for name in rule.hf}
+        self._tp_shards = net.tp_shards()
+        self._rule: dict[str, Rule] = {name: rule for rule in self._tp_shards.rules.values() for name in rule.hf}
         if net.spec.tie_embeddings:
             self._rule[_HEAD] = self._rule[_EMBEDDING]
         self._parts: dict[str, np.ndarray] = {}
@@ -169,7 +169,7 @@ class _Splitter:
             value = self._parameters[rule.param].float().asnumpy()
             # Waiting parts of other parameters are few: shards keep a layer's tensors together.
             names = (name,) if len(rule.hf) == 1 else rule.hf
-            self._parts.update(zip(names, self._shares.tensors(rule.param, value), strict=True))
+            self._parts.update(zip(names, self._tp_shards.tensors(rule.param, value), strict=True))
         value = self._parts.pop(name)
         if not np.isfinite(value).all():
             raise UserError(f"weight {name} is NaN or infinite: training has diverged; lower train.lr")

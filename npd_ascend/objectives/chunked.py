@@ -14,7 +14,7 @@ from mindspore import mint, nn, ops
 
 from npd_ascend.config.schema import LossConfig
 from npd_ascend.models.elementwise import log
-from npd_ascend.models.peers import ALONE, Peers, Sum
+from npd_ascend.models.parallel.collectives import ALONE, AllReduce, ProcessGroup
 from npd_ascend.models.vocabulary import LogProbs, MaskPadding, OwnIds
 from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.objectives.registry import READS, Norm, Summand, Term, input_names, summands
@@ -48,7 +48,7 @@ class ChunkedLoss(nn.Cell):
     Args:
         loss: terms, normalisation.
         chunk: rows whose logits stand in memory at once.
-        peers: ranks over which head and logits are cut by vocabulary. A chunk then takes one collective, dHidden
+        group: ranks over which head and logits are cut by vocabulary. A chunk then takes one collective, dHidden
             one at the end; everything but dHead comes out the same on all of them.
         vocabulary: ids that count; those beyond have no probability, and their rows of the head no gradient. None: all.
 
@@ -60,12 +60,12 @@ class ChunkedLoss(nn.Cell):
         UserError: an unknown term, or one that does not go with the normalisation.
     """
 
-    def __init__(self, loss: LossConfig, chunk: int, peers: Peers = ALONE, vocabulary: int | None = None):
+    def __init__(self, loss: LossConfig, chunk: int, group: ProcessGroup = ALONE, vocabulary: int | None = None):
         super().__init__()
         self.chunk = chunk
-        self.cut = peers.size > 1
-        self.sum, self.own, self.logprobs = Sum(peers), OwnIds(peers), LogProbs(peers)
-        self.mask = MaskPadding(vocabulary, peers)
+        self.cut = group.size > 1
+        self.sum, self.own, self.logprobs = AllReduce(group), OwnIds(group), LogProbs(group)
+        self.mask = MaskPadding(vocabulary, group)
         self.terms = summands(loss)
         self.names = input_names(self.terms)
         self.scales = ms.Tensor([s.scale for s in self.terms], ms.float32)

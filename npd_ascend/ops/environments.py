@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import DeviceConfig
 from npd_ascend.errors import UserError
 

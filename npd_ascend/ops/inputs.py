@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from npd_ascend.config import Config
-from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.data.compat import Remark, agree, check_pair
+from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.stage import look
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
-from npd_ascend.models.mapping import heads_of, share_of
+from npd_ascend.models.mapping import heads_of, shard_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.objectives.registry import asked
@@ -123,6 +123,6 @@ def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
         ("train", t.tensor_parallel, student, t.context_parallel),
     ):
         try:
-            heads_of(share_of(spec, size), context)
+            heads_of(shard_of(spec, size), context)
         except UserError as e:
             raise UserError(f"{key}.{e}") from None

@@ -13,23 +13,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.selftest import TOLERANCE, distance, sequences
 
 
-def logits(spec: ModelSpec, folder: Path, leaves: str, dtype: Literal["float32", "bfloat16"], device: Device,
+def logits(spec: ModelSpec, folder: Path, modules: str, dtype: Literal["float32", "bfloat16"], device: Device,
            row_length: int) -> list[np.ndarray]:
     """Logits of the test's sequences in one packed row, each [length, V] float32, with the leaf modules of a device."""
     import mindspore as ms
 
-    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.device_modules import DEVICE_MODULES
     from npd_ascend.models.network import CausalLM, setup_context
     from npd_ascend.models.weights import load_hf
     from npd_ascend.rows.collate import collate
 
     setup_context(device)
-    net: Any = CausalLM(spec, LEAVES[leaves], row_length, dtype, dtype).set_train(False)
+    net: Any = CausalLM(spec, DEVICE_MODULES[modules], row_length, dtype, dtype).set_train(False)
     load_hf(net, folder)
     # Samples announced as long as the row: dense attention then masks whole rows, without windows.
     batch = collate([sequences(spec.vocab_size)], row_length, spec.pad_token_id, 1, longest=row_length)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
 
 _LENGTHS = (7, 23, 2, 41, 12, 30)
@@ -166,7 +166,7 @@ class Selftest:
              self.tolerance)
 
     def _round_trip(self) -> None:
-        """Hugging Face -> MindFormers -> Hugging Face bit for bit; and what a sync does: the lag after it is 0."""
+        """Hugging Face -> MindFormers -> Hugging Face bit for bit; and what a refresh does: the lag after it is 0."""
         from npd_ascend.models import tensorfile
         from npd_ascend.models.weights import load_hf, save_hf
 
@@ -180,7 +180,7 @@ class Selftest:
             load_hf(self.net, out)
         again = self._hidden(self.net, [self.texts])
         lag = max(self._logit_gap(a, b) for a, b in zip(again, self.packed, strict=True))
-        _say("the lag right after a sync is 0", lag, 0.0)
+        _say("the lag right after a refresh is 0", lag, 0.0)
 
     def _reference(self) -> None:
         """Logits of transformers in float64."""

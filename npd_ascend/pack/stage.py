@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 
 from npd_ascend import progress
-from npd_ascend.config.jobs import PackJob
+from npd_ascend.pack.job import PackJob
 from npd_ascend.pack.lengths import fit, read_samples
 from npd_ascend.pack.plan import as_table, epoch_plan
 from npd_ascend.rows.balance import imbalance, slices_of

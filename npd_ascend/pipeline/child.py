@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from npd_ascend import out_of_memory
-from npd_ascend.config.jobs import Job
+from npd_ascend.config.job import Job
 from npd_ascend.config.stages import STAGES, Stage
 from npd_ascend.errors import EXIT_USER, CorruptShard, UserError, of_the_disk
 from npd_ascend.pipeline.processes import die_with_parent

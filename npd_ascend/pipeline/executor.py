@@ -23,7 +23,7 @@ from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import check_room
 from npd_ascend.pipeline.checks import check_config, check_run_dir
-from npd_ascend.pipeline.orders import Running
+from npd_ascend.pipeline.node_protocol import Running
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.progress import message
@@ -246,9 +246,9 @@ class Executor:
         done = self.steps.done(generation)
         following = generation + 1
         rows = read_metrics(self.run_dir.metrics)
-        if not any(r["kind"] == "sync" and r.get("generation") == following for r in rows):
+        if not any(r["kind"] == "refresh" and r.get("generation") == following for r in rows):
             self.runner.metrics.log(
-                "sync",
+                "refresh",
                 step=done.get("step"),
                 progress=done.get("progress"),
                 generation=following,

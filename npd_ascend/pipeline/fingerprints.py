@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.config.jobs import Job
+from npd_ascend.config.job import Job
 from npd_ascend.config.marks import CHECKPOINT, FILE, OUTPUT, SPEECH, SPEED, TEMPLATE, TOKENIZER, Holds, Mark, Only
 from npd_ascend.config.schema import Section
 from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES, declared_stop_ids, has_tokenizer

@@ -1,7 +1,7 @@
 """The other nodes of a run: each joins the steps that node 0 conducts, as ``npd join CONFIG``.
 
-A follower decides nothing. It watches ``<run>/nodes`` (``orders.py`` says what stands there), starts its part of every
-step that the conductor opens, and leaves when the run ends. When the conductor dies it stops what it has started and
+A follower decides nothing. It watches ``<run>/nodes`` (see ``node_protocol.py``), starts its part of every step that
+the executor opens, and leaves when the run ends. When the executor dies it stops what it has started and
 waits for the next one, so that node 0 alone has to be started again.
 """
 
@@ -18,7 +18,7 @@ from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import launch
 from npd_ascend.pipeline.child import read_job
-from npd_ascend.pipeline.orders import Beat, Pulse, hello, read, report, stall_s, wait_s
+from npd_ascend.pipeline.node_protocol import Heartbeat, HeartbeatWatch, read, report, stall_s, start_heartbeat, wait_s
 from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.progress import message
 from npd_ascend.store.layout import RunDir
@@ -53,7 +53,7 @@ class Follower:
         """Follows until the run ends.
 
         Raises:
-            UserError: no conductor shows up, the run has failed, or this node lacks what its part needs.
+            UserError: no executor shows up, the run has failed, or this node lacks what its part needs.
         """
         self._dir = RunDir(self.config.run.dir)
         self._environments = Environments.find()
@@ -62,16 +62,16 @@ class Follower:
         ray = launch.ray_node(self.config, self._placement, self.nodes, self._environments.rollout, self._dir.logs)
         previous = signal.signal(signal.SIGTERM, _leave)
         try:
-            while not self._follow(self._conductor()):
+            while not self._follow(self._executor()):
                 message(f"node {self.nodes.rank}: node 0 has fallen silent; waiting for another start", "warning")
         finally:
             if ray:
                 ray.close()
             signal.signal(signal.SIGTERM, previous)
 
-    def _conductor(self) -> Pulse:
-        """Waits for a living conductor."""
-        pulse, patience = Pulse(self._dir.nodes / "conductor.json"), wait_s()
+    def _executor(self) -> HeartbeatWatch:
+        """Waits for a living executor."""
+        pulse, patience = HeartbeatWatch(self._dir.nodes / "executor.json"), wait_s()
         message(f"node {self.nodes.rank} of {self.nodes.count}: waiting for node 0 in {self._dir.root}")
         while not (pulse.look().get("state") == "running" and pulse.alive):
             if pulse.silent > patience:
@@ -81,10 +81,10 @@ class Follower:
             time.sleep(_POLL_S)
         return pulse
 
-    def _follow(self, pulse: Pulse) -> bool:
-        """Serves one conductor; False when it has fallen silent."""
+    def _follow(self, pulse: HeartbeatWatch) -> bool:
+        """Serves one executor; False when it has fallen silent."""
         run, stall = str(pulse.fields["run"]), stall_s()
-        beat = hello(self._dir.nodes, self.nodes.rank, run)
+        beat = start_heartbeat(self._dir.nodes, self.nodes.rank, run)
         try:
             while True:
                 state = pulse.look()
@@ -120,7 +120,7 @@ class Follower:
         for part in [p for p in self._parts if p.child.poll() is not None]:
             self._parts.remove(part)
             code = part.child.wait()
-            words = ("out of memory: " if code and part.child.ran_out_of_memory() else "") + part.child.last_words()
+            words = ("out of memory: " if code and part.child.ran_out_of_memory() else "") + part.child.log_tail()
             report(self._dir.nodes, part.step, self.nodes.rank, part.order, code, words)
 
     def _join(self, step: str, order: str) -> None:
@@ -137,7 +137,7 @@ class Follower:
         child = Child(name, command, env, logs / f"{name}.log", launch.cores(job, self._placement))
         self._parts.append(_Part(step, order, child))
 
-    def _stop(self, beat: Beat) -> None:
+    def _stop(self, beat: Heartbeat) -> None:
         for part in self._parts:
             part.child.stop()
         self._parts.clear()

@@ -1,4 +1,4 @@
-"""How a job is started: its command line, its nodes, its devices. The same on the conductor's node and on others."""
+"""How a job is started: its command line, its nodes, its devices. The same on the executor's node and on others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.config import Config
-from npd_ascend.config.jobs import AnnotateJob, Job, RolloutJob, TrainJob
+from npd_ascend.config.job import Job
 from npd_ascend.config.stages import Side, side_of
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import child as child_module
 from npd_ascend.pipeline.processes import child_environment, free_port
 from npd_ascend.rollout.cluster import Cluster, RayNode
+from npd_ascend.rollout.job import RolloutJob
+from npd_ascend.train.job import TrainJob
 
 
 def ranks(job: Job) -> int:

@@ -129,7 +129,7 @@ class Child:
         self._signal(signal.SIGKILL)  # whatever of the group is left
         self._process.wait()
 
-    def last_words(self, lines: int = 1) -> str:
+    def log_tail(self, lines: int = 1) -> str:
         """End of the log, for an error message."""
         try:
             with open(self.log, "rb") as f:
@@ -142,7 +142,7 @@ class Child:
     def ran_out_of_memory(self) -> bool:
         """Of a child that died without a word of its own: whether the kernel killed for memory meanwhile, or the
         engine said so at the end of the log."""
-        return out_of_memory.kernel_kills() > self._kills or out_of_memory.told_by(self.last_words(20))
+        return out_of_memory.kernel_kills() > self._kills or out_of_memory.is_oom(self.log_tail(20))
 
     def _signal(self, number: int) -> None:
         try:

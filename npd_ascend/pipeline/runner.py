@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend import out_of_memory
-from npd_ascend.config.jobs import Job, RolloutJob
+from npd_ascend.config.job import Job
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
 from npd_ascend.ops.environments import Environments
@@ -20,7 +20,7 @@ from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import launch
 from npd_ascend.pipeline.child import write_job
-from npd_ascend.pipeline.orders import Crew, Followers, Running
+from npd_ascend.pipeline.node_protocol import Followers, ProcessSet, Running
 from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.progress import ENV as PROGRESS_ENV
@@ -28,6 +28,7 @@ from npd_ascend.progress import STARTED as STARTED_ENV
 from npd_ascend.progress import ProgressTail
 from npd_ascend.report.live import LiveView
 from npd_ascend.rollout.cluster import RayNode
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
@@ -203,7 +204,7 @@ class Runner:
         path = self.run.jobs / f"{step.name}.json"
         write_job(path, step.stage.name, step.job)
         parts = [self._launch_on(step, path, node) for node in launch.nodes_of(step.job, self.nodes)]
-        child = parts[0] if len(parts) == 1 else Crew(step.name, parts)
+        child = parts[0] if len(parts) == 1 else ProcessSet(step.name, parts)
         self._children.append(child)
         return child
 
@@ -246,17 +247,17 @@ class Runner:
             raise UserError(f"{step.name}: the disk of {self.run.root} is full; free some space and run the same "
                             "command again, nothing is lost")  # fmt: skip
         if code in (EXIT_USER, EXIT_CORRUPT):
-            raise UserError(f"{step.name}: {child.last_words()}")
+            raise UserError(f"{step.name}: {child.log_tail()}")
         if code != 0 and child.ran_out_of_memory():
             raise UserError(f"{step.name}: out of memory; {step.stage.memory}; its log is {child.log}")
-        if code != 0 and (told := out_of_memory.no_thread(child.last_words(20))):
+        if code != 0 and (told := out_of_memory.no_thread(child.log_tail(20))):
             raise UserError(f"{step.name}: {told}; its log is {child.log}")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         if code == -signal.SIGKILL:
             how += f" (if nobody did that, memory ran out: {step.stage.memory})"
         if code == 0:
             how = "ended without finishing its output"
-        last = child.last_words()
+        last = child.log_tail()
         raise UserError(f"{step.name} {how}; its log is {child.log}" + (f", last line: {last}" if last else ""))
 
     def book(self, step: Step, seconds: float, ended: float | None = None) -> None:

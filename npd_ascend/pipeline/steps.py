@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.config.jobs import AnnotateJob, Declaration, Device, Job, Target, TrainJob
+from npd_ascend.annotate.job import AnnotateJob
+from npd_ascend.config.job import Declaration, Device, Job, Target
 from npd_ascend.config.schema import Config, Section
 from npd_ascend.config.stages import DATA, QUANTITIES, STAGES, Stage
 from npd_ascend.data.prompts import expand
@@ -26,6 +27,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import seals_hold
 from npd_ascend.store.layout import RunDir
 from npd_ascend.sync.registry import Span, policy_of
+from npd_ascend.train.job import TrainJob
 
 
 @dataclass(frozen=True)

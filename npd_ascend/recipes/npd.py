@@ -25,8 +25,8 @@ def recipe(config: Config, run: Run) -> None:
         run("rollout", generation)
         if generation == 0:
             evaluate(config, run, "start", generation)
-        elif config.evaluate.at_sync:
-            evaluate(config, run, f"sync {generation}", generation)
+        elif config.evaluate.at_refresh:
+            evaluate(config, run, f"refresh {generation}", generation)
         for model in ("teacher", "student"):
             if quantities := to_store(wanted, model):
                 run(f"annotate_{model}", generation, quantities=quantities)

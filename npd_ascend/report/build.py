@@ -90,7 +90,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
                            for t in stages if total)
         tiles.append(("Total time", numbers.duration(wall), shares))
     if run.generations:
-        at = [f"{r['progress']:g}" for r in run.sync if "progress" in r]
+        at = [f"{r['progress']:g}" for r in run.refreshes if "progress" in r]
         note = f"sparse update after epoch {', '.join(at[:4])}{' …' if len(at) > 4 else ''}"
         tiles.append(("Generations", str(len(run.generations)), note if at else "no sparse update so far"))
     selected = [g for g in run.generations if g.selection and g.selection.samples]

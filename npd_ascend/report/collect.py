@@ -24,7 +24,7 @@ class Evaluation:
     """Accuracy of one checkpoint on the held-out set.
 
     Attributes:
-        name: ``start``, ``sync 1``, ``end``.
+        name: ``start``, ``refresh 1``, ``end``.
         interval: confidence bounds of the accuracy.
         pass_at: k -> estimated share of prompts with a right answer among k.
         truncated: share of answers cut at the length limit.
@@ -80,7 +80,7 @@ class Run:
     """A run as the store tells it.
 
     Attributes:
-        train, lag, sync, stage: rows of metrics.jsonl of that kind, in order.
+        train, lag, refreshes, stage: rows of metrics.jsonl of that kind, in order.
         problems: what could not be read, one line each.
     """
 
@@ -90,7 +90,7 @@ class Run:
     state: dict[str, Any]
     train: list[dict[str, Any]]
     lag: list[dict[str, Any]]
-    sync: list[dict[str, Any]]
+    refreshes: list[dict[str, Any]]
     stage: list[dict[str, Any]]
     evaluations: list[Evaluation]
     generations: list[Generation]
@@ -154,10 +154,10 @@ def collect(run_dir: Path) -> Run:
                         "give the run.dir of a run that was started")
     problems: list[str] = []
     config, text = _config(run, problems)
-    rows = {kind: [_plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "sync", "stage")}
+    rows = {kind: [_plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "refresh", "stage")}
     prompts = prompt_hashes(run.prompts)
     generations = [read_generation(run.generation(i), i, prompts, problems) for i in run.generations()]
-    return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["sync"], rows["stage"],
+    return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["refresh"], rows["stage"],
                _evaluations(run.evaluations, rows, problems), generations, problems)
 
 
@@ -226,6 +226,6 @@ def _place_of(name: str, rows: dict[str, list[dict[str, Any]]], key: str) -> flo
     if name == "end":
         return last(rows["train"], key)
     kind, _, index = name.rpartition(" ")
-    if kind == "sync" and index.isdigit():
-        return next((r.get(key) for r in rows["sync"] if r.get("generation") == int(index)), None)
+    if kind == "refresh" and index.isdigit():
+        return next((r.get(key) for r in rows["refresh"] if r.get("generation") == int(index)), None)
     return None

@@ -24,7 +24,7 @@ _LONG_PAUSE_S = 60.0
 
 
 def accuracy(run: Run) -> Markup | None:
-    """Accuracy with its interval, at the start, each sync and the end, over epochs."""
+    """Accuracy with its interval, at the start, each refresh and the end, over epochs."""
     points = [e for e in run.evaluations if e.progress is not None]
     if not points:
         return None
@@ -98,7 +98,7 @@ def optimiser(run: Run) -> Markup | None:
 
 def lag(run: Run) -> Markup | None:
     """KL between the current student and the generator of its data, both directions, over steps."""
-    # A sync starts a new curve: the generator is another one from there on.
+    # A refresh starts a new curve: the generator is another one from there on.
     generations = sorted({r.get("generation", 0) for r in run.lag})
     curves = [(None if g != generations[0] else name, series([r for r in run.lag if r.get("generation", 0) == g], key),
                colour) for name, key, colour in (("KL(current‖generator)", "forward", C1),
@@ -272,7 +272,7 @@ def _colour(row: dict[str, Any]) -> str:
 
 
 def _syncs(ax: svg.Axes, run: Run) -> None:
-    at = [(float(r["step"]), f"sync {r.get('generation', '')}".strip()) for r in run.sync if "step" in r]
+    at = [(float(r["step"]), f"refresh {r.get('generation', '')}".strip()) for r in run.refreshes if "step" in r]
     if len(at) > _MAX_BARS:
         at = [(x, "") for x, _ in at]
     svg.mark(ax, [x for x, _ in at], [label for _, label in at])

@@ -1,4 +1,4 @@
-"""Rollout workers on the nodes of a Ray cluster, as seen from the conductor. Ray itself is in ``ray_driver.py``."""
+"""Rollout workers on the nodes of a Ray cluster, as seen from the executor. Ray itself is in ``ray_driver.py``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Cluster:
         target: ``cpu`` or ``ascend``.
         tensor_parallel: NPUs a worker; they are of one node.
         threads: cores a worker (CPU).
-        env: environment of the conductor's children; some of it is passed on.
+        env: environment of the executor's children; some of it is passed on.
         command: argv of a worker in place of ``worker.py``.
     """
 
@@ -44,12 +44,12 @@ class Cluster:
         self._command = list(command)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._workers: dict[int, FarWorker] = {}
+        self._workers: dict[int, RemoteWorker] = {}
         self._driver: subprocess.Popen[bytes] | None = None
 
-    def hire(self, index: int, log: Path, events: queue.Queue[tuple[Any, dict[str, Any]]]) -> FarWorker:
+    def hire(self, index: int, log: Path, events: queue.Queue[tuple[Any, dict[str, Any]]]) -> RemoteWorker:
         """A new worker on whatever node has room; its words come as ``events``, ``unplaced`` if none has."""
-        worker = FarWorker(self, next(self._numbers), index, log, events)
+        worker = RemoteWorker(self, next(self._numbers), index, log, events)
         with self._lock:
             self._workers[worker.number] = worker
         self._start()
@@ -116,7 +116,7 @@ class Cluster:
         for worker in left:
             worker.take(last)
 
-    def _find(self, number: int) -> FarWorker | None:
+    def _find(self, number: int) -> RemoteWorker | None:
         with self._lock:
             return self._workers.get(number)
 
@@ -126,7 +126,7 @@ class Cluster:
             self._workers.pop(number, None)
 
 
-class FarWorker:
+class RemoteWorker:
     """A worker in a cluster; the interface of ``local.Worker``."""
 
     def __init__(self, cluster: Cluster, number: int, index: int, log: Path,
@@ -159,7 +159,7 @@ class FarWorker:
             self._cluster.tell(self.number, "kill")
             self.take({"event": "died", "why": "given up"})
 
-    def epitaph(self) -> str:
+    def exit_reason(self) -> str:
         """How it ended."""
         return self._last
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.hf_files import shared_config
 from npd_ascend.rollout.check import AnswerCheck, Verdict
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request
 
 ENVIRONMENT = {

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.rollout.engine import Engine
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request
 from npd_ascend.rollout.shards import Board, Shard
 

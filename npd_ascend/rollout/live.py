@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A rollout worker that is a child process of the conductor."""
+"""A rollout worker that is a child process of the executor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Worker(Protocol):
     def send(self, command: dict[str, Any]) -> None: ...
     def wait(self, seconds: float) -> None: ...
     def kill(self) -> None: ...
-    def epitaph(self) -> str: ...
+    def exit_reason(self) -> str: ...
 
 
 class LocalWorker:
@@ -95,7 +95,7 @@ class LocalWorker:
             except BrokenPipeError:
                 pass
 
-    def epitaph(self) -> str:
+    def exit_reason(self) -> str:
         """How it ended: signal or exit code."""
         code = self._popen.wait()
         if code == -signal.SIGKILL and out_of_memory.kernel_kills() > self._kills:

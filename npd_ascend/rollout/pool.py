@@ -1,4 +1,4 @@
-"""Rollout workers as seen from the conductor: started, watched, restarted, stopped. No engine is imported here.
+"""Rollout workers as seen from the executor: started, watched, restarted, stopped. No engine is imported here.
 
 Workers talk over their pipes (``worker.py`` has the protocol). Each leads a process group of its own, so its
 engine's processes die with it, and ends by itself when this process dies, because its stdin then ends.
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from npd_ascend import out_of_memory
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, CorruptSnapshot, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout import live
 from npd_ascend.rollout.check import Verdict
 from npd_ascend.rollout.cluster import Cluster
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.local import LocalWorker, Worker
 from npd_ascend.rollout.shards import Board
@@ -303,6 +303,6 @@ class RolloutPool:
 
 def _cause(worker: Worker) -> str:
     """Why a worker has died, and what helps where memory or threads ran out."""
-    why = worker.why or worker.epitaph()
-    helps = out_of_memory.remedy("rollout") if out_of_memory.told_by(why) else out_of_memory.no_thread(why)
+    why = worker.why or worker.exit_reason()
+    helps = out_of_memory.remedy("rollout") if out_of_memory.is_oom(why) else out_of_memory.no_thread(why)
     return f"{why}; {helps}" if helps else why

@@ -1,4 +1,4 @@
-"""The conductor's hand in a Ray cluster: ``python -m npd_ascend.rollout.ray_driver ADDRESS``, with vLLM's interpreter.
+"""The executor's hand in a Ray cluster: ``python -m npd_ascend.rollout.ray_driver ADDRESS``, with vLLM's interpreter.
 
 Commands are JSON lines on stdin::
 
@@ -7,7 +7,7 @@ Commands are JSON lines on stdin::
     {"seat": n, "do": "kill"}
 
 Answers are JSON lines on stdout, ``{"seat": n, "event": {...}}``: what the worker says, and ``placed``, ``unplaced``
-(no node had room for ``place_s`` seconds) and ``died``. The end of stdin means that the conductor is gone: all seats
+(no node had room for ``place_s`` seconds) and ``died``. The end of stdin means that the executor is gone: all seats
 are given up.
 """
 
@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
-from npd_ascend.rollout.seat import Seat
+from npd_ascend.rollout.worker_actor import WorkerActor
 
 _TICK_S = 0.1
 
@@ -37,7 +37,7 @@ class _Place:
 
 
 class Driver:
-    """Serves the conductor.
+    """Serves the executor.
 
     Args:
         answers: where answers are written.
@@ -86,7 +86,7 @@ class Driver:
             needs: dict[str, Any] = {"num_cpus": command["cpus"]}
             if command["npus"]:
                 needs["resources"] = {"NPU": command["npus"]}
-            kind = self._ray.remote(Seat).options(
+            kind = self._ray.remote(WorkerActor).options(
                 max_restarts=0, max_task_retries=0, max_concurrency=4, scheduling_strategy="SPREAD", **needs)
             actor = kind.remote(command["env"], command["log"], command["command"])
             self._places[number] = _Place(actor, actor.where.remote(), time.monotonic())

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, table_of
 from npd_ascend.rollout.shards import Board, commit_table
 

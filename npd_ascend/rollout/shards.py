@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request, requests_of, table_of
 from npd_ascend.store.atomic import sweep
 from npd_ascend.store.dataset import Dataset

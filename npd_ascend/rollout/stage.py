@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.reference import answer_from_references
 from npd_ascend.rollout.shards import Board
 from npd_ascend.store.dataset import Dataset

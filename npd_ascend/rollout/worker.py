@@ -35,9 +35,9 @@ import traceback
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.rollout import live
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.stage import hold, work
 from npd_ascend.store.dataset import Dataset
 

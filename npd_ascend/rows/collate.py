@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npd_ascend.store.ragged import ramps
+from npd_ascend.store.ragged import concat_ranges
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, ro
     segment_ids = np.full(batch * row_length, -1, np.int32)
     starts = row * row_length + offset
     if len(lengths):
-        position = ramps(np.zeros_like(lengths), lengths)
+        position = concat_ranges(np.zeros_like(lengths), lengths)
         flat = position + np.repeat(starts, lengths)
         input_ids[flat] = tokens
         position_ids[flat] = position
@@ -135,7 +135,7 @@ def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_t
     Returns:
         [sum(response_tokens)] int64, sample by sample.
     """
-    return ramps(np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1, response_tokens)
+    return concat_ranges(np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1, response_tokens)
 
 
 def _exclusive_cumsum(values: np.ndarray) -> np.ndarray:

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 
 from npd_ascend import progress
-from npd_ascend.config.jobs import SelectJob
 from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
 from npd_ascend.select.columns import read_scores
 from npd_ascend.select.decide import Decisions, decide, summary, warning
+from npd_ascend.select.job import SelectJob
 from npd_ascend.select.metrics import ZONES
 from npd_ascend.select.registry import FILTERS, Scores
 from npd_ascend.store.arrays import strings, to_arrow

@@ -1,1 +1,1 @@
-"""Run data on disk: shards, manifests, journals, the top-k codec. The only room that writes run data."""
+"""Run data on disk: shards, manifests, journals, the top-k codec. The only package that writes run data."""

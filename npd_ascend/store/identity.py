@@ -12,7 +12,7 @@ from typing import Any
 from npd_ascend.errors import CorruptSnapshot, UserError
 from npd_ascend.store.atomic import read_sealed, write_sealed
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _MODEL_FILES = (
     "config.json",
     "generation_config.json",

@@ -21,7 +21,7 @@ class MetricsWriter:
         self.path = Path(path)
 
     def log(self, kind: str, **values: Any) -> None:
-        """Appends one row. Kinds in use: ``train``, ``lag``, ``sync``, ``stage``, ``evaluate``."""
+        """Appends one row. Kinds in use: ``train``, ``lag``, ``refresh``, ``stage``, ``evaluate``."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, default=float) + "\n"
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -41,7 +41,7 @@ class Ragged:
 
     def take(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """The first ``counts`` [n] values of each of the lists ``rows`` [n], one behind the other."""
-        return np.asarray(self.values[ramps(self.offsets[rows], counts)])
+        return np.asarray(self.values[concat_ranges(self.offsets[rows], counts)])
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
         """[n] int64."""
@@ -76,7 +76,7 @@ class Ragged:
         return cls(values, np.fromfile(path, np.int64, rows + 1, offset=made["offsets_at"]))
 
 
-def ramps(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def concat_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``count`` numbers from ``start`` on for each of n pairs, one run behind the other: int64 [sum of counts]."""
     counts = np.asarray(counts, np.int64)
     before = np.cumsum(counts) - counts

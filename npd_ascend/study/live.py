@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import save_hf
 from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.objectives.registry import parameters
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.identity import sample_seed
 from npd_ascend.study.batches import Layout, Part
 from npd_ascend.study.clock import Clock

@@ -125,7 +125,7 @@ _M = TypeVar("_M", bound=type[Method])
 ONE_GENERATION: Settings = {
     "sync.refreshes": 0, "select.filter": "none", "select.lower": "auto", "select.upper": "auto",
     "select.lower_quantile": None, "select.upper_quantile": None}
-"""Of methods that take all answers and renew none."""
+"""Of methods that take all answers and refresh none."""
 
 
 def register(name: str) -> Callable[[_M], _M]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npd_ascend.config.jobs import Device, RolloutJob
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import Config
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 from npd_ascend.evaluate.stage import Decoder
 from npd_ascend.models.spec import ModelSpec
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.dataset import Dataset
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from npd_ascend.config.jobs import AnnotateJob, RolloutJob, TrainJob
+from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.config.study import Arm
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
@@ -20,20 +20,22 @@ from npd_ascend.ops.environments import resolve_device
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.recipes import find
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 from npd_ascend.study.batches import Layout
 from npd_ascend.study.clock import ASIDE, Clock
+from npd_ascend.study.dataset_cache import DatasetCache
 from npd_ascend.study.live import LiveLoop, LiveSource
 from npd_ascend.study.method import live_method
 from npd_ascend.study.prompts import Prompts, live_job
 from npd_ascend.study.results import TOTAL, Recorder, Results, identity
-from npd_ascend.study.shelf import Shelf
 from npd_ascend.study.watch import Watch
 from npd_ascend.study.workbench import Workbench
 from npd_ascend.train.checkpoint import State
+from npd_ascend.train.job import TrainJob
 from npd_ascend.train.step import Trainer
 
 
@@ -67,7 +69,7 @@ class _Run:
         self.device = resolve_device(self.config.device)
         self.steps = StepBuilder(self.config, self.dir, self.device)
         self.record = Recorder(Results(root).own(arm), arm)
-        self.shelf = Shelf(root / "shelf")
+        self.cache = DatasetCache(root / "cache")
         self.spec = ModelSpec.from_folder(self.config.models.student)
         self.counts: dict[str, int] = {}
 
@@ -80,7 +82,7 @@ class _Run:
             self.spec = self.spec.sharing(self.prompts.vocabulary, self.config.models.student)
         self.job = live_job(self.config, self.device, self.spec, [self.prompts, self.held_out])
         self.bench.ready(self.job, self.prompts.ids[0])
-        self.watch = Watch(self.arm, self.bench, self.job, self.held_out, self.record, self.shelf, self.scratch)
+        self.watch = Watch(self.arm, self.bench, self.job, self.held_out, self.record, self.cache, self.scratch)
         try:
             self.watch.start()
             method = live_method(self.arm.method)
@@ -126,17 +128,17 @@ class _Run:
         """An arm's student is measured where it stands."""
 
     def _part(self, step: Step) -> None:
-        """Runs a stage, or one forward pass of it; or takes what it would make from the shelf and charges what that
+        """Runs a stage, or one forward pass of it; or takes what it would make from the cache and charges what that
         took."""
         heading = step.stage.heading
-        seconds = None if self.arm.timed and heading != "prepare" else self.shelf.take(step)
+        seconds = None if self.arm.timed and heading != "prepare" else self.cache.take(step)
         if seconds is not None and step.complete:
             return self.clock.charge(heading, seconds)
         before = self.clock.totals[heading]
         with self.clock.on(heading):
             self._do(step)
         if step.complete:
-            self.shelf.put(step, self.clock.totals[heading] - before)
+            self.cache.put(step, self.clock.totals[heading] - before)
 
     def _do(self, step: Step) -> None:
         """The stage in this process, with what the bench keeps for it."""

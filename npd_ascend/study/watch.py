@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.config.study import Arm
 from npd_ascend.exposure.divergence import PairScorer
 from npd_ascend.exposure.measures import measure
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import save_hf
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.identity import model_fingerprint
+from npd_ascend.study.dataset_cache import DatasetCache
 from npd_ascend.study.prompts import Judge, Prompts
 from npd_ascend.study.results import Recorder
-from npd_ascend.study.shelf import Shelf
 from npd_ascend.study.workbench import Workbench
 
 _NEAR = 1e-6
@@ -34,13 +34,13 @@ class Watch:
         job: how held-out prompts are answered; its model is put in here.
         held_out: the held-out prompts.
         record: where rows go.
-        shelf: holds the teacher's answers.
+        cache: holds the teacher's answers.
         scratch: folder for weights on their way to the engine.
     """
 
-    def __init__(self, arm: Arm, bench: Workbench, job: RolloutJob, held_out: Prompts, record: Recorder, shelf: Shelf,
-                 scratch: Path):
-        self.arm, self.bench, self.held_out, self.record, self.shelf = arm, bench, held_out, record, shelf
+    def __init__(self, arm: Arm, bench: Workbench, job: RolloutJob, held_out: Prompts, record: Recorder,
+                 cache: DatasetCache, scratch: Path):
+        self.arm, self.bench, self.held_out, self.record, self.cache = arm, bench, held_out, record, cache
         tokens = arm.config.evaluate.max_new_tokens or arm.config.rollout.max_new_tokens
         self.job = job.model_copy(update={"settings": job.settings.model_copy(
             update={"greedy": True, "samples": 0, "max_new_tokens": tokens})})
@@ -85,7 +85,7 @@ class Watch:
             return [a.ids for a in batch.answers], batch.seconds
 
         key = ("teacher", model_fingerprint(teacher), [p.tolist() for p in prompts.ids], job.settings.max_new_tokens)
-        return self.shelf.answers(key, make)
+        return self.cache.answers(key, make)
 
     def close(self) -> None:
         """Takes the weights away."""

@@ -16,22 +16,24 @@ import numpy as np
 from mindspore import nn
 
 from npd_ascend.annotate.prefill import Scorer
-from npd_ascend.config.jobs import Device, RolloutJob, TrainJob
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
 from npd_ascend.exposure.divergence import PairScorer
 from npd_ascend.models.attention import window_of
-from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM, build
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.objectives.registry import summands
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.study.clock import Clock
 from npd_ascend.study.prefill import Prefill
 from npd_ascend.train.adamw import AdamW
-from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.hooks import TrainHooks
+from npd_ascend.train.job import TrainJob
 from npd_ascend.train.lag import Divergence
 from npd_ascend.train.reader import Reader
 from npd_ascend.train.step import Trainer
@@ -39,7 +41,7 @@ from npd_ascend.train.step import Trainer
 _ALIGN = 512
 
 
-class Workbench(Bench):
+class Workbench(TrainHooks):
     """Engines of one process.
 
     Args:
@@ -149,7 +151,7 @@ class Workbench(Bench):
 
     # ---- what training asks of its bench
 
-    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, group: Group) -> Trainer:
+    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, mesh: DeviceMesh) -> Trainer:
         trainer = self.live_trainer(spec, job.device, job.row_length, job.settings, reader.chunk)
 
         def compile_() -> None:
@@ -163,7 +165,7 @@ class Workbench(Bench):
                    reader.k), compile_)
         return trainer
 
-    def divergence(self, spec: ModelSpec, group: Group) -> nn.Cell:
+    def divergence(self, spec: ModelSpec, mesh: DeviceMesh) -> nn.Cell:
         return self._divergences.setdefault(spec.vocabulary, Divergence(spec.vocabulary))
 
     def measuring(self) -> AbstractContextManager[Any]:

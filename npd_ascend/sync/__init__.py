@@ -1,1 +1,1 @@
-"""Sync policies: when the snapshot that answers the prompts is renewed. Knows no engine and nothing of the store."""
+"""Sync policies: when the snapshot that answers the prompts is refreshed. Knows no engine and nothing of the store."""

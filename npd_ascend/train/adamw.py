@@ -1,4 +1,4 @@
-"""AdamW, whole on every process or with its state cut over the ranks with equal shares of the model.
+"""AdamW, whole on every process or with its state cut over the ranks with equal tensor-parallel shards.
 
 With optimizer sharding (ZeRO stage 2, arXiv:1910.02054) parameters are joined into flat buckets, of each of which a
 rank owns an equal run: float32 weights, two moments and the sum of their gradients. The network's own weights are then
@@ -14,8 +14,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
 from npd_ascend.config.schema import TrainConfig
-from npd_ascend.models.peers import ALONE, Gather, Peers
-from npd_ascend.models.shares import Shares
+from npd_ascend.models.parallel.collectives import ALONE, AllGather, ProcessGroup
+from npd_ascend.models.parallel.shards import TPShards
 from npd_ascend.train.buckets import Bucket, make_buckets
 
 PARTS = ("weights", "m", "v")
@@ -43,12 +43,12 @@ class AdamW:
         params: trainable parameters; float32 unless sharded.
         settings: β, ε, decay.
         owners: ranks over which the state is cut.
-        shares: of the network, where it is cut.
+        tp_shards: of the network, where it is cut.
     """
 
-    def __init__(self, params: list[Parameter], settings: TrainConfig, owners: Peers = ALONE,
-                 shares: Shares | None = None):
-        self.settings, self.owners, self.shares = settings, owners, shares
+    def __init__(self, params: list[Parameter], settings: TrainConfig, owners: ProcessGroup = ALONE,
+                 tp_shards: TPShards | None = None):
+        self.settings, self.owners, self.tp_shards = settings, owners, tp_shards
         self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.sharded = owners.size > 1
         late_first = params[::-1]
@@ -69,7 +69,7 @@ class AdamW:
         self.weights = _zeros("weight", names, shapes) if self.sharded else self.params
         self._arriving: dict[tuple[str, int], tuple[np.ndarray, set[int]]] = {}
         self._gathered: tuple[str, int, np.ndarray] | None = None
-        self._gather = Gather(owners)
+        self._gather = AllGather(owners)
         if self.sharded:
             for p in self.params:
                 self.take(p.name, p.float().asnumpy())
@@ -96,19 +96,21 @@ class AdamW:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter of the whole model."""
-        return tuple(self.params[self._place[name]].shape) if self.shares is None else self.shares.rules[name].shape
+        if self.tp_shards is not None:
+            return self.tp_shards.rules[name].shape
+        return tuple(self.params[self._place[name]].shape)
 
     def whole(self, part: str, name: str) -> np.ndarray:
         """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32; quickest in order of ``names``."""
         own = self._own(part, self._place[name])
-        return own if self.shares is None else self.shares.whole(name, own)
+        return own if self.tp_shards is None else self.tp_shards.whole(name, own)
 
     def load(self, part: str, name: str, whole: np.ndarray) -> None:
         """Inverse of ``whole``, for this process alone; loading ``weights`` fills the network as well. Of a sharded
         optimizer the value is in place once all parameters of its bucket have come."""
         i = self._place[name]
         p = self.params[i]
-        own = np.ascontiguousarray(self.shares.own(p.name, whole) if self.shares is not None else whole)
+        own = np.ascontiguousarray(self.tp_shards.own(p.name, whole) if self.tp_shards is not None else whole)
         if part == "weights":
             p.set_data(Tensor(own, dtype=p.dtype))
         if self.sharded:
@@ -122,7 +124,7 @@ class AdamW:
             self._arrive("weights", self._place[name], own)
 
     def _kind(self, p: Parameter) -> tuple[bool, bool, str]:
-        return self.shares is not None and self.shares.cuts(p.name), p.ndim > 1, str(p.dtype)
+        return self.tp_shards is not None and self.tp_shards.cuts(p.name), p.ndim > 1, str(p.dtype)
 
     def _own(self, part: str, i: int) -> np.ndarray:
         """This rank's share of a parameter's part, gathered from the owners of its bucket."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from npd_ascend.errors import UserError
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.ragged import Ragged, ramps
+from npd_ascend.store.ragged import Ragged, concat_ranges
 from npd_ascend.store.schemas import SCHEMAS
 
 
@@ -47,8 +47,8 @@ class Corpus:
         total = prompt_tokens.astype(np.int64) + response_tokens
         first = np.cumsum(total) - total
         out = np.empty(int(total.sum()), np.int32)
-        out[ramps(first, prompt_tokens)] = self.prompts.take(self._prompt_of[ordinals], prompt_tokens)
-        out[ramps(first + prompt_tokens, response_tokens)] = self.responses.take(ordinals, response_tokens)
+        out[concat_ranges(first, prompt_tokens)] = self.prompts.take(self._prompt_of[ordinals], prompt_tokens)
+        out[concat_ranges(first + prompt_tokens, response_tokens)] = self.responses.take(ordinals, response_tokens)
         return out
 
     def targets(self, ordinals: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:

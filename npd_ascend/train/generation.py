@@ -8,14 +8,14 @@ from dataclasses import asdict
 import numpy as np
 
 from npd_ascend import progress
-from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
-from npd_ascend.models.group import Group
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.sync.registry import Moment
 from npd_ascend.sync.registry import find as sync_policy
-from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, NotFinite, State
+from npd_ascend.train.hooks import TrainHooks
+from npd_ascend.train.job import TrainJob
 from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
 from npd_ascend.train.reader import MicroBatch, Reader, ahead
@@ -29,16 +29,16 @@ class Generation:
     Args:
         job: what to do.
         state: where it stands; changed in place.
-        group, reader, trainer, probe, checkpoints, outcome: the parts, loaded for that state.
-        bench: told after every optimiser step, and when lag is measured.
+        mesh, reader, trainer, probe, checkpoints, outcome: the parts, loaded for that state.
+        hooks: told after every optimiser step, and when lag is measured.
     """
 
-    def __init__(self, job: TrainJob, state: State, group: Group, reader: Reader, trainer: Trainer, probe: LagProbe,
+    def __init__(self, job: TrainJob, state: State, mesh: DeviceMesh, reader: Reader, trainer: Trainer, probe: LagProbe,
                  checkpoints: Checkpoints, outcome: Outcome,
-                 bench: Bench):
-        self.job, self.state, self.group, self.reader, self.trainer = job, state, group, reader, trainer
+                 hooks: TrainHooks):
+        self.job, self.state, self.mesh, self.reader, self.trainer = job, state, mesh, reader, trainer
         self.probe, self.checkpoints, self.outcome = probe, checkpoints, outcome
-        self.bench = bench
+        self.hooks = hooks
         self.metrics = MetricsWriter(job.metrics)
         self.timeline = Timeline(job.start_progress, reader.steps)
         self.policy = sync_policy(job.sync, job.settings.epochs)
@@ -48,15 +48,15 @@ class Generation:
         if not self.state.ended:
             self._train()
         self._export()
-        if self.group.leads:
+        if self.mesh.leads:
             self.outcome.finish(self.state)
-        self.group.wait()
+        self.mesh.wait()
 
     def _train(self) -> None:
         s = self.state
         if s.index == 0:
             self._measure()
-        meter = progress.Meter("train", self._planned_steps(), "steps", done=s.index) if self.group.leads else None
+        meter = progress.Meter("train", self._planned_steps(), "steps", done=s.index) if self.mesh.leads else None
         last = time.monotonic()
         for place, batches in ahead(self.timeline.from_step(s.index), self._prepare):
             if self._over():
@@ -68,7 +68,7 @@ class Generation:
             if meter:
                 meter.advance(1, tokens=self.reader.row_tokens(place.epoch, place.batch), loss=round(loss["loss"], 4))
             self._after(place)
-            self.bench.stepped(s, self.trainer)
+            self.hooks.stepped(s, self.trainer)
         if meter:
             meter.close()
         self._measure()
@@ -90,7 +90,7 @@ class Generation:
         tokens = self.reader.tokens(place.epoch, place.batch)
         losses = [self.trainer.accumulate(b, tokens) for b in batches]
         bad = [b.samples for b, loss in zip(batches, losses, strict=True) if not np.isfinite(loss)]
-        failed = self.group.sum(np.array([float(len(bad))]))[0] > 0
+        failed = self.mesh.sum(np.array([float(len(bad))]))[0] > 0
         if failed:
             samples = np.concatenate(bad) if bad else self.reader.samples(place.epoch, place.batch)
             raise self.outcome.stop_at_nan("loss", number, self.reader.corpus.sample_ids[samples])
@@ -108,7 +108,7 @@ class Generation:
             "lr": learning_rate(self.job.settings, place.end), **loss,
             "tokens": self.reader.tokens(place.epoch, place.batch),
         }
-        if self.group.leads:
+        if self.mesh.leads:
             self.metrics.log("train", **s.train, seconds=round(seconds, 4))
 
     def _after(self, place: Place) -> None:
@@ -142,12 +142,12 @@ class Generation:
         """Measures and logs lag, once a step."""
         s = self.state
         if s.lag is None or s.lag["step"] != s.step or s.index == 0:
-            with self.bench.measuring():
+            with self.hooks.measuring():
                 lag = self.probe.measure()
             if not np.isfinite([lag.forward, lag.reverse]).all():
                 raise self._not_finite("lag")
             s.lag = {"step": s.step, **asdict(lag)}
-            if self.group.leads:
+            if self.mesh.leads:
                 self.metrics.log("lag", **s.lag, progress=s.progress, generation=s.generation)
 
     def _ask_policy(self) -> None:
@@ -157,23 +157,23 @@ class Generation:
         moment = Moment(s.generation, self.job.start_progress, s.progress, lag.get("forward"), lag.get("reverse"))
         if asked := self.policy.refresh(moment):
             s.reason, s.snapshot_at, s.end = asked.reason, s.progress, s.progress + self.job.sync.lead
-            self._say(f"{asked.why} at epoch {s.progress:.2f}: sync")
+            self._say(f"{asked.why} at epoch {s.progress:.2f}: refresh")
 
     def _say(self, text: str) -> None:
-        if self.group.leads:
+        if self.mesh.leads:
             progress.message(text)
 
     def _checkpoint(self) -> None:
         try:
-            self.checkpoints.save(self.state, self.trainer.optimizer, self.group.leads)
+            self.checkpoints.save(self.state, self.trainer.optimizer, self.mesh.leads)
         except NotFinite as e:
             raise self._not_finite(f"weight {e}") from None
-        self.group.wait()
+        self.mesh.wait()
 
     def _export(self) -> None:
         """Writes the snapshot once: of a model that is cut, the processes that hold rank 0's copy do it together."""
-        if self.group.replicas.rank == 0:
-            self.outcome.export(self.trainer.net, self.state, self.group)
+        if self.mesh.replicas.rank == 0:
+            self.outcome.export(self.trainer.net, self.state, self.mesh)
 
     def _not_finite(self, what: str) -> UserError:
         """The error of weights that the last step, or none yet, has spoilt."""

@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM
-from npd_ascend.models.peers import ALONE, Peers, Sum
+from npd_ascend.models.parallel.collectives import ALONE, AllReduce, ProcessGroup
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.vocabulary import LogProbs, MaskPadding
 from npd_ascend.rows.bfd import best_fit_decreasing
 from npd_ascend.train.corpus import EpochPlan
@@ -40,15 +40,15 @@ class Divergence(nn.Cell):
 
     Args:
         vocabulary: ids that count; None: all.
-        peers: ranks over which heads are cut by vocabulary.
+        group: ranks over which heads are cut by vocabulary.
     """
 
-    def __init__(self, vocabulary: int | None = None, peers: Peers = ALONE) -> None:
+    def __init__(self, vocabulary: int | None = None, group: ProcessGroup = ALONE) -> None:
         super().__init__()
-        self.mask = MaskPadding(vocabulary, peers)
+        self.mask = MaskPadding(vocabulary, group)
         self.logits = ops.MatMul(transpose_b=True)
-        self.cut = peers.size > 1
-        self.logprobs, self.sum = LogProbs(peers), Sum(peers)
+        self.cut = group.size > 1
+        self.logprobs, self.sum = LogProbs(group), AllReduce(group)
 
     def construct(self, hidden: Tensor, head: Tensor, old_hidden: Tensor, old_head: Tensor, mask: Tensor) -> Tensor:
         new = self._log_softmax(self.logits(hidden, head.astype(hidden.dtype)).astype(ms.float32))
@@ -75,24 +75,25 @@ class LagProbe:
         net: the network, holding the generator's weights at this moment.
         reader: of the generation.
         samples: at most so many, the first of those that are trained on.
-        group: probe batches are shared among the ranks that read different ones, their positions among those that read
+        mesh: probe batches are shared among the ranks that read different ones, their positions among those that read
             the same.
         divergence: what computes a chunk; it may be kept from an earlier probe.
     """
 
-    def __init__(self, net: CausalLM, reader: Reader, samples: int, group: Group, divergence: nn.Cell | None = None):
-        self.net, self.reader, self.group = net, reader, group
+    def __init__(self, net: CausalLM, reader: Reader, samples: int, mesh: DeviceMesh,
+                 divergence: nn.Cell | None = None):
+        self.net, self.reader, self.mesh = net, reader, mesh
         plan = probe_plan(reader.plans[0], samples, reader.row_length)
         reader.check_segments(plan)
         micro = reader.settings.micro_batch
         spans = [(b, min(b + micro, len(plan))) for b in range(0, len(plan), micro)]
-        self._inputs = [reader.inputs(plan, *span) for span in spans[group.data.rank :: group.data.size]]
+        self._inputs = [reader.inputs(plan, *span) for span in spans[mesh.data.rank :: mesh.data.size]]
         self.tokens = int(plan.response_tokens.sum())
         counts = [len(where) for *_, where in self._inputs]
         limit = reader.settings.vocab_chunk_rows
         rows = head_rows(counts, limit, reader.align)
         self._chunk = rows // -(-rows // max(8, limit))
-        self._divergence = divergence or Divergence(net.spec.vocabulary, net.peers)
+        self._divergence = divergence or Divergence(net.spec.vocabulary, net.group)
         self._old_hidden = [self._hidden(i) for i in range(len(self._inputs))]
         self._old_head = net.head_weight.asnumpy().copy()
 
@@ -109,7 +110,7 @@ class LagProbe:
                 sums = self._divergence(Tensor(self._padded(new[part])), self.net.head_weight,
                                         Tensor(self._padded(old[part])), old_head, Tensor(mask))
                 total += sums.asnumpy()
-        forward, reverse = self.group.sum(total) / max(1, self.tokens)
+        forward, reverse = self.mesh.sum(total) / max(1, self.tokens)
         return Lag(float(forward), float(reverse))
 
     def _hidden(self, i: int) -> np.ndarray:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from npd_ascend.config.jobs import TrainJob
 from npd_ascend.data.declare import declare
 from npd_ascend.errors import UserError
-from npd_ascend.models.group import Group
 from npd_ascend.models.network import CausalLM
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.weights import save_hf
 from npd_ascend.store.atomic import read_sealed, write_json, write_sealed
 from npd_ascend.store.identity import file_seals, seals_hold
 from npd_ascend.train.checkpoint import State
+from npd_ascend.train.job import TrainJob
 
 
 class Outcome:
@@ -44,18 +44,18 @@ class Outcome:
             self._mark.unlink(missing_ok=True)
             shutil.rmtree(self.next, ignore_errors=True)
 
-    def export(self, net: CausalLM, state: State, group: Group) -> None:
+    def export(self, net: CausalLM, state: State, mesh: DeviceMesh) -> None:
         """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it.
 
         Its files say how the student was spoken to and where it ends, which may be otherwise than at its start. All
         ranks that hold the model together call.
         """
-        if group.agree(np.array([self.exported]))[0]:
+        if mesh.agree(np.array([self.exported]))[0]:
             return
         job = self.job
-        save_hf(net, self.next, job.student, job.device.dtype, leads=group.leads,
+        save_hf(net, self.next, job.student, job.device.dtype, leads=mesh.leads,
                 declare=partial(declare, by=job.declares, like=job.student) if job.declares else None)
-        if group.leads:
+        if mesh.leads:
             write_sealed(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
                                       "progress": state.progress, "files": file_seals(self.next)})
 

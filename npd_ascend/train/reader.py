@@ -14,7 +14,7 @@ from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.objectives.registry import Tokens, find_token_weight, input_names, parameters, summands
 from npd_ascend.rows.collate import RowBatch, collate_flat, response_positions
 from npd_ascend.rows.slices import Slice
-from npd_ascend.store.ragged import ramps
+from npd_ascend.store.ragged import concat_ranges
 from npd_ascend.store.topk_codec import TopK
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.train.corpus import Corpus, EpochPlan
@@ -246,7 +246,7 @@ class Reader:
             i = int((found < tokens).argmax())
             raise UserError(f"{self.topk.dataset.folder}: sample {samples[i]} has {found[i]} annotated tokens, its "
                             f"response {tokens[i]}; run annotate again")
-        return notes if (found == tokens).all() else notes[ramps(np.cumsum(found) - found, tokens)]
+        return notes if (found == tokens).all() else notes[concat_ranges(np.cumsum(found) - found, tokens)]
 
 
 def _rows_of(values: np.ndarray, n: int) -> np.ndarray:

@@ -1,12 +1,11 @@
-"""The train stage: one generation, from the last checkpoint to the next sync or the end of the run."""
+"""The train stage: one generation, from the last checkpoint to the next refresh or the end of the run."""
 
 from __future__ import annotations
 
 from npd_ascend import progress
-from npd_ascend.config.jobs import TrainJob
 from npd_ascend.errors import UserError
-from npd_ascend.models.group import Group
-from npd_ascend.models.leaves import MAX_SEGMENTS
+from npd_ascend.models.device_modules import MAX_SEGMENTS
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
 from npd_ascend.objectives.registry import asked
@@ -14,16 +13,17 @@ from npd_ascend.rows.slices import Slice
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.store.topk_shard import TopKReader
-from npd_ascend.train.bench import Bench
 from npd_ascend.train.checkpoint import Checkpoints, State
 from npd_ascend.train.corpus import Corpus, EpochPlan
 from npd_ascend.train.generation import Generation
+from npd_ascend.train.hooks import TrainHooks
+from npd_ascend.train.job import TrainJob
 from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
 from npd_ascend.train.reader import Reader
 
 
-def run(job: TrainJob, bench: Bench | None = None) -> None:
+def run(job: TrainJob, hooks: TrainHooks | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
     ``done.json``, and a checkpoint marks the end. Resumes from the newest checkpoint that fits, bit for bit.
 
@@ -31,7 +31,7 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
 
     Args:
         job: what to train.
-        bench: what to train with; None: made for this job.
+        hooks: what to train with; None: made for this job.
 
     Raises:
         UserError: inputs that do not fit together, no checkpoint to go on from, or a loss that is not finite.
@@ -41,38 +41,38 @@ def run(job: TrainJob, bench: Bench | None = None) -> None:
     if outcome.finished:
         return
     s = job.settings
-    group = Group(job.device, s.tensor_parallel, s.context_parallel)
-    if group.schedules:
+    mesh = DeviceMesh(job.device, s.tensor_parallel, s.context_parallel)
+    if mesh.schedules:
         return
     progress.started("train")
-    bench = bench or Bench()
+    hooks = hooks or TrainHooks()
     spec = ModelSpec.from_folder(job.student).sharing(job.vocabulary, job.student)
-    reader = _reader(job, spec, group, bench.align)
-    checkpoints = bench.checkpoints(job)
+    reader = _reader(job, spec, mesh, hooks.align)
+    checkpoints = hooks.checkpoints(job)
     state, fresh = _start(job, outcome, checkpoints)
-    group.wait()  # nobody tidies up before all have read
-    if group.leads:
+    mesh.wait()  # nobody tidies up before all have read
+    if mesh.leads:
         outcome.clear()
         checkpoints.drop_after(state.step)
         _drop_rows(MetricsWriter(job.metrics), job.generation, state.step, fresh)
 
-    trainer = bench.trainer(job, spec, reader, group)
+    trainer = hooks.trainer(job, spec, reader, mesh)
     net = trainer.net
     load_hf(net, job.snapshot)
-    with bench.measuring():
-        probe = LagProbe(net, reader, job.sync.probe_samples, group, bench.divergence(spec, group))
+    with hooks.measuring():
+        probe = LagProbe(net, reader, job.sync.probe_samples, mesh, hooks.divergence(spec, mesh))
     if state.step:
         checkpoints.load(state, trainer.optimizer)
     elif job.student != job.snapshot or trainer.optimizer.sharded:
         load_hf(net, job.student, trainer.optimizer.take)
     if fresh:
         state = _begin(job, state)
-    elif group.leads:
+    elif mesh.leads:
         progress.message(f"train: resumes generation {job.generation} at step {state.step}")
-    Generation(job, state, group, reader, trainer, probe, checkpoints, outcome, bench).run()
+    Generation(job, state, mesh, reader, trainer, probe, checkpoints, outcome, hooks).run()
 
 
-def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
+def _reader(job: TrainJob, spec: ModelSpec, mesh: DeviceMesh, align: int) -> Reader:
     packs = Dataset.open(job.packs, "packs")
     corpus = Corpus(Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts"),
                     Dataset.open(job.selection, "selection"), asked(job.settings.loss))
@@ -81,13 +81,13 @@ def _reader(job: TrainJob, spec: ModelSpec, group: Group, align: int) -> Reader:
         raise UserError(f"{job.packs}: holds no rows to train on; see why select kept no samples")
     if packs.extra.get("row_length", job.row_length) != job.row_length:
         raise UserError(f"{job.packs}: rows of {packs.extra['row_length']} tokens, expected {job.row_length}")
-    if job.settings.global_batch % (job.settings.micro_batch * group.data.size):
+    if job.settings.global_batch % (job.settings.micro_batch * mesh.data.size):
         raise UserError(f"train.global_batch {job.settings.global_batch} is not a multiple of micro_batch x processes "
-                        f"= {job.settings.micro_batch} x {group.data.size}")
+                        f"= {job.settings.micro_batch} x {mesh.data.size}")
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk else None
     return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, job.vocabulary,
-                  group.data.rank, group.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,
-                  Slice(group.context.rank, group.context.size))
+                  mesh.data.rank, mesh.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,
+                  Slice(mesh.context.rank, mesh.context.size))
 
 
 def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:

@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.compile_cache import Graphs
 from npd_ascend.models.network import CausalLM
-from npd_ascend.models.peers import ALONE, Gather, Peers, ScatterSum, Sum
+from npd_ascend.models.parallel.collectives import ALONE, AllGather, AllReduce, ProcessGroup, ReduceScatter
 from npd_ascend.objectives.chunked import ChunkedLoss
 from npd_ascend.objectives.registry import reported
 from npd_ascend.train.adamw import AdamW
@@ -109,7 +109,7 @@ class Accumulate(nn.Cell):
         self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
         self.gradients, self.sharded = optimizer.gradients, optimizer.sharded
         self.buckets, self.flat = optimizer.buckets, Buckets()
-        self.scatter = ScatterSum(optimizer.owners)
+        self.scatter = ReduceScatter(optimizer.owners)
         self.map = ops.HyperMap()
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
@@ -142,11 +142,12 @@ class Update(nn.Cell):
         optimizer: its state.
         sums: [1 + M], the loss and its terms.
         clip: largest gradient norm.
-        replicas: ranks with equal shares of the model; over them gradients and sums add up.
+        replicas: ranks with equal tensor-parallel shards; over them gradients and sums add up.
         model: ranks that hold one model together.
     """
 
-    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: Peers = ALONE, model: Peers = ALONE):
+    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: ProcessGroup = ALONE,
+                 model: ProcessGroup = ALONE):
         super().__init__(auto_prefix=False)
         o = optimizer
         self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
@@ -156,8 +157,8 @@ class Update(nn.Cell):
         self.sharded, self.reduced = o.sharded, replicas.size > 1 and not o.sharded
         self.sums, self.clip = sums, clip
         self.cut = tuple(Tensor(np.array(o.cut[first:stop], np.float32)) for first, stop in self.groups)
-        self.over_replicas, self.over_model = Sum(replicas), Sum(model)
-        self.buckets, self.flat, self.gather = o.buckets, Buckets(), Gather(o.owners)
+        self.over_replicas, self.over_model = AllReduce(replicas), AllReduce(model)
+        self.buckets, self.flat, self.gather = o.buckets, Buckets(), AllGather(o.owners)
         self.map, self.kernel = ops.HyperMap(), ops.AdamWeightDecay()
         self.beta1, self.beta2 = o.beta1, o.beta2
 
@@ -224,15 +225,15 @@ class Trainer:
         replicas: ranks over which gradients are summed.
     """
 
-    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, replicas: Peers = ALONE):
+    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, replicas: ProcessGroup = ALONE):
         self.net = net
         owners = replicas if settings.optimizer_sharding else ALONE
-        self.optimizer = AdamW(net.trainable_params(), settings, owners, net.shares())
-        self.loss = ChunkedLoss(settings.loss, chunk, net.peers, net.spec.vocabulary)
+        self.optimizer = AdamW(net.trainable_params(), settings, owners, net.tp_shards())
+        self.loss = ChunkedLoss(settings.loss, chunk, net.group, net.spec.vocabulary)
         self._sums = Parameter(ops.zeros((1 + len(self.loss.terms),), ms.float32), name="sums", requires_grad=False)
         forward = PackedLoss(net, self.loss)
         self._accumulate = Accumulate(forward, self.optimizer, self._sums)
-        self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.peers)
+        self._update = Update(self.optimizer, self._sums, settings.clip, replicas, net.group)
 
     def reset(self) -> None:
         """Forgets moments, and whatever gradients have been added; the weights are loaded by the caller."""

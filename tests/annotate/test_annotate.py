@@ -10,9 +10,10 @@ ms = pytest.importorskip("mindspore")
 from npd_ascend.annotate import head as head_module  # noqa: E402
 from npd_ascend.annotate.distribution import summarise  # noqa: E402
 from npd_ascend.annotate.head import ChunkedHead  # noqa: E402
+from npd_ascend.annotate.job import AnnotateJob  # noqa: E402
 from npd_ascend.annotate.prefill import Scorer  # noqa: E402
 from npd_ascend.annotate.stage import run  # noqa: E402
-from npd_ascend.config.jobs import AnnotateJob, Device, Target  # noqa: E402
+from npd_ascend.config.job import Device, Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402

@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("mindspore")
 
+from npd_ascend.annotate.job import AnnotateJob  # noqa: E402
 from npd_ascend.annotate.stage import run  # noqa: E402
-from npd_ascend.config.jobs import AnnotateJob, Target  # noqa: E402
+from npd_ascend.config.job import Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402
 from npd_ascend.pipeline.child import write_job  # noqa: E402

@@ -5,8 +5,9 @@ import pytest
 
 pytest.importorskip("mindspore")
 
+from npd_ascend.annotate.job import AnnotateJob  # noqa: E402
 from npd_ascend.annotate.stage import run  # noqa: E402
-from npd_ascend.config.jobs import AnnotateJob, Target  # noqa: E402
+from npd_ascend.config.job import Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.store.topk_shard import TopKReader  # noqa: E402
@@ -16,7 +17,7 @@ WHAT = ("scores", "topk", "unconditioned")
 RANK = """
 import sys
 from npd_ascend.annotate.stage import run
-from npd_ascend.config.jobs import AnnotateJob
+from npd_ascend.annotate.job import AnnotateJob
 for path in sys.argv[1:]:
     run(AnnotateJob.model_validate_json(open(path).read()))
 """

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from zoo import tokenizers_of
 
-from npd_ascend.config.jobs import PrepareJob
 from npd_ascend.config.schema import DataConfig
+from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.stage import run
 from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.store.dataset import Dataset

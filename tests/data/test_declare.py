@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from npd_ascend.config.jobs import Declaration
+from npd_ascend.config.job import Declaration
 from npd_ascend.config.schema import DataConfig
 from npd_ascend.data.chat_template import Speaker
 from npd_ascend.data.compat import agree

@@ -10,7 +10,7 @@ pytest.importorskip("mindspore")
 import mindspore as ms  # noqa: E402
 from mindspore import Tensor  # noqa: E402
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.exposure.divergence import PairScorer  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402

@@ -13,10 +13,13 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from npd_ascend.config.jobs import EvaluateJob, PackJob, PrepareJob, SelectJob
 from npd_ascend.config.load import load_config
 from npd_ascend.config.schema import Config, DataConfig, EvaluateConfig, PackConfig, SelectConfig
+from npd_ascend.data.job import PrepareJob
+from npd_ascend.evaluate.job import EvaluateJob
 from npd_ascend.models.initial import initial_checkpoint
+from npd_ascend.pack.job import PackJob
+from npd_ascend.select.job import SelectJob
 from npd_ascend.select.registry import IFD as SCORES
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.topk_codec import TopK, TopKFormat

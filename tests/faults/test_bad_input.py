@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from npd_ascend.config.jobs import Section
 from npd_ascend.config.load import load_config
+from npd_ascend.config.schema import Section
 from npd_ascend.data.compat import check_pair
 from npd_ascend.data.prompts import read_prompts
 from npd_ascend.data.stage import run as prepare

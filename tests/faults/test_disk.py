@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from npd_ascend.config.jobs import Section
+from npd_ascend.config.schema import Section
 from npd_ascend.data.stage import run as prepare
 from npd_ascend.errors import CorruptShard, UserError, of_the_disk
 from npd_ascend.evaluate.stage import run as evaluate

@@ -272,7 +272,7 @@ def test_metrics(tmp_path, data):
     path.write_bytes(data)
     writer = MetricsWriter(path)
     before = len(read_metrics(path))
-    writer.log("sync", step=3)
+    writer.log("refresh", step=3)
     assert len(read_metrics(path)) == before + 1
     writer.truncate_after(("train", "lag"), 0)
     calm(lambda: collect(tmp_path).times())

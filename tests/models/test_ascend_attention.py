@@ -11,9 +11,9 @@ pytest.importorskip("mindspore")
 from mindformers.parallel_core.training_graph.transformer.attention import SelfAttention  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.models.attention import OuterProduct  # noqa: E402
-from npd_ascend.models.leaves import LEAVES, GatherEmbedding, Leaves, ScaledFlash  # noqa: E402
+from npd_ascend.models.device_modules import DEVICE_MODULES, DeviceModules, GatherEmbedding, ScaledFlash  # noqa: E402
 from npd_ascend.models.network import CausalLM, _config, build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
@@ -47,15 +47,15 @@ class TheirSelfAttention(SelfAttention):
 
 
 @dataclass(frozen=True)
-class Theirs(Leaves):
-    def patch(self, model, peers):
+class Theirs(DeviceModules):
+    def patch(self, model, group):
         model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
         model.rotary_pos_emb.outer = model.rotary_pos_emb.outer_for_eod = OuterProduct()
 
 
 @pytest.mark.parametrize("family", ["qwen3_tied", "llama3"])
 def test_equals_the_network_of_the_cpu(checkpoint, family):
-    cpu = LEAVES["cpu"]
+    cpu = DEVICE_MODULES["cpu"]
     folder = checkpoint(family)
     spec = ModelSpec.from_folder(folder)
     ours = build(spec, Device(), ROW)
@@ -75,5 +75,5 @@ def test_equals_the_network_of_the_cpu(checkpoint, family):
 def test_the_flash_kernel_gets_the_scale(configs, family):
     """YaRN's factor of 1.3 is in it, heads of 8 and 32."""
     spec = ModelSpec.from_config(configs[family], {}, "config")
-    core = ScaledFlash(_config(spec, LEAVES["ascend"], 2048, "bfloat16", "bfloat16"), 1)
+    core = ScaledFlash(_config(spec, DEVICE_MODULES["ascend"], 2048, "bfloat16", "bfloat16"), 1)
     assert core.flash_attention.scale_value == pytest.approx({"pangu": 8**-0.5, "qwen3_tied": 1.69 * 32**-0.5}[family])

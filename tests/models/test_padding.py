@@ -15,33 +15,33 @@ import sys
 import mindspore as ms
 import numpy as np
 from npd_ascend.annotate.head import ChunkedHead
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.config.schema import LossConfig
-from npd_ascend.models.group import Group
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.objectives.chunked import ChunkedLoss
 from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.train.lag import Divergence
 
-group = Group(Device(), 2)
-if group.schedules:
+mesh = DeviceMesh(Device(), 2)
+if mesh.schedules:
     sys.exit()
-peers, given, out = group.model, np.load(sys.argv[1]), {}
+group, given, out = mesh.model, np.load(sys.argv[1]), {}
 t = {k: ms.Tensor(v) for k, v in given.items()}
-own = slice(peers.rank * 12, peers.rank * 12 + 12)
+own = slice(group.rank * 12, group.rank * 12 + 12)
 head, old = ms.Parameter(ms.Tensor(given["head"][own].copy())), ms.Tensor(given["old_head"][own].copy())
 for v in (10, 17):
     targets = given["targets"] % v
-    notes = ChunkedHead(head, 5, on_host=False, peers=peers, vocabulary=v)(t["hidden"], np.arange(9), targets[:, 0], 4)
+    notes = ChunkedHead(head, 5, on_host=False, group=group, vocabulary=v)(t["hidden"], np.arange(9), targets[:, 0], 4)
     for name in ("ids", "logprobs", "logz", "sampled", "entropy"):
         out[f"{name}{v}"] = getattr(notes, name)
-    loss = ChunkedLoss(LossConfig(topk_norm="tail"), 4, peers, v)
+    loss = ChunkedLoss(LossConfig(topk_norm="tail"), 4, group, v)
     inputs = LossInputs(labels=targets[:, 0].copy(), teacher_ids=targets[:, 1:].copy(),
                         teacher_logprobs=given["teacher"], weights=given["weights"])
     for name, value in zip(("loss", "terms", "d_hidden", "d_head"), loss(t["hidden"], head, loss.tensors(inputs))):
         out[f"{name}{v}"] = value.asnumpy()
-    lag = Divergence(v, peers)(t["hidden"], head, t["old_hidden"], old, ms.Tensor(np.ones(9, np.float32)))
+    lag = Divergence(v, group)(t["hidden"], head, t["old_hidden"], old, ms.Tensor(np.ones(9, np.float32)))
     out[f"lag{v}"] = lag.asnumpy()
-np.savez(f"{sys.argv[2]}-{peers.rank}.npz", **out)
+np.savez(f"{sys.argv[2]}-{group.rank}.npz", **out)
 """
 
 

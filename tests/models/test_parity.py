@@ -11,7 +11,7 @@ import pytest
 
 ms = pytest.importorskip("mindspore")
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
@@ -98,7 +98,7 @@ def test_query_blocks_change_nothing(checkpoint, monkeypatch):
 
 
 def test_segment_ends_for_flash_attention():
-    from npd_ascend.models.leaves import SegmentEnds
+    from npd_ascend.models.device_modules import SegmentEnds
     from npd_ascend.models.network import CausalLM
 
     batch = collate([[np.arange(3), np.arange(2)], [np.arange(1), np.arange(7)]], 8, 0, 2)
@@ -109,7 +109,7 @@ def test_segment_ends_for_flash_attention():
 
 
 def test_norm_for_ascend_gives_its_kernel_one_type():
-    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.device_modules import DEVICE_MODULES
 
     seen = []
 
@@ -120,7 +120,7 @@ def test_norm_for_ascend_gives_its_kernel_one_type():
     typed = SimpleNamespace
     cell = typed(norm=kernel, cast=lambda x, dtype: typed(dtype=dtype), compute_type=ms.float32,
                  shared=lambda x: x, weight=typed(dtype=ms.bfloat16))
-    out = LEAVES["ascend"].norm.construct(cell, typed(dtype=ms.bfloat16))
+    out = DEVICE_MODULES["ascend"].norm.construct(cell, typed(dtype=ms.bfloat16))
     assert seen == [(ms.float32, ms.float32)] and out.dtype == ms.bfloat16
 
 

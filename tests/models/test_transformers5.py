@@ -175,7 +175,7 @@ class TestSaved:
         import mindspore as ms
         from transformers import AutoConfig
 
-        from npd_ascend.config.jobs import Device
+        from npd_ascend.config.job import Device
         from npd_ascend.models.network import build
         from npd_ascend.models.weights import load_hf, save_hf
         from npd_ascend.rows.collate import collate

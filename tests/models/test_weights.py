@@ -9,7 +9,7 @@ ms = pytest.importorskip("mindspore")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.models import tensorfile  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
@@ -132,12 +132,12 @@ def test_rows_the_flash_kernel_cannot_do(checkpoint, row):
 
 def test_the_ascend_network_is_accepted_by_mindformers_and_keeps_bfloat16(checkpoint, tmp_path):
     """All but running it: MindFormers' config takes the flash settings, the weights fit its interleaved layout."""
-    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.device_modules import DEVICE_MODULES
     from npd_ascend.models.network import CausalLM, setup_context
 
     setup_context(Device())
     folder = checkpoint("pangu", dtype="BF16", shards=3)
-    net = CausalLM(ModelSpec.from_folder(folder), LEAVES["ascend"], 2048, "bfloat16", "bfloat16")
+    net = CausalLM(ModelSpec.from_folder(folder), DEVICE_MODULES["ascend"], 2048, "bfloat16", "bfloat16")
     assert {p.dtype for p in net.get_parameters()} == {ms.bfloat16}
     attention = net.model.decoder.layers[0].self_attention
     assert (attention.core_attention.input_layout, attention.core_attention.sparse_mode) == ("TND", 3)
@@ -152,12 +152,12 @@ def test_the_ascend_network_is_accepted_by_mindformers_and_keeps_bfloat16(checkp
 
 def test_matrices_held_in_the_compute_type(checkpoint):
     """For sharded optimizers: layers' matrices in bfloat16, all else in float32, values those of the checkpoint."""
-    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.device_modules import DEVICE_MODULES
     from npd_ascend.models.network import CausalLM, setup_context
 
     setup_context(Device())
     folder = checkpoint("pangu")
-    net = CausalLM(ModelSpec.from_folder(folder), LEAVES["ascend"], 2048, "bfloat16", "float32")
+    net = CausalLM(ModelSpec.from_folder(folder), DEVICE_MODULES["ascend"], 2048, "bfloat16", "float32")
     net.hold_in_compute_type()
     given = {}
     load_hf(net, folder, given.__setitem__)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.config.load import load_config, parse_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor import visit

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from npd_ascend.config.jobs import PackJob
 from npd_ascend.config.schema import PackConfig
+from npd_ascend.pack.job import PackJob
 from npd_ascend.store.dataset import Dataset
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from npd_ascend.config.jobs import SelectJob
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.pipeline.child import _advice, write_job
 from npd_ascend.pipeline.processes import Child, child_environment, resident_bytes
 from npd_ascend.progress import ProgressTail
+from npd_ascend.select.job import SelectJob
 from npd_ascend.store.dataset import Dataset
 
 
@@ -89,9 +89,9 @@ def test_stop_ends_the_whole_group(tmp_path):
             "print(p.pid, flush=True); time.sleep(60)")  # fmt: skip
     child = Child("x", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
     deadline = time.monotonic() + 120
-    while not child.last_words() and time.monotonic() < deadline:
+    while not child.log_tail() and time.monotonic() < deadline:
         time.sleep(0.05)
-    grandchild = int(child.last_words())
+    grandchild = int(child.log_tail())
     import npd_ascend.pipeline.processes as processes
 
     grace, processes._GRACE_S = processes._GRACE_S, 0.2
@@ -111,7 +111,7 @@ def test_child_dies_with_its_parent(tmp_path):
         "import os, sys; from pathlib import Path; from npd_ascend.pipeline.processes import Child\n"
         f"c = Child('x', [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'],"
         f" dict(os.environ), Path({str(tmp_path / 'log')!r}))\n"
-        "import time\nwhile not c.last_words(): time.sleep(0.05)\nprint(c.last_words(), flush=True)\ntime.sleep(60)"
+        "import time\nwhile not c.log_tail(): time.sleep(0.05)\nprint(c.log_tail(), flush=True)\ntime.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

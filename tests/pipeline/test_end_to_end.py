@@ -56,8 +56,8 @@ def test_everything_is_there(finished):
     assert run.report.read_text().lower().startswith("<!doctype html>") and "report:" in out
     assert weights(run) and (run.export / "config.json").is_file() and (run.export / "tokenizer.json").is_file()
     kinds = {r["kind"] for r in read_metrics(run.metrics)}
-    assert {"train", "lag", "sync", "stage", "evaluate"} <= kinds
-    assert [p.stem for p in sorted(run.evaluations.glob("*.json"))] == ["end", "start", "sync-1"]
+    assert {"train", "lag", "refresh", "stage", "evaluate"} <= kinds
+    assert [p.stem for p in sorted(run.evaluations.glob("*.json"))] == ["end", "start", "refresh-1"]
     assert run.read_state()["status"] == "finished" and not processes_of(run.root)
     assert list(run.compiled.glob("*/seals.json")) and not list(run.compiled.glob(".*"))
     rows = [r for r in read_metrics(run.metrics) if r["kind"] == "stage"]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from npd_ascend.config.jobs import AnnotateJob, PackJob, TrainJob
+from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.config.load import parse_config
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
+from npd_ascend.pack.job import PackJob
 from npd_ascend.pipeline import launch
+from npd_ascend.train.job import TrainJob
 
 P = Path("x")
 CONFIG = parse_config({

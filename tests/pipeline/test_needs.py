@@ -7,14 +7,16 @@ import pyarrow as pa
 import pytest
 
 from npd_ascend.annotate import stage as annotate
-from npd_ascend.config.jobs import AnnotateJob, RolloutJob, TrainJob
+from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.ops.environments import resolve_device
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.recipes import find
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import sample_id
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.topk_codec import TopK
+from npd_ascend.train.job import TrainJob
 from tests.faults.conftest import kit, make_kit, sound  # noqa: F401
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from npd_ascend.config import stages
-from npd_ascend.config.jobs import Device, Job
+from npd_ascend.config.job import Device, Job
 from npd_ascend.config.marks import SPEED, Holds
 from npd_ascend.config.schema import Config, EvaluateConfig, Section
 from npd_ascend.config.stages import STAGES
@@ -63,7 +63,7 @@ def stages_of(text: str) -> list[list[str]]:
     return [line.split() for line in text.split("# stages")[1].split("# cost")[0].splitlines()[1:] if line.strip()]
 
 
-class Bench:
+class TrainHooks:
     """What an arm asks of its workbench before training."""
 
     def __init__(self):
@@ -75,7 +75,7 @@ def arm_of(config, root: Path):
     from npd_ascend.study.run import _Run
 
     arm = Arm("task", "group", "arm", 0, "npd", config, LiveConfig(), 1, False, False, None, 8)
-    run = _Run(arm, root, Bench(), root / "scratch", Clock())
+    run = _Run(arm, root, TrainHooks(), root / "scratch", Clock())
     run.prompts = [SimpleNamespace()] * 8
     return run
 
@@ -138,7 +138,7 @@ def test_a_refresh_repeats_the_stages_of_a_generation(kit):  # noqa: F811
     lines = [" ".join(words[:-2]) for words in stages_of(describe(kit.config()))]
     one = ["rollout", "annotate_teacher", "annotate_student", "select", "pack", "train"]
     expected = ["prepare", "prepare_eval"]
-    for g, name in enumerate(("start", "sync 1", "sync 2")):
+    for g, name in enumerate(("start", "refresh 1", "refresh 2")):
         expected += [f"g{g:03d} rollout", f"g{g:03d} evaluate_rollout {name}", f"g{g:03d} evaluate {name}"]
         expected += [f"g{g:03d} {s}" for s in one[1:]]
     assert lines == [*expected, "g003 evaluate_rollout end", "g003 evaluate end"]
@@ -202,11 +202,12 @@ class RewardJob(Job):
 
 @pytest.fixture
 def reward(kit, monkeypatch):  # noqa: F811
-    """A stage that the package does not have: a row and a dataset, nothing else."""
+    """A stage that the package does not have: a row with its dataset, and a package with its job."""
+    monkeypatch.setitem(sys.modules, "npd_ascend.reward.job", SimpleNamespace(RewardJob=RewardJob))
     monkeypatch.setitem(stages.DATA, "rewards", stages.Data("rewards", "scores", "generations/{generation:03d}/rewards",
                                                             "rollouts"))
     monkeypatch.setitem(STAGES, "reward", stages.Stage(
-        "reward", "reward", "Rewards the answers", "reward", RewardJob, reads={"rollouts": "rollouts"},
+        "reward", "reward", "Rewards the answers", "reward", "RewardJob", reads={"rollouts": "rollouts"},
         writes=("rewards",)))
     kit.data()
     run = RunDir(kit.run)

@@ -73,7 +73,7 @@ def fabricate(root: Path, seed: int = 0, generations: int = 2, steps: int = 60, 
     for g in range(generations):
         facts.generations.append(_generation(run, g, rng, keep))
     _metrics(run, generations, steps, rng)
-    names = ["start", *[f"sync {g}" for g in range(1, generations)], "end"]
+    names = ["start", *[f"refresh {g}" for g in range(1, generations)], "end"]
     for i, name in enumerate(names if finished else names[:1]):
         right = 208 + 26 * i
         p, half = right / 400, 1.96 * (right / 400 * (1 - right / 400) / 400) ** 0.5
@@ -220,7 +220,7 @@ def _metrics(run: RunDir, generations: int, steps: int, rng) -> None:
                              "forward": 0.085 * (i / steps) ** 0.7, "reverse": 0.07 * (i / steps) ** 0.7})
         stage("train", g, 60.0, 3900 * steps, steps, 54.0, start=2.0, compile=4.0)
         if g + 1 < generations:
-            rows.append({"kind": "sync", "time": now, "step": (g + 1) * steps, "progress": 2.0 * (g + 1),
+            rows.append({"kind": "refresh", "time": now, "step": (g + 1) * steps, "progress": 2.0 * (g + 1),
                          "generation": g + 1, "reason": "epoch"})
     stage("evaluate", generations, 6.0, 17000, 400, 5.0)
     run.metrics.write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -113,7 +113,7 @@ def test_figures_shown_are_those_of_the_inputs(make_run):
     html, page = page_of(facts)
     assert "52.0 → 65.0 %" in page.text["headline"] and "+13.0 points" in page.text["headline"]
     rows = cells(html, "accuracy")
-    assert rows[1][:4] == ["start", "0", "208 / 400", "52.0 %"] and rows[2][:2] == ["sync 1", "2"]
+    assert rows[1][:4] == ["start", "0", "208 / 400", "52.0 %"] and rows[2][:2] == ["refresh 1", "2"]
     assert rows[3][0] == "end" and rows[3][5] == percent(7 / 400)
     by_generation = [r for r in cells(html, "selection") if r[0] in "01"]
     for g, row in zip(facts.generations, by_generation, strict=True):
@@ -291,7 +291,7 @@ anything = st.one_of(st.none(), st.booleans(), st.integers(-10**20, 10**20), st.
 keys = st.sampled_from(["step", "progress", "generation", "seconds", "busy", "tokens", "samples", "time", "loss", "ce",
                         "kd", "lr", "grad_norm", "forward", "reverse", "stage"])
 rows_of_metrics = st.lists(st.builds(lambda kind, row: {"kind": kind, **row},
-                                     st.sampled_from(["train", "lag", "sync", "stage"]),
+                                     st.sampled_from(["train", "lag", "refresh", "stage"]),
                                      st.dictionaries(keys, anything, max_size=8)), max_size=6)
 
 

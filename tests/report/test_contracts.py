@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from npd_ascend.config.jobs import EvaluateJob, PackJob, SelectJob
+from npd_ascend.evaluate.job import EvaluateJob
+from npd_ascend.pack.job import PackJob
 from npd_ascend.report.collect import collect
+from npd_ascend.select.job import SelectJob
 from npd_ascend.select.registry import SCORES as ALL_SCORES
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
-from npd_ascend.config.jobs import RolloutJob
 from npd_ascend.config.schema import RolloutConfig
+from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import prompt_id
 

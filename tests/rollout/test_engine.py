@@ -330,7 +330,7 @@ def test_preempted_requests_are_unharmed(prompts, make_job, checkpoints, engine)
 def start_child(job, folder: Path) -> subprocess.Popen:
     """``stage.run(job)`` in a process of its own."""
     (folder / "job.json").write_text(job.model_dump_json())
-    code = ("from pathlib import Path; from npd_ascend.config.jobs import RolloutJob\n"
+    code = ("from pathlib import Path; from npd_ascend.rollout.job import RolloutJob\n"
             "from npd_ascend.rollout import stage\n"
             f"stage.run(RolloutJob.model_validate_json(Path({str(folder / 'job.json')!r}).read_text()))")
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from npd_ascend.config.jobs import SelectJob
 from npd_ascend.config.schema import SelectConfig
+from npd_ascend.select.job import SelectJob
 from npd_ascend.select.metrics import delta_ifd, ifd
 from npd_ascend.select.registry import Scores
 from npd_ascend.store.dataset import Dataset

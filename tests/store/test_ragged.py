@@ -6,7 +6,7 @@ import pytest
 
 from npd_ascend.store import ragged
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.ragged import Ragged, ramps
+from npd_ascend.store.ragged import Ragged, concat_ranges
 
 
 def write(folder, lists, shard=3):
@@ -73,6 +73,6 @@ def test_values_that_files_hold_for_nothing_are_mapped(tmp_path, monkeypatch):
     assert not isinstance(Ragged.read(dataset, "label_ids").values, np.memmap)
 
 
-def test_ramps():
-    assert ramps(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
-    assert len(ramps(np.zeros(0), np.zeros(0))) == 0
+def test_concat_ranges():
+    assert concat_ranges(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
+    assert len(concat_ranges(np.zeros(0), np.zeros(0))) == 0

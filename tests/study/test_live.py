@@ -5,7 +5,7 @@ import pytest
 
 ms = pytest.importorskip("mindspore")
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig  # noqa: E402
 from npd_ascend.config.study import LiveConfig  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402

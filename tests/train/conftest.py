@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from npd_ascend.config.jobs import TrainJob
 from npd_ascend.config.schema import SyncConfig, TrainConfig
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.metrics import read_metrics
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
+from npd_ascend.train.job import TrainJob
 
 VOCAB, K, ROW = 53, 4, 48
 CONFIG = {"model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausalLM"], "bias": True,
@@ -148,22 +148,22 @@ class World:
 def kept():
     """A bench that compiles once for all jobs of the same shape and loss; it begins each of them as a new one does."""
     pytest.importorskip("mindspore")
-    from npd_ascend.train.bench import Bench
+    from npd_ascend.train.hooks import TrainHooks
 
-    class Kept(Bench):
+    class Kept(TrainHooks):
         def __init__(self):
             self.trainers, self.lags = {}, {}
 
-        def trainer(self, job, spec, reader, group):
+        def trainer(self, job, spec, reader, mesh):
             apart = {"epochs", "lr", "min_lr", "warmup", "global_batch", "checkpoint_every", "keep_checkpoints"}
             key = (repr(spec), job.row_length, reader.chunk, job.settings.model_dump_json(exclude=apart))
             if key not in self.trainers:
-                self.trainers[key] = super().trainer(job, spec, reader, group)
+                self.trainers[key] = super().trainer(job, spec, reader, mesh)
             self.trainers[key].reset()
             return self.trainers[key]
 
-        def divergence(self, spec, group):
-            return self.lags.setdefault(spec.vocabulary, super().divergence(spec, group))
+        def divergence(self, spec, mesh):
+            return self.lags.setdefault(spec.vocabulary, super().divergence(spec, mesh))
 
     return Kept()
 

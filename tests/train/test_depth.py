@@ -5,7 +5,7 @@ import pytest
 
 ms = pytest.importorskip("mindspore")
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.config.schema import TrainConfig  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402

@@ -8,8 +8,8 @@ from npd_ascend.train.corpus import EpochPlan
 ms = pytest.importorskip("mindspore")
 
 from npd_ascend.config.schema import TrainConfig  # noqa: E402
-from npd_ascend.models.group import Group  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
+from npd_ascend.models.parallel.mesh import DeviceMesh  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
@@ -34,16 +34,16 @@ def log_probs(net, world, sample, vocabulary=None):
 
 
 def test_measure(world):
-    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.job import Device
 
-    group = Group(Device())
+    mesh = DeviceMesh(Device())
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
     plan = EpochPlan.read(Dataset.open(world.root / "packs", "packs"), 0)
     reader = Reader(corpus, [plan], None, SETTINGS, ROW, 0, 53)
     old, new = world.student("old", seed=1), world.student("new", seed=2)
     net = build(ModelSpec.from_folder(old), Device(), ROW)
     load_hf(net, old)
-    probe = LagProbe(net, reader, 9, group)
+    probe = LagProbe(net, reader, 9, mesh)
     same = probe.measure()
     assert same.forward == 0.0 and same.reverse == 0.0
     samples = np.flatnonzero(world.keep)[:9]
@@ -60,7 +60,7 @@ def test_measure(world):
 
 def test_padding_does_not_count(world, loud_padding):
     """Logits wider than the vocabulary of 53, the padding's own head moving as well."""
-    from npd_ascend.config.jobs import Device
+    from npd_ascend.config.job import Device
 
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
     plan = EpochPlan.read(Dataset.open(world.root / "packs", "packs"), 0)
@@ -69,7 +69,7 @@ def test_padding_does_not_count(world, loud_padding):
                                                                                                   ("new", 2)))
     net = build(ModelSpec.from_folder(old).sharing(53, old), Device(), ROW)
     load_hf(net, old)
-    probe = LagProbe(net, reader, 9, Group(Device()))
+    probe = LagProbe(net, reader, 9, DeviceMesh(Device()))
     same = probe.measure()
     assert same.forward == 0.0 and same.reverse == 0.0
     samples = np.flatnonzero(world.keep)[:9]

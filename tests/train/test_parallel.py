@@ -11,30 +11,30 @@ pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 RANK = """
 import shutil, sys
 from pathlib import Path
-from npd_ascend.config.jobs import TrainJob
-from npd_ascend.models.group import Group
-from npd_ascend.train.bench import Bench
+from npd_ascend.train.job import TrainJob
+from npd_ascend.models.parallel.mesh import DeviceMesh
+from npd_ascend.train.hooks import TrainHooks
 from npd_ascend.train.stage import run
 trainers, lags = {}, {}
-class Kept(Bench):  # jobs that differ in their folders only share the compiled graphs
-    def trainer(self, job, spec, reader, group):
+class Kept(TrainHooks):  # jobs that differ in their folders only share the compiled graphs
+    def trainer(self, job, spec, reader, mesh):
         key = job.settings.model_dump_json()
         if key not in trainers:
-            trainers[key] = super().trainer(job, spec, reader, group)
+            trainers[key] = super().trainer(job, spec, reader, mesh)
         trainers[key].reset()
         return trainers[key]
-    def divergence(self, spec, group):
-        return lags.setdefault((spec.vocabulary, group.model), super().divergence(spec, group))
+    def divergence(self, spec, mesh):
+        return lags.setdefault((spec.vocabulary, mesh.model), super().divergence(spec, mesh))
 for path in sys.argv[1:]:
     job = TrainJob.model_validate_json(open(path).read())
     folder, _, other = job.out.parent.name.partition("_")
     if folder == "resumed":  # what a run that was killed after its third step has left
-        group = Group(job.device)
-        if group.leads:
+        mesh = DeviceMesh(job.device)
+        if mesh.leads:
             for step in (2, 3):
                 name = f"step-{step:08d}"
                 shutil.copytree(job.checkpoints.parents[1] / other / "checkpoints" / name, job.checkpoints / name)
-        group.wait()
+        mesh.wait()
     run(job, Kept())
 """
 # Where a gradient is next to nothing, sums in another order change it, and with a smaller eps Adam takes a whole step.

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 ms = pytest.importorskip("mindspore")
 
-from npd_ascend.models.group import Group  # noqa: E402
+from npd_ascend.models.parallel.mesh import DeviceMesh  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
 from npd_ascend.train import corpus  # noqa: E402
@@ -20,9 +20,9 @@ def test_gradient_of_the_head(world, kept, policy_terms, monkeypatch, name, chun
     monkeypatch.setattr(corpus, "_advantages", lambda selection: world.advantages)  # a recipe with rewards has them
     key = f"policy_terms:{name}"
     job = world.job(settings={"vocab_chunk_rows": chunk}, loss={"terms": {key: 1.0}}, kd=0.9, topk=None)
-    spec, group = ModelSpec.from_folder(job.student), Group(job.device)
-    reader = _reader(job, spec, group, kept.align)
-    trainer = kept.trainer(job, spec, reader, group)
+    spec, mesh = ModelSpec.from_folder(job.student), DeviceMesh(job.device)
+    reader = _reader(job, spec, mesh, kept.align)
+    trainer = kept.trainer(job, spec, reader, mesh)
     load_hf(trainer.net, job.student)
     tokens = reader.tokens(0, 0)
     head = trainer.net.head_weight

@@ -30,8 +30,8 @@ def test_warmup_is_linear_and_meets_the_cosine():
 
 
 @given(st.floats(0, 0.5), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40))
-def test_a_sync_does_not_restart_it(warmup, sync, before, after):
-    """The rate falls on through a sync, whatever number of steps an epoch has before and after it."""
+def test_a_refresh_does_not_restart_it(warmup, sync, before, after):
+    """The rate falls on through a refresh, whatever number of steps an epoch has before and after it."""
     s = settings(warmup=warmup)
     first = [p.end for p in Timeline(0.0, [before] * sync).from_step(0)]
     second = [p.end for p in Timeline(float(sync), [after] * (10 - sync)).from_step(0)]

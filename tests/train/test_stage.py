@@ -135,7 +135,7 @@ def test_resume_is_bit_exact(world, rows_of, tensors_of, killed_after, train, ca
 
 
 def test_two_generations(world, rows_of, tensors_of, train):
-    """Sync after one epoch: rate and moments go on, lag starts from 0 again; lead takes the snapshot in passing."""
+    """Refresh after one epoch: rate and moments go on, lag starts from 0 again; lead takes the snapshot in passing."""
     first = world.job(end_progress=1.0, last=False, snapshot_progress=0.5)
     train(first)
     d = done(first)
@@ -161,7 +161,7 @@ def test_two_generations(world, rows_of, tensors_of, train):
     train(after)
     begin = [r for r in rows_of(after, "lag") if r["generation"] == 1][0]
     assert (begin["forward"], begin["reverse"]) == (0.0, 0.0)
-    # Same data in both generations: a sync changes nothing but the batches' order.
+    # Same data in both generations: a refresh changes nothing but the batches' order.
     whole = world.job("whole")
     train(whole)
     ends = rows_of(plain, "train")[:2], rows_of(whole, "train")[:2]

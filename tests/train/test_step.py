@@ -8,7 +8,7 @@ ms = pytest.importorskip("mindspore")
 from mindspore import Parameter  # noqa: E402
 
 from npd_ascend.config.schema import TrainConfig  # noqa: E402
-from npd_ascend.models.group import Group  # noqa: E402
+from npd_ascend.models.parallel.mesh import DeviceMesh  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
 from npd_ascend.train.stage import _reader  # noqa: E402
@@ -69,9 +69,9 @@ def gradient(world, kept):
     """Loss, gradients and token count of the first global batch; network as made from one seed."""
     def go(packs="packs", **settings):
         job = world.job(packs=packs, settings={"micro_batch": 4, "vocab_chunk_rows": 1000, **settings})
-        spec, group = ModelSpec.from_folder(job.student), Group(job.device)
-        reader = _reader(job, spec, group, kept.align)
-        trainer = kept.trainer(job, spec, reader, group)
+        spec, mesh = ModelSpec.from_folder(job.student), DeviceMesh(job.device)
+        reader = _reader(job, spec, mesh, kept.align)
+        trainer = kept.trainer(job, spec, reader, mesh)
         load_hf(trainer.net, job.student)
         tokens = reader.tokens(0, 0)
         total = sum(trainer.accumulate(m, tokens) for m in reader.micro_batches(0, 0))

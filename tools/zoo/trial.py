@@ -138,7 +138,7 @@ class Trial:
         moved = self.figures["moved"] = float(np.abs(means[1] - means[0]).max())
         expect(moved >= MOVED, f"the refresh moved the answers' NLL by {moved:.1e} only")
         lags = [r["forward"] for r in read_metrics(self.run_dir.metrics) if r["kind"] == "lag"]
-        expect(min(lags, default=1.0) == 0.0, "lag is not 0 right after the sync")
+        expect(min(lags, default=1.0) == 0.0, "lag is not 0 right after the refresh")
         return "ok"
 
     def export(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
-from npd_ascend.models.mapping import heads_of, share_of
+from npd_ascend.models.mapping import heads_of, shard_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan.devices import Npu
 from npd_ascend.ops.plan.memory import train_memory
@@ -45,7 +45,7 @@ def what_fits(config: Config, student: ModelSpec, npu: Npu, devices: int) -> str
 def _cuts(config: Config, student: ModelSpec, tensor_parallel: int, context_parallel: int) -> bool:
     """Whether model and rows come out even."""
     try:
-        heads_of(share_of(student, tensor_parallel), context_parallel)
+        heads_of(shard_of(student, tensor_parallel), context_parallel)
     except UserError:
         return False
     return config.pack.row_length % context_parallel == 0

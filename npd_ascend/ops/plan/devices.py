@@ -35,7 +35,7 @@ class Npu:
 
 @dataclass(frozen=True)
 class Pace:
-    """Shares of the hardware's limit that the stages reach.
+    """TPShards of the hardware's limit that the stages reach.
 
     Attributes:
         name: for the table.

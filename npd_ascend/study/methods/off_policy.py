@@ -1,4 +1,4 @@
-"""The initial student's answers, never renewed, none left out."""
+"""The initial student's answers, never refreshed, none left out."""
 
 from typing import ClassVar
 

@@ -12,7 +12,7 @@ import npd_ascend.report
 from npd_ascend import __version__
 from npd_ascend.report.build import environment
 from npd_ascend.store.atomic import write_bytes
-from npd_ascend.study.report import peers
+from npd_ascend.study.report import external_baselines
 from npd_ascend.study.report.compare import COUNTED, VERDICTS
 from npd_ascend.study.report.figures import standalone
 from npd_ascend.study.report.paper import LOWER_IS_BETTER
@@ -48,7 +48,7 @@ def build(root: Path, out: Path | None = None) -> Path:
     out = Path(out) if out else root / "report"
     readings = Readings.read(root)
     found = sections(readings)
-    found += [s for s in (peers.section(root), absent(root, readings)) if s]
+    found += [s for s in (external_baselines.section(root), absent(root, readings)) if s]
     facts = _facts(root)
     for section in found:
         for picture in section.pictures:

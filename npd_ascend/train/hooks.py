@@ -8,18 +8,18 @@ from typing import Any
 
 from mindspore import nn
 
-from npd_ascend.config.jobs import TrainJob
 from npd_ascend.models.compile_cache import Graphs, network_key
-from npd_ascend.models.group import Group
 from npd_ascend.models.network import build
+from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.train.checkpoint import Checkpoints, State
+from npd_ascend.train.job import TrainJob
 from npd_ascend.train.lag import Divergence
 from npd_ascend.train.reader import Reader
 from npd_ascend.train.step import Trainer
 
 
-class Bench:
+class TrainHooks:
     """Trainer, lag measure and checkpoints of one process, and who looks on.
 
     Attributes:
@@ -28,21 +28,21 @@ class Bench:
 
     align = sys.maxsize
 
-    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, group: Group) -> Trainer:
+    def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, mesh: DeviceMesh) -> Trainer:
         """Network and optimiser with zero moments; the weights are loaded afterwards.
 
         Args:
             job: what will be trained.
             spec: its architecture.
             reader: of the generation; shapes of its batches.
-            group: the processes that train.
+            mesh: the processes that train.
         """
-        net = build(spec, job.device, job.row_length, peers=group.model, context=group.context, bound=job.longest)
+        net = build(spec, job.device, job.row_length, group=mesh.model, context=mesh.context, bound=job.longest)
         if job.settings.recompute:
             net.recompute_layers()
         if job.settings.optimizer_sharding:
             net.hold_in_compute_type()
-        trainer = Trainer(net, job.settings, reader.chunk, group.replicas)
+        trainer = Trainer(net, job.settings, reader.chunk, mesh.replicas)
         # Beside the shapes of a batch, which the graphs' identities have in them anyway.
         graphs = Graphs("train", job.compiled, network_key(
             spec, job.device, settings=job.settings.model_dump(mode="json"), chunk=reader.chunk))
@@ -52,9 +52,9 @@ class Bench:
         trainer.compile(batch, graphs)
         return trainer
 
-    def divergence(self, spec: ModelSpec, group: Group) -> nn.Cell:
+    def divergence(self, spec: ModelSpec, mesh: DeviceMesh) -> nn.Cell:
         """What computes the lag of a chunk of rows."""
-        return Divergence(spec.vocabulary, group.model)
+        return Divergence(spec.vocabulary, mesh.model)
 
     def measuring(self) -> AbstractContextManager[Any]:
         """Held open while lag is measured."""

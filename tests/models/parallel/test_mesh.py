@@ -4,11 +4,11 @@ import pytest
 
 pytest.importorskip("mindspore")
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.models import group as module  # noqa: E402
-from npd_ascend.models.group import Group  # noqa: E402
-from npd_ascend.models.peers import ALONE  # noqa: E402
+from npd_ascend.models.parallel.collectives import ALONE  # noqa: E402
+from npd_ascend.models.parallel.mesh import DeviceMesh  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 SIZE = 12
@@ -24,11 +24,11 @@ def grid(monkeypatch):
         monkeypatch.setattr(module, "init", lambda: None)
         monkeypatch.setattr(module, "get_group_size", lambda: SIZE)
         monkeypatch.setattr(module, "create_group", made.__setitem__)
-        monkeypatch.setattr(module, "Sum", lambda peers: None)
+        monkeypatch.setattr(module, "AllReduce", lambda group: None)
         for rank in range(SIZE):
             monkeypatch.setattr(module, "get_rank", lambda r=rank: r)
             monkeypatch.setattr(module, "_made", set())
-            groups.append(Group(Device(), *cuts))
+            groups.append(DeviceMesh(Device(), *cuts))
         return groups, {**made, module.GlobalComm.WORLD_COMM_GROUP: list(range(SIZE)), "": None}
 
     return make
@@ -50,8 +50,8 @@ def test_data_by_context_by_model(grid):
 def test_the_world_is_no_new_group(grid, cuts):
     groups, made = grid(*cuts)
     g = groups[5]
-    peers = {(1, 1): g.replicas, (12, 1): g.model, (1, 12): g.context}[cuts]
-    assert (peers.rank, peers.size) == (5, 12) and len(made) == 2
+    group = {(1, 1): g.replicas, (12, 1): g.model, (1, 12): g.context}[cuts]
+    assert (group.rank, group.size) == (5, 12) and len(made) == 2
     assert g.model == ALONE or cuts[0] == 12
 
 

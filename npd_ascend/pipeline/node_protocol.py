@@ -1,11 +1,11 @@
-"""How the conductor and the other nodes talk: small files in ``<run>/nodes``, each with one writer.
+"""How the executor and the other nodes talk: small files in ``<run>/nodes``, each with one writer.
 
-    conductor.json        {run, beat, state, error}: the conductor lives as long as ``beat`` grows
+    executor.json        {run, beat, state, error}: the executor lives as long as ``beat`` grows
     node-1.json           {run, beat, host}: so does node 1, and it has seen this run
     order-STEP.json       {run, id, stop}: join ``jobs/STEP.json``; ``stop``: leave it
     result-STEP-node-1.json   {id, code, words}: how node 1's part of that order ended
 
-An order says only that a job is to be joined; what is run follows from the job as on the conductor's own node. Clocks
+An order says only that a job is to be joined; what is run follows from the job as on the executor's own node. Clocks
 are never compared: a beat is watched for change.
 """
 
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-class Beat:
+class Heartbeat:
     """Rewrites a file once a second with a growing ``beat``, until stopped.
 
     Args:
@@ -84,7 +84,7 @@ class Beat:
                 continue  # a full or slow disk; the others see silence if it lasts
 
 
-class Pulse:
+class HeartbeatWatch:
     """Watches another's beat."""
 
     def __init__(self, path: Path):
@@ -113,12 +113,12 @@ class Running(Protocol):
     def poll(self) -> int | None: ...
     def wait(self) -> int: ...
     def stop(self) -> None: ...
-    def last_words(self, lines: int = 1) -> str: ...
+    def log_tail(self, lines: int = 1) -> str: ...
     def ran_out_of_memory(self) -> bool: ...
 
 
 class Followers:
-    """The other nodes, as the conductor sees them.
+    """The other nodes, as the executor sees them.
 
     Args:
         folder: ``<run>/nodes``.
@@ -138,8 +138,8 @@ class Followers:
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in [*self.folder.glob("order-*.json"), *self.folder.glob("result-*.json")]:
             old.unlink(missing_ok=True)
-        self._beat = Beat(self.folder / "conductor.json", run=self.run, state="running")
-        self._pulses = {r: Pulse(self.folder / f"node-{r}.json") for r in range(1, self.nodes.count)}
+        self._beat = Heartbeat(self.folder / "executor.json", run=self.run, state="running")
+        self._pulses = {r: HeartbeatWatch(self.folder / f"node-{r}.json") for r in range(1, self.nodes.count)}
         deadline = time.monotonic() + wait_s()
         while missing := [r for r, p in self._pulses.items() if p.look().get("run") != self.run]:
             if time.monotonic() > deadline:
@@ -151,14 +151,14 @@ class Followers:
                     f"{self.folder.parent} under the same path (run.dir must be on shared storage)")
             time.sleep(_POLL_S)
 
-    def launch(self, step: str, node: int, log: Path) -> Far:
+    def launch(self, step: str, node: int, log: Path) -> RemoteProcess:
         """Orders a node to join a step; its job file must stand."""
         path = self.folder / f"order-{step}.json"
         order = read(path)
         if order.get("run") != self.run or order.get("stop") or not order.get("open"):
             order = {"run": self.run, "id": uuid.uuid4().hex, "open": True, "stop": False}
             write_json(path, order)
-        return Far(self, step, node, order["id"], log)
+        return RemoteProcess(self, step, node, order["id"], log)
 
     def silent(self, node: int) -> float:
         """Seconds since a node was last heard of."""
@@ -178,7 +178,7 @@ class Followers:
         self._beat.update(state="failed" if error else "ended", error=error)
 
 
-class Far:
+class RemoteProcess:
     """A step's part on another node; the interface of ``Child``."""
 
     def __init__(self, followers: Followers, step: str, node: int, order: str, log: Path):
@@ -208,16 +208,16 @@ class Far:
         """Asks the node to leave the step."""
         self._followers.close_order(self._step, stop=self.poll() is None)
 
-    def last_words(self, lines: int = 1) -> str:
+    def log_tail(self, lines: int = 1) -> str:
         """Last line of its log, or why there is none."""
         return self._ended[1] if self._ended else ""
 
     def ran_out_of_memory(self) -> bool:
         """Whether its last words say so."""
-        return out_of_memory.told_by(self.last_words())
+        return out_of_memory.is_oom(self.log_tail())
 
 
-class Crew:
+class ProcessSet:
     """Parts of one step on several nodes: as long as one runs it runs, when one fails all are stopped."""
 
     def __init__(self, name: str, parts: list[Running]):
@@ -246,20 +246,20 @@ class Crew:
         for part in self.parts:
             part.stop()
 
-    def last_words(self, lines: int = 1) -> str:
-        """Of the part that failed, or of the conductor's own."""
-        return (self._failed or self.parts[0]).last_words(lines)
+    def log_tail(self, lines: int = 1) -> str:
+        """Of the part that failed, or of the executor's own."""
+        return (self._failed or self.parts[0]).log_tail(lines)
 
     def ran_out_of_memory(self) -> bool:
         """Whether the part that failed did."""
         return (self._failed or self.parts[0]).ran_out_of_memory()
 
 
-def hello(folder: Path, rank: int, run: str) -> Beat:
+def start_heartbeat(folder: Path, rank: int, run: str) -> Heartbeat:
     """Starts the beat of a follower."""
-    return Beat(folder / f"node-{rank}.json", run=run, host=socket.gethostname())
+    return Heartbeat(folder / f"node-{rank}.json", run=run, host=socket.gethostname())
 
 
 def report(folder: Path, step: str, rank: int, order: str, code: int, words: str) -> None:
-    """Tells the conductor how this node's part of an order ended."""
+    """Tells the executor how this node's part of an order ended."""
     write_json(folder / f"result-{step}-node-{rank}.json", {"id": order, "code": code, "words": words})

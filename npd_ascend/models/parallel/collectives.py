@@ -14,49 +14,49 @@ from mindspore import nn, ops
 
 
 @dataclass(frozen=True)
-class Peers:
+class ProcessGroup:
     """A communication group as one of its processes sees it.
 
     Attributes:
-        group: its name.
+        name: HCCL's or MindSpore's name of the group.
         rank: place of this process in it.
         size: processes in it.
         native: whether the device has AllGather and ReduceScatter within groups.
     """
 
-    group: str = ""
+    name: str = ""
     rank: int = 0
     size: int = 1
     native: bool = False
 
 
-ALONE = Peers()
+ALONE = ProcessGroup()
 
 
-class Sum(nn.Cell):
-    """Elementwise sum over the peers; every peer gets the same bits. No gradient is asked of it."""
+class AllReduce(nn.Cell):
+    """Elementwise sum over the group; every rank gets the same bits. No gradient is asked of it."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.alone = peers.size == 1
+        self.alone = group.size == 1
         if not self.alone:
-            self.reduce = ops.AllReduce(group=peers.group)
+            self.reduce = ops.AllReduce(group=group.name)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x of any shape -> the same shape."""
         return x if self.alone else self.reduce(x)
 
 
-class Gather(nn.Cell):
-    """What every peer holds, side by side, on each of them."""
+class AllGather(nn.Cell):
+    """What every rank holds, side by side, on each of them."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.rank, self.size, self.native = peers.rank, peers.size, peers.native
+        self.rank, self.size, self.native = group.rank, group.size, group.native
         if self.size > 1 and self.native:
-            self.gather = ops.AllGather(group=peers.group)
+            self.gather = ops.AllGather(group=group.name)
         elif self.size > 1:
-            self.reduce = ops.AllReduce(group=peers.group)
+            self.reduce = ops.AllReduce(group=group.name)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x of one shape everywhere -> [size, *shape], by rank."""
@@ -70,16 +70,16 @@ class Gather(nn.Cell):
         return self.reduce(ops.stack(parts))
 
 
-class ScatterSum(nn.Cell):
-    """Sum over the peers, of which each keeps its own part."""
+class ReduceScatter(nn.Cell):
+    """Sum over the group, of which each rank keeps its own part."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.rank, self.size, self.native = peers.rank, peers.size, peers.native
+        self.rank, self.size, self.native = group.rank, group.size, group.native
         if self.size > 1 and self.native:
-            self.scatter = ops.ReduceScatter(group=peers.group)
+            self.scatter = ops.ReduceScatter(group=group.name)
         elif self.size > 1:
-            self.reduce = ops.AllReduce(group=peers.group)
+            self.reduce = ops.AllReduce(group=group.name)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x [size * n] -> [n], the part of this rank."""
@@ -90,20 +90,19 @@ class ScatterSum(nn.Cell):
         return self.reduce(x).reshape(self.size, -1)[self.rank]
 
 
-class Exchange(nn.Cell):
-    """What this process holds for each of its peers, against what they hold for it (all-to-all). It undoes itself, and
-    its gradient is the same exchange."""
+class AllToAll(nn.Cell):
+    """All-to-all: part i of this rank goes to rank i. Its own inverse, and its gradient is the same collective."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.rank, self.size, self.native = peers.rank, peers.size, peers.native
+        self.rank, self.size, self.native = group.rank, group.size, group.native
         if self.native:
-            self.swap = ops.AlltoAll(split_count=peers.size, split_dim=0, concat_dim=0, group=peers.group)
+            self.swap = ops.AlltoAll(split_count=group.size, split_dim=0, concat_dim=0, group=group.name)
         else:
-            self.reduce, self.part = ops.AllReduce(group=peers.group), ops.Slice()
+            self.reduce, self.part = ops.AllReduce(group=group.name), ops.Slice()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """x [size, ...], place i for peer i -> the same shape, place i from peer i."""
+        """x [size, ...], place i for rank i -> the same shape, place i from rank i."""
         return self._swapped(x)
 
     def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
@@ -121,32 +120,32 @@ class Exchange(nn.Cell):
         return received.reshape(shape)
 
 
-class Enter(nn.Cell):
+class CopyToTP(nn.Cell):
     """Where whole activations go into a layer that is cut: identity; the gradient is summed (Megatron-LM's f,
     arXiv:1909.08053)."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.reduce = ops.AllReduce(group=peers.group)
+        self.reduce = ops.AllReduce(group=group.name)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x -> x."""
         return x
 
     def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
-        """Sum of the peers' gradients."""
+        """Sum of the ranks' gradients."""
         return (self.reduce(dout),)
 
 
-class Leave(nn.Cell):
+class ReduceFromTP(nn.Cell):
     """Where partial results leave a layer that is cut: summed; the gradient is the same for all (Megatron-LM's g)."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.reduce = ops.AllReduce(group=peers.group)
+        self.reduce = ops.AllReduce(group=group.name)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """x -> its sum over the peers."""
+        """x -> its sum over the group."""
         return self.reduce(x)
 
     def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:

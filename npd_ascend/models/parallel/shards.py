@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from npd_ascend.models.mapping import Arrays, Rule, rules, share_of
+from npd_ascend.models.mapping import Arrays, Rule, rules, shard_of
 from npd_ascend.models.spec import ModelSpec
 
 
-class Shares:
-    """The rules of a network of which this process holds one of ``size`` shares.
+class TPShards:
+    """The rules of a network of which this process holds one of ``size`` tp_shards.
 
     Attributes:
         rules: of the parameters of the whole model.
@@ -27,7 +27,7 @@ class Shares:
                  gather: Callable[[np.ndarray], np.ndarray] | None = None):
         self.rank, self.size = rank, size
         self.rules: dict[str, Rule] = {r.param: r for r in rules(spec, interleaved=interleaved)}
-        own = rules(share_of(spec, size), interleaved=interleaved) if size > 1 else self.rules.values()
+        own = rules(shard_of(spec, size), interleaved=interleaved) if size > 1 else self.rules.values()
         self._own: dict[str, Rule] = {r.param: r for r in own}
         self._gather = gather
 

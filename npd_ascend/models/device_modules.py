@@ -19,7 +19,7 @@ from mindspore import nn, ops
 
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask, DenseSelfAttention, RotaryTables
 from npd_ascend.models.norm import ProductNorm
-from npd_ascend.models.peers import ALONE, Enter, Leave, Peers
+from npd_ascend.models.parallel.collectives import ALONE, CopyToTP, ProcessGroup, ReduceFromTP
 from npd_ascend.models.vocabulary import OwnIds
 
 MAX_SEGMENTS = 1024
@@ -41,9 +41,9 @@ class FusedNorm(FusedRMSNorm):
     """MindFormers' fused norm for weights of any type: CANN's RmsNorm takes float32 with weights in float32 only.
     Arguments as ``ProductNorm`` has them."""
 
-    def __init__(self, config: Any, dim: int, eps: float = 1e-6, peers: Peers = ALONE):
+    def __init__(self, config: Any, dim: int, eps: float = 1e-6, group: ProcessGroup = ALONE):
         super().__init__(config, dim, eps)
-        self.shared = Enter(peers) if peers.size > 1 else nn.Identity()
+        self.shared = CopyToTP(group) if group.size > 1 else nn.Identity()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x [..., dim] -> the same shape and type."""
@@ -65,12 +65,12 @@ class BiasedProjection(RowParallelLinear):
         super().__init__(*args, **{**kwargs, "bias": True, "skip_bias_add": False})
 
 
-class ColumnShare(ColumnParallelLinear):
+class ColumnShard(ColumnParallelLinear):
     """This rank's output columns of a projection; its input is whole."""
 
-    def __init__(self, *args: Any, peers: Peers, **kwargs: Any):
+    def __init__(self, *args: Any, group: ProcessGroup, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "skip_bias_add": False})
-        self.enter = Enter(peers)
+        self.enter = CopyToTP(group)
 
     def construct(self, input_: ms.Tensor) -> tuple[ms.Tensor, None]:
         """input_ [S, B, in] -> [S, B, out / size]."""
@@ -80,12 +80,12 @@ class ColumnShare(ColumnParallelLinear):
         return self.morphed_forward(x, weight), None
 
 
-class RowShare(RowParallelLinear):
+class RowShard(RowParallelLinear):
     """This rank's input columns of a projection, summed over the ranks; the bias, if any, is added once."""
 
-    def __init__(self, *args: Any, peers: Peers, biased: bool, **kwargs: Any):
+    def __init__(self, *args: Any, group: ProcessGroup, biased: bool, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "bias": biased, "skip_bias_add": True})
-        self.leave = Leave(peers)
+        self.leave = ReduceFromTP(group)
 
     def construct(self, input_: ms.Tensor) -> tuple[ms.Tensor, None]:
         """input_ [S, B, in / size] -> [S, B, out]."""
@@ -93,12 +93,12 @@ class RowShare(RowParallelLinear):
         return (out + self.cast(self.bias, out.dtype) if self.has_bias else out), None
 
 
-class EmbeddingShare(nn.Cell):
+class EmbeddingShard(nn.Cell):
     """Lookup in a table whose rows are cut over the ranks."""
 
-    def __init__(self, peers: Peers):
+    def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.own, self.leave = OwnIds(peers), Leave(peers)
+        self.own, self.leave = OwnIds(group), ReduceFromTP(group)
 
     def construct(self, ids: ms.Tensor, table: ms.Tensor) -> ms.Tensor:
         """ids [B, S], table [V / size, H] -> [B, S, H]."""
@@ -136,7 +136,7 @@ class DenseMLP(MLP):
 
 
 @dataclass(frozen=True)
-class Leaves:
+class DeviceModules:
     """Device-specific parts.
 
     Attributes:
@@ -156,10 +156,10 @@ class Leaves:
     flash: bool
     config: dict[str, Any]
 
-    def patch(self, model: Any, peers: Peers) -> None:
+    def patch(self, model: Any, group: ProcessGroup) -> None:
         """Replaces inside a built GPTModel what its specification cannot name."""
-        if peers.size > 1:
-            model.embedding.word_embeddings.embedding_morph = EmbeddingShare(peers)
+        if group.size > 1:
+            model.embedding.word_embeddings.embedding_morph = EmbeddingShard(group)
         elif not self.flash:
             model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
         if not self.flash:
@@ -170,10 +170,10 @@ class Leaves:
         return SegmentEnds() if self.flash else DenseMask(row_length)
 
 
-LEAVES = {
-    "cpu": Leaves(ProductNorm, DenseSelfAttention, DenseCoreAttention, DenseMLP, interleaved=False, flash=False,
+DEVICE_MODULES = {
+    "cpu": DeviceModules(ProductNorm, DenseSelfAttention, DenseCoreAttention, DenseMLP, interleaved=False, flash=False,
                   config={"use_flash_attention": False, "hidden_act": "silu"}),
-    "ascend": Leaves(FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
+    "ascend": DeviceModules(FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
                      config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
                              "hidden_act": "swiglu", "bias_swiglu_fusion": True}),
 }

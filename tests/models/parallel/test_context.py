@@ -9,21 +9,21 @@ RANK = """
 from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask
-from npd_ascend.models.context import WholeRows
-from npd_ascend.models.group import Group
-from npd_ascend.models.peers import Exchange
+from npd_ascend.models.parallel.context import WholeRows
+from npd_ascend.models.parallel.mesh import DeviceMesh
+from npd_ascend.models.parallel.collectives import AllToAll
 
 B, S, N, G, D = 2, 32, 8, 4, 4
-group = Group(Device(), context_parallel=2)
-if group.schedules:
+mesh = DeviceMesh(Device(), context_parallel=2)
+if mesh.schedules:
     raise SystemExit
-peers = group.context
-assert (peers.rank, peers.size, group.replicas.size, group.data.size) == (group.rank, 2, 2, 1)
+group = mesh.context
+assert (group.rank, group.size, mesh.replicas.size, mesh.data.size) == (mesh.rank, 2, 2, 1)
 block = np.arange(6, dtype=np.float32).reshape(2, 3)
-got = Exchange(peers)(ms.Tensor(block + 10 * peers.rank)).asnumpy()
-np.testing.assert_array_equal(got, [block[peers.rank], block[peers.rank] + 10])
+got = AllToAll(group)(ms.Tensor(block + 10 * group.rank)).asnumpy()
+np.testing.assert_array_equal(got, [block[group.rank], block[group.rank] + 10])
 
 
 class Flat(ms.nn.Cell):
@@ -61,12 +61,12 @@ arrays = [rng.standard_normal((S, B, n, D)).astype(np.float32) for n in (N, G, G
 weight = rng.standard_normal((S, B, N * D)).astype(np.float32)
 segments = ms.Tensor(np.sort(rng.integers(0, 4, (B, S)), 1).astype(np.int32))
 mask, _ = DenseMask(S)(segments)
-own = slice(peers.rank * S // 2, (peers.rank + 1) * S // 2)
+own = slice(group.rank * S // 2, (group.rank + 1) * S // 2)
 
 
 def attention(flash, core):
     heads = dict(num_attention_heads=N, num_query_groups=G, kv_channels=D, use_flash_attention=flash)
-    return WholeRows(SimpleNamespace(**heads), 1, core=core, peers=peers, length=S // 2)
+    return WholeRows(SimpleNamespace(**heads), 1, core=core, group=group, length=S // 2)
 
 
 def flat(x):

@@ -21,7 +21,7 @@ _HEAR_S = 1.0
 COMMAND = (sys.executable, "-m", "npd_ascend.rollout.worker")
 
 
-class Seat:
+class WorkerActor:
     """Made by ``ray_driver`` with the devices that Ray has given it in ``ASCEND_RT_VISIBLE_DEVICES``.
 
     Args:

@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
 
-from npd_ascend.models.peers import Exchange, Peers
+from npd_ascend.models.parallel.collectives import AllToAll, ProcessGroup
 
 
 class WholeRows(nn.Cell):
@@ -22,21 +22,21 @@ class WholeRows(nn.Cell):
         config: MindFormers' TransformerConfig, with the heads that a rank has before the exchange.
         layer_number: of the layer.
         core: class of the core attention.
-        peers: the context-parallel group.
+        group: the context-parallel group.
         length: own positions a row.
     """
 
-    def __init__(self, config: Any, layer_number: int, *, core: type, peers: Peers, length: int):
+    def __init__(self, config: Any, layer_number: int, *, core: type, group: ProcessGroup, length: int):
         super().__init__()
-        self.size, self.length, self.dim = peers.size, length, config.kv_channels
+        self.size, self.length, self.dim = group.size, length, config.kv_channels
         self.flash = config.use_flash_attention
         own = copy(config)
-        own.num_attention_heads //= peers.size
-        own.num_query_groups //= peers.size
+        own.num_attention_heads //= group.size
+        own.num_query_groups //= group.size
         self.heads, self.groups = own.num_attention_heads, own.num_query_groups
         self.widths = (self.heads * self.dim, self.groups * self.dim, self.groups * self.dim)
         self.core = core(config=own, layer_number=layer_number)
-        self.exchange, self.split = Exchange(peers), SplitWithSize()
+        self.exchange, self.split = AllToAll(group), SplitWithSize()
 
     def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor | None,
                   actual_seq_qlen: ms.Tensor | None = None, actual_seq_kvlen: ms.Tensor | None = None) -> ms.Tensor:

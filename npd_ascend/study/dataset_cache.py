@@ -16,7 +16,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import digest
 
 
-class Shelf:
+class DatasetCache:
     """A folder of finished datasets, hard-linked into the arms that need them.
 
     Two processes that make the same one at the same time both do the work; one result stays.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from npd_ascend.errors import UserError
-from npd_ascend.models.mapping import heads_of, rules, share_of
-from npd_ascend.models.shares import Shares
+from npd_ascend.models.mapping import heads_of, rules, shard_of
+from npd_ascend.models.parallel.shards import TPShards
 from npd_ascend.models.spec import ModelSpec
 
 
@@ -23,25 +23,26 @@ def test_ranks_hold_the_checkpoints_tensors_in_equal_parts(spec, interleaved):
         whole = rule.merge(tensors)
         parts = []
         for rank in range(2):
-            shares = Shares(spec, interleaved=interleaved, rank=rank, size=2)
-            parts.append(shares.own(rule.param, whole))
+            tp_shards = TPShards(spec, interleaved=interleaved, rank=rank, size=2)
+            parts.append(tp_shards.own(rule.param, whole))
             name = rule.hf[0]
             axis = 1 if "o_proj.weight" in name or "down_proj" in name else None if "norm" in name or "o_proj" in name \
                 else 0
-            assert shares.cuts(rule.param) == (axis is not None)
+            assert tp_shards.cuts(rule.param) == (axis is not None)
             cut = [t if axis is None else np.split(t, 2, axis)[rank] for t in tensors]
-            local = {r.param: r for r in rules(share_of(spec, 2), interleaved=interleaved)}[rule.param]
+            local = {r.param: r for r in rules(shard_of(spec, 2), interleaved=interleaved)}[rule.param]
             for got, want in zip(local.split(parts[-1]), cut, strict=True):
                 np.testing.assert_array_equal(got, want)
         for rank in range(2):
-            shares = Shares(spec, interleaved=interleaved, rank=rank, size=2, gather=lambda x, p=parts: np.stack(p))
-            np.testing.assert_array_equal(shares.whole(rule.param, parts[rank]), whole)
+            tp_shards = TPShards(spec, interleaved=interleaved, rank=rank, size=2,
+                                 gather=lambda x, p=parts: np.stack(p))
+            np.testing.assert_array_equal(tp_shards.whole(rule.param, parts[rank]), whole)
 
 
 @pytest.mark.parametrize(("size", "words"), [(3, "2 key-value heads"), (5, "6 attention heads")])
 def test_what_does_not_come_out_even(spec, size, words):
     with pytest.raises(UserError, match=words):
-        share_of(spec, size)
+        shard_of(spec, size)
 
 
 def test_heads_of_context_parallel_ranks(spec):
@@ -50,20 +51,20 @@ def test_heads_of_context_parallel_ranks(spec):
     with pytest.raises(UserError, match="context_parallel 3 does not divide the 2 key-value heads .* divisor of 2"):
         heads_of(spec, 3)
     with pytest.raises(UserError, match="does not divide the 1 key-value heads"):
-        heads_of(share_of(spec, 2), 2)
+        heads_of(shard_of(spec, 2), 2)
 
 
 def test_mindformers_accepts_what_a_rank_is_built_from(spec):
     """Both kinds of leaves; the widths of a rank are those of a smaller model with the same hidden size."""
     pytest.importorskip("mindspore")
-    from npd_ascend.models.leaves import LEAVES
+    from npd_ascend.models.device_modules import DEVICE_MODULES
     from npd_ascend.models.network import _config
 
-    for leaves in LEAVES.values():
-        c = _config(share_of(spec, 2), leaves, 2048, "float32", "float32")
+    for modules in DEVICE_MODULES.values():
+        c = _config(shard_of(spec, 2), modules, 2048, "float32", "float32")
         assert (c.num_attention_heads, c.num_query_groups, c.kv_channels) == (3, 1, spec.head_dim)
         assert (c.ffn_hidden_size, c.hidden_size, c.tensor_model_parallel_size) == (40, 48, 1)
-        if leaves.flash:
+        if modules.flash:
             assert (c.input_layout, c.sparse_mode, c.use_eod_attn_mask_compression) == ("TND", 3, True)
 
 

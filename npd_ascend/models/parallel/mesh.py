@@ -8,23 +8,23 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank, init
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.errors import UserError
 from npd_ascend.models.network import setup_context
-from npd_ascend.models.peers import ALONE, Peers, Sum
+from npd_ascend.models.parallel.collectives import ALONE, AllReduce, ProcessGroup
 
 _made: set[str] = set()
 
 
-class Group:
-    """Who this process is, and with whom it works.
+class DeviceMesh:
+    """Rank and process groups of this process.
 
     Attributes:
         model: neighbouring ranks, which hold one model together.
-        context: those that see different positions of the same rows with equal shares of the model.
+        context: those that see different positions of the same rows with equal tensor-parallel shards.
         data: those that see the same positions of different rows; nothing is exchanged among them alone.
-        replicas: those with equal shares of the model, whatever they see (``context`` by ``data``): over them gradients
-            are sums.
+        replicas: ranks with equal tensor-parallel shards, whatever they see (``context`` by ``data``): gradients are
+            summed over them.
         leads: rank 0 writes files and reports.
         schedules: this process only served the others.
 
@@ -48,7 +48,7 @@ class Group:
             init()  # in msrun's scheduler this returns when the workers have ended
         if role == "MS_WORKER":
             self.rank, self.size = get_rank(), get_group_size()
-            world = Peers(GlobalComm.WORLD_COMM_GROUP, self.rank, self.size, device.target == "ascend")
+            world = ProcessGroup(GlobalComm.WORLD_COMM_GROUP, self.rank, self.size, device.target == "ascend")
         if self.schedules:
             return
         width = tensor_parallel * context_parallel
@@ -57,11 +57,11 @@ class Group:
                             f"a multiple of {width} with msrun")
         rank, share = self.rank, self.rank % tensor_parallel
         first = rank - rank % width
-        self.model = _peers(range(rank - share, rank - share + tensor_parallel), world)
-        self.context = _peers(range(first + share, first + width, tensor_parallel), world)
-        self.data = Peers(rank=rank // width, size=self.size // width)
-        self.replicas = _peers(range(share, self.size, tensor_parallel), world)
-        self._sums = {"world": Sum(world), "replicas": Sum(self.replicas), "model": Sum(self.model)}
+        self.model = _group_of(range(rank - share, rank - share + tensor_parallel), world)
+        self.context = _group_of(range(first + share, first + width, tensor_parallel), world)
+        self.data = ProcessGroup(rank=rank // width, size=self.size // width)
+        self.replicas = _group_of(range(share, self.size, tensor_parallel), world)
+        self._sums = {"world": AllReduce(world), "replicas": AllReduce(self.replicas), "model": AllReduce(self.model)}
 
     @property
     def leads(self) -> bool:
@@ -86,7 +86,7 @@ class Group:
         return self._sums[over](Tensor(values.astype(np.float32))).asnumpy()
 
 
-def _peers(ranks: range, world: Peers) -> Peers:
+def _group_of(ranks: range, world: ProcessGroup) -> ProcessGroup:
     if len(ranks) == 1:
         return ALONE
     if len(ranks) == world.size:
@@ -95,4 +95,4 @@ def _peers(ranks: range, world: Peers) -> Peers:
     if name not in _made:
         create_group(name, list(ranks))
         _made.add(name)
-    return Peers(name, ranks.index(world.rank), len(ranks), world.native)
+    return ProcessGroup(name, ranks.index(world.rank), len(ranks), world.native)

@@ -1,0 +1,1 @@
+"""Tensor, context and data parallelism: device mesh, collectives, shards of parameters."""
