@@ -35,7 +35,7 @@ ROLLOUT = {
     "ascend": [
         Stack("vLLM on Ascend", {"vllm": "0.23.0", "vllm-ascend": "0.23.0", "torch": "2.10.0",
                                  "torch-npu": "2.10.0.post4"}, "9.1.0", "26.0"),
-        # TPShards CANN 9.0.0 with MindSpore 2.9.0, but is a release candidate and has not been tried here.
+        # Shares CANN 9.0.0 with MindSpore 2.9.0, but is a release candidate and has not been tried here.
         Stack("vLLM on Ascend", {"vllm": "0.22.1", "vllm-ascend": "0.22.1rc1", "torch": "2.10.0",
                                  "torch-npu": "2.10.0"}, "9.0.0", "26.0"),
     ],

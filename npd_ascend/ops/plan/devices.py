@@ -35,7 +35,7 @@ class Npu:
 
 @dataclass(frozen=True)
 class Pace:
-    """TPShards of the hardware's limit that the stages reach.
+    """Shares of the hardware's limit that the stages reach.
 
     Attributes:
         name: for the table.
