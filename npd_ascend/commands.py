@@ -119,13 +119,16 @@ def plan(
     prompt_tokens: Annotated[float | None, typer.Option(help="mean tokens of a prompt")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="mean tokens of an answer")] = None,
     calibrate: Annotated[Path | None, typer.Option(help="finished run on this machine: use its measured rates")] = None,
+    against: Annotated[str, typer.Option(help="other loops to compare with, e.g. on_policy,gkd,distillm2")] = "",
 ) -> None:
     """Estimates tokens, FLOPs, hours, disk and device memory of each stage before anything runs."""
     from npd_ascend.config import load_config
-    from npd_ascend.ops.plan import estimate_run, render
+    from npd_ascend.ops.plan import compare_loops, estimate_run, render
 
     loaded = load_config(config, set_)
-    _say(render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
+    _say(compare_loops(loaded, against.split(","), device, devices, prompts, prompt_tokens, answer_tokens, calibrate)
+         if against else
+         render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
 
 
 @app.command()
