@@ -98,7 +98,8 @@ def _sensitivity(s: Setting, chosen: Sequence[str]) -> list[str]:
     rows.sort(key=lambda row: row[0], reverse=True)
     out = [["input", "slow", "fast", *(f"{n} x NPD" for n in chosen[1:])]]
     for _, name, i, (slow, fast) in rows:
-        out.append([name, f"{i.slow:g}", f"{i.fast:g}", *(f"{a:.2f}..{b:.2f}" for a, b in zip(slow, fast, strict=True))])
+        ratios = (f"{a:.2f}..{b:.2f}" for a, b in zip(slow, fast, strict=True))
+        out.append([name, f"{i.slow:g}", f"{i.fast:g}", *ratios])
     return ["What the ratio rests on (one input at its slow..fast value, the others central):", *_aligned(out)]
 
 

@@ -60,7 +60,8 @@ INPUTS = {
         0.38, 0.47, 0.55, "of the peak", "FLOP/s reached in training",
         "MindFormers on 910B: 38-42 % (8B), 51-55 % (7B, 4k); 45 % backed out of Table 19 of the paper"),
     "transfer": Input(
-        2.0, 5.3, 20.0, "GB/s", "weights from trainer to engine", "HCCL broadcast on one node: 5.3 GB/s; range assumed"),
+        2.0, 5.3, 20.0, "GB/s", "weights from trainer to engine",
+        "HCCL broadcast on one node: 5.3 GB/s; range assumed"),
     "switch_s": Input(
         5.0, 2.0, 0.5, "s a step", "engine put to sleep and woken, processes in step", "assumed"),
     "length_spread": Input(
