@@ -49,7 +49,8 @@ from npd_ascend.sync.registry import POLICIES
 for registry in (CHECKERS, RECIPES, FILTERS, METHODS, POLICIES, TERMS, TOKEN_WEIGHTS):
     print(registry.what, *registry.all())
 """).splitlines() == [
-        "checker exact maze number", "recipe npd", "filter delta_ifd fire none ppl_weighted student_ifd teacher_ifd",
+        "checker exact maze number", "recipe npd",
+        "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
         "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd", "sync policy kl static",
         "loss term cross_entropy forward_kl jsd reverse_kl skew_kl skew_reverse_kl",
         "token weight none position_decay surprisal_gate teacher_confidence"]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npd_ascend.store.traits import looping
+
 if TYPE_CHECKING:
     from npd_ascend.exposure.divergence import Tokens
 
@@ -28,10 +30,11 @@ def measure(compare: Compare, prompts: Sequence[np.ndarray], rollouts: Sequence[
             data's; None: what needs them is left out.
 
     Returns:
-        Flat dict, see ``summarise``.
+        Flat dict, see ``summarise`` and ``by_answer``.
     """
     own = compare(prompts, rollouts)
-    return summarise(own, compare(prompts, references) if references is not None else None)
+    out = summarise(own, compare(prompts, references) if references is not None else None)
+    return out | by_answer(own, rollouts)
 
 
 def summarise(own: Sequence[Tokens], expert: Sequence[Tokens] | None = None) -> dict[str, Any]:
@@ -80,6 +83,33 @@ def summarise(own: Sequence[Tokens], expert: Sequence[Tokens] | None = None) -> 
     out["exaccerr"] = float(curve[-1]) if len(curve) else None
     at = [b for b in edges[1:] if b <= len(curve)]
     out["exaccerr_by_length"] = {str(b): float(curve[b - 1]) for b in at}
+    return out
+
+
+def by_answer(own: Sequence[Tokens], rollouts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The same measures without answers that end in a loop, and answer by answer, for comparisons over prompts.
+
+    Args:
+        own: along the student's answers.
+        rollouts: those answers, int32 ids.
+
+    Returns:
+        ``loops``: fraction of answers that end in a repeated cycle (``store.traits.looping``); ``kl_ts``, ``kl_st`` and
+        ``teacher_nll`` with ``_no_loops`` behind the name, None where all answers loop; ``by_answer``: name -> one
+        value an answer, linearised so that their mean is the mean over tokens: m + (S_i − m N_i) / (N / n).
+    """
+    tokens = np.concatenate(rollouts) if len(rollouts) else np.zeros(0, np.int32)
+    loops = looping(tokens, np.cumsum([0, *map(len, rollouts)]))
+    columns = {"kl_ts": [t.kl_ts for t in own], "kl_st": [t.kl_st for t in own],
+               "teacher_nll": [-t.teacher for t in own]}
+    out: dict[str, Any] = {"loops": float(loops.mean()) if len(loops) else None, "by_answer": {}}
+    for name, values in columns.items():
+        out[f"{name}_no_loops"] = clustered_mean([v for v, loop in zip(values, loops, strict=True) if not loop])[0]
+        mean = clustered_mean(values)[0]
+        if mean is not None:
+            sums, counts = (np.array([f(v) for v in values], np.float64) for f in (np.sum, len))
+            linear = mean + (sums - mean * counts) / counts.mean()
+            out["by_answer"][name] = [round(float(x), 5) for x in linear]
     return out
 
 

@@ -76,7 +76,8 @@ def paired(a: Sequence[float], b: Sequence[float], hits_a: Sequence[np.ndarray] 
 
     Args:
         a, b: a value a seed, in the same order.
-        hits_a, hits_b: for each seed 0/1 [P] of the same prompts; None: prompts are taken as fixed.
+        hits_a, hits_b: for each seed the values [P] of the same prompts, 0/1 of an accuracy; None: prompts are taken
+            as fixed.
     """
     seeds = over_seeds(np.subtract(a, b).tolist())
     if not hits_a or not hits_b or len({len(h) for h in (*hits_a, *hits_b)}) != 1:

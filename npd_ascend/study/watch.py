@@ -99,7 +99,7 @@ class Watch:
         right = self.judge(self.held_out, self._responses)
         self.record.log("eval", step, progress, seconds, prompts, accuracy=float(right.mean()), n=len(right),
                         hits="".join("01"[r] for r in right.astype(int)),
-                        truncated=float(np.mean([a.finish == "length" for a in batch.answers])),
+                        ended=float(np.mean([a.finish != "length" for a in batch.answers])),
                         mean_tokens=float(np.mean([len(a.ids) for a in batch.answers])))
 
     def _expose(self, step: int, progress: float, prompts: int) -> None:
@@ -107,7 +107,12 @@ class Watch:
         n = min(self.arm.exposure_prompts, len(self.held_out))
         some = self.held_out.first(n)
         expert, _ = self.teacher_answers(some)
-        values = measure(self._pair(self.weights), some.ids, self._responses[:n], expert)
+        pair = self._pair(self.weights)
+        values = measure(pair, some.ids, self._responses[:n], expert)
+        given = [i for i, r in enumerate(some.references) if len(r)]
+        if given:
+            found = pair([some.ids[i] for i in given], [some.references[i] for i in given])
+            values["reference_nll"] = -float(np.concatenate([t.student for t in found]).mean(dtype=np.float64))
         self.record.log("exposure", step, progress, seconds, prompts, **values)
 
     def _pair(self, student: Path) -> PairScorer:

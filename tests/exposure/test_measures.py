@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from npd_ascend.exposure.measures import clustered_mean, excess_accumulated_error, measure, summarise
+from npd_ascend.exposure.measures import by_answer, clustered_mean, excess_accumulated_error, measure, summarise
 
 
 class Along:
@@ -82,3 +82,23 @@ def test_without_references_what_needs_them_is_left_out():
     tokens = made(rng, 5, 9)
     out = measure(lambda prompts, answers: tokens, [np.ones(1)] * 5, [np.ones(1)] * 5)
     assert "nll" not in out and "exaccerr" not in out and out["kl_st"] > 0
+
+
+def test_answer_by_answer_and_without_loops():
+    rng = np.random.default_rng(4)
+    own = made(rng, 30, 60)
+    own[3], own[7] = (Along(*(rng.random((4, 80)).astype(np.float32) * [[9], [9], [-1], [-9]])) for _ in range(2))
+    rollouts = [rng.integers(0, 10_000, len(a.kl_ts)).astype(np.int32) for a in own]
+    rollouts[3], rollouts[7] = np.tile([1, 2, 3, 4], 20), np.full(80, 5)
+    out = by_answer(own, rollouts)
+    assert out["loops"] == pytest.approx(2 / 30)
+    rest = [a for i, a in enumerate(own) if i not in (3, 7)]
+    assert out["kl_ts_no_loops"] == pytest.approx(np.concatenate([a.kl_ts for a in rest]).mean(), rel=1e-5)
+    assert out["teacher_nll_no_loops"] == pytest.approx(-np.concatenate([a.teacher for a in rest]).mean(), rel=1e-5)
+    # The values of the answers have the token mean as their mean, and its clustered error as their error.
+    values = np.array(out["by_answer"]["kl_ts"])
+    mean, error = clustered_mean([a.kl_ts for a in own])
+    assert values.mean() == pytest.approx(mean, abs=1e-4)
+    assert values.std(ddof=1) / np.sqrt(30) == pytest.approx(error, rel=1e-3)
+    assert by_answer([], []) == {"loops": None, "by_answer": {}, "kl_ts_no_loops": None, "kl_st_no_loops": None,
+                                 "teacher_nll_no_loops": None}

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from npd_ascend.study.report.paper import LOWER_IS_BETTER, Claim
-from npd_ascend.study.report.readings import Readings, hits
+from npd_ascend.study.report.readings import Readings, by_prompt
 from npd_ascend.study.statistics import Estimate, over_seeds, paired, ratio, time_to
 
 TOTAL = "total"
 """``stage`` of the time row that ends an arm."""
-_KIND = {"accuracy": "eval", "seconds": "eval", "kl_st": "exposure", "kl_ts": "exposure", "exaccerr": "exposure",
-         "nll": "exposure", "teacher_nll": "exposure"}
+_KIND = {"accuracy": "eval", "seconds": "eval", "ended": "eval"}
+"""Kind of the row that holds a measure; others are in ``exposure`` rows."""
 VERDICTS = {"shown": "shown", "open": "not shown: the interval includes 0", "against": "against the claim",
             "few": "not shown: one seed alone", "missing": "not run"}
 COUNTED = {"shown": "shown", "open": "not shown", "against": "against", "few": "without interval (one seed)",
@@ -50,7 +50,7 @@ def values(results: Readings, task: str, group: str, arm: str, measure: str) -> 
     if measure == "seconds":
         return {seed: float(row["seconds"]) for seed, s in results.series(task, group, arm, "time").items()
                 for row in s.rows if row.get("stage") == TOTAL and row.get("seconds") and row.get("timed")}
-    kind = _KIND.get(measure, measure)
+    kind = _KIND.get(measure, "exposure")
     out = {seed: row.get(measure) for seed, row in results.last(task, group, arm, kind).items()}
     return {seed: float(v) for seed, v in out.items() if v is not None and math.isfinite(v)}
 
@@ -62,18 +62,17 @@ def estimate(results: Readings, task: str, group: str, arm: str, measure: str) -
 
 
 def difference(results: Readings, task: str, group: str, a: str, b: str, measure: str) -> Estimate | None:
-    """a − b over the seeds that both have; None without any. Of accuracy also over prompts."""
+    """a − b over the seeds that both have; None without any. Also over prompts, where rows hold values of each."""
     x, y = (values(results, task, group, arm, measure) for arm in (a, b))
     seeds = sorted(set(x) & set(y))
     if not seeds:
         return None
-    right_a, right_b = [], []
-    if measure == "accuracy":
-        rows_a, rows_b = (results.last(task, group, arm, "eval") for arm in (a, b))
-        right_a, right_b = ([h for h in (hits(rows[s]) for s in seeds) if h is not None] for rows in (rows_a, rows_b))
-    if len(right_a) != len(seeds) or len(right_b) != len(seeds):
-        right_a, right_b = [], []
-    return paired([x[s] for s in seeds], [y[s] for s in seeds], right_a, right_b)
+    rows_a, rows_b = (results.last(task, group, arm, _KIND.get(measure, "exposure")) for arm in (a, b))
+    of_a, of_b = ([p for p in (by_prompt(rows[s], measure) for s in seeds) if p is not None]
+                  for rows in (rows_a, rows_b))
+    if len(of_a) != len(seeds) or len(of_b) != len(seeds):
+        of_a, of_b = [], []
+    return paired([x[s] for s in seeds], [y[s] for s in seeds], of_a, of_b)
 
 
 def judge(results: Readings, task: str, group: str, claim: Claim) -> Verdict:

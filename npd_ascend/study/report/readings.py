@@ -104,6 +104,15 @@ def hits(row: Row) -> np.ndarray | None:
     return np.asarray(value, np.uint8) if isinstance(value, Sequence) and len(value) else None
 
 
+def by_prompt(row: Row, measure: str) -> np.ndarray | None:
+    """[P] values of a measure, one a held-out prompt; None where the row holds only its mean."""
+    if measure == "accuracy":
+        return hits(row)
+    values = row.get("by_answer")
+    found = values.get(measure) if isinstance(values, dict) else None
+    return np.asarray(found, np.float64) if isinstance(found, Sequence) and len(found) else None
+
+
 def planned(folder: Path) -> dict[str, list[str]]:
     """Arms of each group in the order of the study's file; empty when there is none that can be read."""
     try:

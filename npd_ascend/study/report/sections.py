@@ -18,9 +18,12 @@ from npd_ascend.study.statistics import Estimate, ratio
 
 _ACCURATE = 0.03
 """Below this best accuracy a task says nothing by accuracy; its measures are divergences."""
-_COLUMNS = (("kl_ts", "KL(T‖S)"), ("kl_st", "KL(S‖T)"), ("exaccerr", "ExAccErr, %"),
-            ("nll", "NLL of teacher's answers"),
-            ("teacher_nll", "teacher's NLL of its answers"))
+_COLUMNS = (("kl_ts", "KL(T‖S)"), ("kl_ts_no_loops", "without loops"), ("kl_st", "KL(S‖T)"),
+            ("kl_st_no_loops", "without loops"), ("exaccerr", "ExAccErr, %"), ("nll", "NLL of teacher's answers"),
+            ("reference_nll", "NLL of held-out answers"), ("teacher_nll", "teacher's NLL of its answers"),
+            ("ended", "ended, %"), ("loops", "looping, %"))
+_WRITE = {"exaccerr": "whole", "ended": "points", "loops": "points"}
+"""How a column's numbers are written, when not in nats."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def _points(x: float) -> str:
     return f"{100 * x:.1f}"
 
 
+_WRITERS: dict[str, Callable[[float], str]] = {"nats": _nats, "whole": _whole, "points": _points}
+
+
 def _table(readings: Readings, task: str, name: str, group: Group, arms: list[str], reference: str) -> Table:
     columns: list[tuple[str, Callable[[str], str]]] = []
     if group.paper:
@@ -150,7 +156,7 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
             columns.append((title, lambda a, key=key: with_interval(  # type: ignore[misc]
-                estimate(readings, task, name, a, key), _whole if key == "exaccerr" else _nats)))
+                estimate(readings, task, name, a, key), _WRITERS[_WRITE.get(key, "nats")])))
     if any(_kept(readings, task, name, a) for a in arms):
         columns.append(("kept", lambda a: ", ".join(percent(x, 0) for x in _kept(readings, task, name, a)) or "–"))
     if any(estimate(readings, task, name, a, "seconds") for a in arms):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from npd_ascend.errors import UserError
+from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.study.report import build
 from npd_ascend.study.report.compare import difference, judge, race, spikes
 from npd_ascend.study.report.paper import Claim
@@ -136,3 +137,18 @@ def test_what_was_not_run_is_said(tmp_path):
     (tmp_path / "study.yaml").write_text("groups: {g: {arms: {a: {}, b: {}, c: {}}}, h: {arms: {d: {}}}}")
     section = absent(tmp_path, Readings.read(tmp_path))
     assert section.tables[0].rows == [["g", "c", "b (1)"], ["h", "d", "–"]]
+
+
+def test_divergences_are_compared_over_prompts_too(tmp_path):
+    """One seed has no interval of its own; values of each prompt give one, those without do not."""
+    rng = np.random.default_rng(0)
+    ease = rng.normal(size=100)  # a prompt is easy or hard for both arms
+    writer = MetricsWriter(tmp_path / "results.jsonl")
+    for arm, level in (("sft", 1.5), ("npd", 1.0)):
+        values = level + ease + 0.1 * rng.normal(size=100)
+        writer.log("exposure", task="t", group="baselines", arm=arm, seed=0, step=1, kl_ts=float(values.mean()),
+                   kl_st=1.0, by_answer={"kl_ts": values.tolist()})
+    readings = Readings.read(tmp_path)
+    gap = difference(readings, "t", "baselines", "npd", "sft", "kl_ts")
+    assert gap.low < -0.5 < gap.high and gap.half < 0.05  # paired; unpaired it would be 0.28
+    assert not difference(readings, "t", "baselines", "npd", "sft", "kl_st").known
