@@ -13,7 +13,9 @@ from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import Meter, started
+from npd_ascend.rows.masks import written
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.ragged import Ragged
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
 
@@ -62,7 +64,7 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
     name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
     with Meter(name, mine, "samples", mine - sum(sizes[i] for i in here), silent=not leads) as meter:
         for index in here:
-            table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs"])
+            table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs", "masked"])
             questions = prompts.read(index, ["prompt_index", "prompt_ids"])
             made = annotator.shard(table, questions, {what for what, of in todo.items() if index in of}, meter)
             if leads:
@@ -183,13 +185,22 @@ class _Annotator:
 
 def _table(rollouts: pa.Table, responses: list[np.ndarray], found: Sequence[TopK | np.ndarray]) -> pa.Table:
     """Rows of ``store.schemas.SCORES``; of a response with log-probs alone the entropy is not known."""
+    at = _written(rollouts["masked"], responses)
     sampled = [f if isinstance(f, np.ndarray) else f.sampled for f in found]
     return pa.table({
         "sample_id": rollouts["sample_id"],
-        "tokens": pa.array([len(r) for r in responses], pa.int32()),
-        "nll": [-_mean(x) for x in sampled],
-        "entropy": [np.nan if isinstance(f, np.ndarray) else _mean(f.entropy) for f in found],
+        "tokens": pa.array([int(w.sum()) for w in at], pa.int32()),
+        "nll": [-_mean(x[w]) for x, w in zip(sampled, at, strict=True)],
+        "entropy": [np.nan if isinstance(f, np.ndarray) else _mean(f.entropy[w])
+                    for f, w in zip(found, at, strict=True)],
     })
+
+
+def _written(masked: pa.ChunkedArray, responses: list[np.ndarray]) -> list[np.ndarray]:
+    """[T] bool of each response: the tokens that its model wrote, of which the scores speak."""
+    counts = np.fromiter(map(len, responses), np.int64, len(responses))
+    flat = written(Ragged.of(masked), np.arange(len(responses)), counts)
+    return np.split(flat, np.cumsum(counts)[:-1]) if len(counts) else []
 
 
 def _lists(column: pa.ChunkedArray, dtype: type) -> list:

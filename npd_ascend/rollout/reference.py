@@ -13,7 +13,7 @@ from npd_ascend.rollout.shards import Board, commit_table
 
 
 def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None:
-    """Turns ``reference_ids`` and ``label_ids`` of the prompts into rollouts, log-probs null.
+    """Turns ``reference_ids``, ``label_ids`` and ``reference_masked`` of the prompts into rollouts, log-probs null.
 
     Args:
         job: a job with ``settings.source == "reference"``.
@@ -28,7 +28,8 @@ def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None
             answers = [_answer(job, *row) for row in zip(
                 prompts["prompt_index"].to_pylist(), prompts["reference_ids"].to_pylist(),
                 prompts["label_ids"].to_pylist(), strict=True)]
-            table = table_of(job, prompts, answers, prompts["label_ids"])
+            masked = prompts["reference_masked"] if "reference_masked" in prompts.column_names else None
+            table = table_of(job, prompts, answers, prompts["label_ids"], masked)
             commit_table(job, board.dataset, index, table, seconds=0.0)
             board.release(index)
             report(samples=len(answers), tokens=sum(len(a.ids) for a in answers), have={index: len(answers)})

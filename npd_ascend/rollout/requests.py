@@ -78,7 +78,7 @@ def requests_of(job: RolloutJob, shard: int, prompts: pa.Table) -> list[Request]
 
 
 def table_of(job: RolloutJob, prompts: pa.Table, answers: list[Answer],
-             labels: pa.ChunkedArray | None = None) -> pa.Table:
+             labels: pa.ChunkedArray | None = None, masked: pa.ChunkedArray | None = None) -> pa.Table:
     """Rollouts table (``store.schemas.ROLLOUTS``) of one shard.
 
     Args:
@@ -86,6 +86,7 @@ def table_of(job: RolloutJob, prompts: pa.Table, answers: list[Answer],
         prompts: columns ``prompt_index`` and ``prompt_id`` of the prompts shard.
         answers: one a row, ordered by prompt and path.
         labels: the prompts' ``label_ids`` when the answers are references.
+        masked: the prompts' ``reference_masked`` when the answers are references and some have masked spans.
     """
     paths, n = job.settings.paths, len(answers)
     index = np.repeat(prompts["prompt_index"].to_numpy(), paths)
@@ -99,6 +100,7 @@ def table_of(job: RolloutJob, prompts: pa.Table, answers: list[Answer],
     finishes = ["stop", "length", "reference"]
     code = pa.array(np.array([finishes.index(a.finish) for a in answers], np.int8))
     return pa.table({
+        **({} if masked is None else {"masked": masked}),
         "sample_id": pa.array(ids, pa.int64()), "prompt_index": pa.array(index, pa.int64()),
         "path": pa.array(path, pa.int8()), "response_ids": tokens, "logprobs": logprobs,
         "label_ids": pa.nulls(n, pa.list_(pa.int32())) if labels is None else labels,

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.store.atomic import atomic_file, read_sealed, sync_folder, write_sealed
 from npd_ascend.store.identity import SCHEMA_VERSION
-from npd_ascend.store.schemas import SCHEMAS, encodings, with_traits
+from npd_ascend.store.schemas import OPTIONAL, SCHEMAS, encodings, schema_of, with_optional, with_traits
 
 MANIFEST = "manifest.json"
 _READERS, _WRITERS = 2, 4
@@ -131,8 +131,9 @@ class Dataset:
     # ---- writing
 
     def write_table(self, index: int, table: pa.Table, *, sync: bool = True, **meta: Any) -> None:
-        """Commits one Parquet shard; the table is cast to the kind's schema (missing columns are an error)."""
-        schema = SCHEMAS[self.kind]
+        """Commits one Parquet shard; the table is cast to the kind's schema (missing ones are an error
+        but for ``schemas.OPTIONAL``)."""
+        schema = schema_of(self.kind, table)
         table = with_traits(self.kind, table).select(schema.names).cast(schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True, write_statistics=False, **encodings(schema))
@@ -226,7 +227,8 @@ class Dataset:
             # Not pq.read_table: its dataset layer takes 0.3 s to import, and its threads can abort the interpreter's
             # exit.
             with source, pq.ParquetFile(source, page_checksum_verification=True) as f:
-                return f.read(columns, use_threads=False)
+                table = f.read(columns, use_threads=False)
+                return table if columns is None else with_optional(self.kind, table, columns)
         except (pa.ArrowException, OSError) as e:
             raise CorruptShard(str(self.folder), index, str(e).splitlines()[0]) from None
 
@@ -269,9 +271,10 @@ class Dataset:
         """All shards as one table."""
         tables = list(self.iter_tables(columns))
         if not tables:
-            schema = SCHEMAS[self.kind]
-            return (pa.schema([schema.field(c) for c in columns]) if columns else schema).empty_table()
-        return pa.concat_tables([t.unify_dictionaries() for t in tables]).unify_dictionaries()
+            schema = pa.schema([*SCHEMAS[self.kind], *OPTIONAL.get(self.kind, ())])
+            return (pa.schema([schema.field(c) for c in columns]) if columns else SCHEMAS[self.kind]).empty_table()
+        tables = [t.unify_dictionaries() for t in tables]
+        return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
 
     def _footer(self, index: int) -> int:
         with open(self.path(index), "rb") as f:

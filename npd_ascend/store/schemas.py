@@ -81,7 +81,33 @@ PACKS = pa.schema(
     ]
 )
 
+OPTIONAL: dict[str, list[pa.Field]] = {
+    # Parts of the answer that the model reads and does not write (turns of tools and users): begin and end of each, one
+    # pair behind the other, counted in its tokens; ascending, disjoint. Null: none.
+    "prompts": [pa.field("reference_masked", _ids)],
+    "rollouts": [pa.field("masked", _ids)],
+}
+"""Columns that a shard has only where a row of it has a value: one without is, byte for byte, as if there were none."""
+
 SCHEMAS = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "scores": SCORES, "selection": SELECTION, "packs": PACKS}
+
+
+def schema_of(kind: str, table: pa.Table) -> pa.Schema:
+    """What a shard with this content is written as."""
+    schema = SCHEMAS[kind]
+    for field in OPTIONAL.get(kind, ()):
+        if field.name in table.column_names and table[field.name].null_count < len(table):
+            schema = schema.append(field)
+    return schema
+
+
+def with_optional(kind: str, table: pa.Table, columns: list[str]) -> pa.Table:
+    """Adds the asked columns that a shard has none of, empty."""
+    for field in OPTIONAL.get(kind, ()):
+        if field.name in columns and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table
+
 
 _NOTED = {"prompts": "prompt_ids", "rollouts": "response_ids"}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npd_ascend.errors import UserError
+from npd_ascend.rows.masks import written
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.ragged import Ragged, concat_ranges
 from npd_ascend.store.schemas import SCHEMAS
@@ -29,6 +30,7 @@ class Corpus:
         self.prompts = Ragged.read(prompts, "prompt_ids")
         self.responses = Ragged.read(rollouts, "response_ids")
         self.labels = Ragged.read(rollouts, "label_ids")
+        self._masked = Ragged.read(rollouts, "masked")
         self.rollout_logprobs = Ragged.read(rollouts, "logprobs") if "rollout_logprobs" in asked else None
         table = rollouts.read_all(["sample_id", "prompt_index"])
         self.sample_ids = table["sample_id"].to_numpy()
@@ -58,6 +60,10 @@ class Corpus:
         if labelled.any():
             out[np.repeat(labelled, response_tokens)] = self.labels.take(ordinals[labelled], response_tokens[labelled])
         return out
+
+    def written(self, ordinals: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+        """[sum of tokens] bool of n samples: which of their first so many response tokens are trained on."""
+        return written(self._masked, ordinals, response_tokens)
 
 
 def _advantages(selection: Dataset) -> np.ndarray:

@@ -88,7 +88,7 @@ class LagProbe:
         micro = reader.settings.micro_batch
         spans = [(b, min(b + micro, len(plan))) for b in range(0, len(plan), micro)]
         self._inputs = [reader.inputs(plan, *span) for span in spans[mesh.data.rank :: mesh.data.size]]
-        self.tokens = int(plan.response_tokens.sum())
+        self.tokens = reader.trained(plan)
         counts = [len(where) for *_, where in self._inputs]
         limit = reader.settings.vocab_chunk_rows
         rows = head_rows(counts, limit, reader.align)

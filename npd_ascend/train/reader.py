@@ -23,6 +23,8 @@ _ALIGN = 8
 _BLOCK = 256
 """Samples whose annotation is decoded at once for the statistics of a generation."""
 _WHOLE = Slice()
+_ALL = slice(None)
+_NONE = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class MicroBatch:
         positions: [N] int32, flat positions whose hidden states predict response tokens; 0 beyond ``tokens``. Under
             context parallelism these and what follows are of this rank's ``Slice``.
         inputs: of the loss, N rows; zeros beyond ``tokens``.
-        tokens: response tokens in it.
+        tokens: response tokens in it that are trained on.
         samples: ordinals, of the whole rows.
     """
 
@@ -112,21 +114,27 @@ class Reader:
         return [-(-len(p) // self.settings.global_batch) for p in self.plans]
 
     def tokens(self, epoch: int, batch: int) -> int:
-        """Response tokens of a whole global batch, over all ranks: what its loss is divided by."""
-        plan, g = self.plans[epoch], self.settings.global_batch
-        first = plan.first[batch * g], plan.first[min((batch + 1) * g, len(plan))]
-        return int(plan.response_tokens[first[0] : first[1]].sum())
+        """Response tokens of a whole global batch that are trained on, over all ranks: what its loss is divided by."""
+        part = self._samples(epoch, batch)
+        return max(1, self.trained(self.plans[epoch], part))
+
+    def trained(self, plan: EpochPlan, part: slice = _ALL) -> int:
+        """Response tokens that are trained on, of some samples of a plan."""
+        return int(self.corpus.written(plan.samples[part], plan.response_tokens[part]).sum())
 
     def row_tokens(self, epoch: int, batch: int) -> int:
         """Tokens of a whole global batch, prompts included: the work that is done."""
-        plan, g = self.plans[epoch], self.settings.global_batch
-        first = plan.first[batch * g], plan.first[min((batch + 1) * g, len(plan))]
-        return int(plan.prompt_tokens[first[0] : first[1]].sum()) + self.tokens(epoch, batch)
+        plan, part = self.plans[epoch], self._samples(epoch, batch)
+        return int(plan.prompt_tokens[part].sum() + plan.response_tokens[part].sum())
 
     def samples(self, epoch: int, batch: int) -> np.ndarray:
         """Ordinals of all samples of a global batch."""
+        return self.plans[epoch].samples[self._samples(epoch, batch)]
+
+    def _samples(self, epoch: int, batch: int) -> slice:
+        """Places of a global batch's samples in their plan."""
         plan, g = self.plans[epoch], self.settings.global_batch
-        return plan.samples[plan.first[batch * g] : plan.first[min((batch + 1) * g, len(plan))]]
+        return slice(int(plan.first[batch * g]), int(plan.first[min((batch + 1) * g, len(plan))]))
 
     def check_segments(self, plan: EpochPlan) -> None:
         """Refuses a plan whose fullest micro-batch attention could not keep apart.
@@ -169,8 +177,8 @@ class Reader:
         notes = self._annotations(samples, response_n) if self.topk is not None and len(samples) else None
         weights = np.repeat(c.weights[samples], response_n).astype(np.float32)
         if not self._token_weight.uniform and len(samples):
-            weights *= np.concatenate([self._token_weight.weight(t, self._stats)
-                                       for t in self._tokens(samples, response_n, notes)])
+            weights[c.written(samples, response_n)] *= np.concatenate(
+                [_NONE, *(self._token_weight.weight(t, self._stats) for t in self._tokens(samples, response_n, notes))])
         found: dict[str, np.ndarray] = {
             "labels": _rows_of(c.targets(samples, response_n)[mine], n),
             "weights": np.repeat(_rows_of(weights[mine], n)[:, None], m, 1),
@@ -205,14 +213,18 @@ class Reader:
         return found.take(samples, response_n)
 
     def _tokens(self, samples: np.ndarray, response_n: np.ndarray, notes: TopK | None) -> Iterator[Tokens]:
-        """What a token weight looks at, sample by sample; ``notes`` of all of them, one behind the other."""
-        end = 0
+        """What a token weight looks at, sample by sample: the tokens that are trained on, of samples that have some;
+        ``notes`` of all tokens, one behind the other."""
+        end, written = 0, self.corpus.written(samples, response_n)
         for ordinal, n in zip(samples.tolist(), response_n.tolist(), strict=True):
             end += n
+            at = np.flatnonzero(written[end - n : end])
+            if not len(at):
+                continue
             own = self.corpus.rollout_logprobs
             logprobs = own[ordinal][:n] if own is not None else None
-            yield Tokens(n, None if notes is None else notes[end - n : end],
-                         logprobs if logprobs is not None and len(logprobs) == n else None)
+            yield Tokens(len(at), None if notes is None else notes[end - n + at],
+                         logprobs[at] if logprobs is not None and len(logprobs) == n else None)
 
     def _generation(self) -> Iterator[Tokens]:
         """All samples that are trained on, in the order of the store: the first phase of a token weight."""
@@ -228,15 +240,17 @@ class Reader:
         """Rows [begin, end) of a plan, filled up to a micro-batch with empty ones.
 
         Returns:
-            The arrays that the network reads; which of their response tokens are predicted in this process's part of
-            the rows; and the flat positions in it that predict them: [tokens] int64 both.
+            The arrays that the network reads; which of their response tokens are trained on and predicted in this
+            process's part of the rows; and the flat positions in it that predict them: [tokens] int64 both.
         """
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, prompt_n, response_n = (a[lo:hi] for a in (plan.samples, plan.prompt_tokens, plan.response_tokens))
         rows = collate_flat(self.corpus.texts(samples, prompt_n, response_n), prompt_n.astype(np.int64) + response_n,
                             np.diff(plan.first[begin : end + 1]), self.row_length, self.pad, self.settings.micro_batch,
                             self.longest)
-        return rows, *self.part.find(response_positions(rows.starts, prompt_n, response_n), self.row_length)
+        mine, where = self.part.find(response_positions(rows.starts, prompt_n, response_n), self.row_length)
+        written = self.corpus.written(samples, response_n)[mine]
+        return rows, mine[written], where[written]
 
     def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> TopK:
         """Annotation of the first ``tokens`` of each sample, one behind the other."""

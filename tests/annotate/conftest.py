@@ -27,7 +27,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     """Factory: writes finished prompts and rollouts; returns their folders and the samples."""
-    def make(shards=2, per_shard=7, paths=2, seed=0, empty=True, logprobs=True, longest=24, name="data"):
+    def make(shards=2, per_shard=7, paths=2, seed=0, empty=True, logprobs=True, longest=24, name="data",
+             masked=lambda row: None):
         rng = np.random.default_rng(seed)
         prompts = Dataset(tmp_path / name / "prompts", "prompts", "p")
         rollouts = Dataset(tmp_path / name / "rollouts", "rollouts", "r")
@@ -47,7 +48,8 @@ def data(tmp_path):
                 "sample_id": [1000 * s + i for i in range(len(rows))], "prompt_index": [r[0] for r in rows],
                 "path": [r[1] for r in rows], "response_ids": [r[2] for r in rows], "logprobs": stored,
                 "label_ids": pa.array([None] * len(rows), pa.list_(pa.int32())),
-                "finish_reason": ["stop"] * len(rows)}))
+                "finish_reason": ["stop"] * len(rows),
+                "masked": pa.array([masked(r) for *_, r in rows], pa.list_(pa.int32()))}))
             samples += [(np.array(ids[p - s * per_shard]), np.array(r, np.int32), lp)
                         for (p, _, r), lp in zip(rows, stored, strict=True)]
         prompts.finish(shards, header_ids=HEADER, longest_prompt=11)

@@ -211,6 +211,37 @@ def test_student_from_the_rollout(tmp_path, model, data):
     assert np.isnan(got["entropy"]).all()
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_masked_tokens_do_not_count_in_scores(tmp_path, model, data, role):
+    """They are read: what follows is scored after them. Top-k is of all tokens, so that it stays aligned."""
+    def masked(ids):
+        return [1, len(ids) - 1] if len(ids) > 4 else None
+
+    def kept(values):
+        return np.delete(values, slice(1, len(values) - 1)) if len(values) > 4 else values
+
+    student = role == "student"
+    prompts, rollouts, samples = data(shards=1, logprobs=student, masked=masked)
+    j = job(tmp_path, model, prompts, rollouts, role, what=("scores",) if student else ALL, student_nll="rollout")
+    run(j)
+    if student:
+        values, entropy = [np.float32(lp) for *_, lp in samples], None
+    else:
+        reader = TopKReader(made(j, "topk"))
+        notes = [reader.read(i) for i in range(len(reader))]
+        assert [len(n) for n in notes] == [len(r) for _, r, _ in samples]
+        values, entropy = [n.sampled for n in notes], [n.entropy for n in notes]
+    got = scores(j)
+    assert got["tokens"] == [len(kept(v)) for v in values] and any(len(v) > 4 for v in values)
+    np.testing.assert_allclose(got["nll"], [-kept(v).mean(dtype=np.float64) if len(v) else np.nan for v in values],
+                               atol=0.05)
+    if entropy:
+        np.testing.assert_allclose(got["entropy"], [kept(v).mean() if len(v) else np.nan for v in entropy], atol=0.05)
+        whole = job(tmp_path, model, prompts, data(shards=1, logprobs=False, name="whole")[1], name="whole")
+        run(whole)
+        assert not np.allclose(scores(whole)["nll"], got["nll"], equal_nan=True)
+
+
 def test_rollouts_without_logprobs_are_prefilled(tmp_path, model, data):
     prompts, rollouts, _ = data(shards=1, logprobs=False)
     one, two = (job(tmp_path, model, prompts, rollouts, "student", nll, ("scores",), student_nll=nll)

@@ -149,3 +149,36 @@ def test_a_finished_dataset_can_be_written_again(dataset):
             d.finish(3)
             again = Dataset.open(d.folder, "scores")
             assert again.rows == 16 and again.read(1).equals(scores(6, seed).cast(again.read(1).schema))
+
+
+def prompts(masked=None):
+    table = {"prompt_index": [0, 1], "prompt_id": [5, 6], "prompt_ids": [[1], [2, 3]], "reference_ids": [[7], [8, 9]],
+             "label_ids": [None, None], "answer": ["a", None], "text": ["b", "c"]}
+    ids = pa.list_(pa.int32())
+    out = pa.table({k: pa.array(v, ids if k.endswith("_ids") else None) for k, v in table.items()})
+    return out if masked is None else out.append_column("reference_masked", pa.array(masked, ids))
+
+
+def test_a_column_without_values_leaves_no_trace(tmp_path):
+    """Byte for byte: a dataset without masks is the one that was written before there were any."""
+    plain, empty, full = (Dataset(tmp_path / n, "prompts", "fp") for n in ("plain", "empty", "full"))
+    plain.write_table(0, prompts())
+    empty.write_table(0, prompts([None, None]))
+    full.write_table(0, prompts([None, [0, 1]]))
+    assert plain.path(0).read_bytes() == empty.path(0).read_bytes() != full.path(0).read_bytes()
+    assert full.read(0).column_names == [*plain.read(0).column_names, "reference_masked"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_shards_with_and_without_an_optional_column_are_read_as_one(tmp_path, order):
+    dataset = Dataset(tmp_path / "d", "prompts", "fp")
+    for i, masked in enumerate([prompts(), prompts([[0, 1], None])][k] for k in order):
+        dataset.write_table(i, masked)
+    dataset.finish(2)
+    wanted = [[None, None], [[0, 1], None]]
+    for table in (dataset.read_all(), dataset.read_all(["text", "reference_masked"])):
+        assert table["reference_masked"].to_pylist() == [v for k in order for v in wanted[k]]
+        assert table["text"].to_pylist() == ["b", "c"] * 2
+    assert [t["reference_masked"].to_pylist() for t in dataset.iter_tables(["reference_masked"])] == [
+        wanted[k] for k in order]
+    assert "reference_masked" not in dataset.read_all(["text"]).column_names

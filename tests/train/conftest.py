@@ -31,7 +31,8 @@ def lists(arrays, kind=np.int32):
 class World:
     """One generation: ``n`` samples of known tokens, every ``drop``-th of them not kept."""
 
-    def __init__(self, root, n=24, seed=0, drop=7, epochs=2, labels=False, max_response=14):
+    def __init__(self, root, n=24, seed=0, drop=7, epochs=2, labels=False, max_response=14,
+                 masked=False):
         self.root = root
         rng = self.rng = np.random.default_rng(seed)
         self.prompts = [rng.integers(3, VOCAB, rng.integers(2, 8)).astype(np.int32) for _ in range(n)]
@@ -44,6 +45,11 @@ class World:
         self.advantages[~self.keep] = 0
         self.logprobs = [-rng.random(len(r)).astype(np.float32) * 3 for r in self.responses]
         self.labels = [(r + 1) % VOCAB for r in self.responses] if labels else None
+        spans = [sorted(rng.choice(len(r) + 1, min(2 * (i % 3), (len(r) + 1) // 2 * 2), replace=False).tolist())
+                 for i, r in enumerate(self.responses)] if masked else [[] for _ in self.responses]
+        self.masked = [s or None for s in spans]
+        self.written = [np.array([not any(a <= t < b for a, b in zip(s[::2], s[1::2], strict=True))
+                                  for t in range(len(r))]) for s, r in zip(spans, self.responses, strict=True)]
         self.topk = [self.annotate(len(r)) for r in self.responses]
         self.write(epochs)
 
@@ -75,7 +81,8 @@ class World:
                 "logprobs": lists([self.logprobs[r] for r in rows], np.float32),
                 "label_ids": (lists([self.labels[r] for r in rows]) if self.labels
                               else pa.nulls(m, pa.list_(pa.int32()))),
-                "finish_reason": pa.array(["stop"] * m).dictionary_encode()}))
+                "finish_reason": pa.array(["stop"] * m).dictionary_encode(),
+                "masked": pa.array([self.masked[r] for r in rows], pa.list_(pa.int32()))}))
             nothing = np.zeros(m)
             selection.write_table(i, pa.table({
                 "sample_id": self.ids[rows], "keep": self.keep[rows],

@@ -241,3 +241,52 @@ def test_more_segments_than_attention_tells_apart(world):
     r.max_segments = most + 1
     with pytest.raises(UserError, match=f"holds {most} samples in 2 rows, flash attention tells {most + 1} apart"):
         r.check_segments(plan)
+
+
+@pytest.fixture
+def masked(make_world):
+    world = make_world(masked=True, seed=5)
+    assert 0.2 < np.concatenate(world.written).mean() < 0.9
+    return world
+
+
+def test_masked_tokens_are_read_and_not_trained_on(masked):
+    r = reader(masked)
+    for epoch, steps in enumerate(r.steps):
+        seen = []
+        for b in range(steps):
+            batches = list(r.micro_batches(epoch, b))
+            assert sum(m.tokens for m in batches) == r.tokens(epoch, b) == sum(
+                masked.written[s].sum() for s in r.samples(epoch, b))
+            assert r.row_tokens(epoch, b) == sum(m.rows.tokens for m in batches)
+            for m in batches:
+                rows = [row for row in tokens_of(masked, r, m) if masked.written[row[0]][row[1]]]
+                assert len(rows) == m.tokens
+                for n, (s, t, position) in enumerate(rows):
+                    assert m.positions[n] == position and m.inputs.labels[n] == masked.responses[s][t]
+                    np.testing.assert_array_equal(m.inputs.teacher_ids[n], masked.topk[s].ids[t])
+                    assert (m.inputs.weights[n] == masked.weights[s]).all()
+                assert not m.inputs.weights[m.tokens :].any()
+                seen += [(s, t) for s, t, _ in rows]
+        assert sorted(seen) == [(s, t) for s in np.flatnonzero(masked.keep) for t in np.flatnonzero(masked.written[s])]
+
+
+def test_token_weights_see_the_written_tokens_alone(masked, monkeypatch):
+    """Masked tokens neither count in a generation's statistics nor as places in an answer."""
+    weigh = TokenWeight("own", lambda tokens, most: np.linspace(1, 2, tokens.count) / most,
+                        frozenset({"topk", "rollout_logprobs"}), lambda all_of: max(t.count for t in all_of))
+    monkeypatch.setattr(reading, "find_token_weight", lambda loss: weigh)
+    r = reader(masked)
+    most = max(masked.written[s].sum() for s in np.flatnonzero(masked.keep))
+    for m in all_batches(r):
+        rows = [row for row in tokens_of(masked, r, m) if masked.written[row[0]][row[1]]]
+        for n, (s, t, _) in enumerate(rows):
+            place, count = masked.written[s][:t].sum(), masked.written[s].sum()
+            wanted = masked.weights[s] * np.linspace(1, 2, count)[place] / most
+            np.testing.assert_allclose(m.inputs.weights[n], wanted, rtol=1e-6)
+
+
+def test_slices_of_masked_rows_share_the_written_tokens(masked):
+    whole, parts = reader(masked), [reader(masked, part=Slice(i, 3)) for i in range(3)]
+    for m, *cut in zip(*map(all_batches, (whole, *parts)), strict=True):
+        assert sum(c.tokens for c in cut) == m.tokens
