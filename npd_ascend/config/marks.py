@@ -27,6 +27,12 @@ CHECKPOINT, TOKENIZER, SPEECH, TEMPLATE, FILE = (
 
 
 @dataclass(frozen=True)
+class Younger:
+    """The setting came later than runs that are stored: at its default it does not count, so that theirs are still
+    known."""
+
+
+@dataclass(frozen=True)
 class Holds:
     """A folder that holds a finished dataset of this kind: its fingerprint counts."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from npd_ascend.config.marks import FILE, SPEED, TEMPLATE, Only
+from npd_ascend.config.marks import FILE, SPEED, TEMPLATE, Only, Younger
 
 Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -49,15 +49,22 @@ class ModelsConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompts: JSONL or Parquet files with one prompt a row."""
+    """Prompts, in the shapes that docs/data.md lists."""
 
     prompts: list[Path]
+    """Files (JSON lines or arrays, CSV, Parquet, Arrow), folders of them, ``folder:split``, or data sets in the cache
+    of the Hugging Face hub: ``hf:org/name``, ``hf:org/name/config:split``."""
     limit: Count | None = None
     """Use only the first so many prompts."""
     prompt_field: str = "prompt"
-    """Text of the user's turn, or a list of chat messages with role and content."""
+    """Text of the user's turn, or a list of chat messages. Rows without a field ``prompt`` are read by the names of
+    their fields if this is not set: messages, conversations, instruction, question, ... (docs/data.md)."""
     response_field: str | None = None
-    """Reference answer as text; needed for ``rollout.source: reference`` and ``train.loss.ce_labels: reference``."""
+    """Reference answer, for ``rollout.source: reference`` and ``train.loss.ce_labels: reference``. None: the last turn
+    of a conversation that ends with the assistant's, else a field that is called as one (docs/data.md)."""
+    reference_turns: Annotated[Literal["auto", "last", "all"], Younger()] = "auto"
+    """What of a conversation ``rollout.source: reference`` trains on: its ``last`` turn; ``all`` turns of the
+    assistant, while those of users and tools between them are masked; ``auto``: all where tools take part."""
     labels_field: str | None = None
     """Optional text with one label token per response token (labels that differ from the input)."""
     answer_field: str | None = None
@@ -370,8 +377,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.rollout.source == "reference" and not self.data.response_field:
-            raise ValueError("rollout.source is reference but data.response_field is not set")
         if self.train.loss.ce_labels == "reference" and self.rollout.source != "reference":
             raise ValueError(
                 "train.loss.ce_labels: reference needs rollout.source: reference "

@@ -1,24 +1,22 @@
-"""Prompt files as a stream of checked rows: JSONL (plain or gzipped) and Parquet.
+"""Prompt files as a stream of checked rows, in whatever shape they come.
 
 Memory stays flat whatever the size of a file, and whatever is wrong with a row is said with file and line.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.config.schema import DataConfig
-from npd_ascend.data import parquet
-from npd_ascend.data.bounded import MAX_ROW, too_large
+from npd_ascend.data import shapes, tables, texts
+from npd_ascend.data.conversation import Messages, checked_text, read_messages, read_tools, split
+from npd_ascend.data.sources import expand, kind_of
+from npd_ascend.data.texts import type_name
 from npd_ascend.errors import UserError
-
-_SUFFIXES = ".jsonl, .jsonl.gz, .json (one object a line) or .parquet"
 
 
 @dataclass
@@ -27,27 +25,32 @@ class PromptRow:
 
     Attributes:
         where: file and line, for error messages.
-        messages: the conversation up to the answer, as role and content.
+        messages: the conversation up to the answer, as role and content (see ``conversation.read_messages``).
         text: the user's turn.
         response: reference answer, or None.
         labels: label text, or None.
         answer: what the checker compares with, or None.
+        turns: reference that is more than a text, in the place of ``response``: turns of the assistant with those of
+            tools and users between them, or one that calls a tool; or None.
+        tools: descriptions of the tools that the assistant may call, or None.
     """
 
     where: str
-    messages: list[dict[str, Any]]
+    messages: Messages
     text: str
     response: str | None
     labels: str | None
     answer: str | None
+    turns: Messages | None = None
+    tools: list[Any] | None = None
 
 
-def read_prompts(files: list[Path], settings: DataConfig, need_reference: bool = False,
+def read_prompts(files: Sequence[Path | str], settings: DataConfig, need_reference: bool = False,
                  need_answer: bool = False, limit: int | None = None) -> Iterator[PromptRow]:
     """Rows of all files in order, checked.
 
     Args:
-        files: JSONL or Parquet files; a folder stands for the files in it, sorted by name.
+        files: see ``sources.expand``.
         settings: names of the fields, and the system turn.
         need_reference: a row without a reference answer is an error.
         need_answer: a row without an answer to compare with is an error.
@@ -57,214 +60,193 @@ def read_prompts(files: list[Path], settings: DataConfig, need_reference: bool =
         UserError: a file that is missing, unreadable, empty or malformed; a row that lacks a field or has an
             empty or wrongly typed one.
     """
-    count, fields = 0, _fields(settings)
+    count = 0
     for path in expand(files):
         rows = 0
-        for where, record in _records(path, fields):
+        for where, record in _records(path, settings, need_reference):
             if limit is not None and count >= limit:
                 return
-            yield _check(where, record, settings, need_reference, need_answer)
+            yield _Row(where, record, settings, need_reference, need_answer).checked()
             rows += 1
             count += 1
         if not rows and (limit is None or count < limit):
             raise UserError(f"{path}: there are no rows in it")
 
 
-def measure(files: list[Path]) -> tuple[int, int]:
+def measure(files: Sequence[Path | str], split: str = "train") -> tuple[int, int]:
     """(rows, bytes) of prompt files, without a look at what the rows say; blank lines count.
 
     Raises:
         UserError: as ``read_prompts``, of files.
     """
-    count = size = 0
-    for path in expand(files):
-        if _kind(path) == "parquet":
-            more, text = parquet.measure(path)
-            count, size = count + more, size + text
-            continue
-        for _, raw in _lines(path):
-            count, size = count + 1, size + len(raw)
-    return count, size
+    rows = size = 0
+    for path in expand(files, split):
+        kind = kind_of(path)
+        more, text = texts.count(path, kind) if kind in ("json", "csv") else tables.measure(path)
+        rows, size = rows + more, size + text
+    return rows, size
 
 
-def _fields(settings: DataConfig) -> list[str]:
-    """Names of the fields that are used."""
-    named = (settings.prompt_field, settings.response_field, settings.labels_field, settings.answer_field)
-    return list(dict.fromkeys(name for name in named if name is not None))
+def _records(path: Path, settings: DataConfig, need_reference: bool) -> texts.Rows:
+    kind = kind_of(path)
+    if kind in ("json", "csv"):
+        yield from texts.json_rows(path) if kind == "json" else texts.csv_rows(path)
+        return
+    wanted = partial(shapes.columns, settings=settings, need_reference=need_reference)
+    for number, record in enumerate(tables.rows(path, wanted), 1):
+        yield f"{path}, row {number}", record
 
 
-def expand(files: list[Path]) -> list[Path]:
-    """The files that are read, folders resolved to what is in them."""
-    found: list[Path] = []
-    for path in map(Path, files):
-        try:
-            found += _expand(path)
-        except OSError as e:  # a folder that may not be listed, a name too long
-            raise UserError(f"prompt file {path}: cannot be read ({e.strerror})") from None
-    if not found:
-        raise UserError("no prompt files are given; list at least one")
-    return found
+class _Row:
+    """A row that is being read."""
 
+    def __init__(self, where: str, record: dict[str, Any], settings: DataConfig, need_reference: bool,
+                 need_answer: bool):
+        self.where, self.record, self.settings = where, record, settings
+        self.need_reference, self.need_answer = need_reference, need_answer
+        self.shape = shapes.shape_of({k for k, v in record.items() if v is not None and v is not ...}, settings)
 
-def _expand(path: Path) -> list[Path]:
-    if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if p.is_file() and _kind(p))
-        if not inside:
-            raise UserError(f"{path}: no prompt files in this folder; expected {_SUFFIXES}")
-        return inside
-    if not path.exists():
-        raise UserError(f"prompt file {path}: no such file")
-    if not _kind(path):
-        raise UserError(f"prompt file {path}: unknown kind of file; expected {_SUFFIXES}")
-    return [path]
+    def checked(self) -> PromptRow:
+        """What the row says.
 
+        Raises:
+            UserError: see ``read_prompts``.
+        """
+        value = self._field(self.shape.prompt, "prompt_field")
+        if isinstance(value, str):
+            prompt, own = [{"role": "user", "content": self._task(value)}], None
+            tools = None
+        else:
+            prompt, own = self._conversation(value)
+            tools = read_tools(self.where, self._get(shapes.TOOLS))
+        reference = own or self._reference()
+        prompt, text = self._finished(prompt)
+        response, turns = self._answer_of(reference)
+        labels = None
+        if self.settings.labels_field is not None and reference:
+            labels = self._text(self.settings.labels_field, "labels_field", required=False)
+            if labels is not None and turns is not None:
+                raise UserError(f"{self.where}: labels go with an answer of one text, this one has {len(turns)} turns; "
+                                "leave data.labels_field out")
+        return PromptRow(self.where, prompt, text, response, labels, self._checked_answer(), turns, tools)
 
-def _kind(path: Path) -> str | None:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return "parquet"
-    if name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-        return "json"
-    return None
+    # ---- the prompt
 
+    def _task(self, text: str) -> str:
+        """A task with what it is about."""
+        text = self._string(self.shape.prompt, text)
+        context = self._get(self.shape.context) if self.shape.context else self._instance().get("input")
+        return "\n".join((text, self._string(self.shape.context or "input", context))) if context else text
 
-def _records(path: Path, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return _parquet(path, fields) if _kind(path) == "parquet" else _jsonl(path)
+    def _instance(self) -> dict[str, Any]:
+        """Self-Instruct keeps input and output of a task in a list of instances, of which the first is taken."""
+        instances = self._get(shapes.INSTANCES) if self.shape.found and self.shape.prompt == "instruction" else None
+        first = instances[0] if isinstance(instances, list) and instances else None
+        return first if isinstance(first, dict) else {}
 
+    def _conversation(self, value: Any) -> tuple[Messages, Messages | None]:
+        """Prompt and reference of a list of messages."""
+        what = f"field {self.shape.prompt!r}"
+        if self.settings.template == "raw":
+            raise UserError(f"{self.where}: {what} is {type_name(value)}, but data.template is raw, which takes text "
+                            "only; set data.template: chat")
+        messages = read_messages(self.where, value, what)
+        system = self._get(shapes.SYSTEM) if self.shape.found else None
+        if system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._string(shapes.SYSTEM, system)})
+        if self.settings.response_field is not None:
+            if messages[-1]["role"] == "assistant":
+                raise UserError(f"{self.where}: the conversation ends with the assistant's turn, but "
+                                "data.response_field names another answer; end it with the user's turn, or leave "
+                                "data.response_field out")
+            return messages, None
+        # What the student answers itself is the last turn, whatever went before.
+        prompt, reference = split(messages, self.settings.reference_turns if self.need_reference else "last")
+        return prompt, reference or None
 
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, raw in _lines(path):
-        where = f"{path}, line {number}"
-        record = _parse(where, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-        if record is not None:
-            yield where, record
+    def _finished(self, messages: Messages) -> tuple[Messages, str]:
+        """The prompt with system turn and suffix, and the user's turn as it was."""
+        if not messages or not any(m["role"] != "system" for m in messages):
+            raise UserError(f"{self.where}: the conversation ends with the assistant's turn and nobody asks before it; "
+                            "begin it with the user's")
+        last = messages[-1]
+        if not last["content"].strip() and last["role"] != "tool":
+            raise UserError(f"{self.where}: the prompt is empty")
+        if self.settings.system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self.settings.system})
+        asked = next((m for m in reversed(messages) if m["role"] == "user"), last)
+        text = asked["content"]
+        asked["content"] += self.settings.suffix or ""
+        return messages, text
 
+    # ---- answers
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file, plain or gzipped."""
-    number = 0
-    try:
-        with (gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")) as f:
-            while raw := f.readline(MAX_ROW + 1):
-                number += 1
-                if len(raw) > MAX_ROW:
-                    raise UserError(f"{path}, line {number}: {too_large('line')}")
-                yield number, raw
-    except (OSError, EOFError, zlib.error) as e:
-        after = f" after line {number}" if number else ""
-        raise UserError(f"prompt file {path}: cannot be read{after} "
-                        f"({getattr(e, 'strerror', None) or e})") from None
+    def _reference(self) -> Messages | None:
+        """The reference of a field of its own, as turns; None: there is none, or nobody needs it."""
+        name = self.shape.reference
+        if self.settings.response_field is None and not self.need_reference:
+            return None
+        value = self._get(name) if name else self._instance().get("output")
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+            return [{"role": "assistant", "content": self._string(name or "output", value)}]
+        turns = read_messages(self.where, value, f"field {name!r}")
+        if turns[-1]["role"] != "assistant":
+            raise UserError(f"{self.where}: field {name!r} ends with the turn of {turns[-1]['role'][:40]!r}; end it "
+                            "with the assistant's")
+        return turns if turns[0]["role"] == "assistant" else turns[-1:]
 
+    def _answer_of(self, reference: Messages | None) -> tuple[str | None, Messages | None]:
+        """(text, None) or (None, turns) of a reference; refuses none where one is needed."""
+        if reference and (len(reference) > 1 or reference[0].get("tool_calls")):
+            if self.settings.template == "raw":
+                raise UserError(f"{self.where}: the answer has several turns or tool calls, but data.template is raw, "
+                                "which takes text only; set data.template: chat")
+            return None, reference
+        text = reference[0]["content"] if reference else None
+        if text is not None and text.strip():
+            return text, None
+        if not self.need_reference:
+            return None, None
+        named = self.settings.response_field
+        if text is not None:
+            raise UserError(f"{self.where}: {named or 'the reference answer'!r} is empty; give an answer or leave the "
+                            "row out")
+        if named is not None:
+            self._field(named, "response_field")
+        raise UserError(f"{self.where}: no reference answer; the fields there are: {self._there()} (set "
+                        "data.response_field, or end the conversation with the assistant's turn)")
 
-def _parse(where: str, raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = raw.decode("utf-8").strip()
-    except UnicodeDecodeError as e:
-        raise UserError(f"{where}: not UTF-8 (byte {e.object[e.start]:#04x} at column {e.start + 1}); convert the "
-                        "file to UTF-8") from None
-    if not line:
+    def _checked_answer(self) -> str | None:
+        if self.settings.answer_field is not None:
+            return self._text(self.settings.answer_field, "answer_field", self.need_answer, numbers=True)
+        if self.need_answer:
+            raise UserError("answers are needed to check against but data.answer_field is not set")
         return None
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise UserError(f"{where}: not valid JSON ({e.msg} at column {e.colno}); each line must hold one whole "
-                        "object") from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not usable JSON ({str(e).split(';')[0]})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: holds {_type(record)}, expected an object such as {{\"prompt\": \"...\"}}")
-    return record
 
+    # ---- fields
 
-def _parquet(path: Path, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines = parquet.rows(path, fields)
-    names = json.loads(next(lines, b"[]"))
-    # Columns that were not read: messages about a missing field name them.
-    unread = {name: ... for name in names if name not in fields}
-    for number, line in enumerate(lines, 1):
-        yield f"{path}, row {number}", json.loads(line) | unread
+    def _get(self, name: str) -> Any:
+        value = self.record.get(name)
+        return None if value is ... else value
 
+    def _field(self, name: str, setting: str) -> Any:
+        if self.record.get(name) is None:
+            raise UserError(f"{self.where}: no field {name!r}; the fields there are: {self._there()} (set "
+                            f"data.{setting})")
+        return self.record[name]
 
-def _check(where: str, record: dict[str, Any], settings: DataConfig, need_reference: bool,
-           need_answer: bool) -> PromptRow:
-    messages, text = _messages(where, _field(where, record, settings.prompt_field, "prompt_field"), settings)
-    response = labels = answer = None
-    if settings.response_field is not None:
-        response = _text(where, record, settings.response_field, "response_field", need_reference)
-        if response is not None and not response.strip():
-            if need_reference:
-                raise UserError(f"{where}: {settings.response_field!r} is empty; give an answer or leave the row out")
-            response = None
-    elif need_reference:
-        raise UserError("reference answers are needed but data.response_field is not set")
-    if settings.labels_field is not None and response is not None:
-        labels = _text(where, record, settings.labels_field, "labels_field", required=False)
-    if settings.answer_field is not None:
-        answer = _text(where, record, settings.answer_field, "answer_field", need_answer, numbers=True)
-    elif need_answer:
-        raise UserError("answers are needed to check against but data.answer_field is not set")
-    return PromptRow(where, messages, text, response, labels, answer)
+    def _there(self) -> str:
+        return (", ".join(repr(k) for k, v in self.record.items() if v is not None) or "none")[:200]
 
+    def _text(self, name: str, setting: str, required: bool, numbers: bool = False) -> str | None:
+        if self.record.get(name) is None and not required:
+            return None
+        value = self._field(name, setting)
+        if numbers and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        return self._string(name, value)
 
-def _field(where: str, record: dict[str, Any], name: str, setting: str) -> Any:
-    if record.get(name) is None:
-        there = ", ".join(repr(k) for k, v in record.items() if v is not None) or "none"
-        raise UserError(f"{where}: no field {name!r}; the fields there are: {there[:200]} (set data.{setting})")
-    return record[name]
-
-
-def _text(where: str, record: dict[str, Any], name: str, setting: str, required: bool,
-          numbers: bool = False) -> str | None:
-    if record.get(name) is None and not required:
-        return None
-    value = _field(where, record, name, setting)
-    if numbers and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return _string(where, f"field {name!r}", value)
-
-
-def _messages(where: str, value: Any, settings: DataConfig) -> tuple[list[dict[str, Any]], str]:
-    plain = isinstance(value, str)
-    if plain:
-        value = [{"role": "user", "content": value}]
-    elif settings.template == "raw":
-        raise UserError(f"{where}: field {settings.prompt_field!r} is {_type(value)}, but data.template is raw, "
-                        "which takes text only; set data.template: chat")
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: field {settings.prompt_field!r} is {_type(value)}, expected text or a list of chat "
-                        "messages")
-    messages = []
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UserError(f"{where}: message {number} has no role and content")
-        what = f"field {settings.prompt_field!r}" if plain else f"content of message {number}"
-        content = _string(where, what, message["content"])
-        messages.append({"role": message["role"], "content": content})
-    last = messages[-1]
-    if last["role"] == "assistant":
-        raise UserError(f"{where}: the conversation ends with the assistant's turn; end it with the user's and put the "
-                        "answer into its own field (data.response_field)")
-    if not last["content"].strip():
-        raise UserError(f"{where}: the prompt is empty")
-    if settings.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": settings.system})
-    asked = next((m for m in reversed(messages) if m["role"] == "user"), last)
-    text = asked["content"]
-    asked["content"] += settings.suffix or ""
-    return messages, text
-
-
-def _string(where: str, what: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {what} is {_type(value)}, expected text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: {what} has half of a surrogate pair, which is no character") from None
-    return value
-
-
-def _type(value: Any) -> str:
-    names = {list: "a list" if value else "an empty list", dict: "an object", str: "text", bool: "true or false",
-             int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+    def _string(self, name: str, value: Any) -> str:
+        return checked_text(self.where, f"field {name!r}", value)

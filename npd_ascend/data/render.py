@@ -44,13 +44,15 @@ class TemplateFault(Exception):
         self.index = index
 
 
-def render(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]], generation: bool) -> list[str]:
+def render(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]], generation: bool,
+           tools: Sequence[list[Any] | None] | None = None) -> list[str]:
     """What ``tokenizer.apply_chat_template(..., tokenize=False)`` gives for each conversation, within bounds.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
         conversations: messages with role and content.
         generation: end with the header of the assistant's turn.
+        tools: of each conversation, or None; None: there are none.
 
     Raises:
         TemplateFault: the template is faulty or refuses a conversation.
@@ -62,8 +64,12 @@ def render(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]], genera
         raise TemplateFault(0, str(e)) from None
     special = {k: list(map(str, v)) if isinstance(v, list) else str(v) for k, v in tokenizer.special_tokens_map.items()}
     whose = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    count = len(conversations)
+    if not count:  # a request without an answer would not be waited for, and the next one could go unseen
+        return []
     return _RENDERER.ask({"template": template, "special": special, "generation": generation,
-                          "conversations": list(conversations)}, len(conversations), f"the chat template of {whose}")
+                          "conversations": list(conversations), "tools": list(tools) if tools else [None] * count},
+                         count, f"the chat template of {whose}")
 
 
 class _Gone(Exception):
@@ -188,10 +194,11 @@ def main() -> None:
         if not line:
             return
         asked = json.loads(line)
-        for conversation in asked["conversations"]:
+        for conversation, tools in zip(asked["conversations"], asked["tools"], strict=True):
             try:
-                found = render_jinja_template(conversations=[conversation], chat_template=asked["template"],
-                                              add_generation_prompt=asked["generation"], **asked["special"])
+                found = render_jinja_template(
+                    conversations=[conversation], tools=tools, chat_template=asked["template"],
+                    add_generation_prompt=asked["generation"], **asked["special"])
                 text = found[0][0]
                 said = {"text": text} if len(text) <= MAX_TEXT else {
                     "limit": f"makes more than {MAX_TEXT >> 20} MB of one conversation"}

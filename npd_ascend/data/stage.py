@@ -9,13 +9,14 @@ import pyarrow as pa
 
 from npd_ascend.data.compat import Agreement, agree
 from npd_ascend.data.job import PrepareJob
-from npd_ascend.data.prompts import PromptRow, expand, read_prompts
-from npd_ascend.data.template import Template
+from npd_ascend.data.prompts import PromptRow, read_prompts
+from npd_ascend.data.sources import expand
+from npd_ascend.data.template import Template, Trajectory, Unrenderable
 from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import prompt_id
-from npd_ascend.store.schemas import PROMPTS
+from npd_ascend.store.schemas import OPTIONAL, PROMPTS
 
 _BLOCK = 4096  # rows tokenised in one call: enough to keep all threads of a fast tokenizer busy
 _BLOCK_TEXT = 32 << 20  # characters: a block of the longest rows must fit into memory, too
@@ -104,7 +105,7 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
     """Rows of the dataset in order; ``counts`` is kept up to date."""
     limit, template = job.settings.max_prompt_tokens, both.template
     for block in _blocks(rows):
-        heads = template.render([row.messages for row in block])
+        heads = _rendered(block, template)
         prompts = template.prompts(heads)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
         if len(fit) < len(block) and job.settings.too_long == "refuse":
@@ -114,7 +115,8 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
         counts["dropped_too_long"] += len(block) - len(fit)
         block, heads, prompts = [block[i] for i in fit], [heads[i] for i in fit], [prompts[i] for i in fit]
         references, labels = _answers(block, heads, prompts, template)
-        for row, ids, reference, label in zip(block, prompts, references, labels, strict=True):
+        masked = _trajectories(block, heads, prompts, template, references)
+        for row, ids, reference, label, spans in zip(block, prompts, references, labels, masked, strict=True):
             if not ids:
                 raise UserError(f"{row.where}: the tokenizer makes no token of this prompt")
             top = max(max(part, default=0) for part in (ids, reference or (), label or ()))
@@ -130,7 +132,8 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
             counts["longest_prompt_and_reference"] = max(counts["longest_prompt_and_reference"],
                                                          len(ids) + answer_tokens)
             yield {"prompt_index": index, "prompt_id": prompt_id(ids, index), "prompt_ids": ids,
-                   "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text}
+                   "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text,
+                   "reference_masked": spans}
         meter.advance(len(block), tokens=sum(map(len, prompts)))
 
 
@@ -140,7 +143,8 @@ def _blocks(rows: Iterator[PromptRow]) -> Iterator[list[PromptRow]]:
     text = 0
     for row in rows:
         block.append(row)
-        text += sum(len(m["content"]) for m in row.messages) + len(row.response or "") + len(row.labels or "")
+        text += sum(len(m["content"]) for m in (*row.messages, *(row.turns or ())))
+        text += len(row.response or "") + len(row.labels or "")
         if len(block) == _BLOCK or text >= _BLOCK_TEXT:
             yield block
             block, text = [], 0
@@ -165,7 +169,8 @@ def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],
     for field, out in (("response", references), ("labels", labels)):
         which = [i for i, row in enumerate(block) if getattr(row, field) is not None]
         ids = template.answers([block[i].messages for i in which], [heads[i] for i in which],
-                               [prompts[i] for i in which], [getattr(block[i], field) for i in which])
+                               [prompts[i] for i in which], [getattr(block[i], field) for i in which],
+                               [block[i].tools for i in which])
         for i, row_ids in zip(which, ids, strict=True):
             out[i] = row_ids
     for row, reference, label in zip(block, references, labels, strict=True):
@@ -175,6 +180,29 @@ def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],
     return references, labels
 
 
+def _trajectories(block: list[PromptRow], heads: list[str], prompts: list[list[int]], template: Template,
+                  references: list[list[int] | None]) -> list[list[int] | None]:
+    """Puts references of several turns into ``references``; returns the masked spans, None where there are none."""
+    masked: list[list[int] | None] = [None] * len(block)
+    which = [i for i, row in enumerate(block) if row.turns is not None]
+    items = [Trajectory(block[i].messages, block[i].turns or [], block[i].tools, heads[i], prompts[i]) for i in which]
+    try:
+        found = template.trajectories(items) if items else []
+    except Unrenderable as e:
+        raise UserError(f"{block[which[e.index]].where}: {e}") from None
+    for i, (ids, spans) in zip(which, found, strict=True):
+        references[i], masked[i] = ids, spans or None
+    return masked
+
+
+def _rendered(block: list[PromptRow], template: Template) -> list[str]:
+    try:
+        return template.render([row.messages for row in block], [row.tools for row in block])
+    except Unrenderable as e:
+        raise UserError(f"{block[e.index].where}: {e}") from None
+
+
 def _write(dataset: Dataset, index: int, records: list[dict[str, Any]]) -> None:
     if dataset.record(index) is None:
-        dataset.write_table(index, pa.Table.from_pylist(records, schema=PROMPTS))
+        schema = pa.schema([*PROMPTS, *OPTIONAL["prompts"]])
+        dataset.write_table(index, pa.Table.from_pylist(records, schema=schema))

@@ -6,7 +6,9 @@ conversations with and without them and comparing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from npd_ascend.data.render import TemplateFault, render
@@ -14,9 +16,44 @@ from npd_ascend.data.tokenizer import encode
 from npd_ascend.errors import UserError
 
 Messages = list[dict[str, Any]]
+Tools = list[Any] | None
 
+MAX_TURNS = 500
+"""Most turns of the assistant in one reference: what stands before each is rendered by itself."""
+_TURNS = 16
 _PROBE = "ping"
 _ANSWER = "QZXANSWERXZQ"  # letters only, so that no template trims or escapes it
+
+
+class Unrenderable(UserError):
+    """A template cannot take a conversation.
+
+    Attributes:
+        index: which of those that were given.
+    """
+
+    def __init__(self, index: int, text: str):
+        super().__init__(text)
+        self.index = index
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A prompt with a reference of several turns, or of one that calls a tool.
+
+    Attributes:
+        messages: the prompt.
+        turns: the reference; its first and last turns are the assistant's.
+        tools: that the assistant may call, or None.
+        head: the prompt as rendered.
+        prompt_ids: its tokens.
+    """
+
+    messages: Messages
+    turns: Messages
+    tools: Tools
+    head: str
+    prompt_ids: list[int]
 
 
 class Template:
@@ -60,10 +97,14 @@ class Template:
 
     # ---- rendering
 
-    def render(self, conversations: Sequence[Messages]) -> list[str]:
-        """Text of conversations up to the place where the answer begins."""
+    def render(self, conversations: Sequence[Messages], tools: Sequence[Tools] | None = None) -> list[str]:
+        """Text of conversations up to the place where the answer begins.
+
+        Raises:
+            Unrenderable: the template refuses one.
+        """
         if self.chat:
-            return self._render_all(conversations, generation=True)
+            return self._render_all(conversations, generation=True, tools=tools)
         return [c[-1]["content"] for c in conversations]
 
     def prompts(self, heads: list[str]) -> list[list[int]]:
@@ -75,7 +116,7 @@ class Template:
         return [row[:-1] if len(row) > 1 and row[-1] in self.eos else row for row in rows]
 
     def answers(self, conversations: Sequence[Messages], heads: Sequence[str], prompt_ids: Sequence[list[int]],
-                texts: Sequence[str]) -> list[list[int]]:
+                texts: Sequence[str], tools: Sequence[Tools] | None = None) -> list[list[int]]:
         """Token ids of answers as they follow their prompts, end token included.
 
         The whole conversation is tokenised and cut where its prompt ends, so that a tokenizer which treats the
@@ -85,7 +126,7 @@ class Template:
         if not self.chat:
             return [ids + self.end_ids for ids in encode(self.tokenizer, list(texts))]
         wholes = self._render_all([[*c, {"role": "assistant", "content": t}]
-                                   for c, t in zip(conversations, texts, strict=True)], generation=False)
+                                   for c, t in zip(conversations, texts, strict=True)], generation=False, tools=tools)
         rests = [whole[len(head):] if whole.startswith(head) else text + self._tail
                  for head, whole, text in zip(heads, wholes, texts, strict=True)]
         full = self.prompts([head + rest for head, rest in zip(heads, rests, strict=True)])
@@ -94,15 +135,117 @@ class Template:
         alone = iter(encode(self.tokenizer, [rest for rest, row in zip(rests, cut, strict=True) if row is None]))
         return [self._close(row if row is not None else next(alone)) for row in cut]
 
+    def trajectories(self, items: Sequence[Trajectory]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of references of several turns, and what of them the assistant has not written.
+
+        The whole conversation is rendered. A turn of the assistant begins where the conversation before it, rendered
+        for generation, ends, and goes as far as its end token; what stands between two of them, the turns of tools and
+        users with their headers and the header of the assistant's next turn, is masked. Nothing here asks that the
+        template mark the assistant's turns.
+
+        Returns:
+            For each item its ids, end token included, and begin and end of each masked span, one pair behind the other.
+
+        Raises:
+            Unrenderable: the template refuses a conversation, leaves a turn out, or renders a turn in another way once
+                others follow, so that it cannot be told what the assistant wrote.
+        """
+        parts = self._segments(items)
+        flat = encode(self.tokenizer, [segment for segments in parts for segment in segments])
+        whole = self.prompts([item.head + "".join(segments) for item, segments in zip(items, parts, strict=True)])
+        out, at = [], 0
+        for index, (item, segments, full) in enumerate(zip(items, parts, whole, strict=True)):
+            tokens = flat[at : at + len(segments)]
+            at += len(segments)
+            if item.prompt_ids + [t for ids in tokens for t in ids] != full:
+                tokens = self._in_context(item, segments)
+            out.append(self._masked(index, tokens))
+        return out
+
+    def _segments(self, items: Sequence[Trajectory]) -> list[list[str]]:
+        """Text of each reference, cut where a turn of the assistant begins."""
+        wholes = self._render_all([item.messages + item.turns for item in items], False, [i.tools for i in items])
+        out = []
+        for index, (item, whole) in enumerate(zip(items, wholes, strict=True)):
+            starts = [place for place, m in enumerate(item.turns) if m["role"] == "assistant"]
+            if len(starts) > MAX_TURNS:
+                raise Unrenderable(index, f"the reference has {len(starts)} turns of the assistant, at most "
+                                   f"{MAX_TURNS} are read; set data.reference_turns: last, or leave the row out")
+            cuts = [len(item.head), *self._cuts(index, item, whole, starts[1:]), len(whole)]
+            if not whole.startswith(item.head) or any(a >= b for a, b in zip(cuts, cuts[1:], strict=False)):
+                raise self._unstable(index, len(item.messages))
+            segments = [whole[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            self._check_shown(index, item, starts, segments)
+            out.append(segments)
+        return out
+
+    def _cuts(self, index: int, item: Trajectory, whole: str, starts: list[int]) -> list[int]:
+        """Where in ``whole`` these turns of a reference begin; of the texts before them a few are held at a time."""
+        out = []
+        for at in range(0, len(starts), _TURNS):
+            some = [item.messages + item.turns[:place] for place in starts[at : at + _TURNS]]
+            try:
+                texts = self._render_all(some, True, [item.tools] * len(some))
+            except Unrenderable as e:
+                raise Unrenderable(index, str(e)) from None
+            for place, text in zip(starts[at : at + _TURNS], texts, strict=True):
+                if not whole.startswith(text):
+                    raise self._unstable(index, len(item.messages) + place)
+                out.append(len(text))
+        return out
+
+    @staticmethod
+    def _unstable(index: int, message: int) -> Unrenderable:
+        return Unrenderable(index, f"the chat template renders what stands before message {message + 1} in another way "
+                            "once others follow, so the assistant's tokens cannot be told from those of tools and "
+                            "users; set data.reference_turns: last")
+
+    def _check_shown(self, index: int, item: Trajectory, starts: list[int], segments: list[str]) -> None:
+        """A template that knows nothing of tools leaves their turns out without a word."""
+        for place, message in enumerate(item.turns):
+            segment = segments[sum(begin <= place for begin in starts) - 1]
+            words = [c["function"]["name"] for c in message.get("tool_calls", ())]
+            words += re.findall(r"\w+", message["content"])[:1] if message["role"] != "assistant" else []
+            if not all(word in segment for word in words):
+                what = "tool calls" if message.get("tool_calls") else f"turn of role {message['role'][:40]!r}"
+                raise Unrenderable(index, f"the chat template leaves out the {what} in message "
+                                   f"{len(item.messages) + place + 1}; take a template that shows them "
+                                   "(data.chat_template), or set data.reference_turns: last")
+
+    def _in_context(self, item: Trajectory, segments: list[str]) -> list[list[int]]:
+        """Tokens of each segment as they follow what stands before it, where they differ from those of the segment
+        alone; as in ``answers``, a cut that falls inside a token makes one there."""
+        text, ids, out = item.head, item.prompt_ids, []
+        for segment in segments:
+            text += segment
+            whole = self.prompts([text])[0]
+            out.append(whole[len(ids):] if whole[: len(ids)] == ids else encode(self.tokenizer, [segment])[0])
+            ids = ids + out[-1]
+        return out
+
+    def _masked(self, index: int, segments: list[list[int]]) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        spans: list[int] = []
+        for tokens in segments[:-1]:
+            end = next((place + 1 for place, token in enumerate(tokens) if token in self.eos), None)
+            if end is None:
+                raise Unrenderable(index, "the chat template ends the assistant's turns in no stop token when others "
+                                   "follow, so they cannot be told from those of tools and users; set "
+                                   "data.reference_turns: last")
+            spans += [len(ids) + end, len(ids) + len(tokens)] if end < len(tokens) else []
+            ids += tokens
+        return ids + self._close(segments[-1]), spans
+
     def _render(self, messages: Messages, generation: bool) -> str:
         return self._render_all([messages], generation)[0]
 
-    def _render_all(self, conversations: Sequence[Messages], generation: bool) -> list[str]:
+    def _render_all(self, conversations: Sequence[Messages], generation: bool,
+                    tools: Sequence[Tools] | None = None) -> list[str]:
         try:
-            return render(self.tokenizer, conversations, generation)
+            return render(self.tokenizer, conversations, generation, tools)
         except TemplateFault as e:
             roles = ", ".join(str(m.get("role")) for m in conversations[e.index])
-            raise UserError(f"the chat template refuses a conversation of roles {roles}: {e}") from None
+            raise Unrenderable(e.index, f"the chat template refuses a conversation of roles {roles}: {e}") from None
 
     # ---- what the template puts around an answer
 

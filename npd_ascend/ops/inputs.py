@@ -8,6 +8,7 @@ from pathlib import Path
 from npd_ascend.config import Config
 from npd_ascend.data.compat import Remark, agree, check_pair
 from npd_ascend.data.job import PrepareJob
+from npd_ascend.data.sources import expand
 from npd_ascend.data.stage import look
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
@@ -93,7 +94,7 @@ def check_prompts(config: Config) -> dict[str, int]:
 
     found = look(job(config.data.prompts, False, config.data.limit), FIRST_ROWS)
     if config.evaluate.prompts:
-        look(job(config.evaluate.prompts, True, config.evaluate.limit), FIRST_ROWS)
+        look(job(expand(config.evaluate.prompts, "test"), True, config.evaluate.limit), FIRST_ROWS)
     return found
 
 

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.config.job import Job
-from npd_ascend.config.marks import CHECKPOINT, FILE, OUTPUT, SPEECH, SPEED, TEMPLATE, TOKENIZER, Holds, Mark, Only
+from npd_ascend.config.marks import (
+    CHECKPOINT,
+    FILE,
+    OUTPUT,
+    SPEECH,
+    SPEED,
+    TEMPLATE,
+    TOKENIZER,
+    Holds,
+    Mark,
+    Only,
+    Younger,
+)
 from npd_ascend.config.schema import Section
 from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES, declared_stop_ids, has_tokenizer
 from npd_ascend.errors import UserError
@@ -50,6 +62,8 @@ class Fingerprints:
         for name, field in type(section).model_fields.items():
             marks = field.metadata
             if name in unread or SPEED in marks or OUTPUT in marks:
+                continue
+            if Younger() in marks and getattr(section, name) == field.default:
                 continue
             if any(isinstance(m, Only) and made not in m.names for m in marks):
                 continue

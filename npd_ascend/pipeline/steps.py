@@ -17,7 +17,7 @@ from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.config.job import Declaration, Device, Job, Target
 from npd_ascend.config.schema import Config, Section
 from npd_ascend.config.stages import DATA, QUANTITIES, STAGES, Stage
-from npd_ascend.data.prompts import expand
+from npd_ascend.data.sources import expand
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.pipeline.fingerprints import Fingerprints, combined
@@ -198,7 +198,7 @@ class StepBuilder:
         c, held_out = self.config, row.name == "prepare_eval"
         limit = c.evaluate.limit if held_out else c.data.limit
         return {
-            "files": expand(c.evaluate.prompts if held_out else c.data.prompts),
+            "files": expand(c.evaluate.prompts, "test") if held_out else expand(c.data.prompts),
             "settings": c.data.model_copy(update={"limit": limit}),
             "limit": limit,
             "shard_size": c.rollout.shard_size,

@@ -69,6 +69,9 @@ class LiveSource:
 
     def reference(self, prompts: Sequence[int]) -> list[Sample]:
         p = self.prompts
+        if p.masked:
+            raise UserError("this method trains on whole references, some of which have turns of tools or users in "
+                            "between; set data.reference_turns: last")
         missing = [i for i in prompts if not len(p.references[i])]
         if missing:
             raise UserError(f"prompt {missing[0]} has no reference answer, which this method needs: set "

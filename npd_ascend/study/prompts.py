@@ -24,6 +24,7 @@ class Prompts:
     Attributes:
         ids: int32 token ids of each prompt.
         references: of each reference answer with its end token; empty where there is none.
+        masked: whether some of these have spans that are not trained on.
         texts, answers: for the checker.
         eos: ids that end an answer.
         vocabulary: ids of the tokenizer lie below this.
@@ -35,15 +36,17 @@ class Prompts:
     answers: list[str | None]
     eos: list[int]
     vocabulary: int
+    masked: bool = False
 
     @classmethod
     def read(cls, dataset: Dataset) -> Prompts:
         """All shards."""
-        table = dataset.read_all(["prompt_ids", "reference_ids", "text", "answer"])
+        table = dataset.read_all(["prompt_ids", "reference_ids", "text", "answer", "reference_masked"])
         ids, references = ([np.array(v or [], np.int32) for v in table[c].to_pylist()]
                            for c in ("prompt_ids", "reference_ids"))
         return cls(ids, references, table["text"].to_pylist(), table["answer"].to_pylist(),
-                   list(dataset.extra["eos_token_ids"]), dataset.extra["tokenizer_size"])
+                   list(dataset.extra["eos_token_ids"]), dataset.extra["tokenizer_size"],
+                   table["reference_masked"].null_count < len(table))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,7 +54,7 @@ class Prompts:
     def first(self, n: int) -> Prompts:
         """The first ``n``."""
         return Prompts(self.ids[:n], self.references[:n], self.texts[:n], self.answers[:n], self.eos,
-                       self.vocabulary)
+                       self.vocabulary, self.masked)
 
 
 class Judge:

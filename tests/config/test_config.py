@@ -65,7 +65,6 @@ def test_resolved_configuration_reads_back(file):
     (with_(train={"lr": 1e-6, "min_lr": 1e-5}), "above lr"),
     (with_(train={"optimizer_sharding": True}), "use tensor_parallel"),
     (with_(train={"context_parallel": 3}), "pack.row_length 32768 is not a multiple of train.context_parallel 3"),
-    (with_(rollout={"source": "reference"}), "data.response_field"),
     (with_(train={"loss": {"ce_labels": "reference"}}), "rollout.source: reference"),
     (with_(train={"loss": {"ce_labels": "none", "kd_weight": 0}}), "nothing is left to train on"),
     (with_(evaluate={"prompts": ["e.jsonl"]}), "data.answer_field"),

@@ -76,8 +76,7 @@ BAD_LINES = {
     "two objects": ('{"prompt": "a"} {"prompt": "b"}', "line 2: not valid JSON"),
     "deep": ("[" * 100_000, "line 2: not usable JSON"),
     "long number": ('{"prompt": ' + "1" * 5000 + "}", "line 2: not usable JSON"),
-    "missing field": ('{"question": "a", "id": 3}',
-                      "line 2: no field 'prompt'; the fields there are: 'question', 'id'"),
+    "missing field": ('{"title": "a", "id": 3}', "line 2: no field 'prompt'; the fields there are: 'title', 'id'"),
     "null prompt": ('{"prompt": null}', "line 2: no field 'prompt'; the fields there are: none"),
     "empty prompt": ('{"prompt": " \\n "}', "line 2: the prompt is empty"),
     "number prompt": ('{"prompt": 3}', "line 2: field 'prompt' is a number"),
@@ -85,7 +84,8 @@ BAD_LINES = {
     "no messages": ('{"prompt": []}', "line 2: field 'prompt' is an empty list"),
     "message of text": ('{"prompt": ["hi"]}', "line 2: message 1 has no role and content"),
     "no content": ('{"prompt": [{"role": "user"}]}', "line 2: message 1 has no role and content"),
-    "content list": ('{"prompt": [{"role": "user", "content": ["x"]}]}', "content of message 1 is a list"),
+    "content list": ('{"prompt": [{"role": "user", "content": ["x"]}]}',
+                     "part 1 of the content of message 1 is text without a type"),
     "ends with answer": ('{"prompt": [{"role": "assistant", "content": "x"}]}', "ends with the assistant's turn"),
     "empty message": ('{"prompt": [{"role": "user", "content": ""}]}', "line 2: the prompt is empty"),
     "half surrogate": ('{"prompt": "\\ud83d"}', "line 2: field 'prompt' has half of a surrogate pair"),
@@ -113,11 +113,11 @@ def test_bad_files(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 5000)[:-20])
     (tmp_path / "no.jsonl.gz").write_bytes(b"plain text")
     (tmp_path / "no.parquet").write_bytes(b"PAR1 but not really")
-    (tmp_path / "table.csv").write_text("prompt\na\n")
+    (tmp_path / "table.txt").write_text("prompt\na\n")
     (tmp_path / "folder").mkdir()
     cases = {"latin.jsonl": "line 1: not UTF-8 (byte 0xe9 at column 16)", "utf16.jsonl": "line 1: not UTF-8",
              "empty.jsonl": "there are no rows", "cut.jsonl.gz": "cannot be read", "no.jsonl.gz": "cannot be read",
-             "no.parquet": "not a readable Parquet file", "table.csv": "unknown kind of file", "gone.jsonl": "no such",
+             "no.parquet": "not a readable Parquet file", "table.txt": "unknown kind of file", "gone.jsonl": "no such",
              "folder": "no prompt files"}
     for name, message in cases.items():
         with pytest.raises(UserError) as e:
@@ -129,8 +129,8 @@ def test_bad_files(tmp_path):
 
 def test_settings_that_contradict_the_call(lines):
     path = lines(GOOD)
-    with pytest.raises(UserError, match="response_field is not set"):
-        read(path, DataConfig(prompts=[]), need_reference=True)
+    with pytest.raises(UserError, match="line 1: no reference answer; the fields there are: 'prompt'"):
+        read(lines({"prompt": "a"}, name="none.jsonl"), DataConfig(prompts=[]), need_reference=True)
     with pytest.raises(UserError, match="answer_field is not set"):
         read(path, DataConfig(prompts=[]), need_answer=True)
     with pytest.raises(UserError, match="raw"):
@@ -234,3 +234,44 @@ def test_measure_counts_what_is_read(tmp_path, lines):
     (tmp_path / "c.parquet").write_bytes(b"PAR1 not")
     with pytest.raises(UserError, match="c.parquet: not a readable Parquet file"):
         measure([tmp_path])
+
+
+def arrow(path: Path, table: pa.Table, compression: str | None = None) -> bytes:
+    with pa.ipc.new_stream(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as f:
+        f.write_table(table)
+    return path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["cut", "offsets", "schema", "nothing", "text"])
+def test_damaged_arrow_is_one_line(tmp_path, where):
+    path = tmp_path / "t.arrow"
+    data = bytearray(arrow(path, pa.table({"prompt": ["one", "two", "three"] * 50})))
+    at = bytes(data).rindex((3).to_bytes(4, "little") + (6).to_bytes(4, "little"))
+    if where == "offsets":
+        data[at : at + 4] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes({"cut": data[: len(data) // 2], "offsets": data, "schema": b"\xff" * 40 + data[40:],
+                      "nothing": b"", "text": b"prompt\na\n"}[where])
+    with pytest.raises(UserError) as e:
+        read(path, DataConfig(prompts=[]))
+    assert "t.arrow" in str(e.value) and "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+@pytest.mark.slow
+def test_arrow_that_unpacks_to_gigabytes(tmp_path):
+    path = tmp_path / "t.arrow"
+    arrow(path, pa.table({"prompt": pa.array(["x" * (600 << 20)] * 2, pa.large_string())}), "zstd")
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match="t.arrow: rows 1 to the end of a batch take more than 1 GB to decode"):
+        read(path, DataConfig(prompts=[]))
+
+
+def test_arrow_reads_the_columns_it_needs_of_files_and_streams(tmp_path):
+    table = pa.table({"blob": pa.array([b"\xff", b""]), "prompt": ["a", "b"], "tokens": [[1], [2, 3]]})
+    arrow(tmp_path / "stream.arrow", table)
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as f:
+        f.write_table(table, max_chunksize=1)
+    assert [r.text for r in read(tmp_path, DataConfig(prompts=[]))] == ["a", "b"] * 2
+    assert measure([tmp_path])[0] == 4
+    with pytest.raises(UserError, match="row 1: field 'blob' is of the Arrow type binary"):
+        read(tmp_path / "stream.arrow", DataConfig(prompts=[], prompt_field="blob"))

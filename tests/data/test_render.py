@@ -36,6 +36,21 @@ def test_same_text_as_in_process(tokenizer, mini_tokenizer, generation):
             t.apply_chat_template(c, tokenize=False, add_generation_prompt=generation) for c in chats]
 
 
+def test_tools_are_rendered_as_in_process(tokenizer):
+    tokenizer.chat_template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls }}{% endfor %}"
+    tools, calls = [{"function": {"name": "f"}}], [{"function": {"name": "f", "arguments": {"a": [1]}}}]
+    chats = [CHAT, [*CHAT, {"role": "assistant", "content": "", "tool_calls": calls}]]
+    assert render(tokenizer, chats, False, [tools, None]) == [
+        tokenizer.apply_chat_template(c, tools=t, tokenize=False) for c, t in zip(chats, (tools, None), strict=True)]
+
+
+def test_nothing_to_render_does_not_hold_up_what_follows(tokenizer):
+    begun = time.monotonic()
+    for _ in range(20):
+        assert render(tokenizer, [], True) == [] and len(render(tokenizer, [CHAT], True)) == 1
+    assert time.monotonic() - begun < room.SECONDS
+
+
 LOOPS = ("{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
          "{% endfor %}")
 COSTLY = {

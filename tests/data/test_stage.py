@@ -8,8 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from npd_ascend.config.schema import DataConfig
+from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
+from npd_ascend.pipeline.fingerprints import Fingerprints
 from npd_ascend.store.identity import prompt_id
 
 
@@ -131,3 +134,16 @@ def test_any_text_survives(tmp_path_factory, prepare, chatml, texts, shard, data
     for row, (prompt, response) in zip(rows, texts, strict=True):
         assert tokenizer.decode(row["prompt_ids"]) == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
         assert tokenizer.decode(row["reference_ids"]) == f"{response}<|im_end|>"
+
+
+def test_a_setting_that_came_later_leaves_fingerprints_at_its_default(lines, tmp_path, mini_tokenizer):
+    """Runs that were stored before there was such a setting are still known."""
+    path = lines({"prompt": "a1 b1"})
+
+    def of(**data):
+        settings = DataConfig(prompts=[path], **data)
+        job = PrepareJob(out=tmp_path, fingerprint="", files=[path], tokenizer=mini_tokenizer, settings=settings)
+        return Fingerprints().of(job, "prepare"), Fingerprints()._fields(job, "prepare")["settings"]
+
+    (default, counted), (last, changed) = of(), of(reference_turns="last")
+    assert default != last and changed["reference_turns"] == "last" and "reference_turns" not in counted
