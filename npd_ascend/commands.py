@@ -10,7 +10,7 @@ import typer
 
 from npd_ascend import __version__, interrupt, out_of_memory
 from npd_ascend.config.stages import groups
-from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
+from npd_ascend.errors import MachineError, UserError
 from npd_ascend.visible import one_line, visible
 
 app = typer.Typer(
@@ -220,17 +220,13 @@ def _execute(config: object, stage: str | None, redo: bool) -> None:
 def run_command() -> None:
     """Reads the command line and does what it says; errors become one line and an exit code."""
     try:
-        app(standalone_mode=True)
+        with out_of_memory.as_machine_error():
+            app(standalone_mode=True)
     except interrupt.Interrupted:
         print("stopped", file=sys.stderr, flush=True)
         sys.exit(interrupt.EXIT_INTERRUPTED)
-    except UserError as e:
+    except (UserError, MachineError) as e:
         _end(str(e), e.exit_code)
-    except (OSError, RuntimeError, MemoryError) as e:
-        told = (of_the_disk(e) if isinstance(e, OSError) else None) or out_of_memory.advice(e, "")
-        if told is None:
-            raise
-        _end(told, EXIT_USER)
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,26 @@
-"""The two ways in which a command ends badly on purpose.
+"""All exceptions of the package, as one tree.
 
-Everything else that escapes is a fault of this package and shows its traceback.
+::
+
+    Exception
+    └── NpdError                    whatever this package raises on purpose
+        ├── UserError               an input is wrong: what, where, and how to mend it; exit code 2
+        │   └── CorruptShard        a stored shard is damaged; exit code 3
+        │       └── CorruptSnapshot a checkpoint that a run wrote is damaged
+        ├── MachineError            disk, memory or threads ran out; exit code 2
+        ├── ShardLost               a stage met a damaged shard (pipeline.runner)
+        ├── NotFinite               a weight is NaN or infinite (train.checkpoint)
+        ├── TemplateFault           a chat template refuses a conversation (data.render)
+        └── PoolClosed              the rollout workers were closed during a job (rollout.pool)
+
+    BaseException
+    └── Interruption                no error: somebody wants the program to end (interrupt)
+        ├── Interrupted             Ctrl-C on the command line (interrupt)
+        └── Stopped                 SIGTERM or SIGINT during a run (pipeline.executor)
+
+``UserError``, ``MachineError`` and ``Interruption`` are what callers of the Python interface meet. The other four are
+messages between parts of the package, which turn them into one of these; the module that raises each is in
+parentheses. Anything that is not in the tree is a fault of this package and shows its traceback.
 """
 
 from __future__ import annotations
@@ -13,16 +33,28 @@ EXIT_USER = 2
 EXIT_CORRUPT = 3
 
 
-class UserError(Exception):
+class NpdError(Exception):
+    """Base of all errors that this package raises on purpose.
+
+    Attributes:
+        exit_code: what the command line returns for it.
+    """
+
+    exit_code = EXIT_USER
+
+
+class UserError(NpdError):
     """Something the user gave is wrong: one clear line, exit code 2.
 
     The message says what is wrong, where, and how to mend it.
     """
 
-    exit_code = EXIT_USER
-
     def __init__(self, text: str):
         super().__init__(one_line(text))  # what is quoted may hold line feeds, or steer a terminal
+
+
+class MachineError(NpdError):
+    """The machine ran out of disk, memory or threads; the message says what helps. Nothing that was finished is lost."""
 
 
 class CorruptShard(UserError):

@@ -16,7 +16,11 @@ from typing import NoReturn
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
-class Interrupted(BaseException):
+class Interruption(BaseException):
+    """Somebody wants the program to end; no ``Exception``, so that nothing on the way up takes it for an error."""
+
+
+class Interrupted(Interruption):
     """Ctrl-C, on its way up through what has to be cleaned up; no KeyboardInterrupt, which libraries catch."""
 
 

@@ -1,12 +1,15 @@
-"""Running out of memory or threads, in whatever form it comes: an exception, last words, the kernel's SIGKILL."""
+"""Running out of memory, threads or disk, in whatever form it comes: an exception, last words, the kernel's SIGKILL."""
 
 from __future__ import annotations
 
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from npd_ascend.config.stages import Stage, of_module
+from npd_ascend.errors import MachineError, of_the_disk
 
 _SIGNS = re.compile(
     r"(?<!lead to )out of memory"  # torch, torch_npu, MindSpore ("Out of Memory!!!"), operating system
@@ -53,6 +56,18 @@ def no_thread(what: BaseException | str) -> str | None:
 def advice(what: BaseException | str, module: str) -> str | None:
     """What to tell the user when memory or threads ran out in a stage; None for any other error."""
     return f"out of memory; {remedy(module)}" if is_oom(what) else no_thread(what)
+
+
+@contextmanager
+def as_machine_error() -> Iterator[None]:
+    """Within it, an exception which says that disk, memory or threads ran out becomes a ``MachineError``."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as e:
+        told = (of_the_disk(e) if isinstance(e, OSError) else None) or advice(e, "")
+        if told is None:
+            raise
+        raise MachineError(told) from e
 
 
 def kernel_kills() -> int:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from npd_ascend.data.bounded import limit_memory, start
-from npd_ascend.errors import UserError
+from npd_ascend.errors import NpdError, UserError
 
 SECONDS = 10.0
 """Most for one conversation; a template takes less than a millisecond for a usual one."""
@@ -32,7 +32,7 @@ _START_S = 180.0  # imports on a busy machine
 _IDLE_S = 60.0
 
 
-class TemplateFault(Exception):
+class TemplateFault(NpdError):
     """A template refuses a conversation, or is faulty.
 
     Attributes:
@@ -72,7 +72,7 @@ def render(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]], genera
                          count, f"the chat template of {whose}")
 
 
-class _Gone(Exception):
+class _Gone(NpdError):
     """The process has ended."""
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from npd_ascend import __version__
 from npd_ascend.config import Config
 from npd_ascend.config.stages import STAGES, followers, named
-from npd_ascend.errors import UserError
+from npd_ascend.errors import NpdError, UserError
+from npd_ascend.interrupt import Interruption
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
@@ -42,7 +44,7 @@ _MAX_REGENERATIONS = 20
 _POLL_S = 0.2
 
 
-class Stopped(BaseException):
+class Stopped(Interruption):
     """SIGTERM or SIGINT: leave in order."""
 
     def __init__(self, number: int):
@@ -89,7 +91,7 @@ class Executor:
             self.runner = Runner(
                 self.config, self.run_dir, Environments.find(), self._view, self.placement, self.nodes
             )
-            previous = {n: signal.signal(n, _stop) for n in (signal.SIGTERM, signal.SIGINT)}
+            previous = {n: signal.signal(n, _stop) for n in _signals()}
             started = self.run_dir.read_state().get("started", time.time())
             self.run_dir.write_state(status="running", started=started, error="", environment=self._facts())
             status: dict[str, Any] = {"status": "stopped"}
@@ -329,8 +331,14 @@ class OneStage:
         """Belongs to a whole run."""
 
 
-class _Walked(Exception):
+class _Walked(NpdError):
     """Nothing behind this point of a recipe can be done yet, or should."""
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """Signals that end a run in order; none in a thread, which Python lets have no handlers."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return (signal.SIGTERM, signal.SIGINT) if in_main else ()
 
 
 def _stop(number: int, frame: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from npd_ascend import out_of_memory
 from npd_ascend.config.job import Job
 from npd_ascend.config.schema import Config
-from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
+from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, NpdError, UserError
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
@@ -37,7 +37,7 @@ _FULL = 1 << 16
 _POLL_S = 0.1
 
 
-class ShardLost(Exception):
+class ShardLost(NpdError):
     """A stage met a damaged shard, or a damaged snapshot; it must be made again.
 
     Attributes:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from npd_ascend import out_of_memory
-from npd_ascend.errors import CorruptShard, CorruptSnapshot, UserError
+from npd_ascend.errors import CorruptShard, CorruptSnapshot, NpdError, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout import live
 from npd_ascend.rollout.check import Verdict
@@ -33,7 +33,7 @@ _EXIT_S = 5.0
 _START_S = 900.0
 
 
-class PoolClosed(Exception):
+class PoolClosed(NpdError):
     """``close`` was called while a job was running (from another thread, or a signal handler)."""
 
 

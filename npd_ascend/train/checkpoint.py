@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from npd_ascend import progress
+from npd_ascend.errors import NpdError
 from npd_ascend.models import tensorfile
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.identity import file_sha256
@@ -56,7 +57,7 @@ class State:
     train: dict[str, Any] | None = None
 
 
-class NotFinite(Exception):
+class NotFinite(NpdError):
     """A weight or moment, named, is NaN or infinite: nothing to go on from."""
 
 
