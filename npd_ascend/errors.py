@@ -54,7 +54,7 @@ class UserError(NpdError):
 
 
 class MachineError(NpdError):
-    """The machine ran out of disk, memory or threads; the message says what helps. Nothing that was finished is lost."""
+    """The machine ran out of disk, memory or threads; the message says what helps. What was finished stays."""
 
 
 class CorruptShard(UserError):

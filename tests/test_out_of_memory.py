@@ -21,8 +21,8 @@ from npd_ascend.pipeline.processes import Child
     "Unable to allocate 3.00 GiB for an array with shape (805306368,) and data type float32",  # numpy
     "[Errno 12] Cannot allocate memory",
     "terminate called after throwing an instance of 'std::bad_alloc'",
-    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
-    "4294967296 bytes. Error code 12 (Cannot allocate memory)",  # torch
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+    "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)",  # torch
     "NPU out of memory. Tried to allocate 22.00 MiB (NPU 0; 60.97 GiB total capacity; 10.24 GiB already allocated)",
     "Malloc memory failed: size 4294967296.",  # MindSpore, CPU
     "#umsg#Framework Error Message:#umsg#Out of Memory!!! Request memory size: 301990400B",  # MindSpore, NPU
@@ -48,7 +48,8 @@ def test_other_words(text):
 
 @pytest.mark.parametrize("text", [
     "Resource temporarily unavailable", "[Errno 11] Resource temporarily unavailable", "can't start new thread",
-    "terminate called after throwing an instance of 'std::system_error'\n  what():  Resource temporarily unavailable",
+    "terminate called after throwing an instance of 'std::system_error'\n  what():  "
+    "Resource temporarily unavailable",
     "libgomp: Thread creation failed: Resource temporarily unavailable",
     "OpenBLAS blas_thread_init: pthread_create failed for thread 3 of 8: Resource temporarily unavailable",
 ])

@@ -18,7 +18,7 @@ from npd_ascend import MachineError, UserError, build_report, dry_run, load_conf
 from npd_ascend.out_of_memory import as_machine_error
 from npd_ascend.pipeline import executor
 from npd_ascend.store.dataset import Dataset
-from tests.report.conftest import K, PER_SHARD, SHARDS, V, fabricate
+from tests.report.conftest import PER_SHARD, SHARDS, K, V, fabricate
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,7 +25,7 @@ CONFIG = {"architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmb
           "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 128, "hidden_act": "silu",
           "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 4000000.0,
           "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 45892,
-          "pad_token_id": 0}
+          "pad_token_id": 0}  # fmt: skip
 LIMIT_GB = 12.0
 ROW = 64
 

@@ -7,14 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from npd_ascend.data.pangu import (
-    PANGU_TEMPLATE,
-    ROLES,
-    THINK_END,
-    THINK_START,
-    TURN_END,
-    TURN_START,
-)
+from npd_ascend.data.pangu import PANGU_TEMPLATE, ROLES, THINK_END, THINK_START, TURN_END, TURN_START
 from npd_ascend.store.atomic import atomic_folder, write_json
 
 SPECIALS = ["<unk>", "<s>", "</s>", TURN_START, TURN_END, THINK_START, THINK_END]

@@ -53,8 +53,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def declared_stop_ids(folder: Path) -> list[int]:
-    """Ids that end an answer by the checkpoint's generation_config.json and config.json; unreadable ones count as none.
-    """
+    """Ids that end an answer by the checkpoint's generation_config.json and config.json; unreadable ones are none."""
     found: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         try:

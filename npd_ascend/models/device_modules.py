@@ -176,4 +176,4 @@ DEVICE_MODULES = {
     "ascend": DeviceModules(FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
                      config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
                              "hidden_act": "swiglu", "bias_swiglu_fusion": True}),
-}
+}  # fmt: skip

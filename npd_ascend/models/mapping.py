@@ -64,7 +64,7 @@ def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
             Rule(mf + "mlp.linear_fc1.weight", (hf + "mlp.gate_proj.weight", hf + "mlp.up_proj.weight"),
                  ((ffn, h), (ffn, h)), merge_gate_up, split_gate_up, cut=0),
             _same(mf + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", h, ffn, cut=1),
-        ]
+        ]  # fmt: skip
         if spec.qkv_bias:
             table.append(Rule(mf + "self_attention.linear_qkv.bias", tuple(n + "bias" for n in names),
                               ((q,), (kv,), (kv,)), merge_qkv, split_qkv, cut=0))

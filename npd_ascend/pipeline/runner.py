@@ -105,8 +105,7 @@ class Monitor:
         )
 
     def spent(self, stage: str) -> dict[str, float]:
-        """Seconds before the work on data since ``reset``: ``start`` (imports) and ``compile``, of the slowest process.
-        """
+        """Seconds before the work on data since ``reset``: ``start`` (imports) and ``compile``, of the slowest one."""
         self.drain()
         with self._lock:
             events = [e for e in self._spent if e["stage"].startswith(stage)]

@@ -33,7 +33,7 @@ STYLE: dict[str, Any] = {
     "ytick.major.size": 0, "xtick.major.size": 3, "lines.linewidth": 1.5, "lines.solid_capstyle": "round",
     "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 1.2, "legend.borderaxespad": 0.0,
     "legend.columnspacing": 1.4, "axes.formatter.useoffset": False, "figure.constrained_layout.use": True,
-}
+}  # fmt: skip
 _MAX_POINTS = 400
 _number_of_plot = itertools.count()
 _lock = threading.Lock()

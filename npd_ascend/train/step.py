@@ -55,7 +55,7 @@ def _square_tensor(after: Tensor, value: Tensor) -> Tensor:
 
 
 @_step.register("Function", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
-                "Tensor", "Bool")
+                "Tensor", "Bool")  # fmt: skip
 def _step_tensor(kernel: Any, beta1: float, beta2: float, rate: Tensor, eps: Tensor, decay: Tensor, factor: Tensor,
                  weight: Tensor, m: Tensor, v: Tensor, gradient: Tensor, decays: bool) -> Tensor:
     return kernel(weight, m, v, rate, beta1, beta2, eps, decay if decays else 0.0, gradient * factor)

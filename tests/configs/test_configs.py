@@ -23,7 +23,8 @@ from npd_ascend.sync.registry import policy_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PANGU = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 153376, "max_position_embeddings": 32768,
-         "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0}
+         "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 45892,
+         "pad_token_id": 0}  # fmt: skip
 QWEN = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": 151643}
 SHAPES = {
     "openPangu-Embedded-1B-SFT": {**PANGU, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 26,

@@ -22,7 +22,7 @@ TEXTS = [
     "[unused9]用户：48 + 24[unused10][unused9]助手：", "[unused1][unused10]0]", "[unused1", "[unused100]",
     "a [unused16] b [unused17] c",
     "<s></s><unk>", "<s> x", "x</s>y", "▁▁", "\u3000全角　空格", "[[unused9]]", "aa[unused33]", "\x00\x07", "ﬁ Ａ é é",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "prefix"])

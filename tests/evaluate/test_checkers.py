@@ -29,7 +29,7 @@ def test_exact():
     ("It costs $1,000.", "1000"), ("that is 1,000,", "1000"), ("12,34", "34"), ("3.50%", "3.5"), ("-.5", "-.5"),
     ("x = −7", "-7"), (r"\boxed{7}", "7"), (r"first \boxed{1}, then \boxed{\frac{3}{4}} of 9", "0.75"),
     (r"\boxed{\text{about } \$1{,}200}", "1200"), (r"\boxed{12", "12"), ("1/0", None), ("", None), ("none", None),
-    ("the year 2024.", "2024"), ("10-3 = 7", "7"), ("#### 3 #### 4", "4")])
+    ("the year 2024.", "2024"), ("10-3 = 7", "7"), ("#### 3 #### 4", "4")])  # fmt: skip
 def test_final_number(text, value):
     assert final_number(text) == (None if value is None else Decimal(value))
 

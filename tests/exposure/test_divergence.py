@@ -21,7 +21,7 @@ pytestmark = pytest.mark.mindspore
 CONFIG = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48,
           "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
           "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
-          "pad_token_id": 0}
+          "pad_token_id": 0}  # fmt: skip
 
 
 def network(folder, seed, vocab, row_length=48, vocabulary=None):

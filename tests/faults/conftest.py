@@ -31,7 +31,7 @@ SHAPE = {"model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausa
          "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 1, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
          "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "torch_dtype": "float32",
-         "tie_word_embeddings": False}
+         "tie_word_embeddings": False}  # fmt: skip
 K, SHARDS, PER = 3, 2, 4
 
 

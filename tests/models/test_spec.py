@@ -79,7 +79,7 @@ def test_attention_is_scaled_by_yarns_factor_twice(tmp_path, configs):
 
 def test_parameters_of_the_released_shape(tmp_path):
     config = {"model_type": "PanguEmbedded", "vocab_size": 153376, "hidden_size": 1536, "intermediate_size": 6144,
-              "num_hidden_layers": 26, "num_attention_heads": 12, "num_key_value_heads": 6, "bias": True}
+              "num_hidden_layers": 26, "num_attention_heads": 12, "num_key_value_heads": 6, "bias": True}  # fmt: skip
     layer = 1536 * 1536 * 2 + 768 * 1536 * 2 + 3 * 1536 * 6144 + 1536 + 2 * 768 + 1536 + 2 * 1536
     assert read(tmp_path, config).parameters == 2 * 153376 * 1536 + 26 * layer + 1536
 

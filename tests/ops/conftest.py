@@ -9,7 +9,7 @@ from npd_ascend.config.load import parse_config
 
 PANGU = {"model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausalLM"], "bias": True,
          "vocab_size": 153376, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-         "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0}
+         "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0}  # fmt: skip
 SHAPES = {
     "pangu1b": {**PANGU, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 26,
                 "num_attention_heads": 12, "num_key_value_heads": 6, "rope_theta": 4e6, "tie_word_embeddings": True},

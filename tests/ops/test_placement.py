@@ -61,7 +61,7 @@ def test_cores_stand_in_for_devices_on_cpu():
     (config(train={"data_parallel": 2, "context_parallel": 3, "tensor_parallel": 2, "global_batch": 64},
             pack={"row_length": 96}), "data_parallel 2 x context_parallel 3 x tensor_parallel 2 needs 12 devices"),
     (config(sync={"lead": 0.5}), "give each side its own"),
-])
+])  # fmt: skip
 def test_refusals(given, why):
     with pytest.raises(UserError, match=why):
         Placement.of(given, "ascend", EIGHT).check(given)

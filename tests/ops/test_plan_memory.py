@@ -9,13 +9,7 @@ from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import estimate
 from npd_ascend.ops.plan.cuts import what_fits
 from npd_ascend.ops.plan.devices import NPUS
-from npd_ascend.ops.plan.memory import (
-    Memory,
-    annotate_memory,
-    max_device_memory,
-    rollout_memory,
-    train_memory,
-)
+from npd_ascend.ops.plan.memory import Memory, annotate_memory, max_device_memory, rollout_memory, train_memory
 from npd_ascend.ops.plan.workload import Workload
 
 NPU = NPUS["910B2"]

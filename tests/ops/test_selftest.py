@@ -29,7 +29,7 @@ def tiny(tmp_path, **student):
 
     shape = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64,
              "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 1e4,
-             "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2}
+             "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2}  # fmt: skip
     for seed, (name, change) in enumerate((("teacher", {}), ("student", {"num_hidden_layers": 1, **student}))):
         initial_checkpoint(tmp_path / name, {**shape, **change}, seed=seed, std=0.15, norm_std=0.1, bias_std=0.2)
     return parse_config({"run": {"dir": str(tmp_path / "run")}, "data": {"prompts": ["x"]},

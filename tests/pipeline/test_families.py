@@ -18,7 +18,7 @@ pytest.importorskip("mindspore")
 
 LLAMA3 = {"model_type": "llama", "rope_scaling": {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32}}
+    "original_max_position_embeddings": 32}}  # fmt: skip
 LINEAR = {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 MISTRAL = {"model_type": "mistral", "sliding_window": None}
@@ -33,7 +33,7 @@ def test_a_run(tiny, tmp_path, teacher, student):
     like = json.loads((tiny.folder / "student" / "config.json").read_text())
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
              "max_position_embeddings": 256, "vocab_size": vocabulary, "rope_theta": 1e4, "rms_norm_eps": 1e-6,
-             **{k: v for k, v in like.items() if k.endswith("token_id")}}
+             **{k: v for k, v in like.items() if k.endswith("token_id")}}  # fmt: skip
     models = {}
     for seed, (name, config) in enumerate((("teacher", teacher), ("student", student))):
         models[name] = str(tmp_path / name)

@@ -18,7 +18,7 @@ P = Path("x")
 CONFIG = parse_config({
     "run": {"dir": "r"}, "models": {"teacher": "t", "student": "s"}, "data": {"prompts": ["p"]},
     "annotate": {"workers": 4}, "train": {"data_parallel": 4, "global_batch": 4},
-    "device": {"placement": {"rollout": 2, "train": 2}}}, "test")
+    "device": {"placement": {"rollout": 2, "train": 2}}}, "test")  # fmt: skip
 TWO = [Nodes(2, r, "10.0.0.1", 9000, "10.0.0.1:6379", True) for r in (0, 1)]
 NPUS = Placement.of(CONFIG, "ascend", range(4))
 

@@ -57,7 +57,7 @@ def test_gallery_is_none_without_rollouts(make_run):
 
 @pytest.mark.parametrize("value, text", [
     (0, "0"), (12345.6, "12,346"), (40.123, "40.1"), (0.00312, "0.00312"), (3e-7, "3.00e-07"), (None, "–"),
-    (float("nan"), "–"), (999.9, "999.9"[:0] + "1000"), (-0.5, "-0.500"), (7, "7")])
+    (float("nan"), "–"), (999.9, "999.9"[:0] + "1000"), (-0.5, "-0.500"), (7, "7")])  # fmt: skip
 def test_number(value, text):
     assert number(value) == text
 

@@ -33,7 +33,7 @@ def write(folder: Path, family: str, tied: bool, seed: int, vocab: int = 160, la
     shape = dict(vocab_size=vocab, hidden_size=128, intermediate_size=160, num_hidden_layers=layers,
                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.1,
                  rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5, **rope}, bos_token_id=1,
-                 eos_token_id=EOS, pad_token_id=None, tie_word_embeddings=tied)
+                 eos_token_id=EOS, pad_token_id=None, tie_word_embeddings=tied)  # fmt: skip
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape | changes))
     with torch.no_grad():

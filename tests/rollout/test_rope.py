@@ -36,7 +36,7 @@ ROPES = {
                            "attention_factor": 1.7},
     "yarn with mscale": {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.2,
                          "mscale_all_dim": 0.7},
-}
+}  # fmt: skip
 
 
 def parameters(name: str, theta: float) -> dict:

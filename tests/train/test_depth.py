@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 ROW, K, TOKENS = 16, 3, 8
 BASE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "bias": True,
         "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 
 
 def trainer_of(layers, tied, model, rng):

@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
 """
 # Where a gradient is next to nothing, sums in another order change it, and with a smaller eps Adam takes a whole step.
 SETTINGS = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro_batch": 1, "vocab_chunk_rows": 32,
-            "eps": 1e-6}
+            "eps": 1e-6}  # fmt: skip
 # Multiples of the ranks; two layers, whose exchanges must meet in order.
 STUDENT = {"vocab_size": 56, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}

@@ -100,7 +100,7 @@ def build(folder: Path, model: Model, seed: int, sharpness: float, follow: list[
         "torch_dtype": model.dtype, "use_cache": True, "initializer_range": 0.02, "attention_dropout": 0.0,
         "vocab_size": tokenizer_size(tokenizer) + model.padding, "bos_token_id": bos, "eos_token_id": stops[0],
         **({"bias": True} if model.family == "PanguEmbedded" else {}),
-        **({"use_sliding_window": False} if model.family == "qwen2" else {})}
+        **({"use_sliding_window": False} if model.family == "qwen2" else {})}  # fmt: skip
     kept = {p.name: p.read_bytes() for p in folder.iterdir()}
     initial_checkpoint(folder, config, seed=seed, dtype=_TYPES[model.dtype], std=0.05, norm_std=0.05, bias_std=0.02,
                        shard_bytes=60_000 if model.sharded else 1 << 30)

@@ -20,7 +20,7 @@ from npd_ascend.study.statistics import over_seeds
 _PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")
 _DASHES: tuple[object, ...] = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _ZONES = {"below": ("degenerate", C2), "inside": ("proximal", C1), "above": ("disconnect", C4),
-          "undefined": ("undefined", C5)}
+          "undefined": ("undefined", C5)}  # fmt: skip
 _LIGHT = ("--bg:#fff;--ink:#1a1e23;--muted:#626a74;--grid:#e3e5e8;--c1:#0067a8;--c2:#d97700;--c3:#008763;--c4:#b5306b;"
           "--c5:#8b929b")
 

@@ -150,6 +150,6 @@ GROUPS: dict[str, Group] = {
                               "distillm2": f"{_T1}: 82.87 > 81.27", "on_policy": "no figure"}),
                 *(Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd") for m in _EXPOSED)),
         note="These arms ran one at a time, with both cores."),
-}
+}  # fmt: skip
 TARGET_SPEEDUP = 8.1
 """What the paper gives for NPD over DistiLLM and DistiLLM-2 (Table 1)."""
