@@ -207,8 +207,8 @@ class _Planner:
             f"{c.train.epochs:g} epochs",
             f"{self.devices} x {self.npu.name}: {self.npu.flops / 1e12:.0f} TFLOPS bf16, "
             f"{self.npu.memory / 2**30:.0f} GB, {self.npu.bandwidth / 1e12:.1f} TB/s each",
-            *([f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside each "
-               "other for sync.lead epochs before a refresh, which the sum of the stages leaves out"]
+            *([f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside "
+               "each other for sync.lead epochs before a refresh, which the sum of the stages leaves out"]
               if isinstance(c.device.placement, Split) else []),
             *(f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
               f"{p.train:.0%} in training ({why})"

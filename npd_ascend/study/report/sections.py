@@ -209,8 +209,8 @@ def _speed(readings: Readings, task: str, name: str, arms: list[str], reference:
         [f"{task}: arm", "seconds for the same prompts", f"x {reference}", "its accuracy at the end", "seconds to it",
          f"{reference}'s seconds to it", "factor", f"seeds where {reference} gets there"], rows,
         f"The paper's factor is {TARGET_SPEEDUP} (Table 1). Factors are geometric means over seeds, 95 % "
-        f"intervals; above 1, {reference} is faster. Starting engines, compiling and evaluating are left out for all arms "
-        "alike.")]
+        f"intervals; above 1, {reference} is faster. Starting engines, compiling and evaluating are "
+        "left out for all arms alike.")]
 
 
 def _stages(readings: Readings, task: str, name: str, arms: list[str]) -> list[Table]:
