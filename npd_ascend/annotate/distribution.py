@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.topk_codec import TopK
 
 _BLOCK_VALUES = 1 << 17
@@ -19,7 +20,7 @@ _scratch = threading.local()
 _pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
 
 
-def summarise(logits: np.ndarray, targets: np.ndarray, k: int) -> TopK:
+def summarise(logits: Array, targets: Array, k: int) -> TopK:
     """Statistics of each row's softmax.
 
     With m the row's maximum and Z = Σ exp(l - m): logZ = m + ln Z, entropy = ln Z - Σ exp(l - m)(l - m) / Z.
@@ -41,7 +42,7 @@ def summarise(logits: np.ndarray, targets: np.ndarray, k: int) -> TopK:
     return out
 
 
-def top_k(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def top_k(values: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row, descending; of equal values the smaller column comes first.
 
     Columns are dealt into groups. The k-th largest of the groups' maxima is a lower bound of the k-th largest value,
@@ -73,7 +74,7 @@ def top_k(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return column[picked].astype(np.int32), found[picked]
 
 
-def _block(logits: np.ndarray, targets: np.ndarray, k: int, out: TopK) -> None:
+def _block(logits: Array, targets: Array, k: int, out: TopK) -> None:
     shifted, exp = _buffers(*logits.shape)
     peak = logits.max(1, keepdims=True)
     np.subtract(logits, peak, out=shifted)
@@ -88,7 +89,7 @@ def _block(logits: np.ndarray, targets: np.ndarray, k: int, out: TopK) -> None:
         out.logprobs[:] = best - log_z[:, None]
 
 
-def _buffers(rows: int, vocab: int) -> list[np.ndarray]:
+def _buffers(rows: int, vocab: int) -> list[Array]:
     """Two float32 arrays [rows, vocab], kept by the thread: fresh pages would cost more than the arithmetic."""
     size = rows * vocab
     if getattr(_scratch, "arrays", None) is None or len(_scratch.arrays[0]) < size:

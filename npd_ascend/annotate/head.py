@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from npd_ascend.annotate.distribution import summarise
+from npd_ascend.arrays import Array
 from npd_ascend.models.elementwise import log
 from npd_ascend.models.parallel.collectives import ALONE, ProcessGroup
 from npd_ascend.models.vocabulary import MaskPadding, Summary
@@ -81,7 +82,7 @@ class ChunkedHead:
         self._run = run
         self._cells: dict[int, Any] = {}
 
-    def __call__(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, k: int) -> TopK:
+    def __call__(self, hidden: ms.Tensor, positions: Array, targets: Array, k: int) -> TopK:
         """Annotation of the tokens ``targets`` [n], predicted at ``positions`` [n] of ``hidden`` [N, H]."""
         # Two static shapes: whole chunks, and quarters for what is left, so that little is computed in vain.
         quarter, done, parts = -(-self._rows // 4), 0, []
@@ -92,7 +93,7 @@ class ChunkedHead:
             done += size
         return concatenate(parts, k)
 
-    def _chunk(self, hidden: ms.Tensor, positions: np.ndarray, targets: np.ndarray, size: int, k: int) -> TopK:
+    def _chunk(self, hidden: ms.Tensor, positions: Array, targets: Array, size: int, k: int) -> TopK:
         n = len(positions)
         padded = np.zeros((2, size), np.int32)
         padded[0, :n], padded[1, :n] = positions, targets

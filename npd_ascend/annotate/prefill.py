@@ -55,7 +55,7 @@ class Scorer:
         load_hf(self._net, model)
         self._model = model
 
-    def score(self, contexts: Sequence[np.ndarray], responses: Sequence[np.ndarray], k: int,
+    def score(self, contexts: Sequence[Array], responses: Sequence[Array], k: int,
               done: Callable[[int], None] = lambda tokens: None) -> list[TopK]:
         """Annotation of every response token given its context and the response before it.
 

@@ -132,11 +132,11 @@ class _Annotator:
         meter.advance(len(responses))
         return out
 
-    def _scores(self, rollouts: pa.Table, contexts: list, responses: list, meter: Meter,
-                done: Callable[[int], None]) -> list[TopK | np.ndarray]:
+    def _scores(self, rollouts: pa.Table, contexts: list[Array], responses: list[Array], meter: Meter,
+                done: Callable[[int], None]) -> list[TopK | Array]:
         """Each response after its prompt: annotated, or just the log-probs that its rollout has left."""
         n = len(responses)
-        stored: list = _lists(rollouts["logprobs"], np.float32) if self._from_rollout else [None] * n
+        stored: list[Any] = _lists(rollouts["logprobs"], np.float32) if self._from_rollout else [None] * n
         # Reference answers come without log-probs.
         asked = [i for i in range(n) if stored[i] is None]
         if asked:
@@ -160,7 +160,7 @@ class _Annotator:
         started("annotate")
         return partial(Scorer, compiling=meter.paused, compiled=self.job.compiled, bound=self.job.longest)
 
-    def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[np.ndarray]:
+    def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[Array]:
         ids = _lists(prompts["prompt_ids"], np.int32)
         place = {p: i for i, p in enumerate(prompts["prompt_index"].to_pylist())}
         try:
@@ -169,7 +169,7 @@ class _Annotator:
             raise UserError(f"{self.job.rollouts}: answers prompt {e.args[0]}, which is not in the same shard of "
                             f"{self.job.prompts}; use a new run.dir") from None
 
-    def _check(self, contexts: list[np.ndarray], responses: list[np.ndarray]) -> None:
+    def _check(self, contexts: list[Array], responses: list[Array]) -> None:
         vocab = self.job.vocabulary
         for what, lists in (("prompt", contexts), ("response", responses), ("header", [self.header])):
             top = max((int(x.max()) for x in lists if len(x)), default=-1)
@@ -183,7 +183,7 @@ class _Annotator:
                             f"{self.job.settings.row_length}: raise it to at least that")
 
 
-def _table(rollouts: pa.Table, responses: list[np.ndarray], found: Sequence[TopK | np.ndarray]) -> pa.Table:
+def _table(rollouts: pa.Table, responses: list[Array], found: Sequence[TopK | Array]) -> pa.Table:
     """Rows of ``store.schemas.SCORES``; of a response with log-probs alone the entropy is not known."""
     at = _written(rollouts["masked"], responses)
     sampled = [f if isinstance(f, np.ndarray) else f.sampled for f in found]
@@ -205,7 +205,7 @@ def _written(masked: pa.ChunkedArray, responses: list[np.ndarray]) -> list[np.nd
 
 def _lists(column: pa.ChunkedArray, dtype: type) -> list:
     """A list column as numpy arrays without copies; null stays None."""
-    out: list[np.ndarray | None] = []
+    out: list[Array | None] = []
     for chunk in column.chunks:
         values = chunk.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
         offsets = chunk.offsets.to_numpy()
@@ -214,5 +214,5 @@ def _lists(column: pa.ChunkedArray, dtype: type) -> list:
     return out
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: Array) -> float:
     return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")

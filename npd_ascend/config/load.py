@@ -6,7 +6,7 @@ import copy
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -185,4 +185,4 @@ def _section(loc: list[str], kind: type[BaseModel]) -> type[BaseModel] | None:
         model = field.annotation if field else None
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return None
-    return model
+    return cast(type[BaseModel], model)

@@ -77,7 +77,8 @@ class PanguTokenizer(PreTrainedTokenizer):
         """Ids of many texts at once, as calling the tokenizer gives them, in a small part of the time."""
         added = self.added_tokens_decoder.values()
         if self.split_special_tokens or any(t.lstrip or t.rstrip or t.single_word for t in added):
-            return self(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+            found: list[list[int]] = self(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+            return found
         marks = self.added_tokens_encoder
         longest_first = sorted(marks, key=len, reverse=True)
         cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if marks else None
@@ -87,7 +88,8 @@ class PanguTokenizer(PreTrainedTokenizer):
         return [self.build_inputs_with_special_tokens(row) for row in rows] if special else rows
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return self.sp_model.encode(text, out_type=str)
+        pieces: list[str] = self.sp_model.encode(text, out_type=str)
+        return pieces
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.sp_model.piece_to_id(token)

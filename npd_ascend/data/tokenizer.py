@@ -78,7 +78,8 @@ def template_text(tokenizer: Any) -> str | None:
 
 def tokenizer_size(tokenizer: Any) -> int:
     """All token ids are below this; unlike ``len(tokenizer)``, also where ids have gaps."""
-    return max(tokenizer.get_vocab().values()) + 1
+    ids: dict[str, int] = tokenizer.get_vocab()
+    return max(ids.values()) + 1
 
 
 def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:
@@ -86,9 +87,11 @@ def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list
     if not texts:
         return []
     if many := getattr(tokenizer, "encode_many", None):
-        return many(texts, special)
-    return tokenizer(texts, add_special_tokens=special, return_attention_mask=False,
-                     return_token_type_ids=False, verbose=False)["input_ids"]
+        ids: list[list[int]] = many(texts, special)
+    else:
+        ids = tokenizer(texts, add_special_tokens=special, return_attention_mask=False,
+                        return_token_type_ids=False, verbose=False)["input_ids"]
+    return ids
 
 
 def _load(folder: Path, trust_remote_code: bool) -> Any:

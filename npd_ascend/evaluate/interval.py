@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 Z95 = 1.959963984540054
 
 
@@ -23,7 +25,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
-def pass_at_k(n: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
+def pass_at_k(n: Array, correct: Array, k: int) -> Array:
     """Chance that at least one of k answers, drawn from n without return, is right: 1 - C(n-c, k) / C(n, k).
 
     The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, eq. 1), computed as a product.
@@ -39,10 +41,11 @@ def pass_at_k(n: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
     i = np.arange(k)
     # C(n-c, k) / C(n, k) = prod over i < k of (n - c - i) / (n - i)
     factors = np.clip(n[:, None] - correct[:, None] - i, 0, None) / (n[:, None] - i)
-    return 1.0 - factors.prod(1)
+    found: Array = 1.0 - factors.prod(1)
+    return found
 
 
-def bootstrap(values: np.ndarray, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def bootstrap(values: Array, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the mean of ``values`` (float [P], one a prompt), prompts drawn with return.
 
     Deterministic for a seed; draws are taken in blocks, so that memory stays flat.

@@ -130,7 +130,8 @@ class Decoder:
         return (_plain(self._text(thought)) + thinking).strip(), answer.strip()
 
     def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
 
 def split_thinking(text: str) -> tuple[str, str]:

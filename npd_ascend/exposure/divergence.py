@@ -9,6 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models.network import CausalLM
 from npd_ascend.rows.prefill import prefill_batches
@@ -25,10 +26,10 @@ class Tokens:
         teacher: the teacher's.
     """
 
-    kl_st: np.ndarray
-    kl_ts: np.ndarray
-    student: np.ndarray
-    teacher: np.ndarray
+    kl_st: Array
+    kl_ts: Array
+    student: Array
+    teacher: Array
 
 
 class _Logprobs(nn.Cell):
@@ -80,7 +81,7 @@ class PairScorer:
         self._chunk = min(chunk_rows, micro_batch * student.row_length)
         self._of_student, self._of_teacher, self._gap = _Logprobs(self.vocab), _Logprobs(self.vocab), _Gap()
 
-    def __call__(self, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> list[Tokens]:
+    def __call__(self, prompts: Sequence[Array], answers: Sequence[Array]) -> list[Tokens]:
         """Compares the models along ``answers``, each after its prompt.
 
         Args:
@@ -105,7 +106,7 @@ class PairScorer:
         student.set_train(was_training)
         return out
 
-    def _pass(self, student: Tensor, teacher: Tensor, at: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def _pass(self, student: Tensor, teacher: Tensor, at: Array, targets: Array) -> Array:
         parts = []
         for start in range(0, len(at), self._chunk):
             n = len(at[start: start + self._chunk])

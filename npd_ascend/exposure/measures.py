@@ -12,12 +12,12 @@ from npd_ascend.store.traits import looping
 if TYPE_CHECKING:
     from npd_ascend.exposure.divergence import Tokens
 
-Compare = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], "list[Tokens]"]
+Compare = Callable[[Sequence[Array], Sequence[Array]], "list[Tokens]"]
 _FIRST_BUCKET = 4
 
 
-def measure(compare: Compare, prompts: Sequence[np.ndarray], rollouts: Sequence[np.ndarray],
-            references: Sequence[np.ndarray] | None = None) -> dict[str, Any]:
+def measure(compare: Compare, prompts: Sequence[Array], rollouts: Sequence[Array],
+            references: Sequence[Array] | None = None) -> dict[str, Any]:
     """On-policy divergence, likelihoods and excess accumulated error on held-out prompts.
 
     A prompt with several answers is given once for each.
@@ -135,7 +135,7 @@ def excess_accumulated_error(own: Sequence[np.ndarray], expert: Sequence[np.ndar
         return np.where(per_expert > 0, 100 * (regret - per_expert) / per_expert, 0.0)
 
 
-def clustered_mean(values: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
+def clustered_mean(values: Sequence[Array]) -> tuple[float | None, float | None]:
     """Mean over all tokens, and its standard error with tokens of one answer taken as dependent.
 
     The linearised variance of a ratio: Σ (S_i − m N_i)² · n / (n − 1) / N².
@@ -151,7 +151,7 @@ def clustered_mean(values: Sequence[np.ndarray]) -> tuple[float | None, float | 
     return mean, float(np.sqrt(np.square(sums - mean * counts).sum() * n / (n - 1)) / total)
 
 
-def _by_position(values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _by_position(values: Sequence[Array]) -> tuple[Array, Array]:
     longest = max(map(len, values), default=0)
     total, alive = np.zeros(longest), np.zeros(longest)
     for v in values:
@@ -160,7 +160,7 @@ def _by_position(values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return total / np.maximum(alive, 1), alive
 
 
-def _bucketed(values: Sequence[np.ndarray], edges: list[int]) -> list[float | None]:
+def _bucketed(values: Sequence[Array], edges: list[int]) -> list[float | None]:
     out: list[float | None] = []
     for a, b in zip(edges[:-1], edges[1:], strict=True):
         part = [v[a:b] for v in values if len(v) > a]

@@ -14,6 +14,8 @@ import numpy as np
 from mindformers.parallel_core.training_graph.transformer.attention import SelfAttention
 from mindspore import nn, ops
 
+from npd_ascend.arrays import Array
+
 _MASKED = -1e9
 _slice = ops.Slice()
 _QUERY_BLOCK = 256
@@ -25,7 +27,7 @@ def query_block(row_length: int) -> int:
     return math.gcd(row_length, _WINDOW_BLOCK)
 
 
-def window_of(longest: int, row_length: int, bound: int | None = None) -> np.ndarray | None:
+def window_of(longest: int, row_length: int, bound: int | None = None) -> Array | None:
     """How far back attention must look where no kernel skips other segments, as the network wants to be told.
 
     Packed rows hold many short samples, and most pairs of positions in a row belong to different ones. With queries in

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.models import tensorfile
 from npd_ascend.models.families import family_of
 from npd_ascend.models.mapping import rules
@@ -41,7 +42,7 @@ def initial_checkpoint(folder: Path, config: dict[str, Any], *, seed: int = 0, d
     config = {"architectures": [family_of(config, "config").architecture], **config}
     shapes = {name: shape for rule in rules(spec) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
 
-    def values(name: str) -> np.ndarray:
+    def values(name: str) -> Array:
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         noise = rng.standard_normal(shapes[name], dtype=np.float32)
         if name.endswith("norm.weight"):

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 
-Arrays = list[np.ndarray]
+Arrays = list[Array]
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Rule:
     param: str
     hf: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    merge: Callable[[Arrays], np.ndarray]
-    split: Callable[[np.ndarray], Arrays]
+    merge: Callable[[Arrays], Array]
+    split: Callable[[Array], Arrays]
     cut: int | None = None
 
     @property
@@ -107,7 +108,7 @@ def _same(param: str, hf: str, *shape: int, cut: int | None = None) -> Rule:
     return Rule(param, (hf,), (shape,), lambda arrays: arrays[0], lambda array: [array], cut)
 
 
-def _qkv(spec: ModelSpec) -> tuple[Callable[[Arrays], np.ndarray], Callable[[np.ndarray], Arrays]]:
+def _qkv(spec: ModelSpec) -> tuple[Callable[[Arrays], Array], Callable[[Array], Arrays]]:
     """Rows of q, k, v by key-value group: the query heads of a group, its key head, its value head.
 
     A tensor-parallel slice of the rows then holds whole groups.
@@ -115,11 +116,11 @@ def _qkv(spec: ModelSpec) -> tuple[Callable[[Arrays], np.ndarray], Callable[[np.
     groups, d = spec.num_kv_heads, spec.head_dim
     per_group = spec.num_heads // groups * d
 
-    def merge(arrays: Arrays) -> np.ndarray:
+    def merge(arrays: Arrays) -> Array:
         tail = arrays[0].shape[1:]
         return np.concatenate([a.reshape(groups, -1, *tail) for a in arrays], 1).reshape(-1, *tail)
 
-    def split(array: np.ndarray) -> Arrays:
+    def split(array: Array) -> Arrays:
         tail = array.shape[1:]
         blocks = np.split(array.reshape(groups, -1, *tail), [per_group, per_group + d], axis=1)
         return [np.ascontiguousarray(b).reshape(-1, *tail) for b in blocks]
@@ -127,15 +128,15 @@ def _qkv(spec: ModelSpec) -> tuple[Callable[[Arrays], np.ndarray], Callable[[np.
     return merge, split
 
 
-def _interleave(arrays: Arrays) -> np.ndarray:
+def _interleave(arrays: Arrays) -> Array:
     """Row 2i from gate, row 2i + 1 from up."""
     gate, up = arrays
     return np.stack([gate, up], 1).reshape(-1, gate.shape[1])
 
 
-def _deinterleave(array: np.ndarray) -> Arrays:
+def _deinterleave(array: Array) -> Arrays:
     return [np.ascontiguousarray(array[0::2]), np.ascontiguousarray(array[1::2])]
 
 
-def _halves(array: np.ndarray) -> Arrays:
+def _halves(array: Array) -> Arrays:
     return np.split(array, 2)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -45,7 +46,7 @@ class Entry:
         if self.dtype not in _BITS:
             raise UserError(f"{self.path}: tensor {self.name} has dtype {self.dtype}; supported: {', '.join(_BITS)}")
 
-    def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
+    def read(self, part: int = 0, parts: int = 1) -> Array:
         """The tensor as float32 (float32, float16, bfloat16 are widened exactly).
 
         Args:
@@ -66,7 +67,7 @@ class Entry:
         return to_float32(raw, self.dtype).reshape(shape)
 
 
-def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+def to_float32(raw: Array, dtype: str) -> Array:
     """Bits of ``dtype`` (``F32``, ``F16``, ``BF16``) as float32; exact."""
     if dtype == "BF16":
         out = raw.astype(np.uint32)
@@ -75,7 +76,7 @@ def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
     return raw.astype(np.float32, copy=False)
 
 
-def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
+def from_float32(values: Array, dtype: str) -> Array:
     """float32 rounded to nearest even as bits of ``dtype``; exact where ``to_float32`` made the values.
 
     NaN stays NaN; values beyond float16's range become infinite there.
@@ -122,7 +123,7 @@ def entries(folder: Path) -> dict[str, Entry]:
 
 
 def write(path: Path, layout: Iterable[tuple[str, str, tuple[int, ...]]],
-          values: Callable[[str], np.ndarray]) -> None:
+          values: Callable[[str], Array]) -> None:
     """Writes one file, asking for each tensor when its turn comes.
 
     Args:

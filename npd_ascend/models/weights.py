@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models import hf_files, tensorfile
 from npd_ascend.models.mapping import Rule, rules
@@ -28,7 +29,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "LICENSE*")
 
 
-def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def hf_tensors(folder: Path) -> Iterator[tuple[str, Array]]:
     """All tensors of a checkpoint as (name, float32 array), in the order of names.
 
     Raises:
@@ -38,7 +39,7 @@ def hf_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, finite(entry)
 
 
-def load_hf(net: CausalLM, folder: Path, also: Callable[[str, np.ndarray], None] | None = None) -> None:
+def load_hf(net: CausalLM, folder: Path, also: Callable[[str, Array], None] | None = None) -> None:
     """Fills the network from a checkpoint folder; of a model that is cut, with this rank's share.
 
     Holds the network and the tensors of one parameter. Tolerated extras: an ``lm_head.weight`` equal to the embedding
@@ -93,7 +94,7 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
     found = checked(net.spec, like)
     source = _Splitter(net)
 
-    def values(name: str) -> np.ndarray:
+    def values(name: str) -> Array:
         return source(name) if name in source else found[name].read()
 
     if leads:
@@ -105,7 +106,7 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
 
 
 def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
-            values: Callable[[str], np.ndarray], declare: Callable[[Path], None] | None = None) -> None:
+            values: Callable[[str], Array], declare: Callable[[Path], None] | None = None) -> None:
     """Writes a folder with the files, shards and tensor order of ``like`` and other values or another dtype.
 
     Args:
@@ -158,12 +159,12 @@ class _Splitter:
         self._rule: dict[str, Rule] = {name: rule for rule in self._tp_shards.rules.values() for name in rule.hf}
         if net.spec.tie_embeddings:
             self._rule[_HEAD] = self._rule[_EMBEDDING]
-        self._parts: dict[str, np.ndarray] = {}
+        self._parts: dict[str, Array] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._rule
 
-    def __call__(self, name: str) -> np.ndarray:
+    def __call__(self, name: str) -> Array:
         if name not in self._parts:
             rule = self._rule[name]
             value = self._parameters[rule.param].float().asnumpy()
@@ -219,7 +220,7 @@ def _equal(head: Entry, embedding: Entry | None) -> bool:
     return embedding is None or (head.shape == embedding.shape and bool(np.array_equal(head.read(), embedding.read())))
 
 
-def finite(entry: Entry, cut: int | None = None, part: int = 0, parts: int = 1) -> np.ndarray:
+def finite(entry: Entry, cut: int | None = None, part: int = 0, parts: int = 1) -> Array:
     """A tensor, or the part-th of ``parts`` equal parts along axis ``cut``.
 
     Raises:

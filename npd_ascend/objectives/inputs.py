@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
-import numpy as np
+from npd_ascend.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class LossInputs:
         parameters: [N, M] float32 of each term, 0 for those without one.
     """
 
-    labels: np.ndarray
-    weights: np.ndarray
-    teacher_ids: np.ndarray | None = field(default=None, metadata={"stored": "topk"})
-    teacher_logprobs: np.ndarray | None = field(default=None, metadata={"stored": "topk"})
-    rollout_logprobs: np.ndarray | None = None
-    advantages: np.ndarray | None = None
-    parameters: np.ndarray | None = None
+    labels: Array
+    weights: Array
+    teacher_ids: Array | None = field(default=None, metadata={"stored": "topk"})
+    teacher_logprobs: Array | None = field(default=None, metadata={"stored": "topk"})
+    rollout_logprobs: Array | None = None
+    advantages: Array | None = None
+    parameters: Array | None = None
 
-    def pack(self, names: Collection[str]) -> tuple[np.ndarray, ...]:
+    def pack(self, names: Collection[str]) -> tuple[Array, ...]:
         """The arrays of these names in their fixed order.
 
         Raises:

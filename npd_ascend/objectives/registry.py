@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import Config, LossConfig
 from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
@@ -118,7 +119,7 @@ class Tokens:
 
     count: int
     teacher: TopK | None = None
-    rollout_logprobs: np.ndarray | None = None
+    rollout_logprobs: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class TokenWeight:
     """
 
     name: str
-    weight: Callable[[Tokens, Any], np.ndarray]
+    weight: Callable[[Tokens, Any], Array]
     needs: frozenset[str]
     stats: Callable[[Iterable[Tokens]], Any] | None = None
     uniform: bool = False
@@ -210,7 +211,7 @@ def input_names(terms: Sequence[Summand]) -> tuple[str, ...]:
     return ordered({"labels", "weights", *asked})
 
 
-def parameters(terms: Sequence[Summand]) -> np.ndarray:
+def parameters(terms: Sequence[Summand]) -> Array:
     """[M] float32, the configured parameters."""
     return np.array([s.parameter for s in terms], np.float32)
 
@@ -242,7 +243,7 @@ def needed(config: Config) -> frozenset[str]:
     return frozenset(STORED.get(name, name) for name in asked(config.train.loss)) & QUANTITIES.keys()
 
 
-def mean_one(weights: np.ndarray) -> np.ndarray:
+def mean_one(weights: Array) -> Array:
     """Non-negative weights [T] scaled to mean 1 (all ones when they are all zero), float32."""
     mean = float(weights.mean()) if len(weights) else 0.0
     return (weights / mean if mean > 0 else np.ones_like(weights)).astype(np.float32)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.store.dataset import Dataset
 
@@ -20,14 +21,15 @@ class Samples:
         response: [N] int64, response tokens in the row, at least 1.
     """
 
-    ordinals: np.ndarray
-    prompt: np.ndarray
-    response: np.ndarray
+    ordinals: Array
+    prompt: Array
+    response: Array
 
     @property
-    def total(self) -> np.ndarray:
+    def total(self) -> Array:
         """[N] tokens that a sample takes in a row."""
-        return self.prompt + self.response
+        total: Array = self.prompt + self.response
+        return total
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def fit(samples: Samples, row_length: int, too_long: str) -> tuple[Samples, Loss
     return Samples(samples.ordinals[~gone], samples.prompt[~gone], response[~gone]), losses
 
 
-def _prompt_tokens(prompts: Dataset) -> np.ndarray:
+def _prompt_tokens(prompts: Dataset) -> Array:
     """[max index + 1] int64 tokens by prompt index, -1 where there is no such prompt."""
     index, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for table in prompts.iter_tables(["prompt_index", "tokens"]):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from npd_ascend.arrays import Array
 from npd_ascend.pack.lengths import Samples
 from npd_ascend.rows.balance import balanced_order
 from npd_ascend.rows.bfd import Bins
 
 
-def epoch_plan(bins: Bins, lengths: np.ndarray, group: int, seed: int, epoch: int) -> Bins:
+def epoch_plan(bins: Bins, lengths: Array, group: int, seed: int, epoch: int) -> Bins:
     """Another mixture of the same packing for every epoch.
 
     Samples of equal length change places, so that a sample has other neighbours in its global batch, and rows are
@@ -38,7 +39,7 @@ def epoch_plan(bins: Bins, lengths: np.ndarray, group: int, seed: int, epoch: in
 def as_table(plan: Bins, samples: Samples) -> pa.Table:
     """The plan as a ``packs`` table: per row the ordinals of its samples and their prompt and response tokens."""
 
-    def lists(values: np.ndarray, dtype: pa.DataType) -> pa.ListArray:
+    def lists(values: Array, dtype: pa.DataType) -> pa.ListArray:
         return pa.ListArray.from_arrays(pa.array(plan.offsets, pa.int32()), pa.array(values[plan.order], dtype))
 
     return pa.table(
@@ -50,7 +51,7 @@ def as_table(plan: Bins, samples: Samples) -> pa.Table:
     )
 
 
-def _exchange_equal(order: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _exchange_equal(order: Array, lengths: Array, rng: np.random.Generator) -> Array:
     """``order`` with samples of equal length in random places among themselves."""
     places = np.argsort(lengths[order], kind="stable")
     shuffled = rng.permutation(len(lengths))

@@ -57,7 +57,7 @@ def free_port() -> int:
     """A TCP port on which nothing listens just now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        return int(s.getsockname()[1])
 
 
 def child_environment(python: Path, progress: Path, **extra: str) -> dict[str, str]:

@@ -162,7 +162,7 @@ def read_generation(folder: GenerationDir, index: int, prompts: np.ndarray, prob
 def prompt_hashes(folder: Path) -> np.ndarray:
     """[P] int64, the same for equal prompts; empty where they cannot be read."""
     try:
-        return Dataset.open(folder, "prompts").read_all(["prompt_hash"])["prompt_hash"].to_numpy()
+        return np.asarray(Dataset.open(folder, "prompts").read_all(["prompt_hash"])["prompt_hash"].to_numpy())
     except (UserError, CorruptShard):
         return np.zeros(0, np.int64)
 

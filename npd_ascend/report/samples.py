@@ -87,7 +87,7 @@ def pick(zone: np.ndarray, delta: np.ndarray, count: int) -> list[int]:
     """
     def ordered(name: str) -> list[int]:
         at = np.flatnonzero((zone == name) & np.isfinite(delta))
-        return at[np.argsort(delta[at], kind="stable")].tolist()
+        return list(map(int, at[np.argsort(delta[at], kind="stable")]))
 
     low, mid, high = ordered("degenerate"), ordered("proximal"), ordered("disconnect")
     outer = (high[::-1][:1] + low[:1])[: max(count - 1, 0)]

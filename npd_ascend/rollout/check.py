@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 
 _TOKENS, _DECODED = 16, 4
@@ -71,9 +72,9 @@ class AnswerCheck:
         self.prompt, self.forced = ids[:-1], ids[-1]
         self._dtype, self._vocabulary = dtype, vocabulary
         self._fresh: float | None = None
-        self._before: tuple[np.ndarray, np.ndarray] | None = None
+        self._before: tuple[Array, Array] | None = None
 
-    def judge(self, model: Path, answered: np.ndarray) -> Verdict:
+    def judge(self, model: Path, answered: Array) -> Verdict:
         """Compares log-probs with those of a checkpoint; the first call is for an engine that has just started.
 
         The limit is ten times the largest of three: the difference seen at that first call, the effect of rounding in
@@ -107,13 +108,13 @@ class AnswerCheck:
         self._before = answered, expected
         return Verdict(difference, _FACTOR * scale, unmoved)
 
-    def _unmoved(self, did: np.ndarray, should: np.ndarray) -> bool:
+    def _unmoved(self, did: Array, should: Array) -> bool:
         """Whether the answers of prefill or of decode steps changed by far less than they should have."""
         split = len(should) - self.decoded + 1  # the first token after the prompt comes from prefill too
         return any(part.size and (most := np.abs(part).max()) > _FLOOR[self._dtype] and np.abs(own).max() < most / 3
                    for own, part in ((did[:split], should[:split]), (did[split:], should[split:])))
 
 
-def _worst(a: np.ndarray, b: np.ndarray) -> float:
+def _worst(a: Array, b: Array) -> float:
     worst = float(np.abs(a - b).max())
     return float("inf") if np.isnan(worst) else worst

@@ -185,7 +185,7 @@ class Engine:
             self.llm = self._engine = None
             gc.collect()
 
-    def _score(self) -> np.ndarray:
+    def _score(self) -> Array:
         """Log-probs of the fixed request, the first ones from prefill, the last ones from decoding."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 
@@ -23,7 +23,7 @@ _HEAD_ROWS = 8192
 
 
 def token_logprobs(folder: Path, ids: Sequence[int], dtype: torch.dtype = torch.float32,
-                   stored: torch.dtype | None = None, vocabulary: int | None = None) -> np.ndarray:
+                   stored: torch.dtype | None = None, vocabulary: int | None = None) -> Array:
     """Log-prob of each token of one sequence given those before it.
 
     Of T tokens it takes 2 T floating point operations a parameter, and reads and converts the files once. For a handful
@@ -130,7 +130,7 @@ def _rotate(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch
 
 
 def _logprobs(weights: _Weights, head: str, x: torch.Tensor, targets: torch.Tensor, wide: torch.dtype,
-              vocabulary: int | None) -> np.ndarray:
+              vocabulary: int | None) -> Array:
     table = weights.slice(head)
     rows = vocabulary or table.get_shape()[0]
     log_z = torch.full((len(x),), -torch.inf, dtype=wide)

@@ -43,7 +43,7 @@ class LiveBatch:
     seconds: float
 
 
-def ask(job: RolloutJob, prompts: Sequence[np.ndarray], seeds: Sequence[int | None]) -> dict[str, Any]:
+def ask(job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) -> dict[str, Any]:
     """The command for a worker.
 
     Args:
@@ -87,9 +87,9 @@ def read(event: dict[str, Any], load_seconds: float, started: bool) -> LiveBatch
     return LiveBatch(answers, load_seconds, started, float(event["seconds"]))
 
 
-def _text(values: np.ndarray, dtype: str) -> str:
+def _text(values: Array, dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
-def _array(text: str, dtype: str) -> np.ndarray:
+def _array(text: str, dtype: str) -> Array:
     return np.frombuffer(base64.b64decode(text), dtype)

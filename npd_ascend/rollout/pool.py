@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from npd_ascend import out_of_memory
 from npd_ascend.errors import CorruptShard, CorruptSnapshot, NpdError, UserError
 from npd_ascend.progress import Meter, message
@@ -99,7 +97,7 @@ class RolloutPool:
             if not board.finish():
                 raise UserError(f"{job.out}: the workers ended with shards still missing; run the same command again")
 
-    def answer(self, job: RolloutJob, prompts: Sequence[np.ndarray], seeds: Sequence[int | None]) -> LiveBatch:
+    def answer(self, job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) -> LiveBatch:
         """Answers one batch of prompts in memory, on the first worker; nothing is stored.
 
         Args:

@@ -41,8 +41,8 @@ class Answer:
         finish: ``stop``, ``length`` or ``reference``.
     """
 
-    ids: np.ndarray
-    logprobs: np.ndarray | None
+    ids: Array
+    logprobs: Array | None
     finish: str
 
 
@@ -107,6 +107,6 @@ def table_of(job: RolloutJob, prompts: pa.Table, answers: list[Answer],
         "finish_reason": pa.DictionaryArray.from_arrays(code, pa.array(finishes))})
 
 
-def _lists(offsets: pa.Array, parts: list[np.ndarray], dtype: type) -> pa.Array:
+def _lists(offsets: pa.Array, parts: list[Array], dtype: type) -> pa.Array:
     flat = np.concatenate(parts) if parts else np.zeros(0)
     return pa.ListArray.from_arrays(offsets, pa.array(flat.astype(dtype)))

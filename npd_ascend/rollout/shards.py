@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -219,7 +220,7 @@ def _pack(row: int, answer: Answer, seconds: float) -> dict[str, object]:
             "logprobs": base64.b64encode(answer.logprobs.astype("<f4").tobytes()).decode()}
 
 
-def _unpack(record: dict) -> Answer:
+def _unpack(record: dict[str, Any]) -> Answer:
     ids, logprobs = (base64.b64decode(record[k]) for k in ("ids", "logprobs"))
     return Answer(np.frombuffer(ids, "<i4").astype(np.int32), np.frombuffer(logprobs, "<f4").astype(np.float32),
                   record["finish"])

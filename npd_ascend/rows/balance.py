@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 MAX_SLICES = 16
 MIN_SLICE_ROWS = 4
 _TOLERANCE = 0.005
@@ -42,7 +44,7 @@ def slices_of(group: int) -> int:
     return max(d for d in range(1, MAX_SLICES + 1) if group % d == 0 and (d == 1 or group // d >= MIN_SLICE_ROWS))
 
 
-def balanced_order(costs: np.ndarray, group: int, seed: int | list[int], slices: int | None = None) -> np.ndarray:
+def balanced_order(costs: Array, group: int, seed: int | list[int], slices: int | None = None) -> Array:
     """A shuffled order of rows whose batches are balanced.
 
     The few rows that cost more than a whole average slice are put together in batches of their own. All others are
@@ -88,7 +90,7 @@ def balanced_order(costs: np.ndarray, group: int, seed: int | list[int], slices:
     return np.concatenate([batches[rng.permutation(groups)].reshape(-1), rest])
 
 
-def imbalance(costs: np.ndarray, group: int, ranks: int) -> Imbalance:
+def imbalance(costs: Array, group: int, ranks: int) -> Imbalance:
     """Imbalance of rows in training order when each batch is cut into ``ranks`` consecutive equal parts.
 
     Args:
@@ -105,7 +107,7 @@ def imbalance(costs: np.ndarray, group: int, ranks: int) -> Imbalance:
     return Imbalance(float(most.sum() / mean.sum() - 1), float((most / mean).max() - 1))
 
 
-def _concentrate(rows: np.ndarray, costs: np.ndarray, slices: int, size: int) -> tuple[list[np.ndarray], np.ndarray]:
+def _concentrate(rows: Array, costs: Array, slices: int, size: int) -> tuple[list[Array], Array]:
     """Makes batches of the rows that are so costly that slices of average rows cannot match them.
 
     While the costliest row, with the cheapest ones beside it, costs more than an average slice: a batch in which
@@ -142,7 +144,7 @@ def _concentrate(rows: np.ndarray, costs: np.ndarray, slices: int, size: int) ->
     return taken, np.array(left, np.int64)
 
 
-def _deal(rows: np.ndarray, costs: np.ndarray, n: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def _deal(rows: Array, costs: Array, n: int, size: int, rng: np.random.Generator) -> Array:
     """``n`` slices with one row from each of ``size`` cost classes and sums as equal as these allow.
 
     Args:
@@ -163,10 +165,11 @@ def _deal(rows: np.ndarray, costs: np.ndarray, n: int, size: int, rng: np.random
     dealt = rng.permuted(classes[:-1], axis=1)
     # Largest sum so far gets the cheapest row of the last class.
     by_sum = np.argsort(-costs[dealt].sum(0), kind="stable")
-    return np.concatenate([dealt[:, by_sum], classes[-1:]]).T
+    batches: Array = np.concatenate([dealt[:, by_sum], classes[-1:]]).T
+    return batches
 
 
-def _even_out(batches: np.ndarray, costs: np.ndarray) -> None:
+def _even_out(batches: Array, costs: Array) -> None:
     """Exchanges rows between the costliest slice of a batch and others until it is not costliest by much, in place.
 
     Args:

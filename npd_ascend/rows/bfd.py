@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 
 
@@ -24,32 +25,33 @@ class Bins:
         offsets: [B + 1] int64; bin ``b`` holds ``order[offsets[b]:offsets[b + 1]]``.
     """
 
-    order: np.ndarray
-    offsets: np.ndarray
+    order: Array
+    offsets: Array
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, b: int) -> np.ndarray:
+    def __getitem__(self, b: int) -> Array:
         """Items of bin ``b``, longest first."""
         if not 0 <= b < len(self):
             raise IndexError(b)
         return self.order[self.offsets[b] : self.offsets[b + 1]]
 
     @property
-    def bin_of(self) -> np.ndarray:
+    def bin_of(self) -> Array:
         """[N] int64, the bin of each item."""
         bins = np.empty(len(self.order), np.int64)
         bins[self.order] = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         return bins
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
+    def sums(self, values: Array) -> Array:
         """[B] sum of ``values`` [N] over each bin: of lengths its load, of squared lengths its cost."""
         total = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values[self.order])])
-        return total[self.offsets[1:]] - total[self.offsets[:-1]]
+        found: Array = total[self.offsets[1:]] - total[self.offsets[:-1]]
+        return found
 
 
-def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> Bins:
+def best_fit_decreasing(lengths: Array, capacity: int) -> Bins:
     """Packs by best-fit decreasing (Johnson 1973): longest first, each into the fullest bin that takes it.
 
     Deterministic; items of equal length are placed in the order in which they are given.
@@ -91,13 +93,13 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> Bins:
     return Bins(sorted_items[by_bin], offsets.astype(np.int64))
 
 
-def lower_bound(lengths: np.ndarray, capacity: int) -> int:
+def lower_bound(lengths: Array, capacity: int) -> int:
     """Rows that any packing needs: ceil(tokens / capacity), and one for each item over half the capacity."""
     lengths = np.asarray(lengths, np.int64)
     return max(-(-int(lengths.sum()) // capacity), int((2 * lengths > capacity).sum()))
 
 
-def _place(lengths: list[int], counts: list[int], capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _place(lengths: list[int], counts: list[int], capacity: int) -> tuple[Array, Array, Array, int]:
     """Runs of equal lengths, longest first, into ranges of equal bins.
 
     Returns placements (first bin, number of bins, items in each of them), in the order of items, and how many

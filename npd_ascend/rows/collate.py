@@ -23,11 +23,11 @@ class RowBatch:
         longest: no sample is longer. Batches that share a bound share a compiled graph, so it may be that of others.
     """
 
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    segment_ids: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
+    input_ids: Array
+    position_ids: Array
+    segment_ids: Array
+    starts: Array
+    lengths: Array
     longest: int
 
     @property
@@ -36,7 +36,7 @@ class RowBatch:
         return int(self.lengths.sum())
 
 
-def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, batch: int,
+def collate(rows: Sequence[Sequence[Array]], row_length: int, pad_id: int, batch: int,
             longest: int | None = None) -> RowBatch:
     """Token arrays of samples into fixed arrays; missing rows are all padding.
 
@@ -58,7 +58,7 @@ def collate(rows: Sequence[Sequence[np.ndarray]], row_length: int, pad_id: int, 
     return collate_flat(tokens, lengths, in_row, row_length, pad_id, batch, longest)
 
 
-def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, row_length: int, pad_id: int,
+def collate_flat(tokens: Array, lengths: Array, in_row: Array, row_length: int, pad_id: int,
                  batch: int, longest: int | None = None) -> RowBatch:
     """``collate`` for samples that stand one behind the other in one array.
 
@@ -104,7 +104,7 @@ def collate_flat(tokens: np.ndarray, lengths: np.ndarray, in_row: np.ndarray, ro
                     longest or found)
 
 
-def segment_ends(segment_ids: np.ndarray, places: int) -> np.ndarray:
+def segment_ends(segment_ids: Array, places: int) -> Array:
     """Cumulative ends of the segments over the B·S positions; the end of a row always ends one, and its padding is one.
 
     Args:
@@ -124,7 +124,7 @@ def segment_ends(segment_ids: np.ndarray, places: int) -> np.ndarray:
     return np.pad(ends.astype(np.int64), (0, places - len(ends)), constant_values=segment_ids.size)
 
 
-def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+def response_positions(starts: Array, prompt_tokens: Array, response_tokens: Array) -> Array:
     """Flat positions whose logits predict the response tokens: ``start + prompt + t - 1``, t = 0..response-1.
 
     Args:
@@ -138,5 +138,6 @@ def response_positions(starts: np.ndarray, prompt_tokens: np.ndarray, response_t
     return concat_ranges(np.asarray(starts, np.int64) + np.asarray(prompt_tokens, np.int64) - 1, response_tokens)
 
 
-def _exclusive_cumsum(values: np.ndarray) -> np.ndarray:
-    return np.cumsum(values) - values
+def _exclusive_cumsum(values: Array) -> Array:
+    before: Array = np.cumsum(values) - values
+    return before

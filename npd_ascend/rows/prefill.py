@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.rows.bfd import best_fit_decreasing
 from npd_ascend.rows.collate import RowBatch, collate, response_positions
 
@@ -23,11 +24,11 @@ class PrefillBatch:
         ends: [n] int64, where in ``at`` each sample's tokens end.
     """
 
-    samples: np.ndarray
+    samples: Array
     rows: RowBatch
-    at: np.ndarray
-    targets: np.ndarray
-    ends: np.ndarray
+    at: Array
+    targets: Array
+    ends: Array
 
     def spans(self) -> Iterator[tuple[int, slice]]:
         """(number of a sample, its part of ``at``)."""
@@ -37,7 +38,7 @@ class PrefillBatch:
             start = end
 
 
-def prefill_batches(contexts: Sequence[np.ndarray], responses: Sequence[np.ndarray], row_length: int, batch: int,
+def prefill_batches(contexts: Sequence[Array], responses: Sequence[Array], row_length: int, batch: int,
                     pad_id: int) -> Iterator[PrefillBatch]:
     """Packs samples into passes of ``batch`` rows; rows depend on the arguments alone.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -14,12 +16,12 @@ class Slice:
     rank: int = 0
     size: int = 1
 
-    def cut(self, rows: np.ndarray) -> np.ndarray:
+    def cut(self, rows: Array) -> Array:
         """[B, S] -> [B, S / size]."""
         own = rows.shape[1] // self.size
         return np.ascontiguousarray(rows[:, self.rank * own: (self.rank + 1) * own])
 
-    def find(self, flat: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
+    def find(self, flat: Array, row_length: int) -> tuple[Array, Array]:
         """Which flat positions ``b * S + s`` lie in the slice, and where in it.
 
         Args:

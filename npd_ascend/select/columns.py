@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.select.metrics import delta_ifd, ifd
 from npd_ascend.select.registry import IFD, Scores
@@ -20,7 +21,7 @@ _CUT = strings(["length"])
 
 
 def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str
-                ) -> tuple[np.ndarray, np.ndarray, Scores]:
+                ) -> tuple[Array, Array, Scores]:
     """All samples of a generation; some 100 bytes a sample stay in memory, texts do not.
 
     Args:
@@ -39,7 +40,7 @@ def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str
     sizes = [record["rows"] for record in rollouts.manifest["shards"]]
     first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
-    def column(name: str, which: str) -> np.ndarray:
+    def column(name: str, which: str) -> Array:
         if name not in stored:
             return np.full(len(ids), np.nan)
         return _gather(_score_column(stored[name], which, rollouts.folder, ids, first), (np.float64,))[0]
@@ -50,15 +51,15 @@ def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str
                               ifd_student, delta_ifd(ifd_teacher, ifd_student), partial(column, which="entropy"))
 
 
-def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[np.ndarray, ...]]:
+def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[Array, ...]]:
     for table in rollouts.iter_tables(["sample_id", "tokens", "finish_reason"]):
         truncated = pc.is_in(pc.cast(table["finish_reason"], pa.string()), value_set=_CUT)  # null: not
         yield to_numpy(table["sample_id"]), to_numpy(table["tokens"]), to_numpy(pc.cast(truncated, pa.uint8()))
 
 
 def _score_column(
-    scores: Dataset, which: str, rollouts: Path, ids: np.ndarray, first: np.ndarray
-) -> Iterator[tuple[np.ndarray]]:
+    scores: Dataset, which: str, rollouts: Path, ids: Array, first: Array
+) -> Iterator[tuple[Array]]:
     if scores.shards != len(first) - 1:
         raise UserError(
             f"{scores.folder}: {scores.shards} shards of scores for {len(first) - 1} shards of {rollouts}; "
@@ -80,7 +81,7 @@ def _score_column(
         yield (to_numpy(table[which]),)
 
 
-def _gather(shards: Iterator[tuple[np.ndarray, ...]], dtypes: tuple[type, ...]) -> list[np.ndarray]:
+def _gather(shards: Iterator[tuple[Array, ...]], dtypes: tuple[type, ...]) -> list[Array]:
     parts = list(zip(*shards, strict=True)) or [()] * len(dtypes)
     return [
         np.concatenate([np.empty(0, dtype), *part]).astype(dtype, copy=False)

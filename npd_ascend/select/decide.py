@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import SelectConfig
 from npd_ascend.errors import UserError
 from npd_ascend.select.metrics import DELTA, ZONES, zone_of
@@ -32,12 +33,12 @@ class Decisions:
         on_delta, advice: as in ``Verdict``.
     """
 
-    keep: np.ndarray
-    reason: np.ndarray
+    keep: Array
+    reason: Array
     reasons: tuple[str, ...]
-    zone: np.ndarray
-    weight: np.ndarray
-    metric: np.ndarray
+    zone: Array
+    weight: Array
+    metric: Array
     lower: float | None
     upper: float | None
     zone_upper: float
@@ -60,7 +61,7 @@ def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
     reasons = tuple(dict.fromkeys(("kept", "empty", "truncated", "undefined", verdict.below, verdict.above)))
     reason = np.zeros(n, np.int8)
 
-    def drop(where: np.ndarray, name: str) -> None:
+    def drop(where: Array, name: str) -> None:
         reason[where & (reason == 0)] = reasons.index(name)
 
     drop(scores.tokens == 0, "empty")
@@ -141,13 +142,13 @@ def warning(name: str, decisions: Decisions, settings: SelectConfig) -> str | No
     )
 
 
-def _resolve(bound: Bound | None, candidates: np.ndarray) -> float | None:
+def _resolve(bound: Bound | None, candidates: Array) -> float | None:
     if bound is None or (bound.quantile and not len(candidates)):
         return None
     return float(np.quantile(candidates, bound.value)) if bound.quantile else bound.value
 
 
-def _weights(verdict: Verdict, keep: np.ndarray) -> np.ndarray:
+def _weights(verdict: Verdict, keep: Array) -> Array:
     weight = keep.astype(np.float64)
     if verdict.weights is not None:
         weight *= verdict.weights
@@ -174,7 +175,7 @@ def _advice(decisions: Decisions) -> str:
     return decisions.advice
 
 
-def _histogram(delta: np.ndarray, upper: float) -> dict[str, Any] | None:
+def _histogram(delta: Array, upper: float) -> dict[str, Any] | None:
     """Counts of Δ-IFD; the edges span 0, δ and all but the outermost 0.1 % a side, which the end bins take in."""
     finite = delta[np.isfinite(delta)]
     if not len(finite):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 MIN_NLL = 1e-6
 """An unconditioned NLL below this (nats a token) has no meaningful ratio: the sample's IFD is undefined."""
 
@@ -12,7 +14,7 @@ DELTA = 0.8
 """δ of NPD (arXiv:2605.05940), its best upper bound of Δ-IFD."""
 
 
-def ifd(nll_cond: np.ndarray, nll_uncond: np.ndarray, form: str) -> np.ndarray:
+def ifd(nll_cond: Array, nll_uncond: Array, form: str) -> Array:
     """How much the prompt helps a model to predict the response; above 1 it does not help.
 
     ``loss_ratio``: L(y|x) / L(y), NPD eq. (3) and Cherry (Li et al. 2024, arXiv:2308.12032, eq. 4).
@@ -39,14 +41,14 @@ def ifd(nll_cond: np.ndarray, nll_uncond: np.ndarray, form: str) -> np.ndarray:
     return out
 
 
-def delta_ifd(ifd_teacher: np.ndarray, ifd_student: np.ndarray) -> np.ndarray:
+def delta_ifd(ifd_teacher: Array, ifd_student: Array) -> Array:
     """Δ-IFD = IFD of the teacher − IFD of the student that answered, NPD eq. (4). [N] float64, NaN where undefined."""
     with np.errstate(invalid="ignore"):
         delta = ifd_teacher - ifd_student
     return np.where(np.isfinite(delta), delta, np.nan)
 
 
-def zone_of(delta: np.ndarray, upper: float = DELTA) -> np.ndarray:
+def zone_of(delta: Array, upper: float = DELTA) -> Array:
     """Zone of each sample as a number into ``ZONES`` (NPD section 3.3).
 
     degenerate: Δ < 0, the teacher is surer of the answer than the student, which is short or trivial.

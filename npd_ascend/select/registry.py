@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import numpy as np
-
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import Config, SelectConfig
 from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.registry import Registry
@@ -30,16 +29,16 @@ class Scores:
             response, nats.
     """
 
-    tokens: np.ndarray
-    truncated: np.ndarray
-    teacher_cond: np.ndarray
-    teacher_uncond: np.ndarray
-    student_cond: np.ndarray
-    student_uncond: np.ndarray
-    ifd_teacher: np.ndarray
-    ifd_student: np.ndarray
-    delta_ifd: np.ndarray
-    entropy: Callable[[str], np.ndarray]
+    tokens: Array
+    truncated: Array
+    teacher_cond: Array
+    teacher_uncond: Array
+    student_cond: Array
+    student_uncond: Array
+    ifd_teacher: Array
+    ifd_student: Array
+    delta_ifd: Array
+    entropy: Callable[[str], Array]
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,12 @@ class Verdict:
         advice: what may help when too little is kept.
     """
 
-    values: np.ndarray | None
+    values: Array | None
     lower: Bound | None = None
     upper: Bound | None = None
     below: str = "below"
     above: str = "above"
-    weights: np.ndarray | None = None
+    weights: Array | None = None
     note: str | None = None
     on_delta: bool = False
     advice: str = "try other bounds, or quantiles (select.lower_quantile, select.upper_quantile)"

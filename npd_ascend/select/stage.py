@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 
 from npd_ascend import progress
@@ -53,7 +52,7 @@ def run(job: SelectJob) -> None:
     out.finish(rollouts.shards, **summary(decisions, scores, job.settings))
 
 
-def _table(ids: np.ndarray, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array,
+def _table(ids: Array, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array,
            zones: pa.Array) -> pa.Table:
     columns = {
         "sample_id": ids[rows],

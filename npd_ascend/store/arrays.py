@@ -10,13 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from npd_ascend.arrays import Array
 
-def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+
+def to_numpy(column: pa.ChunkedArray) -> Array:
     """A column of numbers without nulls; read-only."""
     return np.from_dlpack(column.combine_chunks())
 
 
-def to_arrow(values: np.ndarray) -> pa.Array:
+def to_arrow(values: Array) -> pa.Array:
     """An array of numbers or bools [N]."""
     data = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(data)])

@@ -14,6 +14,8 @@ from itertools import combinations
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 MAX_CLASS_BITS = 4
 MAX_BITS = 24
 
@@ -30,7 +32,7 @@ class Alphabet:
         ValueError: widths or table that no writer makes.
     """
 
-    def __init__(self, raw_bits: int, widths: Sequence[int], table: np.ndarray):
+    def __init__(self, raw_bits: int, widths: Sequence[int], table: Array):
         classes = len(widths) + 1
         self.class_bits = classes.bit_length() - 1
         if not 1 <= raw_bits <= MAX_BITS or classes != 1 << self.class_bits or self.class_bits > MAX_CLASS_BITS:
@@ -47,7 +49,7 @@ class Alphabet:
         """[classes] place of a class's first symbol in the table; the last class begins behind it."""
 
     @classmethod
-    def fit(cls, counts: np.ndarray, raw_bits: int, table_bits: int) -> Alphabet:
+    def fit(cls, counts: Array, raw_bits: int, table_bits: int) -> Alphabet:
         """The code with the fewest bits for symbols that occur ``counts`` times, its table included.
 
         Args:
@@ -74,7 +76,7 @@ class Alphabet:
                 best, chosen = int(cost[at]), tried[at].tolist()
         return cls(raw_bits, chosen, order[: min(used, sum(1 << w for w in chosen))])
 
-    def encode(self, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, symbols: Array) -> tuple[Array, Array]:
         """Class (uint8) and payload (uint32) of each symbol, in the shape of ``symbols``."""
         classes = np.full(1 << self.raw_bits, len(self.widths), np.uint8)
         payload = np.arange(1 << self.raw_bits, dtype=np.uint32)
@@ -85,13 +87,13 @@ class Alphabet:
 
 
 @cache
-def _width_choices(raw_bits: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _width_choices(raw_bits: int, classes: int) -> tuple[Array, Array]:
     """All ascending widths of so many classes, [n, classes], and the symbols up to the end of each class."""
     tried = np.array(list(combinations(range(raw_bits), classes)), np.int64)
     return tried, np.cumsum(1 << tried, axis=1) if len(tried) else tried
 
 
-def pack_into(words: np.ndarray, values: np.ndarray, starts: np.ndarray) -> None:
+def pack_into(words: Array, values: Array, starts: Array) -> None:
     """Writes values into a stream of little-endian 32-bit words.
 
     Args:
@@ -110,7 +112,7 @@ def pack_into(words: np.ndarray, values: np.ndarray, starts: np.ndarray) -> None
     words[word + 1] |= (shifted >> np.uint64(32)).astype(np.uint32)
 
 
-def windows(words: np.ndarray) -> np.ndarray:
+def windows(words: Array) -> Array:
     """[W - 1] uint64: at w the 64 bits that begin with word w, so a field of up to 33 bits is one look-up."""
     wide = words.astype(np.uint64)
     return wide[:-1] | (wide[1:] << np.uint64(32))

@@ -97,12 +97,13 @@ class Dataset:
     @property
     def rows(self) -> int:
         """Rows of the finished dataset."""
-        return self.manifest["rows"]
+        return int(self.manifest["rows"])
 
     @property
     def extra(self) -> dict[str, Any]:
         """What the stage noted in the manifest beside the shards."""
-        return self.manifest["extra"]
+        extra: dict[str, Any] = self.manifest["extra"]
+        return extra
 
     def record(self, index: int) -> dict[str, Any] | None:
         """Commit record of a shard of these inputs whose data file has the right size, else None."""
@@ -153,7 +154,7 @@ class Dataset:
         """
         def commit(item: tuple[int, pa.Table]) -> int:
             self.write_table(*item, sync=False)
-            return item[1].num_rows
+            return int(item[1].num_rows)
 
         yield from _ahead(commit, tables, _WRITERS)
 

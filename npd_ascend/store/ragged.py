@@ -10,12 +10,14 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.atomic import atomic_file, read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import digest
@@ -33,19 +35,20 @@ class Ragged:
         offsets: [N + 1] int64.
     """
 
-    values: np.ndarray
-    offsets: np.ndarray
+    values: Array
+    offsets: Array
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> Array:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
-    def take(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def take(self, rows: Array, counts: Array) -> Array:
         """The first ``counts`` [n] values of each of the lists ``rows`` [n], one behind the other."""
         return np.asarray(self.values[concat_ranges(self.offsets[rows], counts)])
 
-    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+    def lengths_of(self, rows: Array) -> Array:
         """[n] int64."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+        lengths: Array = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> Ragged:
@@ -80,15 +83,16 @@ def concat_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``count`` numbers from ``start`` on for each of n pairs, one run behind the other: int64 [sum of counts]."""
     counts = np.asarray(counts, np.int64)
     before = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) + np.repeat(np.asarray(starts, np.int64) - before, counts)
+    found: Array = np.arange(int(counts.sum())) + np.repeat(np.asarray(starts, np.int64) - before, counts)
+    return found
 
 
-def _parts(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _parts(column: pa.ChunkedArray) -> tuple[Array, Array]:
     """Values and lengths of a list column."""
     return pc.list_flatten(column).to_numpy(), pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 
-def _in_memory(dataset: Dataset, column: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _in_memory(dataset: Dataset, column: str) -> tuple[Array, Array] | None:
     """Values and offsets; None when they are large. What the files take says little: repeated values take nothing."""
     if sum(r["bytes"] for r in dataset.manifest["shards"]) > IN_MEMORY_BYTES:
         return None
@@ -103,12 +107,12 @@ def _in_memory(dataset: Dataset, column: str) -> tuple[np.ndarray, np.ndarray] |
     return values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _make(path: Path, dataset: Dataset, column: str) -> dict:
+def _make(path: Path, dataset: Dataset, column: str) -> dict[str, Any]:
     crc, count, dtype = 0, 0, "int32"
-    lengths: list[np.ndarray] = []
+    lengths: list[Array] = []
     with atomic_file(path) as f:
 
-        def put(data: np.ndarray) -> None:
+        def put(data: Array) -> None:
             nonlocal crc
             raw = np.ascontiguousarray(data).tobytes()
             crc = zlib.crc32(raw, crc)
@@ -127,7 +131,7 @@ def _make(path: Path, dataset: Dataset, column: str) -> dict:
     return {"crc": crc, "values": count, "rows": rows, "dtype": dtype, "offsets_at": at}
 
 
-def _intact(path: Path, made: dict) -> bool:
+def _intact(path: Path, made: dict[str, Any]) -> bool:
     crc = 0
     try:
         with open(path, "rb") as f:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.arrays import to_arrow, to_numpy
 from npd_ascend.store.traits import hashes, looping
 
@@ -132,7 +133,7 @@ def with_traits(kind: str, table: pa.Table) -> pa.Table:
     return table
 
 
-def _without_end(tokens: np.ndarray, offsets: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _without_end(tokens: Array, offsets: Array, cut: Array) -> tuple[Array, Array]:
     """Takes the end token off the sequences that have one: those that were not cut."""
     off = ~cut & (np.diff(offsets) > 0)
     keep = np.ones(len(tokens), bool)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.load import load_config
 from npd_ascend.config.schema import Config
 from npd_ascend.config.stages import DATA
@@ -155,7 +156,7 @@ class StoredGeneration:
             raise UserError("topk is no table; read it with topk(ordinals)")
         return _table(self._folder(name), _OF_A_GENERATION[name].kind, columns)
 
-    def topk(self, ordinals: Iterable[int] | None = None) -> tuple[TopK, np.ndarray]:
+    def topk(self, ordinals: Iterable[int] | None = None) -> tuple[TopK, Array]:
         """The teacher's annotation of some samples, decoded.
 
         Args:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.bits import Alphabet, pack_into, windows
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 
@@ -17,7 +18,7 @@ _TABLE_BITS = 32
 _CHUNK = 4096
 
 
-def fit(form: TopKFormat, symbols: Sequence[np.ndarray]) -> list[Alphabet]:
+def fit(form: TopKFormat, symbols: Sequence[Array]) -> list[Alphabet]:
     """The alphabets, one for each of ``form.columns()``, that write these symbols in the fewest bytes.
 
     Args:
@@ -33,8 +34,8 @@ def fit(form: TopKFormat, symbols: Sequence[np.ndarray]) -> list[Alphabet]:
     return alphabets
 
 
-def encode(form: TopKFormat, alphabets: Sequence[Alphabet], symbols: np.ndarray,
-           lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def encode(form: TopKFormat, alphabets: Sequence[Alphabet], symbols: Array,
+           lengths: Array) -> tuple[Array, Array]:
     """Blocks of samples, one behind the other.
 
     Args:
@@ -91,8 +92,8 @@ class Decoder:
         self._row = np.zeros((n, self._fields), np.int64)  # first row of a field in the tables over (field, class)
         # Symbols outside an alphabet's table stand for themselves: they share the identity in front of all tables.
         tables = [np.arange(1 << max(bits for bits, _ in columns), dtype=np.uint32)]
-        widths: list[np.ndarray] = []
-        firsts: list[np.ndarray] = []
+        widths: list[Array] = []
+        firsts: list[Array] = []
         rows, behind = 0, len(tables[0])
         for s, alphabets in enumerate(shards):
             self._class_at[s], self._class_bits[s] = _class_places(form, alphabets)
@@ -108,7 +109,7 @@ class Decoder:
         self._masks = (np.uint64(1) << self._widths.astype(np.uint64)) - np.uint64(1)
         self._first = np.concatenate([np.zeros(0, np.int64), *firsts])
 
-    def decode(self, blocks: Sequence[bytes], shards: np.ndarray, lengths: np.ndarray, extras: bool = True) -> TopK:
+    def decode(self, blocks: Sequence[bytes], shards: Array, lengths: Array, extras: bool = True) -> TopK:
         """Annotation of all tokens, sample by sample.
 
         Args:
@@ -137,8 +138,8 @@ class Decoder:
             done = until
         return self.form.values(symbols, extras)
 
-    def _symbols(self, wide: np.ndarray, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray,
-                 fields: int) -> np.ndarray:
+    def _symbols(self, wide: Array, starts: Array, lengths: Array, shards: Array,
+                 fields: int) -> Array:
         """[tokens, fields] uint32 of some samples whose blocks begin at the bits ``starts``."""
         tokens, firsts = int(lengths.sum()), np.cumsum(lengths) - lengths
         of = np.repeat(np.arange(len(lengths)), lengths)
@@ -157,15 +158,15 @@ class Decoder:
         return self._table[place]
 
 
-def _field(wide: np.ndarray, at: np.ndarray, masks: np.ndarray) -> np.ndarray:
+def _field(wide: Array, at: Array, masks: Array) -> Array:
     """The bits under ``masks`` at the bit places ``at``, uint64."""
-    out = wide[at >> 5]
+    out: Array = wide[at >> 5]
     out >>= (at & 31).view(np.uint64)
     out &= masks
     return out
 
 
-def _class_places(form: TopKFormat, alphabets: Sequence[Alphabet]) -> tuple[np.ndarray, int]:
+def _class_places(form: TopKFormat, alphabets: Sequence[Alphabet]) -> tuple[Array, int]:
     """First bit of each symbol's class in a token's classes, [2k + 3], and the bits of them all."""
     widths = [c.stop - c.start for _, c in form.columns()]
     bits = np.repeat([a.class_bits for a in alphabets], widths)

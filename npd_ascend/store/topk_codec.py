@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 MAX_NATS = 64.0
 _SAMPLED_BITS = 12
 _LOGZ_BITS = 15
@@ -40,16 +42,16 @@ class TopK:
         entropy: float32 [T], entropy over the full vocabulary, nats.
     """
 
-    ids: np.ndarray
-    logprobs: np.ndarray
-    logz: np.ndarray
-    sampled: np.ndarray
-    entropy: np.ndarray
+    ids: Array
+    logprobs: Array
+    logz: Array
+    sampled: Array
+    entropy: Array
 
     def __len__(self) -> int:
         return len(self.logz)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> TopK:
+    def __getitem__(self, rows: slice | Array) -> TopK:
         return TopK(self.ids[rows], self.logprobs[rows], self.logz[rows], self.sampled[rows], self.entropy[rows])
 
 
@@ -96,7 +98,7 @@ class TopKFormat:
                 at += width
         return out
 
-    def symbols(self, topk: TopK) -> np.ndarray:
+    def symbols(self, topk: TopK) -> Array:
         """Quantised annotation, uint32 [T, 2k + 3]: what the alphabets encode.
 
         Raises:
@@ -122,7 +124,7 @@ class TopKFormat:
         out[:, 2 * k + 2] = np.rint(np.clip(topk.entropy / self._max_entropy, 0, 1) * ((1 << _ENTROPY_BITS) - 1))
         return out
 
-    def values(self, symbols: np.ndarray, extras: bool = True) -> TopK:
+    def values(self, symbols: Array, extras: bool = True) -> TopK:
         """Inverse of ``symbols`` up to the precision named above; without ``extras`` only ids and log-probs."""
         k = self.k
         codes = np.cumsum(symbols[:, k : 2 * k], axis=1, dtype=np.uint32)
@@ -157,12 +159,13 @@ class TopKFormat:
         return max(float(np.log(self.vocab_size)), 1e-9)
 
 
-def _compand(logprob: np.ndarray, bits: int) -> np.ndarray:
+def _compand(logprob: Array, bits: int) -> Array:
     x = np.clip(-np.asarray(logprob, np.float64), 0.0, MAX_NATS)
-    return np.rint(np.sqrt(x / MAX_NATS) * ((1 << bits) - 1)).astype(np.uint32)
+    codes: Array = np.rint(np.sqrt(x / MAX_NATS) * ((1 << bits) - 1)).astype(np.uint32)
+    return codes
 
 
-def _expansion(bits: int) -> np.ndarray:
+def _expansion(bits: int) -> Array:
     """[2^bits] float32, the log-prob of each code."""
     root = np.arange(1 << bits) / ((1 << bits) - 1)
     return (-MAX_NATS * root * root).astype(np.float32)

@@ -19,6 +19,7 @@ from typing import IO
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import CorruptShard
 from npd_ascend.store.bits import Alphabet
 from npd_ascend.store.dataset import Dataset
@@ -79,14 +80,14 @@ def write_topk(dataset: Dataset, index: int, form: TopKFormat, samples: list[Top
     dataset.write(index, len(samples), fill, tokens=int(lengths.sum()), mass=mass)
 
 
-def _groups(lengths: np.ndarray) -> list[tuple[int, int]]:
+def _groups(lengths: Array) -> list[tuple[int, int]]:
     """Spans of samples with a bounded number of tokens, so that what encoding needs stays small."""
     cuts = np.searchsorted(np.cumsum(lengths), np.arange(_GROUP_TOKENS, int(lengths.sum()) + 1, _GROUP_TOKENS)) + 1
     edges = np.unique(np.concatenate([[0], np.minimum(cuts, len(lengths)), [len(lengths)]]))
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def _symbols(form: TopKFormat, samples: list[TopK]) -> np.ndarray:
+def _symbols(form: TopKFormat, samples: list[TopK]) -> Array:
     names = ("ids", "logprobs", "logz", "sampled", "entropy")
     return form.symbols(TopK(*(np.concatenate([getattr(s, n) for s in samples]) for n in names)))
 
@@ -105,9 +106,9 @@ class _Shard:
 
     form: TopKFormat
     alphabets: list[Alphabet]
-    offsets: np.ndarray
-    tokens: np.ndarray
-    crcs: np.ndarray
+    offsets: Array
+    tokens: Array
+    crcs: Array
 
 
 class TopKReader:
@@ -157,7 +158,7 @@ class TopKReader:
         """
         return self.read_many([ordinal])[0]
 
-    def read_many(self, ordinals: Sequence[int] | np.ndarray, extras: bool = True) -> tuple[TopK, np.ndarray]:
+    def read_many(self, ordinals: Sequence[int] | Array, extras: bool = True) -> tuple[TopK, Array]:
         """Annotations of several samples, decoded at once: for short samples that is many times faster.
 
         Args:
@@ -184,7 +185,7 @@ class TopKReader:
                 self._read_blocks(index, rows[places], places, blocks)
         return self._decoder.decode(blocks, of, lengths, extras), lengths
 
-    def _read_blocks(self, index: int, rows: np.ndarray, places: np.ndarray, blocks: list[bytes]) -> None:
+    def _read_blocks(self, index: int, rows: Array, places: Array, blocks: list[bytes]) -> None:
         """Blocks of some samples of one shard, verified, each into its place."""
         shard = self._shards[index]
         begin, end, crcs = (a.tolist() for a in (shard.offsets[rows], shard.offsets[rows + 1], shard.crcs[rows]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 LONGEST_CYCLE = 64
 """Tokens; longer repetitions, such as a paragraph over and over, do not count as loops."""
 LEAST_REPEATED = 32
@@ -12,7 +14,7 @@ _BLOCK = 4096  # sequences at once: a few MB
 _ROOT = 0x9E3779B97F4A7C15  # odd, so that its powers never vanish modulo 2^64
 
 
-def looping(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def looping(tokens: Array, offsets: Array) -> Array:
     """Whether sequences end in a loop: for some p <= 64, each of the last max(32, 3 p) tokens is the one p before it.
 
     That is a cycle of p tokens which stands there at least four times, up to the very end.
@@ -41,7 +43,7 @@ def looping(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return found
 
 
-def hashes(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def hashes(tokens: Array, offsets: Array) -> Array:
     """64-bit hashes of sequences: the same for the same tokens, wherever they stand.
 
     Args:
@@ -60,7 +62,7 @@ def hashes(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         return _mixed(sums[offsets[1:]] - sums[starts] + lengths.astype(np.uint64)).view(np.int64)
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def _mixed(x: Array) -> Array:
     """The finaliser of SplitMix64: any bit in changes about half of the bits out."""
     x = x + np.uint64(_ROOT)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -209,11 +209,10 @@ def next_for(own: Collection[Kin], others: Collection[Kin], waiting: Sequence[Ar
         Its place in ``waiting``.
     """
     line = [i for i, _ in enumerate(itertools.takewhile(lambda a: a.group == waiting[0].group, waiting))]
-    for fits in (lambda k: k in own, lambda k: k not in others):
-        for i in line:
-            if fits(kin(waiting[i])):
-                return i
-    return 0
+    kins = {i: kin(waiting[i]) for i in line}
+    compiled = (i for i, k in kins.items() if k in own)
+    new = (i for i, k in kins.items() if k not in others)
+    return next(itertools.chain(compiled, new), 0)
 
 
 def kin(arm: Arm) -> Kin:

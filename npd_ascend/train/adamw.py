@@ -8,11 +8,13 @@ copies in the compute type, brought up to date after each step.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.parallel.collectives import ALONE, AllGather, ProcessGroup
 from npd_ascend.models.parallel.shards import TPShards
@@ -100,12 +102,12 @@ class AdamW:
             return self.tp_shards.rules[name].shape
         return tuple(self.params[self._place[name]].shape)
 
-    def whole(self, part: str, name: str) -> np.ndarray:
+    def whole(self, part: str, name: str) -> Array:
         """``weights``, ``m`` or ``v`` of a parameter of the whole model, float32; quickest in order of ``names``."""
         own = self._own(part, self._place[name])
         return own if self.tp_shards is None else self.tp_shards.whole(name, own)
 
-    def load(self, part: str, name: str, whole: np.ndarray) -> None:
+    def load(self, part: str, name: str, whole: Array) -> None:
         """Inverse of ``whole``, for this process alone; loading ``weights`` fills the network as well. Of a sharded
         optimizer the value is in place once all parameters of its bucket have come."""
         i = self._place[name]
@@ -118,7 +120,7 @@ class AdamW:
         elif part != "weights":
             getattr(self, part)[i].set_data(Tensor(own))
 
-    def take(self, name: str, own: np.ndarray) -> None:
+    def take(self, name: str, own: Array) -> None:
         """Sets this rank's float32 weights from its share of a parameter, as ``load`` does; for ``load_hf``."""
         if self.sharded:
             self._arrive("weights", self._place[name], own)
@@ -126,7 +128,7 @@ class AdamW:
     def _kind(self, p: Parameter) -> tuple[bool, bool, str]:
         return self.tp_shards is not None and self.tp_shards.cuts(p.name), p.ndim > 1, str(p.dtype)
 
-    def _own(self, part: str, i: int) -> np.ndarray:
+    def _own(self, part: str, i: int) -> Array:
         """This rank's share of a parameter's part, gathered from the owners of its bucket."""
         if not self.sharded:
             return getattr(self, part)[i].asnumpy()
@@ -140,7 +142,7 @@ class AdamW:
             self._gathered = None
         return value
 
-    def _arrive(self, part: str, i: int, own: np.ndarray) -> None:
+    def _arrive(self, part: str, i: int, own: Array) -> None:
         """Puts a parameter's values into this rank's run of its bucket, which is set when it is complete."""
         number, bucket = self._bucket(i)
         n = bucket.length // self.owners.size
@@ -158,6 +160,6 @@ class AdamW:
         return next((n, b) for n, b in enumerate(self.buckets) if b.first <= i < b.stop)
 
 
-def _zeros(part: str, names: list[str], shapes: list) -> ParameterTuple:
+def _zeros(part: str, names: list[str], shapes: Sequence[tuple[int, ...]]) -> ParameterTuple:
     return ParameterTuple([Parameter(ops.zeros(s, ms.float32), name=f"{part}.{name}", requires_grad=False)
                            for name, s in zip(names, shapes, strict=True)])

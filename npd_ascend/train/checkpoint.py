@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from npd_ascend import progress
+from npd_ascend.arrays import Array
 from npd_ascend.errors import NpdError
 from npd_ascend.models import tensorfile
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
@@ -158,7 +159,7 @@ def _write(path: Path, optimizer: AdamW, part: str) -> None:
     tensorfile.write(path, layout, lambda name: _value(optimizer, part, name))
 
 
-def _value(optimizer: AdamW, part: str, name: str) -> np.ndarray:
+def _value(optimizer: AdamW, part: str, name: str) -> Array:
     array = optimizer.whole(part, name)
     if not np.isfinite(array).all():
         raise NotFinite(f"{'' if part == 'weights' else part + '.'}{name}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.rows.masks import written
 from npd_ascend.store.dataset import Dataset
@@ -44,7 +45,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def texts(self, ordinals: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+    def texts(self, ordinals: Array, prompt_tokens: Array, response_tokens: Array) -> Array:
         """Prompt and response of each of n samples, with so many tokens of each, one behind the other; int32."""
         total = prompt_tokens.astype(np.int64) + response_tokens
         first = np.cumsum(total) - total
@@ -53,7 +54,7 @@ class Corpus:
         out[concat_ranges(first + prompt_tokens, response_tokens)] = self.responses.take(ordinals, response_tokens)
         return out
 
-    def targets(self, ordinals: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+    def targets(self, ordinals: Array, response_tokens: Array) -> Array:
         """CE targets of n samples, so many of each: a sample's labels where it has some, else its own response."""
         out = self.responses.take(ordinals, response_tokens)
         labelled = self.labels.lengths_of(ordinals) > 0
@@ -66,7 +67,7 @@ class Corpus:
         return written(self._masked, ordinals, response_tokens)
 
 
-def _advantages(selection: Dataset) -> np.ndarray:
+def _advantages(selection: Dataset) -> Array:
     """[samples] float32, as they are stored."""
     if "advantage" not in SCHEMAS[selection.kind].names:
         raise UserError(f"{selection.folder}: holds no advantages, for which train.loss asks; only a recipe with "
@@ -84,10 +85,10 @@ class EpochPlan:
         prompt_tokens, response_tokens: tokens of each sample in its row.
     """
 
-    first: np.ndarray
-    samples: np.ndarray
-    prompt_tokens: np.ndarray
-    response_tokens: np.ndarray
+    first: Array
+    samples: Array
+    prompt_tokens: Array
+    response_tokens: Array
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -99,7 +100,7 @@ class EpochPlan:
         samples, prompt, response = (Ragged.of(table[c]) for c in ("samples", "prompt_tokens", "response_tokens"))
         return cls(samples.offsets, samples.values, prompt.values, response.values)
 
-    def response_tokens_by_row(self) -> np.ndarray:
+    def response_tokens_by_row(self) -> Array:
         """[R] int64."""
         total = np.concatenate([[0], np.cumsum(self.response_tokens, dtype=np.int64)])
         return total[self.first[1:]] - total[self.first[:-1]]

@@ -113,13 +113,13 @@ class LagProbe:
         forward, reverse = self.mesh.sum(total) / max(1, self.tokens)
         return Lag(float(forward), float(reverse))
 
-    def _hidden(self, i: int) -> np.ndarray:
+    def _hidden(self, i: int) -> Array:
         """[tokens, H] float32 of probe batch ``i`` under the present weights."""
         rows, _, where = self._inputs[i]
         hidden = self.net(*self.net.inputs(rows))
         return hidden.astype(ms.float32).asnumpy()[where]
 
-    def _padded(self, hidden: np.ndarray) -> np.ndarray:
+    def _padded(self, hidden: Array) -> Array:
         out = np.zeros((self._chunk, hidden.shape[1]), np.float32)
         out[: len(hidden)] = hidden
         return out

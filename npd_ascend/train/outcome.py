@@ -69,7 +69,7 @@ class Outcome:
             "metrics": {**(state.train or {}), "lag": state.lag},
         })
 
-    def stop_at_nan(self, what: str, step: int, samples: np.ndarray) -> UserError:
+    def stop_at_nan(self, what: str, step: int, samples: Array) -> UserError:
         """Keeps the ids of the batch after which something is not finite; returns the error to raise.
 
         The same command goes on at the last checkpoint, and so comes to the same batch again; other settings

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.inputs import LossInputs
@@ -41,10 +43,10 @@ class MicroBatch:
     """
 
     rows: RowBatch
-    positions: np.ndarray
+    positions: Array
     inputs: LossInputs
     tokens: int
-    samples: np.ndarray
+    samples: Array
 
 
 class Reader:
@@ -127,7 +129,7 @@ class Reader:
         plan, part = self.plans[epoch], self._samples(epoch, batch)
         return int(plan.prompt_tokens[part].sum() + plan.response_tokens[part].sum())
 
-    def samples(self, epoch: int, batch: int) -> np.ndarray:
+    def samples(self, epoch: int, batch: int) -> Array:
         """Ordinals of all samples of a global batch."""
         return self.plans[epoch].samples[self._samples(epoch, batch)]
 
@@ -171,7 +173,7 @@ class Reader:
         positions = _rows_of(where, self.head_rows)
         return MicroBatch(rows, positions, self._loss_inputs(samples, response_n, mine), len(where), samples)
 
-    def _loss_inputs(self, samples: np.ndarray, response_n: np.ndarray, mine: np.ndarray) -> LossInputs:
+    def _loss_inputs(self, samples: Array, response_n: Array, mine: Array) -> LossInputs:
         """What the loss reads of the first ``response_n`` tokens of each sample; ``mine``: which of all of them."""
         c, n, names, m = self.corpus, self.head_rows, self.names, len(self.terms)
         notes = self._annotations(samples, response_n) if self.topk is not None and len(samples) else None
@@ -198,13 +200,13 @@ class Reader:
         self._check_ids(found)
         return LossInputs(**found)
 
-    def _check_ids(self, found: dict[str, np.ndarray]) -> None:
+    def _check_ids(self, found: dict[str, Array]) -> None:
         for ids in (found["labels"], found.get("teacher_ids", found["labels"])):
             if ids.min() < 0 or ids.max() >= self.vocab:
                 raise UserError(f"token id {int(ids.max())} lies beyond the vocabulary of {self.vocab}; teacher and "
                                 f"student must share one tokenizer")
 
-    def _rollout_logprobs(self, samples: np.ndarray, response_n: np.ndarray) -> np.ndarray:
+    def _rollout_logprobs(self, samples: Array, response_n: Array) -> Array:
         found = self.corpus.rollout_logprobs
         assert found is not None
         if (found.lengths_of(samples) < response_n).any():
@@ -236,7 +238,7 @@ class Reader:
             notes = self._annotations(samples, response_n) if "topk" in self._token_weight.needs else None
             yield from self._tokens(samples, response_n, notes)
 
-    def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, np.ndarray, np.ndarray]:
+    def inputs(self, plan: EpochPlan, begin: int, end: int) -> tuple[RowBatch, Array, Array]:
         """Rows [begin, end) of a plan, filled up to a micro-batch with empty ones.
 
         Returns:
@@ -252,7 +254,7 @@ class Reader:
         written = self.corpus.written(samples, response_n)[mine]
         return rows, mine[written], where[written]
 
-    def _annotations(self, samples: np.ndarray, tokens: np.ndarray) -> TopK:
+    def _annotations(self, samples: Array, tokens: Array) -> TopK:
         """Annotation of the first ``tokens`` of each sample, one behind the other."""
         assert self.topk is not None
         notes, found = self.topk.read_many(samples, extras="topk" in self._token_weight.needs)
@@ -263,7 +265,7 @@ class Reader:
         return notes if (found == tokens).all() else notes[concat_ranges(np.cumsum(found) - found, tokens)]
 
 
-def _rows_of(values: np.ndarray, n: int) -> np.ndarray:
+def _rows_of(values: Array, n: int) -> Array:
     """[n] of values [t], zeros behind them; 64 bits become 32."""
     out = np.zeros(n, np.float32 if values.dtype.kind == "f" else np.int32)
     out[: len(values)] = values
@@ -277,7 +279,7 @@ def head_rows(counts: Sequence[int], chunk: int, align: int = _ALIGN) -> int:
     return parts * (-(-most // (parts * _ALIGN)) * _ALIGN)
 
 
-def ahead(items: Iterator, prepare: Callable, depth: int = 2) -> Iterator:
+def ahead(items: Iterator[_T], prepare: Callable[[_T], _R], depth: int = 2) -> Iterator[_R]:
     """``map(prepare, items)`` with ``depth`` results made in a thread while the caller works."""
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
         waiting = []

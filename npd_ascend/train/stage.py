@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from npd_ascend import progress
 from npd_ascend.errors import UserError
 from npd_ascend.models.device_modules import MAX_SEGMENTS
@@ -119,7 +121,7 @@ def _begin(job: TrainJob, before: State) -> State:
 def _drop_rows(metrics: MetricsWriter, generation: int, step: int, fresh: bool) -> None:
     """Takes back rows of steps that will be done again."""
 
-    def again(row: dict) -> bool:
+    def again(row: dict[str, Any]) -> bool:
         if row["kind"] not in ("train", "lag"):
             return False
         later = row.get("generation", 0) - generation

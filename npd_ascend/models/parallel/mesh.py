@@ -68,11 +68,11 @@ class DeviceMesh:
         """Whether this process writes for all."""
         return self.rank == 0
 
-    def sum(self, values: np.ndarray) -> np.ndarray:
+    def sum(self, values: Array) -> Array:
         """Elementwise sum over the replicas, float32; every rank gets the same bits."""
         return self._sum("replicas", values)
 
-    def agree(self, values: np.ndarray) -> np.ndarray:
+    def agree(self, values: Array) -> Array:
         """The values [...] that the first of the processes that hold one model gives, float32, on all of them."""
         return self._sum("model", values * (self.model.rank == 0))
 
@@ -80,7 +80,7 @@ class DeviceMesh:
         """Returns once all ranks have come here."""
         self._sum("world", np.zeros(1, np.float32))
 
-    def _sum(self, over: str, values: np.ndarray) -> np.ndarray:
+    def _sum(self, over: str, values: Array) -> Array:
         if self._sums[over].alone:
             return values
         return self._sums[over](Tensor(values.astype(np.float32))).asnumpy()

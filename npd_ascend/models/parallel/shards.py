@@ -24,7 +24,7 @@ class TPShards:
     """
 
     def __init__(self, spec: ModelSpec, *, interleaved: bool, rank: int = 0, size: int = 1,
-                 gather: Callable[[np.ndarray], np.ndarray] | None = None):
+                 gather: Callable[[Array], Array] | None = None):
         self.rank, self.size = rank, size
         self.rules: dict[str, Rule] = {r.param: r for r in rules(spec, interleaved=interleaved)}
         own = rules(shard_of(spec, size), interleaved=interleaved) if size > 1 else self.rules.values()
@@ -35,11 +35,11 @@ class TPShards:
         """Whether ranks hold different parts of a parameter."""
         return self.size > 1 and self.rules[param].cut is not None
 
-    def merge(self, param: str, tensors: Arrays) -> np.ndarray:
+    def merge(self, param: str, tensors: Arrays) -> Array:
         """This rank's parameter from its parts of the checkpoint's tensors."""
         return self._own[param].merge(tensors)
 
-    def tensors(self, param: str, own: np.ndarray) -> Arrays:
+    def tensors(self, param: str, own: Array) -> Arrays:
         """The checkpoint's whole tensors of a parameter, of which this rank holds ``own``."""
         rule = self._own[param]
         if not self.cuts(param):
@@ -48,13 +48,13 @@ class TPShards:
         parts = [rule.split(p) for p in self._gather(own)]
         return [np.concatenate(same, rule.cut) for same in zip(*parts, strict=True)]
 
-    def whole(self, param: str, own: np.ndarray) -> np.ndarray:
+    def whole(self, param: str, own: Array) -> Array:
         """The parameter as one process by itself would hold it; ``own`` as for ``tensors``."""
         if self.cuts(param):
             return self.rules[param].merge(self.tensors(param, own))
         return own
 
-    def own(self, param: str, whole: np.ndarray) -> np.ndarray:
+    def own(self, param: str, whole: Array) -> Array:
         """This rank's part of ``whole``; inverse of ``whole``."""
         rule = self.rules[param]
         if not self.cuts(param):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.registry import Tokens, mean_one, token_weight
 
@@ -10,7 +11,7 @@ SURPRISAL = 3.0
 
 
 @token_weight("surprisal_gate", needs=("rollout_logprobs",))
-def surprisal_gate(sample: Tokens, stats: None) -> np.ndarray:
+def surprisal_gate(sample: Tokens, stats: None) -> Array:
     """1 / (1 + exp(s_t − 3)), s_t = −log p(y_t) under the generator, mean 1.
 
     A smooth form of the gate of Pedagogical RL (noahziems.com/pedagogical-rl), which only says that the weight goes

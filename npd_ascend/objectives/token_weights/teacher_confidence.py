@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.registry import Tokens, mean_one, token_weight
 
 
 @token_weight("teacher_confidence", needs=("topk",))
-def teacher_confidence(sample: Tokens, stats: None) -> np.ndarray:
+def teacher_confidence(sample: Tokens, stats: None) -> Array:
     """1 + c_t with c_t = clip(1 − H_T(t) / max H_T, 0, 1) over the sample, mean 1 (arXiv:2606.02684, α = 1, β = 0).
 
     The paper's second factor needs the student's live entropy and is left out.

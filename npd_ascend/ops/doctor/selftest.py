@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
@@ -64,7 +65,7 @@ def engine(python: Path, module: str, job: Path) -> list[Finding]:
     return out
 
 
-def _result(line: str) -> dict | None:
+def _result(line: str) -> dict[str, Any] | None:
     """A result that a line holds; what begins is passed on to who watches."""
     if line.startswith('{"begins"'):
         tell(json.loads(line)["begins"])
@@ -77,7 +78,7 @@ def tell(what: str) -> None:
     message(f"{seconds // 60}:{seconds % 60:02d}  {what} ...")
 
 
-def judge(result: dict) -> Finding:
+def judge(result: dict[str, Any]) -> Finding:
     """A result line as a finding; NaN is no number and fails."""
     value, limit = result["value"], result["limit"]
     what = f"test: {result['name']} ({value:.2g}, at most {limit:.2g})"

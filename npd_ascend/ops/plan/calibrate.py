@@ -126,7 +126,7 @@ def _training(rows: list[dict[str, Any]]) -> float | None:
     counted = sum(r["tokens"] for r in steady)
     if len(steady) < 3 or not counted or not total:
         return None
-    return sum(r["seconds"] for r in steady) / (counted * total / response)
+    return float(sum(r["seconds"] for r in steady) / (counted * total / response))
 
 
 def _slopes(events: list[dict[str, Any]]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class StageCost:
 
     def hours(self, pace: Pace) -> float:
         """Wall hours at a pace."""
-        return self.limit / getattr(pace, self.share) / self.devices / 3600
+        return float(self.limit / getattr(pace, self.share) / self.devices / 3600)
 
 
 @dataclass

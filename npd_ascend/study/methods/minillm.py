@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.study import Settings
 from npd_ascend.study.method import LiveMethod, Sample, Scored, Source, register
 from npd_ascend.study.methods.gkd import GKD
@@ -27,7 +28,7 @@ class MiniLLM(LiveMethod):
         own = source.student(prompts)
         return [*own, *source.reference(prompts)] if self.live.lm_weight else own
 
-    def weigh(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[np.ndarray]:
+    def weigh(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[Array]:
         live, total = self.live, sum(len(s.response) for s in samples)
         own = [i for i, s in enumerate(samples) if s.origin == "student"]
         of = max(1, sum(len(samples[i].response) for i in own))
@@ -41,13 +42,14 @@ class MiniLLM(LiveMethod):
                 out[i][:, 0] = live.lm_weight * total / max(1, total - of)
         return out
 
-    def _rewards(self, sample: Sample, scored: Scored) -> np.ndarray:
+    def _rewards(self, sample: Sample, scored: Scored) -> Array:
         assert sample.logprobs is not None
         r = (scored.teacher.astype(np.float64) - sample.logprobs) * self.live.reward_scale
-        return np.clip(r, -self.live.reward_clip, self.live.reward_clip)
+        clipped: Array = np.clip(r, -self.live.reward_clip, self.live.reward_clip)
+        return clipped
 
 
-def long_returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
+def long_returns(rewards: Array, gamma: float) -> Array:
     """R_{t+1} / (T − t − 1): the discounted sum of the rewards after each token, over their number; 0 at the last."""
     out, later = np.zeros(len(rewards)), 0.0
     for t in range(len(rewards) - 2, -1, -1):
@@ -56,7 +58,7 @@ def long_returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
     return out
 
 
-def whitened(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+def whitened(parts: Sequence[Array]) -> list[Array]:
     """All values together brought to mean 0 and variance 1."""
     flat = np.concatenate(parts) if parts else np.empty(0)
     if not len(flat):

@@ -23,7 +23,7 @@ def section(root: Path) -> Section | None:
         lines = (Path(root) / FILE).read_text().splitlines()
     except OSError:
         return None
-    found: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         try:
             row = json.loads(line)

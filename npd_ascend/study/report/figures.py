@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -63,7 +64,7 @@ def accuracy(readings: Readings, task: str, group: str, measure: str = "accuracy
 
 def curves(readings: Readings, task: str, group: str, x: str) -> Markup | None:
     """Accuracy over ``seconds`` or ``progress``: means over seeds, drawn where an arm was measured twice or more."""
-    def draw(ax: Axes, style: Callable[[int], dict]) -> int:
+    def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         for i, arm in enumerate(readings.arms(task, group)):
             series = [s for s in readings.series(task, group, arm, "eval").values() if len(s.rows) > 1]
@@ -82,7 +83,7 @@ def curves(readings: Readings, task: str, group: str, x: str) -> Markup | None:
 
 def losses(readings: Readings, task: str, group: str) -> Markup | None:
     """Loss over steps, the first seed of each arm."""
-    def draw(ax: Axes, style: Callable[[int], dict]) -> int:
+    def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         for i, arm in enumerate(readings.arms(task, group)):
             for s in list(readings.series(task, group, arm, "train").values())[:1]:
@@ -99,7 +100,7 @@ def losses(readings: Readings, task: str, group: str) -> Markup | None:
 
 def lags(readings: Readings, task: str, group: str) -> Markup | None:
     """KL(current‖generator) over epochs, means over seeds."""
-    def draw(ax: Axes, style: Callable[[int], dict]) -> int:
+    def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         for i, arm in enumerate(readings.arms(task, group)):
             series = list(readings.series(task, group, arm, "lag").values())
@@ -120,7 +121,7 @@ def lags(readings: Readings, task: str, group: str) -> Markup | None:
 
 def positions(readings: Readings, task: str, group: str) -> Markup | None:
     """KL(teacher‖student) by place in the student's own answers, means over seeds."""
-    def draw(ax: Axes, style: Callable[[int], dict]) -> int:
+    def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         labels: list[str] = []
         for i, arm in enumerate(readings.arms(task, group)):
@@ -181,7 +182,7 @@ def zones(readings: Readings, task: str, group: str) -> Markup | None:
     """Shares of the zones by arm and generation, means over seeds, the paper's below."""
     rows: list[tuple[str, dict[str, float]]] = []
     for arm in readings.arms(task, group):
-        found: dict[int, list[dict]] = {}
+        found: dict[int, list[dict[str, Any]]] = {}
         for s in readings.series(task, group, arm, "zones").values():
             for r in s.rows:
                 if r.get("inside") is not None:
@@ -212,7 +213,7 @@ def zones(readings: Readings, task: str, group: str) -> Markup | None:
         return svg.to_svg(fig, f"Zones, {group} on {task}")
 
 
-def _lines(draw: Callable[[Axes, Callable[[int], dict]], int], title: str) -> Markup | None:
+def _lines(draw: Callable[[Axes, Callable[[int], dict[str, Any]]], int], title: str) -> Markup | None:
     """A plot of labelled lines; None when ``draw`` draws none."""
     with svg.style():
         fig = svg.figure(5.6, 3.2)
@@ -223,7 +224,7 @@ def _lines(draw: Callable[[Axes, Callable[[int], dict]], int], title: str) -> Ma
         return svg.to_svg(fig, title)
 
 
-def _style(i: int) -> dict:
+def _style(i: int) -> dict[str, Any]:
     return {"color": _colour(i, SERIES), "linestyle": _DASHES[i // len(SERIES) % len(_DASHES)]}
 
 

@@ -40,7 +40,7 @@ class Readings:
     """
 
     def __init__(self, rows: Iterable[Row]):
-        latest: dict[tuple, Row] = {}
+        latest: dict[tuple[Any, ...], Row] = {}
         for i, row in enumerate(rows):
             if not all(isinstance(row.get(k), str) for k in ("task", "group", "arm", "kind")):
                 continue
