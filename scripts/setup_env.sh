@@ -5,7 +5,8 @@
 #   bash scripts/setup_env.sh            both
 #   bash scripts/setup_env.sh rollout    one of them
 #
-# PYTHON chooses the interpreter (3.11 is the tested one). Where PyPI's torch would bring CUDA along, point
+# PYTHON chooses the interpreter. 3.11 is the tested one and gets the versions of requirements/*.lock (scripts/lock.sh makes
+# them); others get the newest versions that the requirements allow. Where PyPI's torch would bring CUDA along, point
 # PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels. On Ascend nodes the vendor's images take the place of
 # the rollout environment: set NPD_ROLLOUT_PYTHON, and it is left alone here.
 set -euo pipefail
@@ -37,9 +38,9 @@ run() {
 }
 
 make_env() { # NAME REQUIREMENTS EXTRA
-  local name=$1 requirements=$2 extra=$3 dir=.envs/$1 stamp want
+  local name=$1 requirements=$2 extra=$3 dir=.envs/$1 lock=${2%.txt}.lock stamp want locked=()
   stamp=$dir/.npd-stamp
-  want=$({ cat "$requirements" pyproject.toml scripts/setup_env.sh; pwd; } | sha256sum | cut -d' ' -f1)
+  want=$({ cat "$requirements" "$lock" pyproject.toml scripts/setup_env.sh; pwd; } | sha256sum | cut -d' ' -f1)
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && [ -x "$dir/bin/python" ]; then
     return
   fi
@@ -47,8 +48,11 @@ make_env() { # NAME REQUIREMENTS EXTRA
   say "setting up $dir (about two minutes with a good connection) ..."
   rm -f "$stamp"
   [ -x "$dir/bin/python" ] || run "virtual environment $dir" "$python" -m venv "$dir"
+  if "$dir/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+    locked=(-c "$lock")
+  fi
   run "packages of $requirements" "$dir/bin/python" -m pip install --disable-pip-version-check \
-    -r "$requirements" -e ".[$extra]"
+    "${locked[@]}" -r "$requirements" -e ".[$extra]"
   if [ "$name" = rollout ]; then
     # The torchvision that pip pairs with this torch does not load, and then vLLM does not import either.
     run "removing packages vLLM must not see" "$dir/bin/python" -m pip uninstall -y \
