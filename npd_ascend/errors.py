@@ -1,7 +1,5 @@
 """All exceptions of the package, as one tree.
 
-::
-
     Exception
     └── NpdError                    whatever this package raises on purpose
         ├── UserError               an input is wrong: what, where, and how to mend it; exit code 2
