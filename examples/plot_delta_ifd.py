@@ -18,8 +18,8 @@ SAMPLES = 2000
 
 
 def histogram(generation: StoredGeneration, axes) -> None:
-    """Answers by Δ-IFD, coloured by zone. Δ-IFD is how much more of the teacher's surprise than of the student's the
-    prompt leaves: far above zero the teacher cannot follow, below zero it is the surer one."""
+    """Answers by Δ-IFD, coloured by zone: the share of its surprise that the prompt leaves the teacher, less the
+    student's share. Far above zero the teacher cannot follow; below zero it is the surer of the two."""
     table = generation.table("selection", ["delta_ifd", "zone"])
     delta, zone = table["delta_ifd"].to_numpy(), np.array(table["zone"].to_pylist())
     edges = np.linspace(*np.nanquantile(delta, [0.005, 0.995]), 60)

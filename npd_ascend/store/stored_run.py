@@ -105,10 +105,11 @@ class StoredRun:
         return rows if kind is None else [r for r in rows if r["kind"] == kind]
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Results of the evaluations by name (``start``, ``sync 1``, ..., ``end``); damaged ones are left out."""
-        folder = self.paths.evaluations
-        read = (read_sealed(path) for path in sorted(folder.glob("*.json")))
-        return {str(result["name"]): result for result in read if result and "name" in result}
+        """Results of the evaluations by name, in the order ``start``, ``sync 1``, ..., ``end``; damaged ones are left
+        out."""
+        read = map(read_sealed, self.paths.evaluations.glob("*.json"))
+        found = {str(result["name"]): result for result in read if result and "name" in result}
+        return {name: found[name] for name in sorted(found, key=_place)}
 
     def prompts(self, columns: list[str] | None = None) -> pa.Table:
         """The training prompts, one a row; columns as in ``store.schemas.PROMPTS``.
@@ -190,6 +191,12 @@ class StoredGeneration:
         if name not in _OF_A_GENERATION:
             raise UserError(f"a generation has no dataset {name!r}; it has {', '.join(_OF_A_GENERATION)}")
         return self._paths.data(name, self.index)
+
+
+def _place(evaluation: str) -> tuple[bool, bool, int, str]:
+    """Sorts the names of evaluations as a run makes them."""
+    number = evaluation.rpartition(" ")[2]
+    return evaluation != "start", evaluation == "end", int(number) if number.isdigit() else 0, evaluation
 
 
 def _table(folder: Path, kind: str, columns: list[str] | None) -> pa.Table:

@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from npd_ascend.config import load_config
-from npd_ascend.pipeline.executor import Executor
+import npd_ascend
+from npd_ascend import open_run
 from npd_ascend.pipeline.processes import Child
 from npd_ascend.pipeline.runner import Runner
 from npd_ascend.pipeline.steps import Step
@@ -22,6 +25,7 @@ from npd_ascend.store.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.mindspore, pytest.mark.timeout(900)]
 pytest.importorskip("mindspore")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,32 @@ def test_running_again_changes_nothing_and_starts_no_engine(finished, tiny):
     assert code == 0, out
     # A stage's process, or a rollout worker, would have written to its log.
     assert before == times() and len(read_metrics(run.metrics)) == size
+
+
+def test_read_by_other_programs(finished):
+    run, _, _ = finished
+    found = open_run(run.root)
+    assert found.export == run.export and list(found.evaluations()) == ["start", "sync 1", "end"]
+    for generation in found.generations:
+        rollouts, scores = generation.table("rollouts"), generation.table("scores_teacher", ["nll"])
+        top, offsets = generation.topk()
+        assert np.diff(offsets).tolist() == rollouts["tokens"].to_pylist() == [len(x) for x in
+                                                                              rollouts["response_ids"].to_pylist()]
+        means = [-top.sampled[a:b].mean() for a, b in zip(offsets, offsets[1:], strict=False)]
+        np.testing.assert_allclose(means, scores["nll"].to_numpy(), atol=0.02)  # log-probs are stored rounded
+
+
+def test_example_of_the_python_interface(finished):
+    """On a run that is done already: nothing is left to do, and its results are printed."""
+    run, config, _ = finished
+    settings = [f"{section}={json.dumps(values)}" for section, values in yaml.safe_load(config.read_text()).items()]
+    done = subprocess.run([sys.executable, "examples/distil_mini.py", *settings], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[-6:]
+    assert [line.split()[0] for line in said] == ["start", "sync", "end", "generation", "generation", "student:"]
+    assert said[3] == "generation 0: trained on 48 of 48 answers" and said[5] == f"student: {run.export}"
+    assert len((ROOT / "examples" / "distil_mini.py").read_text().splitlines()) <= 30
 
 
 def test_other_settings_are_refused_with_the_names(finished, tiny):
@@ -221,11 +251,11 @@ def test_damage_is_found_and_mended(finished, tiny, tmp_path, monkeypatch):
         return launch(self, step)
 
     monkeypatch.setattr(Runner, "launch", flipping)
-    Executor(load_config(config)).run()
+    done = npd_ascend.run(config, quiet=True)
     # Training of generation 1 meets the snapshot, then the top-k; generation 0 exports the snapshot again.
     assert [n for n in launched if "train" in n] == ["g001-train", "g000-train", "g001-train", "g001-train"]
     assert path.read_bytes() == (plain.generation(1).topk / "shard-00001.topk").read_bytes()
-    assert weights(run) == weights(plain)
+    assert weights(run) == weights(plain) and done.export == run.export and done.state["status"] == "finished"
     flip(run.export / "model.safetensors")
     code, out = tiny.run(config)
     assert code == 0 and "export is damaged: made again" in out and weights(run) == weights(plain)
