@@ -17,9 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 STAGE_LAYERS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "exposure")
 """``data`` is a stage (prepare) and a layer below the stages: they read prompts and tokenizers with it."""
 TIERS = (
-    ("visible", "interrupt"), ("errors",), ("registry", "progress"), ("config",), ("out_of_memory", "store"),
+    ("visible", "interrupt", "arrays"), ("errors",), ("registry", "progress"), ("config",), ("out_of_memory", "store"),
     ("rows", "sync"), ("models",), ("objectives", "data"), STAGE_LAYERS, ("recipes",), ("ops", "report"), ("pipeline",),
-    ("study",), ("api",), ("commands",), ("cli",), ("__init__",))
+    ("study",), ("api",), ("commands",), ("cli",), ("__init__",))  # fmt: skip
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
     "mindspore": ("models/", "objectives/", "annotate/", "exposure/", "train/", "ops/numerics.py", "ops/selftest.py",

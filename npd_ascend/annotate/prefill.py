@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from npd_ascend.annotate.head import ChunkedHead, concatenate
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
@@ -38,7 +39,7 @@ class Scorer:
 
     def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device,
                  group: ProcessGroup = ALONE,
-                 compiling: Callable[[], AbstractContextManager] = nullcontext, compiled: Path | None = None,
+                 compiling: Callable[[], AbstractContextManager[object]] = nullcontext, compiled: Path | None = None,
                  bound: int | None = None):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None

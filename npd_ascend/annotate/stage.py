@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from npd_ascend.annotate.job import AnnotateJob
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.progress import Meter, started
@@ -98,7 +99,7 @@ def _mesh(job: AnnotateJob) -> DeviceMesh | None:
 class _Annotator:
     """One model with what it needs to annotate shard after shard; the engine starts when first needed."""
 
-    def __init__(self, job: AnnotateJob, header: np.ndarray, load: Load | None, mesh: DeviceMesh | None):
+    def __init__(self, job: AnnotateJob, header: Array, load: Load | None, mesh: DeviceMesh | None):
         self.job, self.header, self._load = job, header, load
         self._shared: dict[str, Any] = {} if mesh is None else {"group": mesh.model}
         self.spec = ModelSpec.from_folder(job.model).sharing(job.vocabulary, job.model)

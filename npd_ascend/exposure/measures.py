@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.traits import looping
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def summarise(own: Sequence[Tokens], expert: Sequence[Tokens] | None = None) -> 
     return out
 
 
-def by_answer(own: Sequence[Tokens], rollouts: Sequence[np.ndarray]) -> dict[str, Any]:
+def by_answer(own: Sequence[Tokens], rollouts: Sequence[Array]) -> dict[str, Any]:
     """The same measures without answers that end in a loop, and answer by answer, for comparisons over prompts.
 
     Args:
@@ -113,8 +114,8 @@ def by_answer(own: Sequence[Tokens], rollouts: Sequence[np.ndarray]) -> dict[str
     return out
 
 
-def excess_accumulated_error(own: Sequence[np.ndarray], expert: Sequence[np.ndarray], share: float = 0.25,
-                             least: int = 8) -> np.ndarray:
+def excess_accumulated_error(own: Sequence[Array], expert: Sequence[Array], share: float = 0.25,
+                             least: int = 8) -> Array:
     """ExAccErr(l) for l = 1, 2, ..., see ``summarise``.
 
     Args:

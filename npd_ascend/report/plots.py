@@ -272,7 +272,7 @@ def _colour(row: dict[str, Any]) -> str:
     return SERIES[int(index) % (len(SERIES) - 1)]
 
 
-def _syncs(ax: svg.Axes, run: Run) -> None:
+def _syncs(ax: Axes, run: Run) -> None:
     at = [(float(r["step"]), f"refresh {r.get('generation', '')}".strip()) for r in run.refreshes if "step" in r]
     if len(at) > _MAX_BARS:
         at = [(x, "") for x, _ in at]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models.hf_files import shared_config
 from npd_ascend.rollout.check import AnswerCheck, Verdict

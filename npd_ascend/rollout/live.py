@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request

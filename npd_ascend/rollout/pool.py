@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend import out_of_memory
+from npd_ascend.arrays import Array
 from npd_ascend.errors import CorruptShard, CorruptSnapshot, NpdError, UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.rollout import live

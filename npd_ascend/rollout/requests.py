@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.identity import sample_id, sample_seed

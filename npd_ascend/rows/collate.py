@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.ragged import concat_ranges
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from npd_ascend import progress
+from npd_ascend.arrays import Array
 from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
 from npd_ascend.select.columns import read_scores

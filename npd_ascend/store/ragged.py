@@ -79,7 +79,7 @@ class Ragged:
         return cls(values, np.fromfile(path, np.int64, rows + 1, offset=made["offsets_at"]))
 
 
-def concat_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def concat_ranges(starts: Array, counts: Array) -> Array:
     """``count`` numbers from ``start`` on for each of n pairs, one run behind the other: int64 [sum of counts]."""
     counts = np.asarray(counts, np.int64)
     before = np.cumsum(counts) - counts

@@ -69,8 +69,8 @@ class AdamW:
         self.cut, self.decays = tuple(k[0] for k in kinds), tuple(k[1] for k in kinds)
         self.gradients, self.m, self.v = (_zeros(part, names, shapes) for part in ("gradient", "m", "v"))
         self.weights = _zeros("weight", names, shapes) if self.sharded else self.params
-        self._arriving: dict[tuple[str, int], tuple[np.ndarray, set[int]]] = {}
-        self._gathered: tuple[str, int, np.ndarray] | None = None
+        self._arriving: dict[tuple[str, int], tuple[Array, set[int]]] = {}
+        self._gathered: tuple[str, int, Array] | None = None
         self._gather = AllGather(owners)
         if self.sharded:
             for p in self.params:

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from npd_ascend.arrays import Array
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.parallel.collectives import ALONE, AllReduce, ProcessGroup
 from npd_ascend.models.parallel.mesh import DeviceMesh

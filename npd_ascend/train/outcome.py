@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.data.declare import declare
 from npd_ascend.errors import UserError
 from npd_ascend.models.network import CausalLM

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank, init
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.errors import UserError
 from npd_ascend.models.network import setup_context

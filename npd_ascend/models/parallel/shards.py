@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.models.mapping import Arrays, Rule, rules, shard_of
 from npd_ascend.models.spec import ModelSpec
 

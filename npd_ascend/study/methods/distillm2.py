@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
 from npd_ascend.study.method import LiveMethod, Sample, Scored, Source, register
@@ -39,7 +40,7 @@ class DistiLLM2(LiveMethod):
             self._answers = {s.index: s for s in source.student(source.everything())}
         return [*source.teacher(prompts), *(self._answers[i] for i in prompts)]
 
-    def weigh(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[np.ndarray]:
+    def weigh(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[Array]:
         """Each divergence is a mean over the tokens of its own kind; the two means are added."""
         total = sum(len(s.response) for s in samples)
         of = {o: max(1, sum(len(s.response) for s in samples if s.origin == o)) for o in ("teacher", "student")}
@@ -50,7 +51,7 @@ class DistiLLM2(LiveMethod):
             out.append(w)
         return out
 
-    def parameters(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[np.ndarray]:
+    def parameters(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[Array]:
         base, gaps = self.live.alpha, []
         for s, x in zip(samples, scored, strict=True):
             assert x.student is not None
