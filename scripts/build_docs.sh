@@ -12,7 +12,7 @@ if [ -z "$python" ]; then
   stamp=.envs/docs/.npd-stamp
   want=$(cat requirements/docs.txt requirements/docs.lock | sha256sum | cut -d' ' -f1)
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
-    "${PYTHON:-python3}" -m venv .envs/docs
+    "${PYTHON:-$(command -v python3.11 || command -v python3)}" -m venv .envs/docs
     "$python" -m pip install --quiet --disable-pip-version-check -c requirements/docs.lock -r requirements/docs.txt
     echo "$want" >"$stamp"
   fi

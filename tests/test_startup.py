@@ -64,7 +64,7 @@ for room in ("config", "store", "rows", "sync", "data", "select", "pack", "evalu
     package = importlib.import_module(f"npd_ascend.{room}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
-import npd_ascend.commands, npd_ascend.ops.doctor, npd_ascend.ops.plan, npd_ascend.rollout.pool
+import npd_ascend.api, npd_ascend.commands, npd_ascend.ops.doctor, npd_ascend.ops.plan, npd_ascend.rollout.pool
 import npd_ascend.study.conduct
 """)
 
