@@ -99,13 +99,13 @@ class StoredRun:
         return self.paths.export if self.paths.export_mark.is_file() else None
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Rows of ``metrics.jsonl`` in order, all or of one kind: ``train``, ``lag``, ``sync``, ``stage``,
+        """Rows of ``metrics.jsonl`` in order, all or of one kind: ``train``, ``lag``, ``refresh``, ``stage``,
         ``evaluate``."""
         rows = read_metrics(self.paths.metrics)
         return rows if kind is None else [r for r in rows if r["kind"] == kind]
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Results of the evaluations by name, in the order ``start``, ``sync 1``, ..., ``end``; damaged ones are left
+        """Results of the evaluations by name, in the order ``start``, ``refresh 1``, ..., ``end``; damaged ones are left
         out."""
         read = map(read_sealed, self.paths.evaluations.glob("*.json"))
         found = {str(result["name"]): result for result in read if result and "name" in result}

@@ -61,7 +61,7 @@ def test_everything_is_there(finished):
     assert weights(run) and (run.export / "config.json").is_file() and (run.export / "tokenizer.json").is_file()
     kinds = {r["kind"] for r in read_metrics(run.metrics)}
     assert {"train", "lag", "refresh", "stage", "evaluate"} <= kinds
-    assert [p.stem for p in sorted(run.evaluations.glob("*.json"))] == ["end", "start", "refresh-1"]
+    assert [p.stem for p in sorted(run.evaluations.glob("*.json"))] == ["end", "refresh-1", "start"]
     assert run.read_state()["status"] == "finished" and not processes_of(run.root)
     assert list(run.compiled.glob("*/seals.json")) and not list(run.compiled.glob(".*"))
     rows = [r for r in read_metrics(run.metrics) if r["kind"] == "stage"]
@@ -114,7 +114,7 @@ def test_running_again_changes_nothing_and_starts_no_engine(finished, tiny):
 def test_read_by_other_programs(finished):
     run, _, _ = finished
     found = open_run(run.root)
-    assert found.export == run.export and list(found.evaluations()) == ["start", "sync 1", "end"]
+    assert found.export == run.export and list(found.evaluations()) == ["start", "refresh 1", "end"]
     for generation in found.generations:
         rollouts, scores = generation.table("rollouts"), generation.table("scores_teacher", ["nll"])
         top, offsets = generation.topk()
@@ -132,7 +132,7 @@ def test_example_of_the_python_interface(finished):
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-6:]
-    assert [line.split()[0] for line in said] == ["start", "sync", "end", "generation", "generation", "student:"]
+    assert [line.split()[0] for line in said] == ["start", "refresh", "end", "generation", "generation", "student:"]
     assert said[3] == "generation 0: trained on 48 of 48 answers" and said[5] == f"student: {run.export}"
     assert len((ROOT / "examples" / "distil_mini.py").read_text().splitlines()) <= 30
 
