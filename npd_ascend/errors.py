@@ -3,8 +3,9 @@
     Exception
     └── NpdError                    whatever this package raises on purpose
         ├── UserError               an input is wrong: what, where, and how to mend it; exit code 2
-        │   └── CorruptShard        a stored shard is damaged; exit code 3
-        │       └── CorruptSnapshot a checkpoint that a run wrote is damaged
+        │   ├── CorruptShard        a stored shard is damaged; exit code 3
+        │   │   └── CorruptSnapshot a checkpoint that a run wrote is damaged
+        │   └── Unrenderable        a chat template cannot take a conversation (data.template)
         ├── MachineError            disk, memory or threads ran out; exit code 2
         ├── ShardLost               a stage met a damaged shard (pipeline.runner)
         ├── NotFinite               a weight is NaN or infinite (train.checkpoint)

@@ -197,14 +197,14 @@ def _table(rollouts: pa.Table, responses: list[Array], found: Sequence[TopK | Ar
     })
 
 
-def _written(masked: pa.ChunkedArray, responses: list[np.ndarray]) -> list[np.ndarray]:
+def _written(masked: pa.ChunkedArray, responses: list[Array]) -> list[Array]:
     """[T] bool of each response: the tokens that its model wrote, of which the scores speak."""
     counts = np.fromiter(map(len, responses), np.int64, len(responses))
     flat = written(Ragged.of(masked), np.arange(len(responses)), counts)
     return np.split(flat, np.cumsum(counts)[:-1]) if len(counts) else []
 
 
-def _lists(column: pa.ChunkedArray, dtype: type) -> list:
+def _lists(column: pa.ChunkedArray, dtype: type) -> list[Any]:
     """A list column as numpy arrays without copies; null stays None."""
     out: list[Array | None] = []
     for chunk in column.chunks:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from npd_ascend.data.bounded import MAX_ROW, limit_memory, start, too_large
-from npd_ascend.errors import UserError
+from npd_ascend.errors import NpdError, UserError
 
 MEMORY = 1 << 30
 """Address space beyond what the libraries take."""
@@ -99,7 +99,7 @@ def _format(path: str) -> str:
     return "Arrow" if path.lower().endswith(".arrow") else "Parquet"
 
 
-class _Refused(Exception):
+class _Refused(NpdError):
     def __init__(self, row: int | None, text: str):
         super().__init__(text)
         self.row = row
@@ -156,7 +156,7 @@ class _Parquet:
 
     def batches(self, columns: list[str]) -> Iterator[Any]:
         """The wanted columns, ``_BATCH`` rows at a time."""
-        return self._file.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False)
+        yield from self._file.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False)
 
 
 class _Arrow:
@@ -201,8 +201,8 @@ def _plain(kind: Any) -> bool:
         return _plain(kind.value_type)
     if t.is_struct(kind):
         return all(_plain(field.type) for field in kind)
-    return (t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_integer(kind)
-            or t.is_floating(kind) or t.is_boolean(kind) or t.is_null(kind))
+    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_integer(kind)
+                or t.is_floating(kind) or t.is_boolean(kind) or t.is_null(kind))
 
 
 def main() -> None:

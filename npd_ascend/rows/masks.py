@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.store.ragged import Ragged
 
 
-def written(masked: Ragged, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def written(masked: Ragged, rows: Array, counts: Array) -> Array:
     """Marks what is trained on.
 
     Args:
@@ -30,4 +31,5 @@ def written(masked: Ragged, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
     depth = np.zeros(int(counts.sum()) + 1, np.int64)
     np.add.at(depth, edges[:, 0], 1)
     np.add.at(depth, edges[:, 1], -1)
-    return np.cumsum(depth[:-1]) == 0
+    outside: Array = np.cumsum(depth[:-1]) == 0
+    return outside

@@ -105,8 +105,8 @@ class StoredRun:
         return rows if kind is None else [r for r in rows if r["kind"] == kind]
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Results of the evaluations by name, in the order ``start``, ``refresh 1``, ..., ``end``; damaged ones are left
-        out."""
+        """Results of the evaluations by name, in the order ``start``, ``refresh 1``, ..., ``end``; damaged ones are
+        left out."""
         read = map(read_sealed, self.paths.evaluations.glob("*.json"))
         found = {str(result["name"]): result for result in read if result and "name" in result}
         return {name: found[name] for name in sorted(found, key=_place)}

@@ -62,7 +62,7 @@ class Corpus:
             out[np.repeat(labelled, response_tokens)] = self.labels.take(ordinals[labelled], response_tokens[labelled])
         return out
 
-    def written(self, ordinals: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+    def written(self, ordinals: Array, response_tokens: Array) -> Array:
         """[sum of tokens] bool of n samples: which of their first so many response tokens are trained on."""
         return written(self._masked, ordinals, response_tokens)
 

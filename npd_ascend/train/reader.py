@@ -27,6 +27,8 @@ _BLOCK = 256
 _WHOLE = Slice()
 _ALL = slice(None)
 _NONE = np.empty(0, np.float32)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Reader:
         if not self._token_weight.uniform and len(samples):
             weights[c.written(samples, response_n)] *= np.concatenate(
                 [_NONE, *(self._token_weight.weight(t, self._stats) for t in self._tokens(samples, response_n, notes))])
-        found: dict[str, np.ndarray] = {
+        found: dict[str, Array] = {
             "labels": _rows_of(c.targets(samples, response_n)[mine], n),
             "weights": np.repeat(_rows_of(weights[mine], n)[:, None], m, 1),
         }
@@ -214,7 +216,7 @@ class Reader:
                             "rollout.source")
         return found.take(samples, response_n)
 
-    def _tokens(self, samples: np.ndarray, response_n: np.ndarray, notes: TopK | None) -> Iterator[Tokens]:
+    def _tokens(self, samples: Array, response_n: Array, notes: TopK | None) -> Iterator[Tokens]:
         """What a token weight looks at, sample by sample: the tokens that are trained on, of samples that have some;
         ``notes`` of all tokens, one behind the other."""
         end, written = 0, self.corpus.written(samples, response_n)
