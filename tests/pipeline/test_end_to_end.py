@@ -121,7 +121,7 @@ def test_read_by_other_programs(finished):
         assert np.diff(offsets).tolist() == rollouts["tokens"].to_pylist() == [len(x) for x in
                                                                               rollouts["response_ids"].to_pylist()]
         means = [-top.sampled[a:b].mean() for a, b in zip(offsets, offsets[1:], strict=False)]
-        np.testing.assert_allclose(means, scores["nll"].to_numpy(), atol=0.02)  # log-probs are stored rounded
+        np.testing.assert_allclose(means, scores["nll"].to_numpy(), atol=0.05)  # log-probs are stored rounded
 
 
 def test_example_of_the_python_interface(finished):
