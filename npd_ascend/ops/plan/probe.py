@@ -226,7 +226,8 @@ class _Layer:
         mixed = (weights @ v).reshape(b, s.num_heads, t, s.head_dim).transpose(0, 2, 1, 3).reshape(b, t, -1)
         x = x + mixed @ self.out
         gate, up = np.split(_norm(x) @ self.up, 2, -1)
-        return x + (gate / (1 + np.exp(-gate)) * up) @ self.down
+        out: Array = x + (gate / (1 + np.exp(-gate)) * up) @ self.down
+        return out
 
 
 def _norm(x: Array) -> Array:
