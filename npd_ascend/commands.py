@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from npd_ascend import __version__, interrupt, out_of_memory
-from npd_ascend.config.stages import groups
+from npd_ascend.config.stages import check_stage, groups, stage_names
 from npd_ascend.errors import MachineError, UserError
 from npd_ascend.visible import one_line, visible
 
 app = typer.Typer(
     name="npd",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ConfigPath = Annotated[Path, typer.Argument(help="configuration file, e.g. configs/mini.yaml", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.key=value")]
+
+
+def _settings(incomplete: str) -> list[str]:
+    """Completions of ``--set``."""
+    from npd_ascend.config.schema import Config
+
+    return [f"{key}=" for key in _keys(Config) if key.startswith(incomplete)]
+
+
+def _keys(kind: type[Any], at: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        yield from _keys(inner, f"{at}{name}.") if hasattr(inner, "model_fields") else [f"{at}{name}"]
+
+
+def _stages(incomplete: str) -> list[str]:
+    """Completions of ``--stage``."""
+    return [name for name in stage_names() if name.startswith(incomplete)]
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="override a setting: section.key=value", autocompletion=_settings),
+]
 Redo = Annotated[bool, typer.Option("--redo", help="accept changed settings; make again what depends on them")]
 
 
@@ -44,14 +67,18 @@ def options(
 def run(
     config: ConfigPath,
     set_: Set = None,
-    stage: Annotated[str | None, typer.Option(help="run only this stage")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help=f"run only this stage: {', '.join(stage_names())}", autocompletion=_stages)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done and what it would cost")] = False,
     redo: Redo = False,
 ) -> None:
     """Runs a configuration, or goes on where it stopped."""
     from npd_ascend.config import load_config
 
-    loaded = load_config(config, set_)
+    if stage:
+        check_stage(stage)
+    loaded = load_config(config, set_, inputs=True)
     if dry_run:
         from npd_ascend.pipeline.describe import describe
 
@@ -64,7 +91,7 @@ def _stage_command(name: str, what: str) -> None:
     def command(config: ConfigPath, set_: Set = None, redo: Redo = False) -> None:
         from npd_ascend.config import load_config
 
-        _execute(load_config(config, set_), name, redo)
+        _execute(load_config(config, set_, inputs=True), name, redo)
 
     app.command(name, help=f"{what} (the first generation that lacks it).")(command)
 
@@ -79,41 +106,50 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Hugging Face folder to evaluate")],
     config: Annotated[Path, typer.Option(help="configuration with an evaluate section")],
     set_: Set = None,
-    out: Annotated[Path, typer.Option(help="folder for answers and result")] = Path("runs/evaluate"),
+    out: Annotated[
+        Path, typer.Option(help="folder; each checkpoint gets one of its own below it")
+    ] = Path("runs/evaluate"),
 ) -> None:
     """Exact-match accuracy of any checkpoint on the held-out prompts, through vLLM."""
     from npd_ascend.config import load_config
     from npd_ascend.pipeline.evaluation import evaluate_checkpoint
 
     interrupt.unwind()
-    result = evaluate_checkpoint(load_config(config, set_), checkpoint, out)
+    result = evaluate_checkpoint(load_config(config, set_, inputs=True), checkpoint, out)
     low, high = result["interval"]
+    _say(f"checkpoint {result['checkpoint']}")
     _say(f"accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, n = {result['n']})")
     for k, value in result.get("pass_at", {}).items():
         _say(f"pass@{k} {value if isinstance(value, float) else value['value']:.4f}")
-    _say(f"written to {out / 'result.json'}")
+    _say(f"written to {result['written']}")
 
 
 @app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="run directory")],
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard events")] = False,
+    monitor: Annotated[
+        list[str] | None, typer.Option(help="also give the curves to tensorboard, wandb, swanlab or module:function")
+    ] = None,
 ) -> None:
     """Builds report.html of a run, finished or not."""
     from npd_ascend.report.build import build
 
     _say(f"report: {build(run_dir)}")
-    if tensorboard:
-        from npd_ascend.report.tensorboard import export
+    for name in monitor or []:
+        from npd_ascend.monitors.feed import hand_on
+        from npd_ascend.store.layout import RunDir
 
-        _say(f"TensorBoard events: {export(run_dir)}")
+        hand_on(name, RunDir(run_dir))
 
 
 @app.command()
 def plan(
     config: ConfigPath,
     set_: Set = None,
-    device: Annotated[str, typer.Option(help="NPU: 910B1, 910B2, 910B3, 910B4, 910C (one die)")] = "910B2",
+    device: Annotated[
+        str | None,
+        typer.Option(help="NPU: 910B1, 910B2, 910B3, 910B4, 910C (one die); default: 910B2, on a CPU this machine"),
+    ] = None,
     devices: Annotated[int | None, typer.Option(help="how many, over all nodes; default: what the config uses")] = None,
     prompts: Annotated[int | None, typer.Option(help="number of prompts; default: counted in the files")] = None,
     prompt_tokens: Annotated[float | None, typer.Option(help="mean tokens of a prompt")] = None,
@@ -121,11 +157,11 @@ def plan(
     calibrate: Annotated[Path | None, typer.Option(help="finished run on this machine: use its measured rates")] = None,
     against: Annotated[str, typer.Option(help="other loops to compare with, e.g. on_policy,gkd,distillm2")] = "",
 ) -> None:
-    """Estimates tokens, FLOPs, hours, disk and device memory of each stage before anything runs."""
+    """Estimates tokens, FLOPs, time, disk and device memory of each stage before anything runs."""
     from npd_ascend.config import load_config
     from npd_ascend.ops.plan import compare_loops, estimate_run, render
 
-    loaded = load_config(config, set_)
+    loaded = load_config(config, set_, inputs=True)
     _say(compare_loops(loaded, against.split(","), device, devices, prompts, prompt_tokens, answer_tokens, calibrate)
          if against else
          render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
@@ -192,7 +228,7 @@ def join(config: ConfigPath, set_: Set = None) -> None:
     nodes = Nodes.from_environment()
     if not 0 < nodes.rank < nodes.count:
         raise UserError("npd join is for nodes 1, 2, ...: set NODES, NODE_RANK and MASTER_ADDR (scripts/start_node.sh)")
-    follower = Follower(load_config(config, set_), nodes)
+    follower = Follower(load_config(config, set_, inputs=True), nodes)
     interrupt.unwind()
     follower.run()
 

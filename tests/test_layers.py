@@ -18,8 +18,8 @@ STAGE_LAYERS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "e
 """``data`` is a stage (prepare) and a layer below the stages: they read prompts and tokenizers with it."""
 TIERS = (
     ("visible", "interrupt", "arrays"), ("errors",), ("registry", "progress"), ("config",), ("out_of_memory", "store"),
-    ("rows", "sync"), ("models",), ("objectives", "data"), STAGE_LAYERS, ("recipes",), ("ops", "report"), ("pipeline",),
-    ("study",), ("api",), ("commands",), ("cli",), ("__init__",))  # fmt: skip
+    ("rows", "sync"), ("models",), ("objectives", "data"), STAGE_LAYERS, ("recipes", "monitors"), ("ops", "report"),
+    ("pipeline",), ("study",), ("api",), ("commands",), ("cli",), ("__init__",))  # fmt: skip
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
     "mindspore": ("models/", "objectives/", "annotate/", "exposure/", "train/", "ops/numerics.py", "ops/selftest.py",
@@ -90,7 +90,7 @@ def test_engines_are_imported_where_the_architecture_says():
 def test_what_is_registered_by_name_needs_no_engine():
     """Filters, checkers, sync policies, methods and recipes are also looked up where no engine is installed."""
     folders = ("select/filters", "objectives/terms", "objectives/token_weights", "evaluate/checkers", "sync/policies",
-               "study/methods", "recipes")
+               "study/methods", "recipes", "monitors/backends")
     for path in (p for folder in folders for p in (PACKAGE / folder).glob("*.py")):
         roots = {name.partition(".")[0] for name, _ in imports(path)}
         assert not roots & ENGINES.keys(), path

@@ -41,17 +41,20 @@ print("\\n#", *({"transformers", "matplotlib"} & sys.modules.keys()))
 def test_registries():
     assert without_engines("""
 from npd_ascend.evaluate.registry import CHECKERS
+from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import TERMS, TOKEN_WEIGHTS
 from npd_ascend.recipes import RECIPES
 from npd_ascend.select.registry import FILTERS
 from npd_ascend.study.method import METHODS
 from npd_ascend.sync.registry import POLICIES
-for registry in (CHECKERS, RECIPES, FILTERS, METHODS, POLICIES, TERMS, TOKEN_WEIGHTS):
+for registry in (CHECKERS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS):
     print(registry.what, *registry.all())
 """).splitlines() == [
         "checker exact maze number", "recipe npd",
         "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
-        "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd", "sync policy kl static",
+        "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd",
+        "monitor swanlab tensorboard wandb",
+        "sync policy kl static",
         "loss term cross_entropy forward_kl jsd reverse_kl skew_kl skew_reverse_kl",
         "token weight none position_decay surprisal_gate teacher_confidence"]
 

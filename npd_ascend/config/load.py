@@ -11,13 +11,18 @@ from typing import Any, TypeVar, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from npd_ascend.config.paths import beside, check_inputs
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _TAGS = ("shared", "split")  # of device.placement: which of its two forms was tried
 _SHOWN = 6  # mistakes named in one message
-_RENAMED = {"select.metric": "select.filter", "evaluate.at_sync": "evaluate.at_refresh"}
+_RENAMED = {
+    "select.metric": "called select.filter now; rename it",
+    "evaluate.at_sync": "called evaluate.at_refresh now; rename it",
+    "report.tensorboard": "gone; write report.monitors: [tensorboard]",
+}
 _WORDS = {
     "model_type": "expected a section of settings",
     "list_type": "expected a list, e.g. [a, b]",
@@ -28,23 +33,33 @@ _WORDS = {
 }
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path, overrides: list[str] | None = None, inputs: bool = False) -> Config:
     """Reads a YAML file, applies ``a.b=c`` overrides in order, validates.
 
-    Paths stay as written: relative ones are relative to the working directory.
+    Relative paths of inputs are looked for in the working directory first, then beside the file (``config.paths``).
 
     Args:
         path: the YAML file.
         overrides: ``section.key=value``; the value is read as YAML.
+        inputs: relative paths of inputs must exist.
 
     Raises:
-        UserError: unreadable file, bad YAML, unknown key (with the nearest valid one), bad value, contradiction.
+        UserError: unreadable file, bad YAML, unknown key (with the nearest valid one), bad value, contradiction; with
+            ``inputs``, one that is not there.
     """
-    return parse_config(read_tree(path, overrides), str(path))
+    config = parse_config(read_tree(path, overrides), str(path))
+    if inputs:
+        check_inputs(config, Path(path).parent)
+    return config
 
 
-def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+def read_tree(path: str | Path, overrides: list[str] | None = None, kind: type[BaseModel] = Config) -> dict[str, Any]:
     """The plain values of a YAML file after ``a.b=c`` overrides, not validated.
+
+    Args:
+        path: the YAML file.
+        overrides: as in ``load_config``.
+        kind: what they are to become; says which of them are paths of inputs.
 
     Raises:
         UserError: unreadable file, bad YAML, or an override that is none.
@@ -64,6 +79,7 @@ def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str,
         raise UserError(f"config {path}: nested too deeply") from None
     if not isinstance(tree, dict):
         raise UserError(f"config {path}: expected sections such as 'run:' and 'models:', found {type(tree).__name__}")
+    tree = beside(tree, path.parent, kind)
     for item in overrides or []:
         _override(tree, item)
     return tree
@@ -144,7 +160,7 @@ def _explain(err: Any, kind: type[BaseModel]) -> str:
     loc = [_cut(str(x)) for x in err["loc"] if x not in _TAGS]
     key = ".".join(loc)
     if err["type"] == "extra_forbidden" and key in _RENAMED:
-        return f"{key} is called {_RENAMED[key]} now; rename it"
+        return f"{key} is {_RENAMED[key]}"
     if err["type"] == "extra_forbidden":
         section = _section(loc[:-1], kind)
         near = difflib.get_close_matches(loc[-1], list(section.model_fields), n=1, cutoff=0.5) if section else []

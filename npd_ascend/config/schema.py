@@ -354,7 +354,9 @@ class DeviceConfig(Section):
 class ReportConfig(Section):
     """What is written beside report.html and metrics.jsonl."""
 
-    tensorboard: bool = False
+    monitors: list[str] = []
+    """Programs that get the curves while the run goes on: files of ``monitors/backends`` (tensorboard, wandb, swanlab)
+    or ``module:function``; ``wandb:PROJECT`` names the project."""
     samples: Natural = 6
     """Answers shown with the teacher's entropy."""
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Literal
 
 from npd_ascend.config.job import Job
+from npd_ascend.errors import UserError
 
 Model = Literal["teacher", "student"]
 Side = Literal["rollout", "train"]
@@ -227,6 +228,21 @@ STAGES: dict[str, Stage] = {
 def named(name: str) -> list[Stage]:
     """The stages that answer to a name: one, or all of a group; none when there is no such stage."""
     return [s for s in STAGES.values() if name in (s.name, s.group)]
+
+
+def stage_names() -> list[str]:
+    """All names of ``--stage``."""
+    return list(dict.fromkeys(name for s in STAGES.values() for name in (s.group, s.name)))
+
+
+def check_stage(name: str) -> None:
+    """Whether a stage answers to a name.
+
+    Raises:
+        UserError: none does.
+    """
+    if not named(name):
+        raise UserError(f"--stage {name}: there is no such stage; known: {', '.join(stage_names())}")
 
 
 def groups() -> dict[str, Stage]:

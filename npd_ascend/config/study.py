@@ -90,6 +90,8 @@ class GroupConfig(Section):
     """Accuracy is measured so often, evenly over the run and at its end."""
     exposure: bool = False
     """At the end the models are also compared along the student's own answers."""
+    note: str = ""
+    """What a reader of the report must know of this comparison."""
     timed: bool = False
     """These arms run one at a time, with all cores, and make everything themselves."""
 
@@ -161,7 +163,7 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> StudyCon
     Raises:
         UserError: unreadable, unknown key, bad value, contradiction.
     """
-    return validated(StudyConfig, read_tree(path, overrides), str(path))
+    return validated(StudyConfig, read_tree(path, overrides, StudyConfig), str(path))
 
 
 def arms_of(study: StudyConfig, changes: Callable[[str, str], Settings]) -> Iterator[Arm]:

@@ -15,6 +15,7 @@ from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
 from npd_ascend.models.mapping import heads_of, shard_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
+from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import asked
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.engine import check_servable
@@ -32,12 +33,14 @@ def check_names(config: Config) -> None:
     """Names that the schema cannot know.
 
     Raises:
-        UserError: an unknown filter, loss term, token weight, sync policy or checker, unusable data of the checker, or
-            settings that the sync policy cannot follow.
+        UserError: an unknown filter, loss term, token weight, sync policy, monitor or checker, unusable data of the
+            checker, or settings that the sync policy cannot follow.
     """
     FILTERS.find(config.select.filter)
     _check_loss(config)
     check_sync(config)
+    for name in config.report.monitors:
+        MONITORS.parse(name)
     if config.evaluate.prompts:
         CHECKERS.find(config.evaluate.checker)
         load_checker_data(config.evaluate.checker_data)

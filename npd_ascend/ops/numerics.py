@@ -15,7 +15,7 @@ import numpy as np
 
 from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.ops.selftest import TOLERANCE, distance, sequences
+from npd_ascend.ops.selftest import TOLERANCE, announce, distance, sequences
 
 
 def logits(spec: ModelSpec, folder: Path, modules: str, dtype: Literal["float32", "bfloat16"], device: Device,
@@ -44,8 +44,11 @@ def main() -> None:
     folder, row = Path(job["student"]), job["row_length"]
     spec = ModelSpec.from_folder(folder)
     device = Device(target="ascend", dtype="bfloat16", max_device_memory=job["max_device_memory"])
+    announce("float32 on the NPU")
     exact = logits(spec, folder, "cpu", "float32", device, row)
+    announce("bfloat16, dense attention")
     dense = logits(spec, folder, "cpu", "bfloat16", device, row)
+    announce("bfloat16, flash attention")
     flash = logits(spec, folder, "ascend", "bfloat16", device, row)
     for name, a, b in (("bfloat16 and float32 agree", dense, exact), ("flash and dense attention agree", flash, dense)):
         gap = max(distance(x - y, "bfloat16") for x, y in zip(a, b, strict=True))

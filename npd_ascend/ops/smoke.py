@@ -19,7 +19,8 @@ from npd_ascend.config import Config, dump_config
 from npd_ascend.config.load import parse_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok
-from npd_ascend.ops.doctor.selftest import engine, judge, tell
+from npd_ascend.ops.doctor.selftest import engine, judge
+from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments, resolve_device, visible_npus
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
@@ -50,10 +51,17 @@ def smoke(config: Config, out: Path, *, cpu: bool = False) -> list[Finding]:
         config = small(config, out, {"target": "ascend", "dtype": "bfloat16"})
     device = resolve_device(config.device)
     findings: list[Finding] = []
-    if device.target == "ascend":
-        findings += _numerics(config)
-    _run(config, out)
-    return findings + judge_run(RunDir(config.run.dir), device.dtype)
+    ascend = device.target == "ascend"
+    with Steps(2 + 3 * ascend) as steps:
+        if ascend:
+            findings += _numerics(config, steps)
+        steps.begin(f"a tiny run of the whole chain in {config.run.dir}")
+        _run(config, out)
+        steps.begin("comparing vLLM and MindFormers on its answers")
+        for finding in judge_run(RunDir(config.run.dir), device.dtype):
+            steps.found(finding)
+            findings.append(finding)
+    return findings
 
 
 def small(config: Config, out: Path, device: dict[str, str]) -> Config:
@@ -114,7 +122,6 @@ def _run(config: Config, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "smoke.yaml"
     path.write_text(dump_config(config))
-    tell(f"a tiny run in {config.run.dir}")
     # Its progress goes where messages go: standard output is for the findings.
     done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", str(path)], text=True, stdout=2,
                           stderr=subprocess.PIPE)
@@ -123,11 +130,10 @@ def _run(config: Config, out: Path) -> None:
         raise UserError(f"the smoke run stopped: {last.removeprefix('error: ')} (its logs: {config.run.dir / 'logs'})")
 
 
-def _numerics(config: Config) -> list[Finding]:
+def _numerics(config: Config, steps: Steps) -> list[Finding]:
     """Kernels and types of the NPU, in a process of the MindSpore environment."""
-    tell("kernels and types of the NPU")
     job = config.run.dir.parent / "numerics.json"
     job.parent.mkdir(parents=True, exist_ok=True)
     job.write_text(json.dumps({"student": str(config.models.student), "row_length": _ROW["ascend"],
                                "max_device_memory": config.device.max_device_memory}))
-    return engine(Environments.find().mindspore, "npd_ascend.ops.numerics", job)
+    return engine(Environments.find().mindspore, "npd_ascend.ops.numerics", job, steps)

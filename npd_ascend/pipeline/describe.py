@@ -9,7 +9,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
-from npd_ascend.ops.plan import estimate, render
+from npd_ascend.ops.plan import estimate, estimate_here, render
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.recipes import find
@@ -43,7 +43,7 @@ def describe(config: Config) -> str:
         *(f"  {name:<32} {state}" for name, state in outline.lines),
         "",
         "# cost",
-        render(estimate(config)),
+        render(estimate_here(config) if device.target == "cpu" else estimate(config)),
     ]
     return "\n".join(lines)
 

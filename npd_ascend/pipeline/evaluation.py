@@ -15,6 +15,7 @@ from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.report.live import LiveView
 from npd_ascend.store.atomic import read_sealed, write_json
+from npd_ascend.store.identity import model_fingerprint
 from npd_ascend.store.layout import RunDir
 
 
@@ -24,10 +25,12 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     Args:
         config: its ``evaluate``, ``data``, ``rollout`` and ``device`` sections are used.
         checkpoint: Hugging Face folder.
-        out: folder for prompts, answers and ``result.json``; resumed like a run.
+        out: below it, prompts, answers and ``result.json`` get a folder named after the checkpoint and its content, so
+            that no checkpoint overwrites what another got; resumed like a run.
 
     Returns:
-        The result as the evaluate stage writes it.
+        The result as the evaluate stage writes it, with ``checkpoint`` (its path), ``checkpoint_id`` (a hash of its
+        content) and ``written`` (where the result is).
     """
     if not config.evaluate.prompts:
         raise UserError("the configuration has no evaluate.prompts: nothing to evaluate on")
@@ -36,7 +39,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     check_checkpoint(checkpoint)
     CHECKERS.find(config.evaluate.checker)
     load_checker_data(config.evaluate.checker_data)
-    run = RunDir(out)
+    identity = model_fingerprint(checkpoint, out / ".hashes.json")
+    run = RunDir(out / f"{checkpoint.resolve().name}-{identity[:8]}")
     run.lock()
     device = resolve_device(config.device)
     runner = Runner(config, run, Environments.find(), LiveView(), Placement.of(config, device.target))
@@ -52,6 +56,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
         runner.close()
         run.unlock()
     assert step.done_file is not None
-    result = read_sealed(step.done_file) or {}
-    write_json(out / "result.json", result)
-    return result
+    result = {"checkpoint": str(checkpoint.resolve()), "checkpoint_id": identity, **(read_sealed(step.done_file) or {})}
+    written = run.root / "result.json"
+    write_json(written, result)
+    return {**result, "written": str(written)}

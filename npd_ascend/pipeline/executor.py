@@ -17,9 +17,10 @@ from typing import Any
 
 from npd_ascend import __version__
 from npd_ascend.config import Config
-from npd_ascend.config.stages import STAGES, followers, named
+from npd_ascend.config.stages import STAGES, check_stage, followers, named
 from npd_ascend.errors import NpdError, UserError
 from npd_ascend.interrupt import Interruption
+from npd_ascend.monitors.feed import Feed
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
@@ -32,7 +33,6 @@ from npd_ascend.progress import message
 from npd_ascend.recipes import Recipe, find
 from npd_ascend.report.build import build as build_report
 from npd_ascend.report.live import LiveView
-from npd_ascend.report.tensorboard import export as export_tensorboard
 from npd_ascend.report.warnings import rise_of_truncated
 from npd_ascend.store.atomic import atomic_folder, read_sealed, sweep, write_sealed
 from npd_ascend.store.dataset import Dataset
@@ -77,9 +77,8 @@ class Executor:
             UserError: something has to be mended; all that was finished stays.
             Stopped: a signal arrived; all processes are gone.
         """
-        if stage and not named(stage):
-            known = dict.fromkeys(name for s in STAGES.values() for name in (s.group, s.name))
-            raise UserError(f"--stage {stage}: there is no such stage; known: {', '.join(known)}")
+        if stage:
+            check_stage(stage)
         recipe = find(self.config.run.recipe)
         check_config(self.config)
         self.placement.check(self.config, self.nodes.count)
@@ -96,8 +95,12 @@ class Executor:
             self.run_dir.write_state(status="running", started=started, error="", environment=self._facts())
             status: dict[str, Any] = {"status": "stopped"}
             done = False
+            feeds = [Feed(name, self.run_dir.root, self.config.model_dump(mode="json"), fresh=self.redo)
+                     for name in dict.fromkeys(self.config.report.monitors)]
             try:
                 self.runner.start()
+                for feed in feeds:
+                    feed.start()
                 self._mending(lambda: OneStage(self, stage).of(recipe) if stage else self._whole(recipe))
                 done = True
                 if not stage:
@@ -108,12 +111,12 @@ class Executor:
             finally:
                 for n in previous:  # a second signal must not interrupt the clean-up
                     signal.signal(n, signal.SIG_IGN)
+                for feed in feeds:
+                    feed.stop()
                 self.runner.close("" if done else str(status.get("error", "stopped")))
                 self._conclude(status)
                 for n, handler in previous.items():
                     signal.signal(n, handler)
-            if self.config.report.tensorboard:
-                export_tensorboard(self.run_dir.root)
         finally:
             self.run_dir.unlock()
 
@@ -197,11 +200,17 @@ class Executor:
         self.runner.metrics.log(
             "evaluate",
             name=name,
+            step=self._steps_before(step.generation),
             generation=step.generation,
             accuracy=result.get("accuracy"),
             interval=result.get("interval"),
             n=result.get("n"),
         )
+
+    def _steps_before(self, generation: int) -> int:
+        """Optimiser steps of the student that a generation begins with; with a lead, of those done so far."""
+        return max((r["step"] for r in read_metrics(self.run_dir.metrics) if r["kind"] == "train"
+                    and r.get("generation", 0) < generation and isinstance(r.get("step"), int)), default=0)
 
     # ---- training in the background
 

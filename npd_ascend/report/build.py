@@ -11,17 +11,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from npd_ascend import __version__
 from npd_ascend.config.stages import title
-from npd_ascend.report import numbers
+from npd_ascend.report import numbers, tables
+from npd_ascend.report.captions import author, captions, lag_title, loss_formula, rule
 from npd_ascend.report.collect import Evaluation, Run, collect, last
-from npd_ascend.report.paper import LAG, TIME, ZONES
 from npd_ascend.report.samples import gallery
 from npd_ascend.report.warnings import warnings_of
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.store.layout import RunDir
 from npd_ascend.visible import visible
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _DEFAULT_SAMPLES = 6
 _ANSWERS = 4
+_TABLES = ("evaluations", "selection", "rollouts", "stored", "packing", "time")
 _FIGURES = ("accuracy", "loss", "optimiser", "lag", "zones", "delta", "lengths", "timeline")
 
 
@@ -48,7 +50,7 @@ def build(run_dir: Path, out: Path | None = None) -> Path:
 def environment(templates: Path) -> Environment:
     """Where pages are rendered: what did not come from this package is escaped, and its control characters are shown
     as such, so that they cannot change the layout."""
-    return Environment(loader=FileSystemLoader(templates), autoescape=True, undefined=StrictUndefined,
+    return Environment(loader=FileSystemLoader([templates, _TEMPLATES]), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True, finalize=_harmless)
 
 
@@ -63,12 +65,14 @@ def render(run: Run) -> str:
 
     count = run.config.report.samples if run.config else _DEFAULT_SAMPLES
     samples = gallery(RunDir(run.root), run.config, count, run.problems)
-    env = environment(Path(__file__).parent / "templates")
-    env.filters.update(number=numbers.number, percent=numbers.percent, duration=numbers.duration, size=numbers.size)
+    env = environment(_TEMPLATES)
+    env.filters.update(number=numbers.number)
     return env.get_template("report.html.j2").render(
         run=run, name=run.root.resolve().name, tiles=_tiles(run), warnings=warnings_of(run),
-        figures={name: getattr(plots, name)(run) for name in _FIGURES}, stages=_stages(run), paper_zones=ZONES,
-        samples=samples, answers=_answers(run), facts=_facts(run), bound=LAG)
+        figures={name: getattr(plots, name)(run) for name in _FIGURES},
+        tables={name: getattr(tables, name)(run) for name in _TABLES}, captions=captions(run),
+        lag_title=lag_title(run.config), loss_formula=loss_formula(run.config) if run.config else "",
+        author=author(run.config), samples=samples, answers=_answers(run), facts=_facts(run))
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -97,12 +101,13 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     if selected:
         latest = selected[-1].selection
         assert latest is not None
+        beside = "paper: 96.2 %" if latest.rule_as_paper else rule(latest, run.config.select if run.config else None)
         tiles.append(("Keep rate", numbers.percent(latest.keep_rate),
-                      f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; paper: 96.2 %"))
+                      f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; {beside}"))
     lag = last(run.lag, "forward")
     if lag is not None:
-        tiles.append(("Lag at the end", f"{numbers.number(lag, 2)} nats",
-                      f"KL(current‖generator); near-policy: ≤ {LAG:g}"))
+        near = f"; near-policy: ≤ {run.lag_bound:g}" if author(run.config) == "the student" else ""
+        tiles.append(("Lag at the end", f"{numbers.number(lag, 2)} nats", f"KL(current‖generator){near}"))
     train = next((t for t in run.times() if t.stage == "train"), None)
     if train and train.tokens_per_second:
         loss = last(run.train, "loss")
@@ -136,19 +141,6 @@ def _answers(run: Run) -> dict[str, Any] | None:
 def _cut(text: object, at_most: int = 300) -> str:
     text = "" if text is None else str(text)
     return text[:at_most] + ("…" if len(text) > at_most else "")
-
-
-def _stages(run: Run) -> list[dict[str, Any]]:
-    """Rows of the time table: the paper's stages in its order with both shares, then the others."""
-    times = {t.stage: t for t in run.times()}
-    total = sum(times[s].seconds for s, *_ in TIME if s in times)
-    rows = [{"name": name, "time": times.get(stage), "paper": share,
-             "share": times[stage].seconds / total if stage in times and total else None}
-            for stage, name, share in TIME]
-    others = [t for s, t in times.items() if s not in {x[0] for x in TIME}]
-    return (rows if total else []) + [
-        {"name": title(t.stage).capitalize(), "time": t, "paper": None, "share": None}
-        for t in others]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.report.generation import Generation, prompt_hashes, read_generation
 from npd_ascend.report.paper import LAG
 from npd_ascend.store.layout import RunDir
-from npd_ascend.store.metrics import read_metrics
+from npd_ascend.store.metrics import TERM, plain, read_metrics
 from npd_ascend.sync.registry import SyncPolicy, policy_of
 
 
@@ -112,6 +112,11 @@ class Run:
         bound = self.policy.lag_bound
         return LAG if bound is None else bound
 
+    @property
+    def terms(self) -> list[str]:
+        """Keys of ``train`` rows that hold further loss terms, beside ``ce`` and ``kd``."""
+        return sorted({key for row in self.train for key in row if key.startswith(TERM)})
+
     def evaluation(self, name: str) -> Evaluation | None:
         """The evaluation of that name."""
         return next((e for e in self.evaluations if e.name == name), None)
@@ -154,7 +159,7 @@ def collect(run_dir: Path) -> Run:
                         "give the run.dir of a run that was started")
     problems: list[str] = []
     config, text = _config(run, problems)
-    rows = {kind: [_plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "refresh", "stage")}
+    rows = {kind: [plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "refresh", "stage")}
     prompts = prompt_hashes(run.prompts)
     generations = [read_generation(run.generation(i), i, prompts, problems) for i in run.generations()]
     return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["refresh"], rows["stage"],
@@ -171,23 +176,6 @@ def last(rows: list[dict[str, Any]], key: str) -> float | None:
     """The last value of ``key``."""
     _, y = series(rows, key)
     return float(y[-1]) if len(y) else None
-
-
-# Fields that place a row must be finite; measured ones may be NaN, which is a finding.
-_PLACES = {"step", "progress", "generation", "seconds", "busy", "tokens", "samples", "time"}
-_MEASURES = {"lr", "loss", "ce", "kd", "grad_norm", "forward", "reverse"}
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without fields that are not the numbers they should be: the file may be of another program."""
-
-    def sound(key: str, value: Any) -> bool:
-        if key not in _PLACES | _MEASURES:
-            return True
-        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-        return number or (key in _MEASURES and isinstance(value, float))
-
-    return {k: v for k, v in row.items() if sound(k, v)}
 
 
 def _config(run: RunDir, problems: list[str]) -> tuple[Config | None, str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from npd_ascend.errors import CorruptShard, UserError
+from npd_ascend.report.paper import DELTA
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import GenerationDir
 
@@ -45,6 +46,8 @@ class Selection:
         delta: [N'] float64, the finite Δ-IFD values.
         lower, upper: bounds on Δ-IFD: the filter's, or, where another value filters, those of the proximal zone.
         filtered: whether the filter looked at Δ-IFD.
+        zone_upper: δ, where the proximal zone ends.
+        ifd_form: how IFD was computed, as ``select.ifd_form``.
     """
 
     samples: int
@@ -57,6 +60,18 @@ class Selection:
     upper: float | None
     filtered: bool
     note: str | None
+    zone_upper: float
+    ifd_form: str
+
+    @property
+    def zones_as_paper(self) -> bool:
+        """Whether zones are cut as in the paper's Table 13, so that shares can be compared with it."""
+        return self.zone_upper == DELTA and self.ifd_form == "loss_ratio"
+
+    @property
+    def rule_as_paper(self) -> bool:
+        """Whether the filter is the paper's with its bounds, so that keep rates can be compared with it."""
+        return self.zones_as_paper and self.filter == "delta_ifd" and (self.lower, self.upper) == (0.0, DELTA)
 
     @property
     def keep_rate(self) -> float:
@@ -203,7 +218,8 @@ def _selection(dataset: Dataset) -> Selection:
     bounds = extra["bounds"] if filtered else {"lower": 0.0, "upper": extra["zone_upper"]}
     return Selection(table.num_rows, int(pc.sum(table["keep"]).as_py() or 0), str(extra["filter"]),
                      _counts(table["zone"]), _counts(table["reason"]), delta[np.isfinite(delta)], bounds["lower"],
-                     bounds["upper"], filtered, extra.get("note"))
+                     bounds["upper"], filtered, extra.get("note"), float(extra["zone_upper"]),
+                     str(extra.get("ifd_form", "loss_ratio")))
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -8,6 +8,9 @@ ZONES = {
     "paper, late": {"degenerate": 0.0377, "proximal": 0.9619, "disconnect": 0.0004},
 }
 
+# Section 3: the filter keeps 0 <= Δ-IFD <= δ.
+DELTA = 0.8
+
 # Table 19: (stage of this program, name in the paper, share of the total time); 365.79 hours of a node in all.
 TIME = (
     ("rollout", "Rollout", 300 / 365.79),

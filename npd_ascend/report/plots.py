@@ -53,9 +53,12 @@ def accuracy(run: Run) -> Markup | None:
 
 
 def loss(run: Run) -> Markup | None:
-    """Loss and its two parts over optimiser steps."""
-    parts = [(name, key, colour) for name, key, colour in
-             (("total", "loss", INK), ("KD (teacher)", "kd", C1), ("CE", "ce", C2)) if len(series(run.train, key)[0])]
+    """Loss and its parts over optimiser steps: CE, all divergences together, and every other term."""
+    names = {"loss": "total", "kd": "divergence from teacher", "ce": "cross-entropy"}
+    names |= {key: key.removeprefix("term_").replace("_", " ") for key in run.terms}
+    colours = (INK, C1, C2, C3, C4, C5)
+    parts = [(name, key, colours[i % len(colours)]) for i, (key, name) in enumerate(names.items())
+             if len(series(run.train, key)[0])]
     if not parts:
         return None
     with svg.style():
@@ -106,22 +109,26 @@ def lag(run: Run) -> Markup | None:
                                                  ("KL(generator‖current)", "reverse", C2)) for g in generations]
     if not any(len(x) for _, (x, _), _ in curves):
         return None
-    with svg.style():
-        fig = svg.figure(11.6, 2.8)
-        ax = fig.subplots()
-        for name, (x, y), colour in curves:
-            svg.line(ax, x, y, colour, name)
-        bound = run.lag_bound
-        ax.axhline(bound, color=C4, linewidth=1, linestyle=(0, (5, 2)))
-        ax.annotate(f"near-policy bound {bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                    textcoords="offset points", ha="right", color=C4, fontsize=7.5)
-        ax.set_ylim(bottom=0)
-        _syncs(ax, run)
-        svg.legend(ax)
-        ax.set_xlabel("optimiser step")
-        ax.set_ylabel("nats a token")
-        ax.xaxis.set_major_formatter(_SHORT)
-        return svg.to_svg(fig, "Lag between the student and the generator of its data")
+
+    def draw(width: float) -> Markup:
+        with svg.style():
+            fig = svg.figure(width)
+            ax = fig.subplots()
+            for name, (x, y), colour in curves:
+                svg.line(ax, x, y, colour, name)
+            bound = run.lag_bound
+            ax.axhline(bound, color=C4, linewidth=1, linestyle=(0, (5, 2)))
+            ax.annotate(f"near-policy bound {bound:g}", (0, bound), xycoords=("axes fraction", "data"), xytext=(2, 2),
+                        textcoords="offset points", color=C4, fontsize=7.5)
+            ax.set_ylim(bottom=0)
+            _syncs(ax, run)
+            svg.legend(ax)
+            ax.set_xlabel("optimiser step")
+            ax.set_ylabel("nats a token")
+            ax.xaxis.set_major_formatter(_SHORT)
+            return svg.to_svg(fig, "Lag between the student and the generator of its data")
+
+    return svg.adaptive(draw)
 
 
 def zones(run: Run) -> Markup | None:
@@ -130,17 +137,18 @@ def zones(run: Run) -> Markup | None:
     if not found:
         return None
     rows = [(name, {z: s.share(z) for z in _ZONE_COLOURS}) for name, s in found[-_MAX_BARS:]]
-    rows += [(name, dict(shares)) for name, shares in ZONES.items()]
+    paper = ZONES if all(s.zones_as_paper for _, s in found) else {}
+    rows += [(name, dict(shares)) for name, shares in paper.items()]
     with svg.style():
-        fig = svg.figure(5.6, 1.0 + 0.3 * len(rows))
+        fig = svg.figure(height=0.8 + 0.3 * len(rows))
         ax = fig.subplots()
-        at = np.arange(len(rows))[::-1] - np.where(np.arange(len(rows)) >= len(rows) - len(ZONES), 0.25, 0.0)
+        at = np.arange(len(rows))[::-1] - np.where(np.arange(len(rows)) >= len(rows) - len(paper), 0.25, 0.0)
         left = np.zeros(len(rows))
         for zone, colour in _ZONE_COLOURS.items():
             width = np.array([shares.get(zone, 0.0) for _, shares in rows])
             if zone == "undefined" and not width.any():
                 continue
-            pale = [0.45 if name in ZONES else 1.0 for name, _ in rows]
+            pale = [0.45 if name in paper else 1.0 for name, _ in rows]
             for i in range(len(rows)):
                 ax.barh(at[i], width[i], 0.68, left[i], color=colour, alpha=pale[i], linewidth=0,
                         label=zone if i == 0 else None)
@@ -165,7 +173,7 @@ def delta(run: Run) -> Markup | None:
     low, high = min([low, *bounds]), max([high, *bounds])
     pad = 0.06 * (high - low) or 0.1
     with svg.style():
-        fig = svg.figure(5.6, 2.6)
+        fig = svg.figure()
         ax = fig.subplots()
         for (index, s), colour in zip(shown, SERIES, strict=False):
             share, edges = svg.bars_of(s.delta, low - pad, high + pad, 60)
@@ -195,7 +203,7 @@ def lengths(run: Run) -> Markup | None:
     longest = max(int(r.lengths.max()) for _, r in shown)
     bins = min(longest + 1, 50)
     with svg.style():
-        fig = svg.figure(5.6, 2.6)
+        fig = svg.figure()
         ax = fig.subplots()
         for (index, r), colour in zip(shown, SERIES, strict=False):
             share, edges = svg.bars_of(r.lengths, -0.5, longest + 0.5, bins)
@@ -222,23 +230,28 @@ def timeline(run: Run) -> Markup | None:
     unit = 60.0 if minutes else 1.0
     stages = [s for s in STAGES if any(r.get("stage") == s for r in rows)]
     stages += sorted({str(r.get("stage")) for r in rows} - set(stages))
-    with svg.style():
-        fig = svg.figure(11.6, 0.75 + 0.26 * len(stages))
-        ax = fig.subplots()
-        for r, moved in zip(rows, shift, strict=True):
-            y = len(stages) - 1 - stages.index(str(r.get("stage")))
-            ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - moved) / unit, linewidth=0,
-                    color=_colour(r))
-        svg.mark(ax, [at / unit for at, _ in pauses], [f"pause {duration(s)}" for _, s in pauses])
-        for index in sorted({int(r["generation"]) for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
-            ax.barh(0, 0, color=SERIES[index % (len(SERIES) - 1)], label=f"generation {index}")
-        ax.set_yticks(range(len(stages)), [title(s) for s in reversed(stages)], color=INK)
-        ax.grid(True, axis="x", color=GRID)
-        ax.grid(False, axis="y")
-        ax.set_xlim(left=0)
-        ax.set_xlabel(f"{'minutes' if minutes else 'seconds'} since the start" + (", without pauses" if pauses else ""))
-        svg.legend(ax, 6)
-        return svg.to_svg(fig, "When each stage was at work")
+
+    def draw(width: float) -> Markup:
+        with svg.style():
+            fig = svg.figure(width, 0.75 + 0.26 * len(stages))
+            ax = fig.subplots()
+            for r, moved in zip(rows, shift, strict=True):
+                y = len(stages) - 1 - stages.index(str(r.get("stage")))
+                ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - moved) / unit, linewidth=0,
+                        color=_colour(r))
+            svg.mark(ax, [at / unit for at, _ in pauses], [f"pause {duration(s)}" for _, s in pauses])
+            for index in sorted({int(r["generation"]) for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
+                ax.barh(0, 0, color=SERIES[index % (len(SERIES) - 1)], label=f"generation {index}")
+            ax.set_yticks(range(len(stages)), [title(s) for s in reversed(stages)], color=INK)
+            ax.grid(True, axis="x", color=GRID)
+            ax.grid(False, axis="y")
+            ax.set_xlim(left=0)
+            ax.set_xlabel(("minutes" if minutes else "seconds") + " since the start"
+                          + (", without pauses" if pauses else ""))
+            svg.legend(ax)
+            return svg.to_svg(fig, "When each stage was at work")
+
+    return svg.adaptive(draw)
 
 
 def _without_pauses(spans: list[tuple[float, float]]) -> tuple[list[float], list[tuple[float, float]], float]:

@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,22 +24,25 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", C1: "c1", C2: "c2", C3: 
 SERIES = (C1, C2, C3, C4, C5)
 
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "npd", "font.family": "sans-serif", "font.size": 8.5,
+    "svg.fonttype": "none", "svg.hashsalt": "npd", "font.family": "sans-serif", "font.size": 8,
     "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "text.color": INK,
-    "axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.titlepad": 8,
+    "axes.titlesize": 8, "axes.titlelocation": "left", "axes.titlepad": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7,
     "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
     "ytick.major.size": 0, "xtick.major.size": 3, "lines.linewidth": 1.5, "lines.solid_capstyle": "round",
-    "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 1.2, "legend.borderaxespad": 0.0,
+    "legend.frameon": False, "legend.fontsize": 7.5, "legend.handlelength": 1.2, "legend.borderaxespad": 0.0,
     "legend.columnspacing": 1.4, "axes.formatter.useoffset": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
+HALF, WIDE, TALL = 4.0, 10.0, 2.4
+"""Inches. A figure in half of the page's width keeps letters of nine pixels on a phone's 390; one in the whole width
+does not, so it is drawn twice (``adaptive``)."""
 _MAX_POINTS = 400
 _number_of_plot = itertools.count()
 _lock = threading.Lock()
 
 
-def figure(width: float = 5.6, height: float = 2.9) -> Figure:
+def figure(width: float = HALF, height: float = TALL) -> Figure:
     """An empty figure; draw on it inside ``with style():``."""
     fig = Figure(figsize=(width, height))
     FigureCanvasSVG(fig)
@@ -80,6 +83,18 @@ def to_svg(fig: Figure, title: str) -> Markup:
     return Markup(f'<svg {box[0]} role="img" aria-label="') + title + Markup('">') + Markup(body.strip())
 
 
+def adaptive(draw: Callable[[float], Markup | None]) -> Markup | None:
+    """A figure in the whole width of a page, and for phones and paper the same one in half of it.
+
+    Args:
+        draw: from a width in inches to the figure, or None when there is nothing to draw.
+    """
+    wide, narrow = draw(WIDE), draw(HALF)
+    if wide is None or narrow is None:
+        return None
+    return Markup('<div class="for-wide">{}</div><div class="for-narrow">{}</div>').format(wide, narrow)
+
+
 def bars_of(values: np.ndarray, low: float, high: float, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares [bins] of ``values`` and the edges [bins + 1]; what lies outside counts to the outermost bins."""
     edges = np.linspace(low, high, bins + 1)
@@ -113,9 +128,16 @@ def mark(ax: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
                     color=MUTED, fontsize=7.5, va="top")
 
 
-def legend(ax: Axes, columns: int = 4) -> None:
-    """Names of the series in one line above the plot."""
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns)
+def legend(ax: Axes) -> None:
+    """Names of the series above the plot, in as many columns as the figure is wide; nothing where none has a name."""
+    fig = ax.figure
+    assert isinstance(fig, Figure)
+    handles, labels = ax.get_legend_handles_labels()
+    for columns in range(len(labels), 0, -1):
+        shown = fig.legend(handles, labels, loc="outside upper left", ncols=columns)
+        if columns == 1 or shown.get_window_extent().width <= fig.bbox.width:
+            return
+        shown.remove()
 
 
 def _font(match: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from npd_ascend.config.schema import Config
 from npd_ascend.report.collect import Run, series
 from npd_ascend.report.numbers import number, percent
 
@@ -51,9 +52,23 @@ def _selection(run: Run) -> list[str]:
         return []
     worst = min((s for _, s in low), key=lambda s: s.keep_rate)
     reason = next((r for r in worst.reasons if r != "kept"), "")
-    return [f"{_which([i for i, _ in low])}: only {percent(worst.keep_rate)} of the samples are kept (the paper keeps "
-            f"96 %), most of the others are left out as {reason}. The filter may remove just what the student should "
-            "learn from: try select.lower: null, a bound by quantile, or select.filter: none."]
+    paper = " (the paper keeps 96 %)" if worst.rule_as_paper else ""
+    return [f"{_which([i for i, _ in low])}: only {percent(worst.keep_rate)} of the samples are kept{paper}, most of "
+            f"the others are left out as {reason}. The filter may remove just what the student should learn from"
+            f"{_other_bounds(run.config)}."]
+
+
+def _other_bounds(config: Config | None) -> str:
+    """What could be tried in the place of the configured rule."""
+    if config is None or config.select.filter == "none":
+        return ""
+    c = config.select
+    asked = [f"select.{side}_quantile: {q:g}" for side, q in (("lower", c.lower_quantile), ("upper", c.upper_quantile))
+             if q is not None]
+    if asked:
+        return f"; {' and '.join(asked)} asks for as much"
+    lower = "select.lower: null, " if c.lower is not None else ""
+    return f": try {lower}a bound by quantile, or select.filter: none"
 
 
 def _training(run: Run) -> list[str]:
@@ -69,7 +84,8 @@ def _training(run: Run) -> list[str]:
                        "learning rate or the batch may be ill chosen.")
     _, lag = series(run.lag, "forward")
     lag = lag[np.isfinite(lag)]
-    if len(lag) and lag.max() > run.lag_bound:
+    written = run.config is None or run.config.rollout.source == "student"
+    if written and len(lag) and lag.max() > run.lag_bound:
         out.append(f"The lag reached {number(float(lag.max()))} nats, above {run.lag_bound:g}: part of the data was no "
                    f"longer near the student's policy. {run.policy.lag_advice}")
     return out

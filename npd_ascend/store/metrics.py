@@ -13,6 +13,12 @@ from typing import Any
 from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import write_bytes
 
+TERM = "term_"
+"""Begins the names of loss terms in metrics.jsonl that are neither cross-entropy nor a divergence."""
+# Fields that place a row must be finite; measured ones may be NaN, which is a finding.
+_PLACES = {"step", "progress", "generation", "seconds", "busy", "tokens", "samples", "time"}
+_MEASURES = {"lr", "loss", "ce", "kd", "grad_norm", "forward", "reverse"}
+
 
 class MetricsWriter:
     """Appends rows ``{"kind", "time", ...}``; several processes may append to one file."""
@@ -62,6 +68,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("kind"), str):
             rows.append(row)
     return rows
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without fields that are not the numbers they should be: the file may be of another program."""
+
+    def sound(key: str, value: Any) -> bool:
+        measure = key in _MEASURES or key.startswith(TERM)
+        if key not in _PLACES and not measure:
+            return True
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+        return number or (measure and isinstance(value, float))
+
+    return {k: v for k, v in row.items() if sound(k, v)}
 
 
 def _torn(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import queue
 import signal
 import subprocess
@@ -20,11 +21,12 @@ from filelock import FileLock, Timeout
 
 from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.errors import UserError
-from npd_ascend.ops.environments import Environments
+from npd_ascend.ops.environments import Environments, visible_npus
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.processes import child_environment, resident_bytes
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.method import changes, live_method
+from npd_ascend.study.report.readings import MACHINE
 from npd_ascend.study.results import Results, content, identity
 
 _GUESS = {"stored": 45.0, "live": 120.0}
@@ -128,6 +130,8 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         resolved = root / "study.yaml"
         write_bytes(resolved, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False,
                                              allow_unicode=True).encode())
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, {len(visible_npus()) or 'no'} NPU"
+        write_bytes(root / MACHINE, machine.encode())
         everything = list(arms_of(study, changes))
         results.drop({a.key: identity(a) for a in everything})
         share(results, everything, arms)

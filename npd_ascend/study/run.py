@@ -165,7 +165,7 @@ class _Run:
         zones = {z: v["share"] for z, v in found["zones"].items()}
         self.record.log("zones", **where, generation=generation, below=zones["degenerate"], inside=zones["proximal"],
                         above=zones["disconnect"], undefined=zones["undefined"], kept=found["keep_rate"],
-                        samples=found["samples"], filter=found["filter"])
+                        zone_upper=found["zone_upper"], samples=found["samples"], filter=found["filter"])
         if found["delta_ifd"]:
             self.record.log("scores", **where, generation=generation, delta_ifd=found["delta_ifd"],
                             bounds=found["bounds"])

@@ -16,11 +16,14 @@ from npd_ascend.config.schema import LossConfig, SelectConfig, TrainConfig
 from npd_ascend.config.study import LiveConfig
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.registry import CHECKERS, Attempt
+from npd_ascend.monitors.feed import Feed
+from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import TERMS, TOKEN_WEIGHTS, Tokens, summands
 from npd_ascend.pipeline.describe import describe
 from npd_ascend.registry import Registry
 from npd_ascend.select.decide import decide
 from npd_ascend.select.registry import FILTERS, Scores
+from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.study.method import METHODS, Sample, changes
 from npd_ascend.sync.registry import POLICIES, Moment, policy_of
 from tests.faults.conftest import kit, make_kit, sound  # noqa: F401
@@ -30,7 +33,8 @@ EXAMPLES = ROOT / "examples"
 KINDS: dict[str, tuple[Registry, str]] = {
     "confident": (FILTERS, "confident:confident"), "contains": (CHECKERS, "contains:contains"),
     "hellinger": (TERMS, "hellinger:hellinger"), "rare_first": (TOKEN_WEIGHTS, "rare_first:rare_first"),
-    "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"), "half_and_half": (METHODS, "half_and_half:HalfAndHalf")}
+    "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"), "half_and_half": (METHODS, "half_and_half:HalfAndHalf"),
+    "curves_as_csv": (MONITORS, "curves_as_csv:curves")}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,7 @@ def test_one_file_of_ones_own(name):
     assert registry.find(text) and name not in registry.names()
 
 
-@pytest.mark.parametrize("name", sorted(set(KINDS) - {"contains"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"contains", "curves_as_csv"}))
 def test_one_file_in_the_package(name, tmp_path, monkeypatch):
     """Dropped into the folder of its kind, a file is a name, and no other file changes."""
     registry, _ = KINDS[name]
@@ -114,6 +118,17 @@ def test_the_token_weight():
     samples = [Tokens(len(x), rollout_logprobs=-np.array(x, np.float32)) for x in ([1, 2, 3], [4, 5])]
     assert chosen.stats is not None and chosen.stats(iter(samples)) == -3
     np.testing.assert_allclose(chosen.weight(samples[0], -2.5), np.array([1, 1, 2]) * 3 / 4)
+
+
+def test_the_monitor(tmp_path):
+    metrics = MetricsWriter(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        metrics.log("train", step=step, generation=0, loss=1 / step)
+        feed = Feed("curves_as_csv:curves", tmp_path, {})  # of a run that is started twice
+        feed.start()
+        feed.stop()
+    (file,) = tmp_path.glob("monitors/*/*.csv")
+    assert file.read_text().splitlines() == ["1,loss/total,1.0", "2,loss/total,0.5"]
 
 
 def test_the_sync_policy_is_asked_by_dry_run_plan_and_training(kit):  # noqa: F811

@@ -23,7 +23,7 @@ def files(root: Path) -> dict[str, bytes]:
 COMMANDS: dict[str, tuple[Callable[[Any], list[str]], str]] = {
     "typo": (lambda k: ["run", str(k.file), "--set", "trian.lr=1", "--dry-run"], "did you mean train?"),
     "missing config": (lambda k: ["run", "none.yaml"], "none.yaml"),
-    "missing model": (lambda k: ["run", str(k.file), "--set", "models.teacher=none"], "none: no config.json"),
+    "missing model": (lambda k: ["run", str(k.file), "--set", "models.teacher=none"], "teacher: none is neither"),
     "unknown stage": (lambda k: ["run", str(k.file), "--stage", "distil"], "annotate_teacher"),
     "unknown filter": (lambda k: ["plan", str(k.file), "--set", "data.prompts=[none.jsonl]"], "none.jsonl"),
     "report of no run": (lambda k: ["report", str(k.root / "none")], "no run there"),

@@ -14,6 +14,7 @@ from npd_ascend.config.load import load_config, parse_config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor import visit
 from npd_ascend.ops.doctor.selftest import engine, judge, selftest
+from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.selftest import TOLERANCE, distance, sequences, tolerance
 from npd_ascend.ops.smoke import small, smoke
@@ -61,7 +62,7 @@ def test_both_environments_see_the_jobs(tmp_path, monkeypatch):
     from npd_ascend.ops.doctor import selftest as room
 
     seen = []
-    def engine(python, module, job):
+    def engine(python, module, job, steps):
         seen.append((job, json.loads(job.read_text())))
         return []
 
@@ -102,7 +103,7 @@ def test_small_keeps_models_and_shrinks_the_rest(paper, tmp_path):
 def test_a_process_that_stops_is_an_error(tmp_path):
     job = tmp_path / "job.json"
     job.write_text(json.dumps({"student": str(tmp_path / "none"), "teacher": "x"}))
-    (found,) = engine(Environments.find().rollout, "npd_ascend.ops.hf_logits", job)
+    (found,) = engine(Environments.find().rollout, "npd_ascend.ops.hf_logits", job, Steps())
     assert found.level == "error" and "no config.json" in found.what
 
 
@@ -117,14 +118,22 @@ echo '{"name": "rows", "value": 0.0, "limit": 1.0}'
     program.chmod(0o755)
     job = tmp_path / "job"
 
+    lines = []
+
     def message(text):
-        assert re.fullmatch(r"\d+:\d\d  rows \.\.\.", text), text
-        (tmp_path / "job.seen").touch()
+        lines.append(text)
+        if "still at rows" in text:
+            (tmp_path / "job.seen").touch()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("npd_ascend.ops.doctor.selftest.message", message)
-        (found,) = engine(program, "m", job)
+        patch.setattr("npd_ascend.ops.doctor.steps.message", message)
+        patch.setattr("npd_ascend.ops.doctor.steps._EVERY_S", 0.1)
+        with Steps(3) as steps:
+            (found,) = engine(program, "m", job, steps)
     assert found.level == "ok"
+    first, *going_on, last = (re.sub(r"^\d+:\d\d  ", "", line) for line in lines)
+    assert first == "[1/3] rows ..." and "  still at rows, 0 s so far" in going_on
+    assert "  ok: test: rows (0, at most 1)" in (last, going_on[-1])
 
 
 @pytest.mark.slow
@@ -161,7 +170,7 @@ def examined(request, tmp_path_factory, engines):
     job = root / "job.json"
     job.write_text(json.dumps({"student": str(student), "teacher": str(config.models.teacher),
                                "device": {"dtype": "float32"}, "reference": str(reference)}))
-    assert engine(engines.rollout, "npd_ascend.ops.hf_logits", job) == []
+    assert engine(engines.rollout, "npd_ascend.ops.hf_logits", job, Steps()) == []
     return Selftest(config.models.teacher, student, Device(), 128, reference), student, reference, request.param
 
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def finished(tiny, tmp_path_factory):
     """An undisturbed run: (run directory, configuration file, output)."""
     root = tmp_path_factory.mktemp("runs") / "plain"
-    config = tiny.config(root)
+    config = tiny.config(root, report={"monitors": ["examples.curves_as_csv:curves"]})
     code, out = tiny.run(config)
     assert code == 0, out
     return RunDir(root), config, out
@@ -66,6 +66,32 @@ def test_everything_is_there(finished):
     assert list(run.compiled.glob("*/seals.json")) and not list(run.compiled.glob(".*"))
     rows = [r for r in read_metrics(run.metrics) if r["kind"] == "stage"]
     assert all(r["start"] > 0 and r["compile"] > 0 for r in rows if r["stage"].startswith(("annotate", "train")))
+
+
+def test_the_monitor_got_every_step_and_evaluation_once(finished):
+    run, _, _ = finished
+    (file,) = run.root.glob("monitors/*/*.csv")
+    got = [line.split(",") for line in file.read_text().splitlines()]
+    rows = [r for r in read_metrics(run.metrics) if r["kind"] == "train"]
+    assert [(int(s), float(v)) for s, tag, v in got if tag == "loss/total"] == [(r["step"], r["loss"]) for r in rows]
+    middle = max(r["step"] for r in rows if r["generation"] == 0)
+    assert [int(s) for s, tag, _ in got if tag == "accuracy"] == [0, middle, rows[-1]["step"]]
+
+
+def test_evaluations_of_two_checkpoints_are_kept_apart(finished, tiny, tmp_path):
+    run, config, _ = finished
+    for checkpoint in (run.export, tiny.folder / "student"):
+        done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "evaluate", str(checkpoint), "--config",
+                               str(config), "--out", str(tmp_path / "out")], text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert f"checkpoint {checkpoint.resolve()}" in done.stdout
+    found = {f.parent.name: json.loads(f.read_text()) for f in tmp_path.glob("out/*/result.json")}
+    assert len(found) == 2
+    for name, result in found.items():
+        assert name.startswith(Path(result["checkpoint"]).name) and name.endswith(result["checkpoint_id"][:8])
+    by_path = {r["checkpoint"]: r["accuracy"] for r in found.values()}
+    end = json.loads((run.evaluations / "end.json").read_text())
+    assert by_path[str(run.export.resolve())] == end["accuracy"]
 
 
 def test_no_prompt_lost_repeated_or_mixed(finished):

@@ -23,7 +23,7 @@ def visit(config: Path | None, overrides: list[str] | None = None, selftest: boo
         return examine(config, overrides)
     if config is None:
         raise UserError("--selftest and --smoke need a configuration: npd doctor CONFIG --selftest")
-    loaded = load_config(config, overrides)
+    loaded = load_config(config, overrides, inputs=True)
     findings: list[Finding] = []
     if selftest:
         from npd_ascend.ops.doctor.selftest import selftest as run_selftest

@@ -72,7 +72,7 @@ def examine(config: Path | None = None, overrides: list[str] | None = None,
         patient.findings.append(error(str(e), "correct the variable, or unset it and run scripts/setup_env.sh"))
     if config is not None:
         try:
-            patient.config = load_config(config, overrides)
+            patient.config = load_config(config, overrides, inputs=True)
         except UserError as e:
             patient.findings.append(error(str(e), "correct the configuration"))
     findings = list(patient.findings)

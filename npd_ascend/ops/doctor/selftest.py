@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.doctor.finding import Finding, error, ok
+from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments, resolve_device
-from npd_ascend.progress import message
 
-_STARTED = time.monotonic()
+_STEPS = 11
+"""What ``hf_logits`` and ``ops.selftest`` announce together."""
 _ROW = {"cpu": 128, "ascend": 2048}
 _REMEDY = "do not train with these models and versions; report the line with npd version and the models' config.json"
 
@@ -40,15 +40,19 @@ def selftest(config: Config) -> list[Finding]:
                "reference": str(Path(folder) / "reference.npz")}
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
-        out = engine(environments.rollout, "npd_ascend.ops.hf_logits", path)
-        if out:
-            path.write_text(json.dumps({**job, "reference": None}))
-        return out + engine(environments.mindspore, "npd_ascend.ops.selftest", path)
+        with Steps(_STEPS) as steps:
+            out = engine(environments.rollout, "npd_ascend.ops.hf_logits", path, steps)
+            if out:
+                path.write_text(json.dumps({**job, "reference": None}))
+            return out + engine(environments.mindspore, "npd_ascend.ops.selftest", path, steps)
 
 
-def engine(python: Path, module: str, job: Path) -> list[Finding]:
-    """Runs a module of tests with an interpreter, telling what it is at; its result lines as findings, and an error
-    when it stops."""
+def engine(python: Path, module: str, job: Path, steps: Steps) -> list[Finding]:
+    """Runs a module of tests with an interpreter; ``steps`` shows what it is at and what it finds.
+
+    Returns:
+        Its result lines as findings, and an error when it stops.
+    """
     env = {**os.environ, "GLOG_v": "3", "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         try:
@@ -57,7 +61,7 @@ def engine(python: Path, module: str, job: Path) -> list[Finding]:
         except OSError as e:
             raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
         assert child.stdout is not None
-        out = [judge(result) for line in child.stdout if (result := _result(line)) is not None]
+        out = [found for line in child.stdout if (found := _finding(line, steps)) is not None]
         if child.wait():
             errors.seek(0)
             last = next((line for line in reversed(errors.readlines()) if line.strip()), "no message").strip()
@@ -65,17 +69,15 @@ def engine(python: Path, module: str, job: Path) -> list[Finding]:
     return out
 
 
-def _result(line: str) -> dict[str, Any] | None:
-    """A result that a line holds; what begins is passed on to who watches."""
+def _finding(line: str, steps: Steps) -> Finding | None:
+    """The result that a line of a test holds, if it holds one; shows it, or what begins."""
     if line.startswith('{"begins"'):
-        tell(json.loads(line)["begins"])
-    return json.loads(line) if line.startswith('{"name"') else None
-
-
-def tell(what: str) -> None:
-    """A line about what begins, with the time that the command has taken so far."""
-    seconds = round(time.monotonic() - _STARTED)
-    message(f"{seconds // 60}:{seconds % 60:02d}  {what} ...")
+        steps.begin(json.loads(line)["begins"])
+    if not line.startswith('{"name"'):
+        return None
+    found = judge(json.loads(line))
+    steps.found(found)
+    return found
 
 
 def judge(result: dict[str, Any]) -> Finding:

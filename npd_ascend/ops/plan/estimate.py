@@ -74,6 +74,7 @@ class Estimate:
         advice: what bounds the run and what would help, and what does not fit.
         free_disk: bytes free where the run will live.
         host: calibrated seconds of prepare, select and pack.
+        cpu: what the seconds are of, for a plan on a CPU; empty: hours on NPUs.
     """
 
     stages: list[StageCost]
@@ -83,6 +84,7 @@ class Estimate:
     advice: list[str] = field(default_factory=list)
     free_disk: float = 0.0
     host: float = 0.0
+    cpu: str = ""
 
     @property
     def measured(self) -> float | None:
@@ -116,7 +118,7 @@ class Estimate:
 
 
 def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None = None,
-             workload: Workload | None = None, calibration: Calibration | None = None) -> Estimate:
+             workload: Workload | None = None, calibration: Calibration | None = None, cpu: str = "") -> Estimate:
     """Estimates a run from model shapes, prompt statistics and a device of the table.
 
     Args:
@@ -125,6 +127,7 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
         devices: how many, over all nodes; None: as many as the configuration uses.
         workload: prompt statistics; None: found from the run or its prompt files.
         calibration: measured rates of a finished run on the same machine.
+        cpu: the run is on a CPU, and its seconds are of this; nothing is then said of NPUs.
 
     Raises:
         UserError: a model folder or prompt file is not usable, or the device is unknown.
@@ -141,7 +144,8 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
         for s in stages:
             s.measured = calibration.seconds(s.stage, s.tokens, s.passes)
             s.start = calibration.start(s.stage, s.passes)
-    out = Estimate(stages, npu, work, [*work.notes, *plan.notes()], free_disk=_free(config.run.dir))
+    out = Estimate(stages, npu, work, [*work.notes, *plan.notes(npus=not cpu)], free_disk=_free(config.run.dir),
+                   cpu=cpu)
     out.host = calibration.host(plan.generations) if calibration else 0.0
     out.advice = _advice(config, out, plan) if stages else ["no stage of this recipe needs a device"]
     return out
@@ -198,13 +202,16 @@ class _Planner:
         self.answers = self.samples * work.answer_tokens
         self.length = work.prompt_tokens + work.answer_tokens
 
-    def notes(self) -> list[str]:
-        """What the numbers rest on."""
+    def notes(self, npus: bool) -> list[str]:
+        """What the numbers rest on; ``npus``: with what is known of NPUs."""
         c, policy = self.config, policy_of(self.config)
         upto = "at most " if policy.condition and policy.refreshes else ""
+        work = (f"{upto}{self.generations} generation(s) of {self.samples:,.0f} samples; every sample kept; "
+                f"{c.train.epochs:g} epochs")
+        if not npus:
+            return [work, "no other job takes the cores meanwhile; lengths are taken at their means"]
         return [
-            f"{upto}{self.generations} generation(s) of {self.samples:,.0f} samples; every sample kept; "
-            f"{c.train.epochs:g} epochs",
+            work,
             f"{self.devices} x {self.npu.name}: {self.npu.flops / 1e12:.0f} TFLOPS bf16, "
             f"{self.npu.memory / 2**30:.0f} GB, {self.npu.bandwidth / 1e12:.1f} TB/s each",
             *([f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside "
@@ -283,11 +290,18 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
     out = []
     s = e.longest
     why = f", by {s.bound}" if e.measured is None else ", as calibrated"
-    out.append(f"{s.stage} bounds the run ({e.share(s):.0%} of the time{why}); what helps: {STAGES[s.stage].time}")
+    if not e.cpu or e.measured is not None:
+        out.append(f"{s.stage} bounds the run ({e.share(s):.0%} of the time{why}); what helps: {STAGES[s.stage].time}")
     start = sum(stage.start for stage in e.stages)
     if e.measured and start > e.measured / 4:
         out.append(f"{start:.0f} of {e.measured:.0f} s start processes, load weights and compile: fewer sync.refreshes "
                    "save a start of each stage, more work a generation makes it a smaller share")
+    return [*out, *([] if e.cpu else _npu_advice(config, e, plan)), *_disk_advice(e)]
+
+
+def _npu_advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
+    """What helps on NPUs, and what does not fit on them."""
+    out, s = [], e.longest
     if s.stage == "rollout" and s.memory is not None and config.rollout.memory_fraction < 0.8 and s.bound != "compute":
         out.append(f"rollout.memory_fraction is {config.rollout.memory_fraction:g}; with the device to itself 0.9 "
                    "holds more sequences")
@@ -308,10 +322,14 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
             key = "rollout" if stage.stage == "rollout" else "annotate"
             line += f"; {key}.tensor_parallel: {cut} would, or a smaller model"
         out.append(line)
-    if e.disk > e.free_disk:
-        out.append(f"the run needs {e.disk / 1e9:.0f} GB of disk, {e.free_disk / 1e9:.0f} GB are free: point run.dir "
-                   "at a larger disk")
     return out
+
+
+def _disk_advice(e: Estimate) -> list[str]:
+    if e.disk <= e.free_disk:
+        return []
+    return [f"the run needs {e.disk / 1e9:.0f} GB of disk, {e.free_disk / 1e9:.0f} GB are free: point run.dir at a "
+            "larger disk"]
 
 
 def _free(root: Path) -> float:

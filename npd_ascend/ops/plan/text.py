@@ -12,6 +12,33 @@ _WIDTHS = (18, 10, 10, 10, 11, 10, 11, 13, 34)
 
 def render(e: Estimate) -> str:
     """Table, totals, assumptions and advice."""
+    return _here(e) if e.cpu else _npus(e)
+
+
+def _here(e: Estimate) -> str:
+    """Of a plan on a CPU: seconds, or what would say them."""
+    known = e.measured is not None
+    head, widths = ["stage", "tokens", "FLOPs", "disk"], [18, 10, 10, 10]
+    if known:
+        head, widths = [*head, "time", "of it start-up"], [*widths, 12, 16]
+    lines = [_line(head, widths)]
+    for s in e.stages:
+        seconds = [_time(s.measured), _time(s.start)] if known and s.measured is not None else []
+        lines.append(_line([s.stage, si(s.tokens), si(s.flops), si(s.disk) + "B", *seconds], widths))
+    total = (f"{_time(e.measured)} on {e.cpu}, {_time(e.host)} of it prepare, select, pack; " if e.measured is not None
+             else "npd plan CONFIG measures this machine for about five seconds and says how long; ")
+    lines.append(f"  in all: {total}{_disk(e)}")
+    if known:
+        lines.append("  an estimate, right within a factor of two or so; --calibrate with a finished run is better")
+    return "\n".join([*lines, *(f"  > {a}" for a in e.advice), *(f"  - {a}" for a in e.assumptions)])
+
+
+def _disk(e: Estimate) -> str:
+    short = "  WARNING: not enough room" if e.disk > e.free_disk else ""
+    return f"disk {si(e.disk)}B, free {si(e.free_disk)}B{short}"
+
+
+def _npus(e: Estimate) -> str:
     measured = any(s.measured is not None for s in e.stages)
     head, widths = list(_HEAD), list(_WIDTHS)
     if measured:
@@ -21,8 +48,7 @@ def render(e: Estimate) -> str:
     lines.append(f"  in all: {e.hours(PAPER):.3g} h at the paper's pace, {e.hours(GOOD):.3g} h at a good one"
                  + (f", {_time(e.measured)} as calibrated ({_time(e.host)} of it prepare, select, pack)"
                     if e.measured else "")
-                 + f"; disk {si(e.disk)}B, free {si(e.free_disk)}B"
-                 + ("  WARNING: not enough room" if e.disk > e.free_disk else ""))
+                 + f"; {_disk(e)}")
     lines += ["  hours are estimates for NPUs of the table, not measurements; the stages run one after the other"]
     lines += [f"  > {a}" for a in e.advice]
     return "\n".join(lines + [f"  - {a}" for a in e.assumptions])
@@ -51,4 +77,6 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2g} h"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.2g} h"

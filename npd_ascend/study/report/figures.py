@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from npd_ascend.report import svg
-from npd_ascend.report.paper import LAG, ZONES
+from npd_ascend.report.paper import DELTA, LAG, ZONES
 from npd_ascend.report.svg import C1, C2, C4, C5, INK, MUTED, SERIES
 from npd_ascend.study.report.compare import TOTAL, values
 from npd_ascend.study.report.readings import Readings
@@ -28,6 +28,7 @@ _LIGHT = ("--bg:#fff;--ink:#1a1e23;--muted:#626a74;--grid:#e3e5e8;--c1:#0067a8;-
 
 def standalone(figure: str) -> str:
     """The figure as an SVG file: light colours, white ground."""
+    figure = figure[figure.index("<svg"): figure.index("</svg>") + len("</svg>")]  # of an adaptive one, the wide one
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure)
     assert size is not None
     ground = (f'<style>svg{{{_LIGHT};font-family:sans-serif}}</style>'
@@ -44,7 +45,7 @@ def accuracy(readings: Readings, task: str, group: str, measure: str = "accuracy
     if len(rows) < 2:
         return None
     with svg.style():
-        fig = svg.figure(5.6, 0.7 + 0.27 * len(rows))
+        fig = svg.figure(height=0.7 + 0.27 * len(rows))
         ax = fig.subplots()
         for y, (_, x) in enumerate(rows):
             e = over_seeds(x)
@@ -160,33 +161,39 @@ def stages(readings: Readings, task: str, group: str) -> Markup | None:
     top = max(sum(parts.values()) for _, parts in rows)
     names = sorted({k for _, parts in rows for k, v in parts.items() if v > 0.01 * top},
                    key=lambda k: -sum(parts.get(k, 0) for _, parts in rows))
-    with svg.style():
-        fig = svg.figure(11.6, 0.9 + 0.27 * len(rows))
-        ax = fig.subplots()
-        left = np.zeros(len(rows))
-        for i, name in enumerate(names):
-            width = np.array([parts.get(name, 0.0) for _, parts in rows])
-            ax.barh(range(len(rows)), width, 0.68, left, color=SERIES[i % 5], alpha=1 if i < 5 else 0.5, linewidth=0,
-                    label=name.replace("_", " "))
-            left += width
-        ax.set_yticks(range(len(rows)), [arm for arm, _ in rows], color=INK)
-        ax.invert_yaxis()
-        ax.grid(True, axis="x")
-        ax.grid(False, axis="y")
-        ax.set_xlabel("seconds")
-        svg.legend(ax, 8)
-        return svg.to_svg(fig, f"Time by stage, {group} on {task}")
+
+    def draw(width: float) -> Markup:
+        with svg.style():
+            fig = svg.figure(width, 0.9 + 0.27 * len(rows))
+            ax = fig.subplots()
+            left = np.zeros(len(rows))
+            for i, name in enumerate(names):
+                seconds = np.array([parts.get(name, 0.0) for _, parts in rows])
+                ax.barh(range(len(rows)), seconds, 0.68, left, color=SERIES[i % 5], alpha=1 if i < 5 else 0.5,
+                        linewidth=0, label=name.replace("_", " "))
+                left += seconds
+            ax.set_yticks(range(len(rows)), [arm for arm, _ in rows], color=INK)
+            ax.invert_yaxis()
+            ax.grid(True, axis="x")
+            ax.grid(False, axis="y")
+            ax.set_xlabel("seconds")
+            svg.legend(ax)
+            return svg.to_svg(fig, f"Time by stage, {group} on {task}")
+
+    return svg.adaptive(draw)
 
 
 def zones(readings: Readings, task: str, group: str) -> Markup | None:
-    """Shares of the zones by arm and generation, means over seeds, the paper's below."""
+    """Shares of the zones by arm and generation, means over seeds, the paper's below where zones end at its δ."""
     rows: list[tuple[str, dict[str, float]]] = []
+    deltas: set[float] = set()
     for arm in readings.arms(task, group):
         found: dict[int, list[dict[str, Any]]] = {}
         for s in readings.series(task, group, arm, "zones").values():
             for r in s.rows:
                 if r.get("inside") is not None:
                     found.setdefault(int(r.get("generation") or 0), []).append(r)
+                    deltas.add(r.get("zone_upper", DELTA))
         rows += [(f"{arm}, generation {g}", {k: float(np.mean([r.get(k) or 0 for r in part])) for k in _ZONES})
                  for g, part in sorted(found.items())]
     if not rows:
@@ -194,9 +201,10 @@ def zones(readings: Readings, task: str, group: str) -> Markup | None:
     rows = [(name, shares) for name, shares in rows if shares["undefined"] < 1]  # scored at all
     if not rows:
         return None
-    rows += [(name, {k: shares.get(zone, 0.0) for k, (zone, _) in _ZONES.items()}) for name, shares in ZONES.items()]
+    if all(delta == DELTA for delta in deltas):
+        rows += [(n, {k: shares.get(zone, 0.0) for k, (zone, _) in _ZONES.items()}) for n, shares in ZONES.items()]
     with svg.style():
-        fig = svg.figure(5.6, 0.8 + 0.25 * len(rows))
+        fig = svg.figure(height=0.8 + 0.25 * len(rows))
         ax = fig.subplots()
         left = np.zeros(len(rows))
         for key, (label, colour) in _ZONES.items():
@@ -216,11 +224,11 @@ def zones(readings: Readings, task: str, group: str) -> Markup | None:
 def _lines(draw: Callable[[Axes, Callable[[int], dict[str, Any]]], int], title: str) -> Markup | None:
     """A plot of labelled lines; None when ``draw`` draws none."""
     with svg.style():
-        fig = svg.figure(5.6, 3.2)
+        fig = svg.figure(height=2.9)
         ax = fig.subplots()
         if not draw(ax, _style):
             return None
-        svg.legend(ax, 5)
+        svg.legend(ax)
         return svg.to_svg(fig, title)
 
 

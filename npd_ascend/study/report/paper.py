@@ -39,7 +39,6 @@ class Group:
         paper: arm -> what the paper gives.
         reference: arm that the others are compared with; the first of the study when it is missing.
         claims: what should hold.
-        note: how the miniature differs.
     """
 
     title: str
@@ -48,7 +47,6 @@ class Group:
     paper: dict[str, str] = field(default_factory=dict)
     reference: str = "npd"
     claims: tuple[Claim, ...] = ()
-    note: str = ""
 
 
 def _all(better: str, worse: dict[str, str], measure: Measure = "accuracy") -> tuple[Claim, ...]:
@@ -72,24 +70,19 @@ GROUPS: dict[str, Group] = {
         claims=(*_all("npd", {
             "sft": "Table 2: 64.37 > 56.28", "supkd": f"{_T1}: 82.87 > 78.62; Table 2: 64.37 > 58.79",
             "seqkd": f"{_T1}: 82.87 > 82.41; Table 2: 64.37 > 59.55", "gkd": f"{_T1}: 82.87 > 80.17",
-            "distillm": f"{_T1}: 82.87 > 81.15", "distillm2": f"{_T1}: 82.87 > 81.27"}), *_LADDER, *_EXPOSURE),
-        note="All arms start from the same student, see the same prompts and take the same epochs over them. "
-             "off_policy: the first student's answers, no filter, no update; npd_f0: with the filter."),
+            "distillm": f"{_T1}: 82.87 > 81.15", "distillm2": f"{_T1}: 82.87 > 81.27"}), *_LADDER, *_EXPOSURE)),
     "long": Group(
         "Is NPD better where the student comes near its teacher?", "Tables 2 and 9",
         claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",
-                              "off_policy": "Table 9: 64.37 > 61.63"}), _LADDER[0], *_EXPOSURE[:4]),
-        note="As above, with 2.5 times the prompts and steps."),
+                              "off_policy": "Table 9: 64.37 > 61.63"}), _LADDER[0], *_EXPOSURE[:4])),
     "filter": Group(
         "Which filter?", "Table 3, 13", "AVG",
         {"none": "61.63", "ppl_weighted": "61.69", "student_ifd": "62.60", "teacher_ifd": "62.69", "lower": "61.77",
          "upper": "61.76", "both": "62.78"}, "none",
         _all("both", {"none": "62.78 > 61.63", "ppl_weighted": "62.78 > 61.69", "student_ifd": "62.78 > 62.60",
-                      "teacher_ifd": "62.78 > 62.69", "lower": "62.78 > 61.77", "upper": "62.78 > 61.76"}),
-        note="lower: 0 <= delta alone; upper: delta <= 0.8 alone; both: the paper's."),
+                      "teacher_ifd": "62.78 > 62.69", "lower": "62.78 > 61.77", "upper": "62.78 > 61.76"})),
     "delta": Group("Which δ?", "Table 5", "AVG", {"delta_0.4": "62.86", "delta_0.8": "63.05", "delta_1.6": "62.60"},
-                   "delta_0.8", _all("delta_0.8", {"delta_0.4": "63.05 > 62.86", "delta_1.6": "63.05 > 62.60"}),
-                   "The paper's three values of δ are known by their order alone."),
+                   "delta_0.8", _all("delta_0.8", {"delta_0.4": "63.05 > 62.86", "delta_1.6": "63.05 > 62.60"})),
     "sync": Group(
         "How often to update?", "Tables 4 and 10, Figures 3 to 5", "AVG (hours)",
         {"npd_f0": "62.78 (335)", "npd_f1": "64.37 (659)", "npd_f2": "64.17 (983)", "nofilter_f0": "61.63",
@@ -98,10 +91,7 @@ GROUPS: dict[str, Group] = {
          Claim("nofilter_f1", "nofilter_f0", "Table 10: 63.26 > 61.63"),
          Claim("nofilter_f2", "nofilter_f3", "Table 10: 63.43 > 63.12"),
          Claim("npd_f0", "nofilter_f0", "Table 10: 62.78 > 61.63"),
-         Claim("npd_f1", "nofilter_f1", "Table 10: 64.37 > 63.26")),
-        note="The paper's lag (Figure 5): off-policy drifts to 0.30, NPD without filter 0.12, NPD below 0.10. It "
-             "trains at 1e-5; a student of 0.6M parameters learns nothing at that rate, and at 1e-3 it leaves its "
-             "snapshot sooner."),
+         Claim("npd_f1", "nofilter_f1", "Table 10: 64.37 > 63.26"))),
     "lambda": Group(
         "Which λ?", "Table 11", "AVG, label-guided",
         {"lambda_0.5": "53.94", "lambda_0.6": "54.07", "lambda_0.7": "53.88", "lambda_0.8": "54.43",
@@ -118,24 +108,18 @@ GROUPS: dict[str, Group] = {
     "seen": Group(
         "On prompts that the student knows by heart", "Table 2",
         claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",
-                              "off_policy": "Table 9: 64.37 > 61.63"}), *_EXPOSURE[:4]),
-        note="In the groups above, supervised arms get labels for prompts that the student has not seen, and so new "
-             "knowledge. Here the prompts are those of the student's own fine-tuning, and no arm gets a new label; "
-             "what is new is the teacher's distribution, on the data's answers or on the student's own."),
+                              "off_policy": "Table 9: 64.37 > 61.63"}), *_EXPOSURE[:4])),
     "imperfect": Group(
         "With a teacher that has seen imperfect walks", "Tables 2, 3, 9 and 13", reference="npd_upper",
         claims=(*_all("npd_both", {"sft": "Table 2", "supkd": "Table 2", "off_policy": "Table 9"}),
                 Claim("npd_both", "npd_upper", "Table 3: 62.78 > 61.76"),
                 *(Claim("npd_both", off, "what on-policy data is for", m) for off in ("sft", "supkd")
-                  for m in _EXPOSED)),
-        note="The pair for which the premise of the filter's lower bound holds at the start: see miniature.md."),
+                  for m in _EXPOSED))),
     "chain": Group(
         "Where a mistake cannot be mended", "no counterpart",
-        claims=(Claim("npd", "sft", "the paper's order"), Claim("npd", "supkd", "the paper's order"), *_EXPOSURE[:4]),
-        note="Running sums: the counter-example. Nothing that a teacher says after a wrong sum saves the answer."),
+        claims=(Claim("npd", "sft", "the paper's order"), Claim("npd", "supkd", "the paper's order"), *_EXPOSURE[:4])),
     "text": Group(
-        "Real text", "no counterpart at this size", claims=_EXPOSURE[:4],
-        note="GSM8K, models of 1 to 2M parameters: nobody solves anything; divergences and likelihoods only."),
+        "Real text", "no counterpart at this size", claims=_EXPOSURE[:4]),
     "speed": Group(
         "How fast?", "Table 1, Figures 3 and 4, Table 19", "hours",
         {"supkd": "1.17", "seqkd": "2.06", "gkd": "6.54", "distillm": "12.00", "distillm2": "12.00", "npd": "1.48"},
@@ -148,8 +132,7 @@ GROUPS: dict[str, Group] = {
                 *_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": f"{_T1}: 82.87 > 78.62",
                               "gkd": f"{_T1}: 82.87 > 80.17", "distillm": f"{_T1}: 82.87 > 81.15",
                               "distillm2": f"{_T1}: 82.87 > 81.27", "on_policy": "no figure"}),
-                *(Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd") for m in _EXPOSED)),
-        note="These arms ran one at a time, with both cores."),
+                *(Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd") for m in _EXPOSED))),
 }  # fmt: skip
 TARGET_SPEEDUP = 8.1
 """What the paper gives for NPD over DistiLLM and DistiLLM-2 (Table 1)."""

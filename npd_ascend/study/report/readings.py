@@ -15,6 +15,8 @@ from npd_ascend.store.metrics import read_metrics
 
 Row = dict[str, Any]
 FILE = "results.jsonl"
+MACHINE = "machine.txt"
+"""Beside the results: where the study was run."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,23 @@ def by_prompt(row: Row, measure: str) -> np.ndarray | None:
 def planned(folder: Path) -> dict[str, list[str]]:
     """Arms of each group in the order of the study's file; empty when there is none that can be read."""
     try:
-        groups = yaml.safe_load((Path(folder) / "study.yaml").read_text())["groups"]
-        return {str(g): [str(a) for a in group["arms"]] for g, group in groups.items()}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {str(g): [str(a) for a in group["arms"]] for g, group in _groups(folder).items()}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def notes(folder: Path) -> dict[str, str]:
+    """What the study's file says of its groups; empty when there is none that can be read."""
+    try:
+        return {str(g): str(group.get("note") or "") for g, group in _groups(folder).items()}
+    except AttributeError:
+        return {}
+
+
+def _groups(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load((Path(folder) / "study.yaml").read_text())["groups"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return {}
 
 

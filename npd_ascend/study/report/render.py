@@ -16,7 +16,7 @@ from npd_ascend.study.report import external_baselines
 from npd_ascend.study.report.compare import COUNTED, VERDICTS
 from npd_ascend.study.report.figures import standalone
 from npd_ascend.study.report.paper import LOWER_IS_BETTER
-from npd_ascend.study.report.readings import Readings
+from npd_ascend.study.report.readings import MACHINE, Readings, notes
 from npd_ascend.study.report.sections import Section, Table, absent, gain_text, headline, sections
 from npd_ascend.visible import visible
 
@@ -47,7 +47,7 @@ def build(root: Path, out: Path | None = None) -> Path:
     root = Path(root)
     out = Path(out) if out else root / "report"
     readings = Readings.read(root)
-    found = sections(readings)
+    found = sections(readings, notes(root))
     found += [s for s in (external_baselines.section(root), absent(root, readings)) if s]
     facts = _facts(root)
     for section in found:
@@ -123,8 +123,11 @@ def _facts(root: Path) -> list[tuple[str, str]]:
     facts = [("npd_ascend", __version__), ("report written", time.strftime("%Y-%m-%d"))]
     try:
         study = yaml.safe_load((root / "study.yaml").read_text())
-        facts += [("seeds", ", ".join(map(str, study["study"]["seeds"]))), ("tasks", ", ".join(study["tasks"])),
-                  ("machine", "2 CPU cores, no NPU")]
+        facts += [("seeds", ", ".join(map(str, study["study"]["seeds"]))), ("tasks", ", ".join(study["tasks"]))]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
+        pass
+    try:
+        facts.append(("machine", (root / MACHINE).read_text().strip()))
+    except (OSError, UnicodeDecodeError):
         pass
     return facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,10 +60,15 @@ class Section:
     remarks: list[str] = field(default_factory=list)
 
 
-def sections(readings: Readings) -> list[Section]:
-    """One section a group in which arms can be compared, those of the paper first and in its order."""
+def sections(readings: Readings, notes: Mapping[str, str] | None = None) -> list[Section]:
+    """One section a group in which arms can be compared, those of the paper first and in its order.
+
+    Args:
+        readings: of the study.
+        notes: what its file says of the groups.
+    """
     names = [g for g in GROUPS if g in readings.groups()] + [g for g in readings.groups() if g not in GROUPS]
-    return [_section(readings, g) for g in names
+    return [_section(readings, g, (notes or {}).get(g, "")) for g in names
             if any(len(readings.arms(task, g)) > 1 for task in readings.tasks(g))]
 
 
@@ -94,9 +99,9 @@ def accurate(readings: Readings, task: str, group: str) -> bool:
     return any(e is not None and e.mean > _ACCURATE for e in means)
 
 
-def _section(readings: Readings, name: str) -> Section:
+def _section(readings: Readings, name: str, note: str) -> Section:
     group = GROUPS.get(name, Group(name.capitalize()))
-    out = Section(name, group.title, group.tables, group.note)
+    out = Section(name, group.title, group.tables, note)
     for task in readings.tasks(name):
         arms = readings.arms(task, name)
         reference = reference_arm(group, arms)
@@ -171,8 +176,12 @@ def _start(readings: Readings, task: str, name: str, arms: list[str]) -> str:
     if not found or not accurate(readings, task, name):
         return ""
     steps = [s.rows[-1]["step"] for a in arms for s in readings.series(task, name, a, "train").values()]
-    return (f"All start at {100 * float(np.mean([r['accuracy'] for r in found])):.1f} % of {found[0]['n']} held-out "
-            f"prompts" + (f"; {min(steps)} to {max(steps)} optimiser steps." if steps else "."))
+    starts = [100 * r["accuracy"] for r in found]
+    low, high = f"{min(starts):.1f}", f"{max(starts):.1f}"
+    begin = f"All start at {low} %" if low == high else f"They start at {low} to {high} %"
+    least, most = (min(steps), max(steps)) if steps else (0, 0)
+    taken = f"; {least if least == most else f'{least} to {most}'} optimiser steps" if steps else ""
+    return f"{begin} of {found[0]['n']} held-out prompts{taken}."
 
 
 def _kept(readings: Readings, task: str, name: str, arm: str) -> list[float]:
@@ -259,7 +268,8 @@ def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
          False),
         ("epochs", "At the same number of steps",
          figures.curves(readings, task, name, "progress") if measure == "accuracy" else None, "", False),
-        ("seconds", "At the same time", figures.curves(readings, task, name, "seconds") if timed else None, "", False),
+        ("seconds", "At the same time", figures.curves(readings, task, name, "seconds")
+         if timed and measure == "accuracy" else None, "", False),
         ("positions", "KL(teacher‖student) along the answer", figures.positions(readings, task, name),
          "Rising curves are errors that build on errors.", False),
         ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False)]

@@ -152,3 +152,33 @@ def test_divergences_are_compared_over_prompts_too(tmp_path):
     gap = difference(readings, "t", "baselines", "npd", "sft", "kl_ts")
     assert gap.low < -0.5 < gap.high and gap.half < 0.05  # paired; unpaired it would be 0.28
     assert not difference(readings, "t", "baselines", "npd", "sft", "kl_st").known
+
+
+def test_notes_and_machine_are_those_of_the_study(make_study, tmp_path):
+    make_study(tmp_path, seeds=(0,))
+    before = build(tmp_path).read_text()
+    assert "2 CPU cores" not in before and "ran one at a time" not in before
+    (tmp_path / "machine.txt").write_text("riscv, 3 cores, no NPU")
+    (tmp_path / "study.yaml").write_text(
+        "study: {seeds: [0]}\ntasks: {maze: {}}\ngroups: {speed: {arms: {npd: {}}, note: Timed alone.}}\n")
+    after = build(tmp_path).read_text()
+    assert "riscv, 3 cores, no NPU" in after and "Timed alone." in after
+
+
+def test_zones_stand_beside_the_papers_where_they_end_at_its_delta(make_study, tmp_path):
+    make_study(tmp_path, seeds=(0,))
+    assert "paper, early" in build(tmp_path).read_text()
+    rows = [json.loads(x) for x in (tmp_path / "results.jsonl").read_text().splitlines()]
+    (tmp_path / "results.jsonl").write_text("".join(
+        json.dumps(r | ({"zone_upper": 0.4} if r["kind"] == "zones" else {})) + "\n" for r in rows))
+    assert "paper, early" not in build(tmp_path).read_text()
+
+
+def test_where_arms_start_from_different_students_it_is_said(make_study, tmp_path):
+    make_study(tmp_path)
+    rows = [json.loads(x) for x in (tmp_path / "results.jsonl").read_text().splitlines()]
+    text = (build(tmp_path).parent / "summary.md").read_text()
+    starts = {r["accuracy"] for r in rows if r["kind"] == "eval" and r["task"] == "maze" and r["group"] == "sync"
+              and r["step"] == 0}
+    assert f"They start at {100 * min(starts):.1f} to {100 * max(starts):.1f} % of 200" in text
+    assert "; 60 optimiser steps." in text

@@ -1,0 +1,1 @@
+"""Monitors, one a file; see ``npd_ascend.monitors.registry``."""
