@@ -19,10 +19,13 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from npd_ascend.errors import UserError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 
@@ -77,12 +80,31 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Names of the files of its folder; nothing of them is imported."""
-        folder = importlib.import_module(self.package)
-        return sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
+        return list(_files(tuple(importlib.import_module(self.package).__path__)))
+
+    def known(self) -> list[str]:
+        """All names: those of its folder, then those of installed packages."""
+        return [*self.names(), *self._installed()]
 
     def all(self) -> dict[str, T]:
         """The entries of its folder by name."""
         return {name: self._of_file(name) for name in self.names()}
+
+    def get(self, name: str, key: str = "") -> T | None:
+        """The entry of a known name; None: it is none. Unlike ``find``, it serves for names that come from files of
+        others: whatever these say, nothing is imported that is not installed as an entry of this kind.
+
+        Args:
+            name: a name without argument.
+            key: setting or file that gives it, when not the usual one.
+
+        Raises:
+            UserError: an import that fails, or something of another kind.
+        """
+        if name in self.names():
+            return self._of_file(name)
+        point = self._installed().get(name)
+        return None if point is None else self._own(point.value, name, key or self.key)
 
     def find(self, text: str, key: str = "") -> T:
         """The entry of that name.
@@ -106,21 +128,27 @@ class Registry(Generic[T]):
         key = key or self.key
         head, _, rest = text.partition(":")
         function, _, argument = rest.partition(":")
-        if head in self.names():
-            entry, argument = self._of_file(head), rest
-        elif (installed := self._installed().get(head)) is not None:
-            entry, argument = self._own(installed.value, text, key), rest
+        entry = self.get(head, key)
+        if entry is not None:
+            argument = rest
         elif function.isidentifier() and all(part.isidentifier() for part in head.split(".")):
             entry = self._own(f"{head}:{function}", text, key)
         else:
-            raise UserError(f"{key}: there is no {self.what} {text!r}; {self._hint(head)}known: "
-                            f"{', '.join([*self.names(), *self._installed()])}, or module:function of your own")
+            raise UserError(f"{key}: there is no {self.what} {text!r}; {self.hint(head)}known: "
+                            f"{', '.join(self.known())}, or module:function of your own")
         if argument and not self._takes_argument:
             raise UserError(f"{key} {text!r}: a {self.what} takes no argument; leave out ':{argument}'")
         return entry, argument
 
+    def hint(self, name: str) -> str:
+        """The known name that is nearest to an unknown one, as a question; empty where none is near."""
+        near = difflib.get_close_matches(name, self.known(), n=1, cutoff=0.3)
+        return f"did you mean {near[0]}? " if near else ""
+
     def _installed(self) -> dict[str, EntryPoint]:
         """Entry points of the group; the folder's own names go before them."""
+        from importlib.metadata import entry_points  # reads the list of all installed packages
+
         own = self.names()
         return {point.name: point for point in entry_points(group=self.group) if point.name not in own}
 
@@ -135,7 +163,7 @@ class Registry(Generic[T]):
 
     def _own(self, path: str, text: str, key: str) -> T:
         """The entry of an object that is not in the folder."""
-        item = load(path, f"{key} {text!r}", self._hint(path.partition(":")[0]))
+        item = load(path, f"{key} {text!r}", self.hint(path.partition(":")[0]))
         try:
             entry = self._entries.get(item)
         except TypeError:  # cannot be a key, so it has not entered itself
@@ -147,9 +175,10 @@ class Registry(Generic[T]):
                             f"made as in the files of {self.package}")
         return self._wrap(item)
 
-    def _hint(self, name: str) -> str:
-        near = difflib.get_close_matches(name, [*self.names(), *self._installed()], n=1, cutoff=0.3)
-        return f"did you mean {near[0]}? " if near else ""
+@lru_cache(maxsize=64)
+def _files(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the modules in some folders."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")))
 
 
 def load(path: str, where: str, hint: str = "") -> Any:

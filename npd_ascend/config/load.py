@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from npd_ascend.config.paths import beside, check_inputs
 from npd_ascend.config.schema import Config
+from npd_ascend.config.yaml_text import read_yaml, write_yaml
 from npd_ascend.errors import UserError
 
 _Section = TypeVar("_Section", bound=BaseModel)
@@ -70,7 +71,7 @@ def read_tree(path: str | Path, overrides: list[str] | None = None, kind: type[B
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"config {path} cannot be read: {getattr(e, 'strerror', None) or e}") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = read_yaml(text)
     except (yaml.YAMLError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -123,7 +124,7 @@ def validated(kind: type[_Section], tree: dict[str, Any], where: str) -> _Sectio
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML, with every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def _override(tree: dict[str, Any], item: str) -> None:
@@ -132,7 +133,7 @@ def _override(tree: dict[str, Any], item: str) -> None:
     if not eq or not all(parts):
         raise UserError(f"--set {item}: expected section.key=value, e.g. --set train.lr=2e-5")
     try:
-        value = yaml.safe_load(raw)
+        value = read_yaml(raw)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {item}: the value is not valid YAML") from None
     # YAML 1.1 reads 2e-5 as text; numbers are meant as numbers.

@@ -22,7 +22,7 @@ Paths = Annotated[int, Field(ge=0, le=126)]  # path numbers are stored in 8 bits
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are frozen once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class RunConfig(Section):
@@ -258,7 +258,7 @@ class TrainConfig(Section):
     divisor of the key-value heads (of a tensor-parallel share) and of pack.row_length."""
     optimizer_sharding: bool = False
     """Cuts gradients, moments and float32 weights over the copies."""
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = Field(default_factory=LossConfig)
     vocab_chunk_rows: Count = 1024
     """Positions whose logits over the whole vocabulary stand in memory at once."""
     recompute: bool = False
@@ -367,15 +367,15 @@ class Config(Section):
     run: RunConfig
     models: ModelsConfig
     data: DataConfig
-    rollout: RolloutConfig = RolloutConfig()
-    annotate: AnnotateConfig = AnnotateConfig()
-    select: SelectConfig = SelectConfig()
-    pack: PackConfig = PackConfig()
-    train: TrainConfig = TrainConfig()
-    sync: SyncConfig = SyncConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    device: Annotated[DeviceConfig, SPEED] = DeviceConfig()
-    report: Annotated[ReportConfig, SPEED] = ReportConfig()
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    pack: PackConfig = Field(default_factory=PackConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    sync: SyncConfig = Field(default_factory=SyncConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    device: Annotated[DeviceConfig, SPEED] = Field(default_factory=DeviceConfig)
+    report: Annotated[ReportConfig, SPEED] = Field(default_factory=ReportConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
-
 from npd_ascend.data.compat import Agreement, agree
 from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.prompts import PromptRow, read_prompts
@@ -16,7 +14,6 @@ from npd_ascend.errors import UserError
 from npd_ascend.progress import Meter, message
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import prompt_id
-from npd_ascend.store.schemas import OPTIONAL, PROMPTS
 
 _BLOCK = 4096  # rows tokenised in one call: enough to keep all threads of a fast tokenizer busy
 _BLOCK_TEXT = 32 << 20  # characters: a block of the longest rows must fit into memory, too
@@ -203,6 +200,10 @@ def _rendered(block: list[PromptRow], template: Template) -> list[str]:
 
 
 def _write(dataset: Dataset, index: int, records: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    from npd_ascend.store.schemas import OPTIONAL, PROMPTS
+
     if dataset.record(index) is None:
         schema = pa.schema([*PROMPTS, *OPTIONAL["prompts"]])
         dataset.write_table(index, pa.Table.from_pylist(records, schema=schema))

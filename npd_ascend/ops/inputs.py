@@ -18,9 +18,8 @@ from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import asked
 from npd_ascend.recipes import asks
-from npd_ascend.rollout.engine import check_servable
+from npd_ascend.rollout.servable import check_servable
 from npd_ascend.select.registry import FILTERS
-from npd_ascend.store.schemas import SCHEMAS
 from npd_ascend.sync.registry import check as check_sync
 
 FIRST_ROWS = 256
@@ -52,8 +51,14 @@ def _check_loss(config: Config) -> None:
     if "rollout_logprobs" in read and config.rollout.source == "reference":
         raise UserError("train.loss: a term or token weight reads rollout log-probs, which reference answers lack; "
                         "change it or rollout.source")
-    if "advantages" in read and "advantage" not in SCHEMAS["selection"].names:
+    if "advantages" in read and not _stored("selection", "advantage"):
         raise UserError("train.loss: a term reads advantages, which no stage of this run stores; leave it out")
+
+
+def _stored(dataset: str, column: str) -> bool:
+    from npd_ascend.store.schemas import SCHEMAS  # and with it pyarrow
+
+    return column in SCHEMAS[dataset].names
 
 
 def check_models(config: Config) -> None:

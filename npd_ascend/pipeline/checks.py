@@ -10,6 +10,7 @@ import yaml
 from npd_ascend.config import Config, dump_config
 from npd_ascend.config.marks import SPEED
 from npd_ascend.config.schema import Section
+from npd_ascend.config.yaml_text import read_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.ops.inputs import check_models, check_names
 from npd_ascend.store.identity import SCHEMA_VERSION
@@ -49,7 +50,7 @@ def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:
                 f"{run.config}: damaged; restore it, or give --redo to go on with these settings (what does not "
                 "belong to them is made again)"
             )
-        changed = _differences(old, yaml.safe_load(dump_config(config)))
+        changed = _differences(old, read_yaml(dump_config(config)))
         if changed and not redo:
             raise UserError(
                 f"{run.root} holds a run with {'; '.join(changed)}. Use a new run.dir, the old settings, or "
@@ -63,7 +64,7 @@ def check_run_dir(config: Config, run: RunDir, redo: bool) -> None:
 def _stored(path: Path) -> dict[str, Any] | None:
     """The stored configuration as plain values; None when it is damaged."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
         return tree if isinstance(tree, dict) else None
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from None

@@ -7,7 +7,6 @@ the two tables below.
 from __future__ import annotations
 
 import gc
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ import numpy as np
 
 from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
-from npd_ascend.models.hf_files import shared_config
 from npd_ascend.rollout.check import AnswerCheck, Verdict
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request
+from npd_ascend.rollout.servable import check_servable, read_architecture, weights_of
 
 ENVIRONMENT = {
     "cpu": {
@@ -39,10 +38,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "ascend": {"additional_config": {"weight_nz_mode": 0}},
 }
 _BATCHED_TOKENS = {"cpu": 2048, "ascend": 8192}
-_CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's CPU attention is compiled for."""
-_ARCHITECTURE_FREE = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache",
-                      "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
 
 
 def set_environment(target: str) -> None:
@@ -67,14 +62,14 @@ class Engine:
     """
 
     def __init__(self, job: RolloutJob):
-        config = _read_config(job.model)
+        config = read_architecture(job.model)
         check_servable(job.model, job.device.target, job.max_model_len)
         if config["vocab_size"] < job.vocabulary:
             raise UserError(f"{job.model}: its logits cover {config['vocab_size']} ids but the tokenizer has "
                             f"{job.vocabulary}; the checkpoint and the tokenizer do not belong together")
         self._config, self._job, self._model = config, job, job.model
         self.reloads = 0
-        self._weights = _weights(job.model)
+        self._weights = weights_of(job.model)
         set_environment(job.device.target)
         from vllm import LLM
 
@@ -109,14 +104,14 @@ class Engine:
     def suits(self, job: RolloutJob) -> bool:
         """Whether this engine can take a job, possibly after a reload of weights."""
         mine, its = self._job, job
-        return (_read_config(its.model) == self._config and its.max_model_len <= mine.max_model_len
+        return (read_architecture(its.model) == self._config and its.max_model_len <= mine.max_model_len
                 and its.device == mine.device and its.vocabulary == mine.vocabulary
                 and all(getattr(its.settings, k) == getattr(mine.settings, k) for k in
                         ("max_num_seqs", "tensor_parallel", "kv_cache_gib", "memory_fraction", "enforce_eager")))
 
     def holds(self, model: Path) -> bool:
         """Whether the loaded weights are those that now stand in a folder."""
-        return _weights(model) == self._weights
+        return weights_of(model) == self._weights
 
     def reload(self, model: Path) -> None:
         """Takes over the weights of another checkpoint of the same architecture, in place.
@@ -127,7 +122,7 @@ class Engine:
         """
         if self._engine.has_unfinished_requests():
             raise RuntimeError("reload with requests in flight")
-        weights = _weights(model)
+        weights = weights_of(model)
         self._weights = None  # in between the engine holds neither
         self.llm.collective_rpc("npd_reload", args=(str(model),))
         self._verify(model)
@@ -207,46 +202,3 @@ class Engine:
             if different or not compared:
                 raise RuntimeError(f"the engine does not hold the weights of {model}: {len(different)} of {compared} "
                                    f"parameters differ, e.g. {different[:3]}")
-
-
-def _read_config(model: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((model / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{model}: no config.json there; expected a Hugging Face checkpoint folder") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{model}/config.json: cannot be read ({e})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
-        raise UserError(f"{model}/config.json: vocab_size is missing; it is no causal language model's configuration")
-    return {k: v for k, v in shared_config(config).items() if k not in _ARCHITECTURE_FREE}
-
-
-def check_servable(model: Path, target: str, length: int) -> None:
-    """Whether vLLM can answer with a checkpoint, as far as its config and file names say.
-
-    Args:
-        model: Hugging Face folder.
-        target: ``cpu`` or ``ascend``.
-        length: most tokens of a prompt and its answer together.
-
-    Raises:
-        UserError: it cannot.
-    """
-    config = _read_config(model)
-    limit = config.get("max_position_embeddings")
-    if limit is not None and length > limit:
-        raise UserError(f"{model} was made for {limit} positions but prompts and answers need {length}; "
-                        "lower rollout.max_new_tokens or data.max_prompt_tokens")
-    if target == "cpu" and {"hidden_size", "num_attention_heads"} <= config.keys():
-        dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        if dim not in _CPU_HEAD_DIMS:
-            raise UserError(f"{model} has heads of {dim}; vLLM's CPU attention knows "
-                            f"{', '.join(map(str, _CPU_HEAD_DIMS))}")
-    if not _weights(model):
-        raise UserError(f"{model}: no *.safetensors there; expected a Hugging Face checkpoint folder")
-
-
-def _weights(model: Path) -> tuple[tuple[str, int, int], ...] | None:
-    """What tells one set of weights from another without reading them: resolved paths, sizes, times."""
-    files = sorted(model.glob("*.safetensors"))
-    return tuple((str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files) or None

@@ -4,7 +4,7 @@
 SHA-256. ``manifest.json`` is written when all shards are there and commits the dataset. So a kill loses at most
 the shard in flight, and a shard made from other inputs is never taken for one of these. Records and manifest carry
 a hash of themselves: a damaged one counts as absent and is made again. The manifest holds all records, so of a
-finished dataset it alone is read.
+finished dataset it alone is read, without pyarrow, so that a dry run need not import it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.store.atomic import atomic_file, read_sealed, sync_folder, write_sealed
 from npd_ascend.store.identity import SCHEMA_VERSION
-from npd_ascend.store.schemas import OPTIONAL, SCHEMAS, encodings, schema_of, with_optional, with_traits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 _READERS, _WRITERS = 2, 4
@@ -44,7 +43,7 @@ class Dataset:
 
     def __init__(self, folder: Path, kind: str, fingerprint: str):
         self.folder, self.kind, self.fingerprint = Path(folder), kind, fingerprint
-        self.suffix = ".parquet" if kind in SCHEMAS else f".{kind}"
+        self.suffix = ".topk" if kind == "topk" else ".parquet"
         self._manifest: dict[str, Any] | None = None
 
     @classmethod
@@ -134,6 +133,11 @@ class Dataset:
     def write_table(self, index: int, table: pa.Table, *, sync: bool = True, **meta: Any) -> None:
         """Commits one Parquet shard; the table is cast to the kind's schema (missing ones are an error
         but for ``schemas.OPTIONAL``)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from npd_ascend.store.schemas import encodings, schema_of, with_traits
+
         schema = schema_of(self.kind, table)
         table = with_traits(self.kind, table).select(schema.names).cast(schema)
         sink = pa.BufferOutputStream()
@@ -180,7 +184,7 @@ class Dataset:
                 "rows": rows,
                 "bytes": hashed.size,
                 "sha256": hashed.sha.hexdigest(),
-                "footer": self._footer(index) if self.kind in SCHEMAS else None,
+                "footer": self._footer(index) if self.suffix == ".parquet" else None,
                 "meta": meta,
             },
             sync=sync,
@@ -223,6 +227,11 @@ class Dataset:
         Raises:
             CorruptShard: bytes differ from what was committed.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from npd_ascend.store.schemas import with_optional
+
         source = pa.BufferReader(self.read_bytes(index)) if columns is None else self._verified_footer(index)
         try:
             # Not pq.read_table: its dataset layer takes 0.3 s to import, and its threads can abort the interpreter's
@@ -235,6 +244,8 @@ class Dataset:
 
     def _verified_footer(self, index: int) -> pa.NativeFile:
         """A Parquet shard, opened, whose footer is the one that was committed."""
+        import pyarrow as pa
+
         record = self.record(index)
         if record is None:
             raise CorruptShard(str(self.folder), index, "its record is missing or its size is wrong")
@@ -270,6 +281,10 @@ class Dataset:
 
     def read_all(self, columns: list[str] | None = None) -> pa.Table:
         """All shards as one table."""
+        import pyarrow as pa
+
+        from npd_ascend.store.schemas import OPTIONAL, SCHEMAS
+
         tables = list(self.iter_tables(columns))
         if not tables:
             schema = pa.schema([*SCHEMAS[self.kind], *OPTIONAL.get(self.kind, ())])

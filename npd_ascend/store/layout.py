@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from npd_ascend.config.stages import DATA, Data
 from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import write_bytes, write_json
 from npd_ascend.store.identity import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 class RunDir:
@@ -39,7 +40,7 @@ class RunDir:
         self.export_mark = self.root / "export.json"
         self.compiled = self.root / "compiled"
         self.hashes = self.root / ".hashes.json"
-        self._lock = FileLock(str(self.root / ".lock"))
+        self._lock: BaseFileLock | None = None
 
     def data(self, name: str, generation: int = -1, evaluation: str = "") -> Path:
         """Folder of a dataset of ``config.stages.DATA``."""
@@ -73,8 +74,11 @@ class RunDir:
         Raises:
             UserError: another run is at work here, or the directory cannot be written.
         """
+        from filelock import FileLock, Timeout  # a tenth of a dry run, which locks nothing
+
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock or FileLock(str(self.root / ".lock"))
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
@@ -85,7 +89,8 @@ class RunDir:
 
     def unlock(self) -> None:
         """Lets other runs in again."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def write_config(self, text: str) -> None:
         """Stores the resolved configuration."""

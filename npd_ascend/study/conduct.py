@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from npd_ascend.config.study import Arm, StudyConfig, arms_of
+from npd_ascend.config.yaml_text import write_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, visible_npus
 from npd_ascend.pipeline.checks import check_config
@@ -128,8 +128,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
     lock = _lock(root)
     try:
         resolved = root / "study.yaml"
-        write_bytes(resolved, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False,
-                                             allow_unicode=True).encode())
+        write_bytes(resolved, write_yaml(study.model_dump(mode="json")).encode())
         machine = f"{platform.machine()}, {os.cpu_count()} cores, {len(visible_npus()) or 'no'} NPU"
         write_bytes(root / MACHINE, machine.encode())
         everything = list(arms_of(study, changes))

@@ -1,21 +1,20 @@
 """Families of checkpoints, one file each: how their ``config.json`` becomes a ``ModelSpec``.
 
 A family combines features of the network (biases, norms of query and key heads, heads of their own size, any rope of
-``models/rope.py``), so it is one file here; only a feature that the network lacks takes a second. A package of the
-user's adds families through the entry point group ``npd_ascend.families`` (in both environments): a module with the
-same decorator.
+``models/rope.py``), so it is one file here, called like its ``model_type`` (see ``file_of``); only a feature that the
+network lacks takes a second. Installed packages add families through the entry point group ``npd_ascend.families``, in
+both environments. ``module:function`` is none: a checkpoint's config names its family, and may not name code.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from npd_ascend.errors import UserError
+from npd_ascend.registry import Registry
 
 if TYPE_CHECKING:
     from npd_ascend.models.hf_config import Reader
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 Complete = Callable[["ModelSpec", "Reader"], "ModelSpec"]
 """(what all families share, the config) -> the spec with the family's own features. Raises UserError for a feature that
 the network does not have."""
-ENTRY_POINTS = "npd_ascend.families"
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
 
@@ -47,25 +45,20 @@ class Family:
     transformers: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
-_FAMILIES: dict[str, Family] = {}
+FAMILIES: Registry[Family] = Registry("model family", "model_type", "npd_ascend.models.families")
+
+
+def file_of(model_type: str) -> str:
+    """Name of a family's file or entry point: its ``model_type`` in lower case, with ``_`` for what no module may have
+    in its name."""
+    return re.sub(r"\W", "_", model_type.lower())
 
 
 def family(model_type: str, architecture: str, *, defaults: Mapping[str, Any] | None = None,
            transformers: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Callable[[Complete], Complete]:
     """Decorator that enters a family under its ``model_type``; arguments as ``Family`` has them."""
-
-    def enter(function: Complete) -> Complete:
-        _FAMILIES[model_type] = Family(model_type, architecture, function, defaults or {}, transformers)
-        return function
-
-    return enter
-
-
-def families() -> dict[str, Family]:
-    """Those of this package by ``model_type``, and what else has been entered."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    return dict(sorted(_FAMILIES.items(), key=lambda item: item[0].lower()))
+    return FAMILIES.decorator(
+        lambda complete: Family(model_type, architecture, complete, defaults or {}, transformers), file_of(model_type))
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -78,15 +71,22 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     Raises:
         UserError: no known one.
     """
-    name = str(config.get("model_type"))
-    if name not in families():
-        for point in entry_points(group=ENTRY_POINTS):  # takes longer than reading our own
-            point.load()
-    known = families()
-    if name not in known:
-        raise UserError(f"{where}: model_type {config.get('model_type')!r} is not supported{_why_not(config)}; "
-                        f"supported are {', '.join(known)}")
-    return known[name]
+    name = config.get("model_type")
+    found = FAMILIES.get(file_of(name), f"{where}: model_type") if isinstance(name, str) else None
+    if found is None or found.model_type != name:
+        raise UserError(f"{where}: model_type {name!r} is not supported{_why_not(config)}; {_nearest(name)}supported "
+                        f"are {', '.join(supported())}")
+    return found
+
+
+def supported() -> list[str]:
+    """The known values of ``model_type``."""
+    own = FAMILIES.all()
+    return [own[name].model_type if name in own else name for name in FAMILIES.known()]
+
+
+def _nearest(name: Any) -> str:
+    return FAMILIES.hint(file_of(name)) if isinstance(name, str) else ""
 
 
 def _why_not(config: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from npd_ascend.config.yaml_text import read_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.store.metrics import read_metrics
 
@@ -133,7 +134,7 @@ def notes(folder: Path) -> dict[str, str]:
 
 def _groups(folder: Path) -> dict[str, Any]:
     try:
-        return dict(yaml.safe_load((Path(folder) / "study.yaml").read_text())["groups"])
+        return dict(read_yaml((Path(folder) / "study.yaml").read_text())["groups"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return {}
 

@@ -10,6 +10,7 @@ import yaml
 
 import npd_ascend.report
 from npd_ascend import __version__
+from npd_ascend.config.yaml_text import read_yaml
 from npd_ascend.report.build import environment
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.report import external_baselines
@@ -122,7 +123,7 @@ def _tiles(found: list[Section]) -> list[tuple[str, str, str]]:
 def _facts(root: Path) -> list[tuple[str, str]]:
     facts = [("npd_ascend", __version__), ("report written", time.strftime("%Y-%m-%d"))]
     try:
-        study = yaml.safe_load((root / "study.yaml").read_text())
+        study = read_yaml((root / "study.yaml").read_text())
         facts += [("seeds", ", ".join(map(str, study["study"]["seeds"]))), ("tasks", ", ".join(study["tasks"]))]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         pass
