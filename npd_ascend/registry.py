@@ -134,13 +134,13 @@ class Registry(Generic[T]):
         elif function.isidentifier() and all(part.isidentifier() for part in head.split(".")):
             entry = self._own(f"{head}:{function}", text, key)
         else:
-            raise UserError(f"{key}: there is no {self.what} {text!r}; {self.hint(head)}known: "
+            raise UserError(f"{key}: there is no {self.what} {text!r}; {self._hint(head)}known: "
                             f"{', '.join(self.known())}, or module:function of your own")
         if argument and not self._takes_argument:
             raise UserError(f"{key} {text!r}: a {self.what} takes no argument; leave out ':{argument}'")
         return entry, argument
 
-    def hint(self, name: str) -> str:
+    def _hint(self, name: str) -> str:
         """The known name that is nearest to an unknown one, as a question; empty where none is near."""
         near = difflib.get_close_matches(name, self.known(), n=1, cutoff=0.3)
         return f"did you mean {near[0]}? " if near else ""
@@ -163,7 +163,7 @@ class Registry(Generic[T]):
 
     def _own(self, path: str, text: str, key: str) -> T:
         """The entry of an object that is not in the folder."""
-        item = load(path, f"{key} {text!r}", self.hint(path.partition(":")[0]))
+        item = load(path, f"{key} {text!r}", self._hint(path.partition(":")[0]))
         try:
             entry = self._entries.get(item)
         except TypeError:  # cannot be a key, so it has not entered itself

@@ -178,7 +178,8 @@ class StepBuilder:
         """What any job may ask for."""
         c = self.config
         return {
-            "out": self.run.data(row.writes[0], at.generation, at.evaluation) if row.writes else None,
+            "out": (self.run.data(row.writes[0], at.generation, at.evaluation) if row.writes
+                    else self.run.note(row.name, at.generation)),
             "generation": at.generation,
             "seed": c.run.seed,
             "device": self.device,

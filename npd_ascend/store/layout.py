@@ -50,6 +50,10 @@ class RunDir:
         """Result of the evaluation of that name."""
         return self.evaluations / f"{name.replace(' ', '-')}.json"
 
+    def note(self, stage: str, generation: int = -1) -> Path:
+        """JSON file of a stage that writes no dataset, unless it has a place of its own."""
+        return (self.root if generation < 0 else self.generation(generation).root) / f"{stage}.json"
+
     def find(self, folder: Path) -> tuple[Data, int] | None:
         """Which dataset stands in a folder of this run, and its generation (-1: of none); None: no dataset does."""
         parts = Path(folder).resolve().relative_to(self.root.resolve()).parts

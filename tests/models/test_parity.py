@@ -49,16 +49,21 @@ def packed_logits(net, seqs, row_length=ROW):
     return [flat[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
 
 
+def logits_of_transformers(root, *names):
+    """Logits of each sequence, of the checkpoints with these names in a folder."""
+    (root / "seqs.json").write_text(json.dumps([s.tolist() for s in sequences()]))
+    subprocess.run([ROLLOUT, HERE / "hf_logits.py", root / "seqs.json", *(root / n for n in names)], check=True,
+                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
+    return {name: np.load(root / name / "logits.npz") for name in names}
+
+
 @pytest.fixture(scope="module")
 def references(tmp_path_factory, configs):
     """Per family: its folder and the logits of transformers for each sequence, from one start of the interpreter."""
     root = tmp_path_factory.mktemp("parity")
     for name, config in configs.items():
         initial_checkpoint(root / name, config, std=0.12, norm_std=0.1, bias_std=0.3, shard_bytes=60_000)
-    (root / "seqs.json").write_text(json.dumps([s.tolist() for s in sequences()]))
-    subprocess.run([ROLLOUT, HERE / "hf_logits.py", root / "seqs.json", *(root / n for n in configs)], check=True,
-                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
-    return {name: (root / name, np.load(root / name / "logits.npz")) for name in configs}
+    return {name: (root / name, logits) for name, logits in logits_of_transformers(root, *configs).items()}
 
 
 @pytest.mark.vllm

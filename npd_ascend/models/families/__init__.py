@@ -8,6 +8,7 @@ both environments. ``module:function`` is none: a checkpoint's config names its 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -86,7 +87,9 @@ def supported() -> list[str]:
 
 
 def _nearest(name: Any) -> str:
-    return FAMILIES.hint(file_of(name)) if isinstance(name, str) else ""
+    """For spellings only: a family of another name is another model."""
+    near = difflib.get_close_matches(name, supported(), n=1, cutoff=0.7) if isinstance(name, str) else []
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _why_not(config: dict[str, Any]) -> str:

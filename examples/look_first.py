@@ -1,0 +1,18 @@
+"""A recipe: answers the prompts and says what would be trained on, without training anything."""
+
+from __future__ import annotations
+
+from npd_ascend.config.schema import Config
+from npd_ascend.recipes import Run, needs, register, to_store
+
+
+@register("look_first")
+def look_first(config: Config, run: Run) -> None:
+    """The first generation up to the filter. ``npd run CONFIG --redo`` with ``run.recipe: npd`` goes on from there."""
+    run("prepare")
+    run("rollout", 0)
+    wanted = needs(config, "select")
+    for model in ("teacher", "student"):
+        if quantities := to_store(wanted, model):
+            run(f"annotate_{model}", 0, quantities=quantities)
+    run("select", 0)

@@ -1,0 +1,1 @@
+"""A stage: what the answers of a generation look like."""
