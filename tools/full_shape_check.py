@@ -16,16 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from init_checkpoint import PRESETS, config_of, special_ids
 
-CONFIG = {"architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmbedded", "bias": True,
-          "vocab_size": 153376, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 26,
-          "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 128, "hidden_act": "silu",
-          "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 4000000.0,
-          "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 45892,
-          "pad_token_id": 0}  # fmt: skip
+SHAPE = replace(PRESETS["openpangu-1b"], tie_word_embeddings=False)
+"""With a head of its own, which is more to convert."""
 LIMIT_GB = 12.0
 ROW = 64
 
@@ -59,7 +57,8 @@ def check(folder: Path) -> None:
     from npd_ascend.models.initial import initial_checkpoint
 
     with step("write a random checkpoint (bf16, sharded)"):
-        spec = initial_checkpoint(folder / "in", CONFIG, seed=0, dtype="BF16", norm_std=0.1, bias_std=0.02,
+        config = config_of(SHAPE, special_ids(None), "bfloat16")
+        spec = initial_checkpoint(folder / "in", config, seed=0, dtype="BF16", norm_std=0.1, bias_std=0.02,
                                   shard_bytes=1_000_000_000)
     files = sorted(p.name for p in (folder / "in").iterdir())
     print(f"{spec.parameters / 1e9:.3f} billion weights in {len(files) - 2} files")

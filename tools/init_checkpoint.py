@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -152,6 +153,13 @@ def special_ids(tokenizer: Path | None) -> dict[str, int]:
             for key, id_ in found.items() if id_ is not None or key.startswith("pad")}
 
 
+def config_of(shape: Shape, ids: dict[str, int], dtype: str) -> dict[str, Any]:
+    """The content of ``config.json``."""
+    return {"architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmbedded", **asdict(shape), **ids,
+            "bias": True, "hidden_act": "silu", "rms_norm_eps": 1e-5, "initializer_range": STD,
+            "attention_dropout": 0.0, "torch_dtype": dtype, "use_cache": True}
+
+
 def make(out: Path, shape: Shape, seed: int, dtype: str, tokenizer: Path | None = None,
          shard_bytes: int = 2 << 30) -> int:
     """Writes the folder: config.json, generation_config.json, weights, and the tokenizer's files if given.
@@ -164,10 +172,7 @@ def make(out: Path, shape: Shape, seed: int, dtype: str, tokenizer: Path | None 
                         f"multiple of key-value heads {shape.num_key_value_heads}")
     ids = special_ids(tokenizer)
     with atomic_folder(out) as folder:
-        write_json(folder / "config.json", {
-            "architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmbedded", **asdict(shape), **ids,
-            "bias": True, "hidden_act": "silu", "rms_norm_eps": 1e-5, "initializer_range": STD,
-            "attention_dropout": 0.0, "torch_dtype": dtype, "use_cache": True})
+        write_json(folder / "config.json", config_of(shape, ids, dtype))
         write_json(folder / "generation_config.json", {**ids, "do_sample": False})
         if tokenizer:
             # The folder may be a checkpoint: its config and weights are not those of the new one.

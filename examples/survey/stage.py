@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from npd_ascend.survey.job import SurveyJob
+
 from npd_ascend.store.atomic import write_sealed
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.survey.job import SurveyJob
 
 
 def run(job: SurveyJob) -> None:

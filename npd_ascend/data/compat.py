@@ -58,7 +58,7 @@ class Agreement:
 
 
 def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trust_remote_code: bool = False,
-               settings: DataConfig | None = None) -> None:
+               settings: DataConfig | None = None) -> Agreement | None:
     """Checks that two checkpoints can be distilled into each other over token ids.
 
     The tokenizers must map the same text to the same ids. Stop ids may differ, and so may the widths of the logits, if
@@ -71,6 +71,9 @@ def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trus
         trust_remote_code: run tokenizer code that the folders bring along.
         settings: the ``data`` section; its defaults if None.
 
+    Returns:
+        On what they agree; None where that was plain without loading a tokenizer.
+
     Raises:
         UserError: a folder or file is missing, or the two do not fit together; says in what.
     """
@@ -80,16 +83,19 @@ def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trus
     widths = {folder: ModelSpec.from_folder(folder).vocab_size for folder in (teacher, student)}
     # The quick way does not render, so it will do only where there is nothing to choose.
     size = _same_files(teacher, source) if settings.chat_template in ("auto", "student") else None
+    both = None
     if size is not None:
         sizes = {teacher: size, student: size}
     else:
-        shared = agree(source, settings, student, teacher, trust_remote_code=trust_remote_code).vocabulary
+        both = agree(source, settings, student, teacher, trust_remote_code=trust_remote_code)
+        shared = both.vocabulary
         own = max([shared.size - 1, *shared.student_only.values()]) + 1
         sizes = {teacher: shared.size, student: own}
     for folder, width in widths.items():
         if width < sizes[folder]:
             raise UserError(f"{folder}: its logits cover {width} ids but the tokenizer of {source} has "
                             f"{sizes[folder]}; the checkpoint and the tokenizer do not belong together")
+    return both
 
 
 def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, teacher: Path | None = None,

@@ -65,12 +65,13 @@ def run(job: PrepareJob) -> None:
                    chat_template=both.chosen.text if template.chat else None, special_tokens=both.special_tokens)
 
 
-def look(job: PrepareJob, rows: int) -> dict[str, int]:
+def look(job: PrepareJob, rows: int, both: Agreement | None = None) -> dict[str, int]:
     """Does what ``run`` does with the tokenizer, its template and the first rows of each file, and writes nothing.
 
     Args:
         job: as for ``run``; ``out`` is not looked at.
         rows: how many of each file.
+        both: on what the two models agree; None: is found out.
 
     Returns:
         ``prompts``, ``dropped_too_long`` and the longest of them, as in the manifest of ``run``.
@@ -78,7 +79,7 @@ def look(job: PrepareJob, rows: int) -> dict[str, int]:
     Raises:
         UserError: what ``run`` would refuse of these.
     """
-    both, counts = _agreement(job), _counts()
+    both, counts = both or _agreement(job), _counts()
     for path in expand(job.files):
         if job.limit is not None and counts["prompts"] + counts["dropped_too_long"] >= job.limit:
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,16 +27,6 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "LICENSE*")
-
-
-def hf_tensors(folder: Path) -> Iterator[tuple[str, Array]]:
-    """All tensors of a checkpoint as (name, float32 array), in the order of names.
-
-    Raises:
-        UserError: the folder is unusable, or a value is NaN or infinite.
-    """
-    for name, entry in sorted(tensorfile.entries(folder).items()):
-        yield name, finite(entry)
 
 
 def load_hf(net: CausalLM, folder: Path, also: Callable[[str, Array], None] | None = None) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from npd_ascend.config import Config
-from npd_ascend.data.compat import Remark, agree, check_pair
+from npd_ascend.data.compat import Agreement, agree, check_pair
 from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.sources import expand
 from npd_ascend.data.stage import look
@@ -61,31 +61,39 @@ def _stored(dataset: str, column: str) -> bool:
     return column in SCHEMAS[dataset].names
 
 
-def check_models(config: Config) -> None:
+def check_models(config: Config) -> Agreement | None:
     """The two models: they speak the same token ids, hold what their configs say, and can be cut as asked.
+
+    Returns:
+        What ``settle`` would, where it has come out on the way.
 
     Raises:
         UserError: a checkpoint that is missing or not what its config.json says, or models that do not fit together.
     """
     models, asked = config.models, _asks_teacher(config)
     teacher = models.teacher if asked else models.student
-    check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code, config.data)
+    both = check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code, config.data)
     _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
     for folder in dict.fromkeys((models.student, teacher)):
         width = check_checkpoint(folder).vocab_size
         if asked and config.annotate.k > width:
             raise UserError(f"annotate.k is {config.annotate.k} but the logits of {folder} cover {width} ids; lower it")
+    return both if asked else None
 
 
-def remarks(config: Config) -> list[Remark]:
-    """Where models that ``check_models`` takes differ, and what follows."""
+def settle(config: Config) -> Agreement:
+    """On what models that ``check_models`` takes agree: tokenizer, template, and where they differ."""
     models = config.models
     return agree(models.tokenizer or models.student, config.data, models.student, models.teacher,
-                 _asks_teacher(config), models.trust_remote_code).remarks
+                 _asks_teacher(config), models.trust_remote_code)
 
 
-def check_prompts(config: Config) -> dict[str, int]:
+def check_prompts(config: Config, both: Agreement | None = None) -> dict[str, int]:
     """Tokenizer, template and the first rows of all prompt files, as the first stage takes them.
+
+    Args:
+        config: the run.
+        both: what ``settle`` has found; None: is found out.
 
     Returns:
         Of the training prompts looked at: ``prompts``, ``dropped_too_long``, ``longest_prompt``, ...
@@ -100,9 +108,9 @@ def check_prompts(config: Config) -> dict[str, int]:
                           trust_remote_code=config.models.trust_remote_code, student=config.models.student,
                           teacher=config.models.teacher, teacher_needed=_asks_teacher(config))
 
-    found = look(job(config.data.prompts, False, config.data.limit), FIRST_ROWS)
+    found = look(job(config.data.prompts, False, config.data.limit), FIRST_ROWS, both)
     if config.evaluate.prompts:
-        look(job(expand(config.evaluate.prompts, "test"), True, config.evaluate.limit), FIRST_ROWS)
+        look(job(expand(config.evaluate.prompts, "test"), True, config.evaluate.limit), FIRST_ROWS, both)
     return found
 
 

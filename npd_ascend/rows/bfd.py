@@ -37,13 +37,6 @@ class Bins:
             raise IndexError(b)
         return self.order[self.offsets[b] : self.offsets[b + 1]]
 
-    @property
-    def bin_of(self) -> Array:
-        """[N] int64, the bin of each item."""
-        bins = np.empty(len(self.order), np.int64)
-        bins[self.order] = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        return bins
-
     def sums(self, values: Array) -> Array:
         """[B] sum of ``values`` [N] over each bin: of lengths its load, of squared lengths its cost."""
         total = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values[self.order])])

@@ -46,10 +46,6 @@ class MetricsWriter:
         if len(kept) != len(rows):
             write_bytes(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
-    def truncate_after(self, kinds: tuple[str, ...], step: int) -> None:
-        """Drops rows of these kinds with a ``step`` beyond ``step``."""
-        self.drop(lambda r: r["kind"] in kinds and isinstance(r.get("step"), int) and r["step"] > step)
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All rows in order; a torn line (killed writer) is passed over. Empty when there is no file."""

@@ -100,21 +100,6 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     return Estimate(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.n)
 
 
-def bootstrap_paired(hits_a: Sequence[np.ndarray], hits_b: Sequence[np.ndarray], draws: int = 4000,
-                     seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean difference with seeds and prompts drawn with return, independently of each
-    other (Owen 2007, "the pigeonhole bootstrap"). With three seeds it is too narrow; ``paired`` is what verdicts use.
-    """
-    gap = np.stack(hits_a).astype(np.float64) - np.stack(hits_b)
-    rng = np.random.default_rng(seed)
-    seeds, prompts = gap.shape
-    w_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    w_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), draws) / prompts
-    means = np.einsum("ds,sp,dp->d", w_seed, gap, w_prompt, optimize=True)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def time_to(seconds: Sequence[float], values: Sequence[float], target: float) -> float | None:
     """When a measured curve first reaches ``target``, by straight lines between the points; None: never.
 
@@ -129,10 +114,3 @@ def time_to(seconds: Sequence[float], values: Sequence[float], target: float) ->
             t0, t1, v0 = seconds[i - 1], seconds[i], values[i - 1]
             return float(t0 + (t1 - t0) * (target - v0) / (value - v0))
     return None
-
-
-def value_at(seconds: Sequence[float], values: Sequence[float], at: float) -> float | None:
-    """The curve's value at a time, by straight lines; its last value afterwards; None before the first point."""
-    if not len(seconds) or at < seconds[0]:
-        return None
-    return float(np.interp(at, seconds, values))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from npd_ascend.data import compat
 from npd_ascend.ops.doctor import Finding, examine, render
 from npd_ascend.ops.doctor.checks import software
 from npd_ascend.ops.doctor.machine import Machine
@@ -226,6 +227,21 @@ def test_pair_as_released_is_taken_and_what_follows_from_its_differences_is_told
             new = {k: None if "eos" in k else v for k, v in old.items() if k != "chat_template"}
             (folder / name).write_text(json.dumps(new))
     assert levels(told()) == ["error"] and "no answer could ever end" in told()[0].what
+
+
+def test_tokenizers_are_loaded_once_for_all_checks(config, qwen_pair, tmp_path, monkeypatch):
+    teacher, student = qwen_pair(tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"How many {i}?", "answer": "4"}) + "\n" for i in range(3)))
+    loaded, real = [], compat.load_tokenizer
+    monkeypatch.setattr(compat, "load_tokenizer", lambda folder, *a: loaded.append(folder.name) or real(folder, *a))
+    patient = Patient(Machine(), config=config(
+        models={"teacher": str(teacher), "student": str(student)},
+        data={"prompts": [str(prompts)], "answer_field": "answer"},
+        evaluate={"prompts": [str(prompts)], "checker": "exact"}, rollout={"max_new_tokens": 8}))
+    found = [f for name in ("models", "prompts") for f in checks()[name](patient)]
+    assert levels(found) == ["ok", "ok", "warning", "ok"], found[-1]
+    assert sorted(loaded) == ["student", "teacher"]
 
 
 def test_disk(node, config, monkeypatch):

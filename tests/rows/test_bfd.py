@@ -43,7 +43,6 @@ def test_every_item_in_one_bin_and_no_bin_too_full(case):
     assert sorted(packed.order.tolist()) == list(range(len(lengths)))
     loads = packed.sums(lengths)
     assert loads.sum() == lengths.sum() and (loads <= capacity).all() and (loads > 0).all()
-    assert [int(packed.bin_of[i]) for i in packed.order] == [b for b in range(len(packed)) for _ in packed[b]]
     assert len(packed) >= lower_bound(lengths, capacity)
     for b in range(len(packed)):
         assert (np.diff(lengths[packed[b]]) <= 0).all()

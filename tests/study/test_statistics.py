@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from npd_ascend.study.statistics import bootstrap_paired, over_seeds, paired, ratio, t_quantile, time_to, value_at
+from npd_ascend.study.statistics import over_seeds, paired, ratio, t_quantile, time_to
 
 
 def test_t_quantiles():
@@ -57,19 +57,7 @@ def test_ratio_is_geometric():
     assert ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).half == pytest.approx(0, abs=1e-9)
 
 
-def test_bootstrap_is_near_the_plain_one():
-    rng = np.random.default_rng(2)
-    a, b = (rng.random((6, 80)) < 0.6), (rng.random((6, 80)) < 0.5)
-    low, high = bootstrap_paired(list(a), list(b))
-    gap = a.astype(float) - b
-    means = [gap[rng.integers(0, 6, 6)][:, rng.integers(0, 80, 80)].mean() for _ in range(3000)]
-    assert (low, high) == (pytest.approx(np.quantile(means, 0.025), abs=0.012),
-                           pytest.approx(np.quantile(means, 0.975), abs=0.012))
-
-
 def test_times_on_a_curve():
     seconds, values = [10.0, 20.0, 30.0], [0.2, 0.6, 0.5]
     assert time_to(seconds, values, 0.4) == pytest.approx(15) and time_to(seconds, values, 0.1) == 10
     assert time_to(seconds, values, 0.7) is None
-    assert value_at(seconds, values, 25) == pytest.approx(0.55) and value_at(seconds, values, 99) == 0.5
-    assert value_at(seconds, values, 5) is None

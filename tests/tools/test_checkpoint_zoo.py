@@ -14,8 +14,11 @@ from zoo.models_of import Model, build, circle
 from zoo.tokenizers_of import KINDS
 from zoo.trial import STAGES, Findings, Trial, Wrong, attempt
 
+from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import entries
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.layout import RunDir
 
 SOUND = ("pangu-tied", "qwen-base-instruct", "llama-smollm", "llama-transformers-5")
 
@@ -30,11 +33,33 @@ class TestTour:
     def test_sound_member(self, name, engines, tmp_path):
         found = attempt(MEMBERS[name], tmp_path)
         assert found.cells == dict.fromkeys(STAGES, "ok"), found
+        if name == "qwen-base-instruct":
+            self.as_released(tmp_path)
 
         said = tmp_path / "run" / "export" / "generation_config.json"
         said.write_text(json.dumps({**json.loads(said.read_text()), "eos_token_id": 7}))
         with pytest.raises(Wrong, match="generation_config.json says 7"):
             Trial(MEMBERS[name], tmp_path).export()
+
+    def as_released(self, folder):
+        """An Instruct teacher and a base student: two ends, two templates. The run says how it takes them, and what it
+        leaves behind says where the student ends, which the student's own files do not."""
+        said = (folder / "run.out").read_text()
+        assert "the teacher's" in said and "renders the input of both models" in said and "stop tokens differ" in said
+        tokenizers = {name: load_tokenizer(folder / name) for name in ("student", "teacher")}
+        end, text = tokenizers["student"].convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+        assert json.loads((folder / "student" / "generation_config.json").read_text())["eos_token_id"] == text
+        run = RunDir(folder / "run")
+        for generation in (0, 1):
+            for answer in Dataset.open(run.generation(generation).rollouts, "rollouts").read_all().to_pylist():
+                assert answer["finish_reason"] == "stop" and answer["response_ids"][-1] == end
+                assert text not in answer["response_ids"]
+        for out in (run.generation(1).next_snapshot, run.export):
+            for name in ("config.json", "generation_config.json"):
+                assert json.loads((out / name).read_text())["eos_token_id"] == [end, text]
+            tokenizer = load_tokenizer(out)
+            assert tokenizer.eos_token == "<|im_end|>"
+            assert tokenizer.chat_template == tokenizers["teacher"].chat_template
 
     def test_damaged_member(self, engines, tmp_path):
         found = attempt(MEMBERS["shard-missing"], tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from npd_ascend.config import Config, load_config
+from npd_ascend.data.compat import Agreement
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error
 from npd_ascend.ops.doctor.machine import Machine
@@ -27,12 +28,14 @@ class Patient:
         environments: the interpreters; None when a variable names one that is not there.
         config: configuration of the run, when one was given and is valid.
         findings: what was found before the first check.
+        agreement: on what the models of ``config`` agree, once that is known.
     """
 
     machine: Machine
     environments: Environments | None = None
     config: Config | None = None
     findings: list[Finding] = field(default_factory=list)
+    agreement: Agreement | None = None
 
     @property
     def target(self) -> Literal["cpu", "ascend"]:

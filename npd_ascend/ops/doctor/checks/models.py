@@ -9,7 +9,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.doctor.registry import Patient, check
 from npd_ascend.ops.environments import resolve_device
-from npd_ascend.ops.inputs import FIRST_ROWS, NOT_READ, check_engine, check_models, check_names, check_prompts, remarks
+from npd_ascend.ops.inputs import FIRST_ROWS, NOT_READ, check_engine, check_models, check_names, check_prompts, settle
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate
@@ -37,8 +37,8 @@ def models(p: Patient) -> list[Finding]:
     found: list[Finding] = []
 
     def look(config: Config) -> None:
-        check_models(config)
-        found.extend(warning(r.text, r.remedy) if r.level == "warning" else ok(r.text) for r in remarks(config))
+        p.agreement = check_models(config) or settle(config)
+        found.extend(warning(r.text, r.remedy) if r.level == "warning" else ok(r.text) for r in p.agreement.remarks)
 
     return _told(p, look, lambda _: f"teacher and student fit together; {NOT_READ}") + found
 
@@ -49,7 +49,7 @@ def prompts(p: Patient) -> list[Finding]:
     if p.config is None:
         return []
     try:
-        counts = check_prompts(p.config)
+        counts = check_prompts(p.config, p.agreement)
         check_engine(p.config, p.target, counts["longest_prompt"])
     except UserError as e:
         return [error(str(e))]
