@@ -8,7 +8,6 @@ from pathlib import Path
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import visible_npus
-from npd_ascend.ops.plan.against import against, setting
 from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.devices import DEFAULT_NPU
 from npd_ascend.ops.plan.estimate import Estimate, StageCost, estimate
@@ -61,6 +60,8 @@ def compare_loops(config: Config, loops: Sequence[str], device: str | None = Non
                   prompts: int | None = None, prompt_tokens: float | None = None, answer_tokens: float | None = None,
                   like: Path | None = None) -> str:
     """``against`` with what the command line gives; lengths as for ``estimate_run``."""
+    from npd_ascend.ops.plan.against import against, setting
+
     work = _workload(config, prompts, prompt_tokens, answer_tokens, like)
     return against(setting(config, device or DEFAULT_NPU, devices, work), [name.strip() for name in loops])
 

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from npd_ascend.config import Config
 from npd_ascend.config.schema import Split
 from npd_ascend.config.stages import QUANTITIES, STAGES, Stage
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import memory
-from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.cuts import what_fits
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, GOOD, PAPER, Npu, Pace, find_npu
 from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, weight_bytes
@@ -23,6 +23,9 @@ from npd_ascend.ops.plan.workload import workload as find_workload
 from npd_ascend.recipes import find
 from npd_ascend.store.topk_codec import TopKFormat
 from npd_ascend.sync.registry import policy_of
+
+if TYPE_CHECKING:
+    from npd_ascend.ops.plan.calibrate import Calibration
 
 
 @dataclass
