@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.data.pangu import MODEL_FILE, PANGU_TEMPLATE, TURN_END, TURN_START, is_pangu
 from npd_ascend.errors import UserError
-from npd_ascend.models.hf_files import read_object, shared_tokenizer_config
+from npd_ascend.models.hf_files import shared_tokenizer_config
+from npd_ascend.store.atomic import read_object
 
 _NEEDS_CODE = "trust_remote_code"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -56,10 +56,7 @@ def declared_stop_ids(folder: Path) -> list[int]:
     """Ids that end an answer by the checkpoint's generation_config.json and config.json; unreadable ones are none."""
     found: list[Any] = []
     for name in ("generation_config.json", "config.json"):
-        try:
-            value = json.loads((Path(folder) / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError, RecursionError):
-            continue
+        value = read_object(Path(folder) / name).get("eos_token_id")
         found += value if isinstance(value, list) else [value]
     return list(dict.fromkeys(i for i in found if isinstance(i, int) and not isinstance(i, bool) and i >= 0))
 

@@ -7,12 +7,11 @@ names the generic class ``TokenizersBackend`` and lists ``extra_special_tokens``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from npd_ascend.store.atomic import write_json
+from npd_ascend.store.atomic import read_object, write_json
 
 GENERIC = "PreTrainedTokenizerFast"
 """The class of a ``tokenizer.json`` in version 4; version 5 knows ``TokenizersBackend`` by this name as well."""
@@ -47,12 +46,3 @@ def make_readable(folder: Path) -> None:
         value = read_object(folder / name)
         if value and form(value) != value:
             write_json(folder / name, form(value))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

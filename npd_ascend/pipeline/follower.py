@@ -18,9 +18,10 @@ from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import launch
 from npd_ascend.pipeline.child import read_job
-from npd_ascend.pipeline.node_protocol import Heartbeat, HeartbeatWatch, read, report, stall_s, start_heartbeat, wait_s
+from npd_ascend.pipeline.node_protocol import Heartbeat, HeartbeatWatch, report, stall_s, start_heartbeat, wait_s
 from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.progress import message
+from npd_ascend.store.atomic import read_object
 from npd_ascend.store.layout import RunDir
 
 _POLL_S = 0.2
@@ -102,7 +103,7 @@ class Follower:
 
     def _serve(self, run: str) -> None:
         for path in sorted(self._dir.nodes.glob("order-*.json")):
-            order, step = read(path), path.stem.removeprefix("order-")
+            order, step = read_object(path), path.stem.removeprefix("order-")
             if order.get("run") != run:
                 continue
             if order.get("stop"):

@@ -11,7 +11,6 @@ are never compared: a beat is watched for change.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 from npd_ascend import out_of_memory
 from npd_ascend.errors import UserError
 from npd_ascend.ops.nodes import Nodes, seconds
-from npd_ascend.store.atomic import write_json
+from npd_ascend.store.atomic import read_object, write_json
 
 BEAT_S = 1.0
 _POLL_S = 0.1
@@ -37,15 +36,6 @@ def wait_s() -> float:
 def stall_s() -> float:
     """After how much silence a node is taken for dead (``NODE_STALL_S``)."""
     return seconds("NODE_STALL_S", 60.0)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Content of one of the files; empty when it is not there or half seen."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 class Heartbeat:
@@ -88,12 +78,12 @@ class HeartbeatWatch:
     """Watches another's beat."""
 
     def __init__(self, path: Path):
-        self.path, self.fields = path, read(path)
+        self.path, self.fields = path, read_object(path)
         self._changed, self.alive = time.monotonic(), False
 
     def look(self) -> dict[str, Any]:
         """The file's content now; ``alive`` once it has changed while watched."""
-        now = read(self.path)
+        now = read_object(self.path)
         if now and now != self.fields:
             self.fields, self._changed, self.alive = now, time.monotonic(), True
         return self.fields
@@ -154,7 +144,7 @@ class Followers:
     def launch(self, step: str, node: int, log: Path) -> RemoteProcess:
         """Orders a node to join a step; its job file must stand."""
         path = self.folder / f"order-{step}.json"
-        order = read(path)
+        order = read_object(path)
         if order.get("run") != self.run or order.get("stop") or not order.get("open"):
             order = {"run": self.run, "id": uuid.uuid4().hex, "open": True, "stop": False}
             write_json(path, order)
@@ -168,7 +158,7 @@ class Followers:
     def close_order(self, step: str, stop: bool = False) -> None:
         """The step has ended; with ``stop`` nodes that still work on it leave it."""
         path = self.folder / f"order-{step}.json"
-        order = read(path)
+        order = read_object(path)
         if order.get("open") or (stop and not order.get("stop")):
             write_json(path, {**order, "open": False, "stop": stop})
 
@@ -190,7 +180,7 @@ class RemoteProcess:
     def poll(self) -> int | None:
         """Exit code; None while it runs. A node that falls silent counts as failed."""
         if self._ended is None:
-            result = read(self._result)
+            result = read_object(self._result)
             silent = self._followers.silent(self.node)
             if result.get("id") == self._order:
                 self._ended = int(result["code"]), str(result.get("words", ""))

@@ -5,7 +5,6 @@ Nothing is stored and nothing resumed. The messages between pool and worker are 
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,23 +73,11 @@ def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str
     left = len(out)
     while left:
         for name, found in engine.step():
-            assert found.logprobs is not None
-            out[int(name)] = {"ids": _text(found.ids, "<i4"), "logprobs": _text(found.logprobs, "<f4"),
-                              "finish": found.finish}
+            out[int(name)] = found.packed()
             left -= 1
     return {"answers": out, "seconds": time.monotonic() - start}
 
 
 def read(event: dict[str, Any], load_seconds: float, started: bool) -> LiveBatch:
     """What a worker answered."""
-    answers = [Answer(_array(a["ids"], "<i4").astype(np.int32), _array(a["logprobs"], "<f4").astype(np.float32),
-                      a["finish"]) for a in event["answers"]]
-    return LiveBatch(answers, load_seconds, started, float(event["seconds"]))
-
-
-def _text(values: Array, dtype: str) -> str:
-    return base64.b64encode(values.astype(dtype).tobytes()).decode()
-
-
-def _array(text: str, dtype: str) -> Array:
-    return np.frombuffer(base64.b64decode(text), dtype)
+    return LiveBatch([Answer.unpacked(a) for a in event["answers"]], load_seconds, started, float(event["seconds"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +47,19 @@ class Answer:
     ids: Array
     logprobs: Array | None
     finish: str
+
+    def packed(self) -> dict[str, Any]:
+        """As JSON, for the journal of a shard and the pipe of a worker."""
+        assert self.logprobs is not None
+        arrays = {"ids": self.ids.astype("<i4"), "logprobs": self.logprobs.astype("<f4")}
+        return {"finish": self.finish, **{k: base64.b64encode(a.tobytes()).decode() for k, a in arrays.items()}}
+
+    @classmethod
+    def unpacked(cls, record: dict[str, Any]) -> Answer:
+        """Of what ``packed`` gave."""
+        ids, logprobs = (base64.b64decode(record[k]) for k in ("ids", "logprobs"))
+        return cls(np.frombuffer(ids, "<i4").astype(np.int32), np.frombuffer(logprobs, "<f4").astype(np.float32),
+                   record["finish"])
 
 
 def requests_of(job: RolloutJob, shard: int, prompts: pa.Table) -> list[Request]:

@@ -6,7 +6,6 @@ child processes do not inherit it, so a dead worker's shard is never stuck and a
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -92,7 +90,7 @@ class Shard:
         self._journal = Journal(journal_path(dataset, index))
         self.seconds = 0.0
         for record in self._journal.replay():
-            self._answers[record["row"]] = _unpack(record)
+            self._answers[record["row"]] = Answer.unpacked(record)
             self.seconds = max(self.seconds, record["seconds"])
         self.pending = [r for r in requests if self._answers[r.row] is None]
         self.rows, self.left = len(requests), len(self.pending)
@@ -109,7 +107,7 @@ class Shard:
 
     def journal(self, answers: list[tuple[Request, Answer]]) -> None:
         """Writes finished samples down; safe in another thread than ``take``."""
-        self._journal.append_many([_pack(r.row, a, self.seconds) for r, a in answers])
+        self._journal.append_many([{"row": r.row, "seconds": round(self.seconds, 3), **a.packed()} for r, a in answers])
 
     def take(self, answers: list[tuple[Request, Answer]]) -> None:
         """Counts finished samples as answered."""
@@ -211,16 +209,3 @@ class Board:
         self.dataset.finish(self.shards, samples=sum(r["rows"] for r in records), generation=self.job.generation,
                             source=self.job.settings.source, **total)
         return True
-
-
-def _pack(row: int, answer: Answer, seconds: float) -> dict[str, object]:
-    assert answer.logprobs is not None
-    return {"row": row, "finish": answer.finish, "seconds": round(seconds, 3),
-            "ids": base64.b64encode(answer.ids.astype("<i4").tobytes()).decode(),
-            "logprobs": base64.b64encode(answer.logprobs.astype("<f4").tobytes()).decode()}
-
-
-def _unpack(record: dict[str, Any]) -> Answer:
-    ids, logprobs = (base64.b64decode(record[k]) for k in ("ids", "logprobs"))
-    return Answer(np.frombuffer(ids, "<i4").astype(np.int32), np.frombuffer(logprobs, "<f4").astype(np.float32),
-                  record["finish"])

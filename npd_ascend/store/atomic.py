@@ -50,6 +50,15 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(), sync=sync)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing, half written or holds something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def write_sealed(path: Path, value: dict[str, Any], *, sync: bool = True) -> None:
     """``write_json`` with a hash of the content inside, for files whose every figure is relied upon."""
     value = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are text
@@ -58,11 +67,8 @@ def write_sealed(path: Path, value: dict[str, Any], *, sync: bool = True) -> Non
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """What ``write_sealed`` wrote, without the seal; None when it is absent or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-        return value if isinstance(value, dict) and value.pop(_SEAL, None) == _seal(value) else None
-    except (OSError, ValueError, RecursionError):
-        return None
+    value = read_object(path)
+    return value if value.pop(_SEAL, None) == _seal(value) else None
 
 
 def _seal(value: dict[str, Any]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npd_ascend.config.stages import DATA, Data
 from npd_ascend.errors import UserError
-from npd_ascend.store.atomic import write_bytes, write_json
+from npd_ascend.store.atomic import read_object, write_bytes, write_json
 from npd_ascend.store.identity import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -108,11 +107,7 @@ class RunDir:
 
     def read_state(self) -> dict[str, Any]:
         """run.json, or an empty dict."""
-        try:
-            value = json.loads(self.state.read_text())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return read_object(self.state)
 
 
 class GenerationDir:
