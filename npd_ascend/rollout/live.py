@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.rollout.job import RolloutJob
