@@ -21,4 +21,5 @@ def read_yaml(text: str) -> Any:
 
 def write_yaml(values: Any) -> str:
     """YAML text of plain values, keys in their own order."""
-    return yaml.dump(values, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(values, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    return text
