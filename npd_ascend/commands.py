@@ -219,6 +219,21 @@ def convert(
 
 
 @app.command()
+def prune(
+    source: Annotated[Path, typer.Argument(help="checkpoint folder of any supported family")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    keep: Annotated[int | None, typer.Option(help="how many layers to keep, by block influence on --texts")] = None,
+    layers: Annotated[str | None, typer.Option(help="which layers to keep, e.g. 0,1,5; in place of --keep")] = None,
+    texts: Annotated[Path | None, typer.Option(help="prompt file (prompt, response) to measure influence on")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="rows of --texts that are read")] = 32,
+) -> None:
+    """Makes a shallower checkpoint of a teacher: the start of its student."""
+    from npd_ascend.ops.pruning import prune_checkpoint
+
+    _say(prune_checkpoint(source, out, keep, layers, texts, limit))
+
+
+@app.command()
 def join(config: ConfigPath, set_: Set = None) -> None:
     """Takes this node's part (NODE_RANK of NODES) in a run that node 0 leads; scripts/start_node.sh calls it."""
     from npd_ascend.config import load_config
