@@ -96,7 +96,7 @@ class _Forward(nn.Cell):
     """The layers of a network without embedding and final norm."""
 
     def __init__(self, net: CausalLM):
-        super().__init__()
+        super().__init__(auto_prefix=False)  # parameters keep their names
         net.model.decoder.post_layer_norm = False
         self.net = net
 
