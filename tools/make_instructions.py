@@ -69,7 +69,8 @@ def topics(content: Content, rng: random.Random) -> Iterator[Row]:
                 ("define", f"Explain in one sentence what {topic} is.", known),
                 ("define", f"What is {topic}? Answer in one sentence.", known),
                 ("define", f"Say in simple words what {topic} is.", known),
-                ("length", f"Describe {topic} in at most twenty words.", {**known, "max_words": 20})):
+                ("tell", f"Tell me something about {topic}.", known),
+                ("length", f"Describe {topic} in at most thirty words.", {**known, "max_words": 30})):
             yield Row(kind, topic, prompt, definition, rule)
         word = given_word(definition, topic, rng)
         yield Row("contains", topic, f'Write one sentence about {topic} that contains the word "{word}".', definition,
@@ -119,17 +120,14 @@ def symbols(content: Content, rng: random.Random) -> Iterator[Row]:
 
 
 def rewriting(content: Content, rng: random.Random) -> Iterator[Row]:
-    """Sentences in another tense, negated, or about somebody else."""
+    """Sentences in the past tense, or about somebody else."""
     verbs = [split_fields(entry) for entry in content["verbs"]]
     subjects = content["subjects"]
     all_sentences = list(itertools.product(subjects, verbs, content["places"]))
-    for subject, (now, past, base), place in rng.sample(all_sentences, _SENTENCES):
+    for subject, (now, past), place in rng.sample(all_sentences, _SENTENCES):
         sentence = sentence_of(subject, now, place)
-        forms = (("past", f'Rewrite this sentence in the past tense: "{sentence}"', past),
-                 ("future", f'Rewrite this sentence in the future tense: "{sentence}"', f"will {base}"),
-                 ("negative", f'Make this sentence negative: "{sentence}"', f"does not {base}"))
-        for kind, prompt, verb in forms:
-            yield Row(kind, sentence, prompt, sentence_of(subject, verb, place), {"all": [verb, place]})
+        yield Row("past", sentence, f'Rewrite this sentence in the past tense: "{sentence}"',
+                  sentence_of(subject, past, place), {"all": [past, place]})
         other = rng.choice([s for s in subjects if s != subject])
         yield Row("replace", sentence, f'Replace "{subject}" with "{other}" in this sentence: "{sentence}"',
                   sentence_of(other, now, place), {"all": [other, now, place]})
