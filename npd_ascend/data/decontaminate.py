@@ -115,12 +115,13 @@ def decontaminate(prompts: Sequence[Path], against: Sequence[Path], out: Path | 
     Raises:
         UserError: a file is missing, unreadable or of an unknown kind.
     """
+    for path in prompts:
+        if _kind(path, refuse=False) != ".jsonl":
+            raise UserError(f"prompt file {path}: expected JSON lines (.jsonl, .jsonl.gz)")
     found = Overlap(n, [_name(p) for p in prompts], [_benchmark(path, n) for path in against])
     with ExitStack() as stack:
         keep: IO[bytes] | None = stack.enter_context(atomic_file(out)) if out else None
         for path in prompts:
-            if _kind(path) != ".jsonl":
-                raise UserError(f"prompt file {path}: expected JSON lines (.jsonl, .jsonl.gz)")
             for number, texts, raw in _rows(path):
                 if not _compare(found, f"{_name(path)}, line {number}", texts) and keep:
                     keep.write(raw.rstrip(b"\r\n") + b"\n")

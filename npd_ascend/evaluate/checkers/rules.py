@@ -45,8 +45,6 @@ def rules(attempt: Attempt, data: Any = None) -> bool:
         return False
     try:
         wanted = json.loads(attempt.answer)
-    except (ValueError, RecursionError):
-        wanted = None
-    if not isinstance(wanted, dict) or not wanted.keys() <= _RULES.keys():
-        raise UserError(f"answer {attempt.answer!r} is no JSON object of rules; known are {', '.join(_RULES)}")
-    return all(_RULES[name](attempt.response, value) for name, value in wanted.items())
+        return all([_RULES[name](attempt.response, value) for name, value in wanted.items()])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"answer {attempt.answer!r} is no JSON object of rules; known are {', '.join(_RULES)}") from None
