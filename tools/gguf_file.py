@@ -16,7 +16,8 @@ import numpy as np
 
 from npd_ascend.errors import UserError
 
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<?", 10: "<u8", 11: "<i8",
+            12: "<f8"}
 _STRING, _ARRAY = 8, 9
 _BLOCK = 32
 _ALIGNMENT = 32

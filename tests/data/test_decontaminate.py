@@ -47,9 +47,11 @@ def test_planted_overlap(tmp_path):
     words = LONG.split()
     benchmark = jsonl(tmp_path / "bench.jsonl", {"question": f"Zero {LONG}.", "id": 3})
     prompts = jsonl(
-        tmp_path / "prompts.jsonl", {"prompt": "Say: " + ", ".join(words[:13]).upper()}, {"prompt": " ".join(words[:12])},
+        tmp_path / "prompts.jsonl", {"prompt": "Say: " + ", ".join(words[:13]).upper()},
+        {"prompt": " ".join(words[:12])},
         {"prompt": "nothing", "response": f"zero {LONG} seventeen"},
-        {"prompt": [{"role": "user", "content": f"Well, {LONG}"}]}, {"prompt": " ".join(words[:12] + ["or"] + words[12:])})
+        {"prompt": [{"role": "user", "content": f"Well, {LONG}"}]},
+        {"prompt": " ".join(words[:12] + ["or"] + words[12:])})
     found = decontaminate([prompts], [benchmark], tmp_path / "clean.jsonl")
     assert (found.rows, found.overlapping, found.benchmarks[0].rows) == (5, 3, 3)
     assert [where.rpartition(" ")[2] for where, _, _ in found.examples] == ["1", "3", "4"]
@@ -76,8 +78,9 @@ def test_kinds_of_files(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("none.jsonl", None, "no such file"), ("x.parquet", b"PAR1", "unknown kind"), ("x.jsonl", b"{", "line 1: not valid"),
-    ("x.jsonl.gz", b"no", "cannot be read"), ("x.csv", b"\xff\n", "cannot be read"), ("empty", "folder", "no benchmark")])
+    ("none.jsonl", None, "no such file"), ("x.parquet", b"PAR1", "unknown kind"),
+    ("x.jsonl", b"{", "line 1: not valid"), ("x.jsonl.gz", b"no", "cannot be read"),
+    ("x.csv", b"\xff\n", "cannot be read"), ("empty", "folder", "no benchmark")])
 def test_refusals(tmp_path, name, content, message):
     path = tmp_path / name
     path.mkdir() if content == "folder" else content is not None and path.write_bytes(content)

@@ -93,7 +93,8 @@ def test_refusals(tmp_path):
 @pytest.mark.parametrize("rule, response, right", [
     ({"any": ["Paris", "Lyon"]}, "It is paris.", True), ({"any": ["Paris"]}, "It is Rome.", False),
     ({"all": ["salt", "sea"]}, "Seawater is salty.", True), ({"all": ["salt", "sea"]}, "Salt only", False),
-    ({"all": "salt"}, "no", False), ({"words": ["H"]}, "Its symbol is H.", True), ({"words": ["H"]}, "He, not h", False),
+    ({"all": "salt"}, "no", False), ({"words": ["H"]}, "Its symbol is H.", True),
+    ({"words": ["H"]}, "He, not h", False),
     ({"number": "15"}, "7 + 8 is 15.", True), ({"number": 15}, "15 or 16", False), ({"number": "15"}, "none", False),
     ({"max_words": 3}, "one two three", True), ({"max_words": 3}, "one two three four", False),
     ({"max_words": 3}, "  ", False), ({"min_commas": 2}, "a, b, c", True), ({"min_commas": 2}, "a, b", False),

@@ -48,8 +48,8 @@ def test_like_transformers(engines, checkpoint, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"folders": list(map(str, folders)),
                                                    "texts": [t.tolist() for t in texts]}))
     (tmp_path / "script.py").write_text(_TRANSFORMERS)
-    said = subprocess.run([engines.rollout, tmp_path / "script.py", tmp_path / "job.json"], capture_output=True, text=True,
-                          check=True).stdout.split("\n")
+    said = subprocess.run([engines.rollout, tmp_path / "script.py", tmp_path / "job.json"], capture_output=True,
+                          text=True, check=True).stdout.split("\n")
     for folder, line in zip(folders, said, strict=False):
         finished: list[int] = []
         ours = block_influence(folder, texts, Device(), ROW, finished.append)

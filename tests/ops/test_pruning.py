@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from zoo.models_of import Model, build
 
 from npd_ascend import cli
 from npd_ascend.data.template import Template
@@ -13,7 +14,6 @@ from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.ops.pruning import _tokens, prune_checkpoint
-from zoo.models_of import Model, build
 
 TEXTS = [{"prompt": "How many clips 3?", "response": "48"}, {"prompt": "How many clips 4?"}]
 
@@ -85,6 +85,7 @@ def test_command_and_doctor(family, tmp_path, texts, monkeypatch, capsys):
     assert record["block_influence"][1] == pytest.approx(0, abs=1e-6)
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps({"run": {"dir": str(tmp_path / "run")}, "data": {"prompts": [str(texts)]},
+                                  "rollout": {"max_new_tokens": 64},
                                   "models": {"teacher": str(source), "student": str(tmp_path / "student")}}))
     wrong = [f for f in visit(config, None, False, False, False, tmp_path / "smoke")
              if f.level == "error" and str(tmp_path) in f.what]

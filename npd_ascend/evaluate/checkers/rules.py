@@ -45,6 +45,8 @@ def rules(attempt: Attempt, data: Any = None) -> bool:
         return False
     try:
         wanted = json.loads(attempt.answer)
+        # A list, so that a rule that cannot be read is found even behind one that is broken.
         return all([_RULES[name](attempt.response, value) for name, value in wanted.items()])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"answer {attempt.answer!r} is no JSON object of rules; known are {', '.join(_RULES)}") from None
+        known = ", ".join(_RULES)
+        raise UserError(f"answer {attempt.answer!r} is no JSON object of rules; known are {known}") from None
