@@ -4,8 +4,8 @@
 
 Reads the answers to the held-out prompts that the run's evaluations have stored, at the start and at the end, and
 prints for both: KL(teacher ‖ student) and KL(student ‖ teacher) over the full vocabulary in nats a token with standard
-errors (clustered by answer), the teacher's NLL of the answers, their length, the share that ends and the share that loops; at last the
-difference, with a 95 % interval over prompts.
+errors (clustered by answer), the teacher's NLL of the answers, their length, the share that ends and the share that
+loops; at last the difference, with a 95 % interval over prompts.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def test_difference_is_weighted_by_tokens():
 
 def test_table():
     found = {"start": [tokens(1, 2, 3), tokens(2)], "end": [tokens(1, 1), tokens(1)]}
-    answers = {name: tool.Answers([], [np.zeros(len(t.kl_ts)) for t in part], np.array([True, False]), np.array([False, False]))
+    answers = {name: tool.Answers([], [np.zeros(len(t.kl_ts)) for t in part], np.array([True, False]), np.zeros(2))
                for name, part in found.items()}
     lines = tool.table(found, answers).splitlines()
     assert lines[2].startswith("| start | 2 | 2.000 ±") and lines[2].endswith("| 2.000 | 2 | 50 | 0 |")
