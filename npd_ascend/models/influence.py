@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from npd_ascend.config.jobs import Device
+from npd_ascend.config.job import Device
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import Entry
@@ -77,13 +77,13 @@ class _Layer:
 
     def load(self, found: dict[str, Entry], number: int) -> None:
         """Takes the weights of layer ``number``."""
-        shares = self._net.shares()
-        for param, rule in shares.rules.items():
+        tp_shards = self._net.tp_shards()
+        for param, rule in tp_shards.rules.items():
             if not param.startswith(_IN_LAYER):
                 continue
             tensors = [finite(found[_FIRST.sub(f"model.layers.{number}.", name)]) for name in rule.hf]
             parameter = self._parameters[param]
-            merged = np.ascontiguousarray(shares.merge(param, tensors))
+            merged = np.ascontiguousarray(tp_shards.merge(param, tensors))
             parameter.set_data(ms.Tensor(merged, dtype=parameter.dtype))
 
     def run(self, hidden: np.ndarray, rows: RowBatch) -> np.ndarray:

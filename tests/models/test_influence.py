@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("mindspore")
 
-from npd_ascend.config.jobs import Device  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.models.influence import block_influence  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
