@@ -19,7 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from npd_ascend.data.bounded import MAX_ROW, too_large
+from npd_ascend.arrays import Array
+from npd_ascend.data import texts
+from npd_ascend.data.sources import kind_of
 from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import atomic_file
 
@@ -28,7 +30,8 @@ SHORTEST = 5
 """Texts of fewer words than an n-gram count as a whole; of fewer than these, not at all."""
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff_]+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+_EXPECTED = ".jsonl, .json, .csv, .txt, plain or gzipped"
+Rows = Iterator[tuple[str, list[str], dict[str, Any]]]
 _SHOWN = 20
 
 
@@ -44,7 +47,7 @@ class Benchmark:
     """
 
     name: str
-    grams: np.ndarray
+    grams: Array
     texts: int
     rows: int = 0
 
@@ -84,7 +87,7 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def runs(words: Sequence[str], n: int) -> np.ndarray:
+def runs(words: Sequence[str], n: int) -> Array:
     """Hashes of all runs of ``n`` words, uint64; of a shorter text, of all its words."""
     if len(words) < min(n, SHORTEST):
         return np.empty(0, np.uint64)
@@ -107,33 +110,33 @@ def decontaminate(prompts: Sequence[Path], against: Sequence[Path], out: Path | 
     All texts of a row are looked at, whatever its fields are called; each by itself.
 
     Args:
-        prompts: JSON lines, plain or gzipped.
-        against: benchmark files (JSON lines, CSV, text; plain or gzipped), or folders of them.
-        out: JSON lines of the rows that share nothing; needs JSON lines as input.
+        prompts: JSON lines or arrays, plain or compressed.
+        against: benchmark files (JSON, CSV, text; plain or gzipped), or folders of them.
+        out: is given the rows that share nothing, as JSON lines.
         n: words of a run.
 
     Raises:
         UserError: a file is missing, unreadable or of an unknown kind.
     """
     for path in prompts:
-        if _kind(path, refuse=False) != ".jsonl":
-            raise UserError(f"prompt file {path}: expected JSON lines (.jsonl, .jsonl.gz)")
+        if _kind(path, refuse=False) != "json":
+            raise UserError(f"prompt file {path}: expected JSON lines or a JSON array (.jsonl, .json, .gz, .zst)")
     found = Overlap(n, [_name(p) for p in prompts], [_benchmark(path, n) for path in against])
     with ExitStack() as stack:
         keep: IO[bytes] | None = stack.enter_context(atomic_file(out)) if out else None
         for path in prompts:
-            for number, texts, raw in _rows(path):
-                if not _compare(found, f"{_name(path)}, line {number}", texts) and keep:
-                    keep.write(raw.rstrip(b"\r\n") + b"\n")
+            for where, row, record in _rows(path):
+                if not _compare(found, f"{_name(path)}, {where}", row) and keep:
+                    keep.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
     return found
 
 
-def _compare(found: Overlap, where: str, texts: list[str]) -> bool:
+def _compare(found: Overlap, where: str, row: list[str]) -> bool:
     """Counts a row; says whether it shares anything."""
     found.rows += 1
-    found.texts += len(texts)
+    found.texts += len(row)
     hit: set[int] = set()
-    for text in texts:
+    for text in row:
         words = words_of(text)
         grams = runs(words, found.n)
         for i, benchmark in enumerate(found.benchmarks):
@@ -148,21 +151,21 @@ def _compare(found: Overlap, where: str, texts: list[str]) -> bool:
     return bool(hit)
 
 
-def _isin(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+def _isin(values: Array, ordered: Array) -> Array:
     if not len(ordered):
         return np.zeros(len(values), bool)
     place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return ordered[place] == values
+    return np.equal(ordered[place], values)
 
 
 def _benchmark(path: Path, n: int) -> Benchmark:
     files = _files(path)
-    grams, texts = [np.empty(0, np.uint64)], 0
+    grams, count = [np.empty(0, np.uint64)], 0
     for file in files:
         for _, row, _ in _rows(file):
-            texts += len(row)
+            count += len(row)
             grams += [runs(words_of(text), n) for text in row]
-    return Benchmark(_name(path), np.unique(np.concatenate(grams)), texts)
+    return Benchmark(_name(path), np.unique(np.concatenate(grams)), count)
 
 
 def _files(path: Path) -> list[Path]:
@@ -172,7 +175,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p, refuse=False))
     if not files:
-        raise UserError(f"{path}: no benchmark files in this folder; expected {', '.join(_SUFFIXES)}")
+        raise UserError(f"{path}: no benchmark files in this folder; expected {_EXPECTED}")
     return files
 
 
@@ -182,43 +185,29 @@ def _name(path: Path) -> str:
 
 
 def _kind(path: Path, refuse: bool = True) -> str | None:
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    if suffix in _SUFFIXES:
-        return suffix
+    kind = "txt" if path.name.lower().removesuffix(".gz").endswith(".txt") else kind_of(path)
+    if kind in ("json", "csv", "txt"):
+        return kind
     if refuse:
-        raise UserError(f"{path}: unknown kind of file; expected {', '.join(_SUFFIXES)}, plain or gzipped")
+        raise UserError(f"{path}: unknown kind of file; expected {_EXPECTED}")
     return None
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str], bytes]]:
-    """(number, texts, bytes) of each row."""
-    kind = _kind(path)
+def _rows(path: Path) -> Rows:
+    """(place in the file, texts, the row itself)."""
+    if _kind(path) == "json":
+        for where, record in texts.json_rows(path):
+            yield where.removeprefix(f"{path}, "), list(_strings(record)), record
+        return
     try:
         with (gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")) as f:
-            if kind == ".csv":
-                lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(f))
-                yield from ((i, row, b"") for i, row in enumerate(csv.reader(lines), 1))
-            elif kind == ".json":
-                yield 1, list(_strings(json.loads(f.read()))), b""
-            else:
-                yield from _lines(path, f, kind == ".jsonl")
-    except (OSError, EOFError, ValueError, RecursionError, csv.Error) as e:
+            lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(f))
+            # Tables of benchmarks often have no names in their first row, so it counts like any other.
+            rows = csv.reader(lines) if _kind(path) == "csv" else ([line.strip()] for line in lines if line.strip())
+            for number, row in enumerate(rows, 1):
+                yield f"row {number}", row, {}
+    except (OSError, EOFError, ValueError, csv.Error) as e:
         raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from None
-
-
-def _lines(path: Path, f: Any, parsed: bool) -> Iterator[tuple[int, list[str], bytes]]:
-    number = 0
-    while raw := f.readline(MAX_ROW + 1):
-        number += 1
-        if len(raw) > MAX_ROW:
-            raise UserError(f"{path}, line {number}: {too_large('line')}")
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        if not text:
-            continue
-        try:
-            yield number, list(_strings(json.loads(text))) if parsed else [text], raw
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}, line {number}: not valid JSON ({e.msg})") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.spec import ModelSpec
@@ -25,8 +26,8 @@ _IN_LAYER = "model.decoder.layers.0."
 _SMALL_VOCABULARY = 16
 
 
-def block_influence(folder: Path, texts: Sequence[np.ndarray], device: Device, row_length: int,
-                    done: Callable[[int], None] = lambda layer: None) -> np.ndarray:
+def block_influence(folder: Path, texts: Sequence[Array], device: Device, row_length: int,
+                    done: Callable[[int], None] = lambda layer: None) -> Array:
     """Block influence of every layer: 1 - E[cos(input, output)] over tokens (ShortGPT, arXiv:2403.03853, eq. 1).
 
     A network of a single layer takes the weights of one layer after the other, so a model of any depth needs the
@@ -86,7 +87,7 @@ class _Layer:
             merged = np.ascontiguousarray(tp_shards.merge(param, tensors))
             parameter.set_data(ms.Tensor(merged, dtype=parameter.dtype))
 
-    def run(self, hidden: np.ndarray, rows: RowBatch) -> np.ndarray:
+    def run(self, hidden: Array, rows: RowBatch) -> Array:
         """Hidden states [S, B, H] before the layer -> after it, float32."""
         state = ms.Tensor(hidden, dtype=self._net.compute_dtype)
         return self._forward(state, *self._net.inputs(rows)).astype(ms.float32).asnumpy()
@@ -107,7 +108,7 @@ class _Forward(nn.Cell):
         return self.net.model(input_ids, position_ids, mask, decoder_input=hidden, actual_seq_len=ends)
 
 
-def _rows(texts: Sequence[np.ndarray], row_length: int, pad_id: int) -> list[RowBatch]:
+def _rows(texts: Sequence[Array], row_length: int, pad_id: int) -> list[RowBatch]:
     """Packed rows, one a batch; all share a bound and so a compiled graph."""
     lengths = np.array([len(t) for t in texts], np.int64)
     longest = int(lengths.max())
@@ -115,18 +116,18 @@ def _rows(texts: Sequence[np.ndarray], row_length: int, pad_id: int) -> list[Row
     return [collate([[texts[i] for i in bins[b]]], row_length, pad_id, 1, longest) for b in range(len(bins))]
 
 
-def _embedded(table: Entry, rows: RowBatch) -> np.ndarray:
+def _embedded(table: Entry, rows: RowBatch) -> Array:
     """[S, B, H] float32."""
     ids, place = np.unique(rows.input_ids, return_inverse=True)
     return table.rows(ids)[place.reshape(rows.input_ids.shape)].transpose(1, 0, 2)
 
 
-def _real(rows: RowBatch) -> np.ndarray:
+def _real(rows: RowBatch) -> Array:
     """[S, B] bool: no padding."""
     return (rows.segment_ids >= 0).T
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _cosine(a: Array, b: Array) -> Array:
     """[S, B, H], [S, B, H] -> [S, B] float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models import tensorfile
 from npd_ascend.models.spec import ModelSpec
@@ -24,7 +25,7 @@ RECORD = "pruning.json"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def most_influential(influence: np.ndarray, keep: int) -> list[int]:
+def most_influential(influence: Array, keep: int) -> list[int]:
     """Numbers of the ``keep`` layers of greatest influence, ascending; of equal ones the earlier."""
     return sorted(np.argsort(-influence, kind="stable")[:keep].tolist())
 
@@ -43,7 +44,7 @@ def check_layers(layers: Sequence[int], spec: ModelSpec, source: Path) -> None:
                         f"{spec.num_layers - 1}")
 
 
-def prune(source: Path, layers: Sequence[int], out: Path, influence: np.ndarray | None = None) -> ModelSpec:
+def prune(source: Path, layers: Sequence[int], out: Path, influence: Array | None = None) -> ModelSpec:
     """Writes a folder with the chosen layers of a checkpoint and everything else of it.
 
     Tensors keep their types and values to the bit, and stand in the files in which they stood; files without any are

@@ -66,7 +66,7 @@ class Entry:
         shape = self.shape if parts == 1 else (self.shape[0] // parts, *self.shape[1:])
         return to_float32(raw, self.dtype).reshape(shape)
 
-    def rows(self, which: np.ndarray) -> np.ndarray:
+    def rows(self, which: Array) -> Array:
         """Some rows of a matrix as float32, without reading the others.
 
         Args:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import DataConfig, DeviceConfig
 from npd_ascend.data.prompts import read_prompts
 from npd_ascend.data.template import Template
@@ -65,7 +66,7 @@ def _numbers(layers: str) -> list[int]:
         raise UserError(f"--layers {layers}: expected numbers with commas between them, such as 0,1,5") from None
 
 
-def _influence(source: Path, spec: ModelSpec, texts: Path, limit: int) -> np.ndarray:
+def _influence(source: Path, spec: ModelSpec, texts: Path, limit: int) -> Array:
     device = resolve_device(DeviceConfig())
     row = _ROW[device.target]
     tokens = _tokens(source, texts, limit, min(row, spec.max_positions))
@@ -76,7 +77,7 @@ def _influence(source: Path, spec: ModelSpec, texts: Path, limit: int) -> np.nda
         return block_influence(source, tokens, device, row, lambda layer: meter.advance())
 
 
-def _tokens(source: Path, texts: Path, limit: int, most: int) -> list[np.ndarray]:
+def _tokens(source: Path, texts: Path, limit: int, most: int) -> list[Array]:
     """Token ids of prompts with their answers as the model sees them, cut to ``most`` tokens."""
     tokenizer = load_tokenizer(source)
     template = Template(tokenizer, "auto", eos_token_ids(source, tokenizer))
