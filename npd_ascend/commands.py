@@ -219,6 +219,41 @@ def convert(
 
 
 @app.command()
+def prune(
+    source: Annotated[Path, typer.Argument(help="checkpoint folder of any supported family")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    keep: Annotated[int | None, typer.Option(help="how many layers to keep, by block influence on --texts")] = None,
+    layers: Annotated[str | None, typer.Option(help="which layers to keep, e.g. 0,1,5; in place of --keep")] = None,
+    texts: Annotated[Path | None, typer.Option(help="prompt file (prompt, response) to measure influence on")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="rows of --texts that are read")] = 32,
+) -> None:
+    """Makes a shallower checkpoint of a teacher: the start of its student."""
+    from npd_ascend.ops.pruning import prune_checkpoint
+
+    _say(prune_checkpoint(source, out, keep, layers, texts, limit))
+
+
+@app.command()
+def decontaminate(
+    prompts: Annotated[list[Path], typer.Argument(help="prompt files, JSON lines", show_default=False)],
+    against: Annotated[list[Path], typer.Option(help="benchmark file, or folder of them; may be given several times")],
+    out: Annotated[Path | None, typer.Option(help="write the rows that overlap with nothing")] = None,
+    report_: Annotated[Path | None, typer.Option("--report", help="write the report as Markdown")] = None,
+    ngram: Annotated[int, typer.Option(min=5, help="words that must agree in a row")] = 13,
+) -> None:
+    """Finds prompts that share a run of words with benchmarks; exit code 1 where some do and --out is not given."""
+    from npd_ascend.data.decontaminate import decontaminate as find_overlap
+    from npd_ascend.store.atomic import write_bytes
+
+    found = find_overlap(prompts, against, out, ngram)
+    if report_:
+        write_bytes(report_, found.markdown().encode())
+    _say(found.markdown().rstrip())
+    if found.overlapping and out is None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def join(config: ConfigPath, set_: Set = None) -> None:
     """Takes this node's part (NODE_RANK of NODES) in a run that node 0 leads; scripts/start_node.sh calls it."""
     from npd_ascend.config import load_config

@@ -313,7 +313,7 @@ class EvaluateConfig(Section):
     """Held-out rows in the format of ``data``; empty: no evaluation."""
     limit: Count | None = None
     checker: str = "exact"
-    """A file of ``evaluate/checkers`` (exact, number, maze), or ``module:function`` of one's own."""
+    """A file of ``evaluate/checkers`` (exact, number, rules, maze), or ``module:function`` of one's own."""
     checker_data: Annotated[Path | None, FILE] = None
     """File a checker needs (the map of the maze)."""
     samples: Paths = 0

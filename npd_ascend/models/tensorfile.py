@@ -66,6 +66,22 @@ class Entry:
         shape = self.shape if parts == 1 else (self.shape[0] // parts, *self.shape[1:])
         return to_float32(raw, self.dtype).reshape(shape)
 
+    def rows(self, which: Array) -> Array:
+        """Some rows of a matrix as float32, without reading the others.
+
+        Args:
+            which: [n] row numbers.
+
+        Raises:
+            UserError: as ``read``.
+        """
+        self.check_dtype()
+        bits = _BITS[self.dtype]
+        if self.path.stat().st_size < self.start + prod(self.shape) * bits.itemsize:
+            raise UserError(f"{self.path}: ends inside tensor {self.name}; the file is truncated, fetch it again")
+        table = np.memmap(self.path, bits, "r", self.start, self.shape)
+        return to_float32(np.asarray(table[which]), self.dtype)
+
 
 def to_float32(raw: Array, dtype: str) -> Array:
     """Bits of ``dtype`` (``F32``, ``F16``, ``BF16``) as float32; exact."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -12,6 +13,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.evaluate.checkers.exact import exact
 from npd_ascend.evaluate.checkers.maze import maze
 from npd_ascend.evaluate.checkers.number import final_number, number
+from npd_ascend.evaluate.checkers.rules import rules
 from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 
 LINE = {"neighbours": {"a": ["b"], "b": ["a", "c"], "c": ["b", "d"], "d": ["c"], "x": []}}
@@ -72,6 +74,8 @@ def test_maze_corner_cases():
 @settings(max_examples=200)
 @given(st.sampled_from(CHECKERS.names()), st.text(max_size=60), st.text(max_size=30) | st.none())
 def test_no_response_makes_a_checker_fail(name, response, answer):
+    if name == "rules" and answer is not None:
+        answer = json.dumps({"any": [answer], "all": answer, "words": answer, "number": answer, "ends": answer})
     assert CHECKERS.find(name)(Attempt("a d", response, answer), LINE) in (True, False)
 
 
@@ -84,3 +88,24 @@ def test_refusals(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_checker_data(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("rule, response, right", [
+    ({"any": ["Paris", "Lyon"]}, "It is paris.", True), ({"any": ["Paris"]}, "It is Rome.", False),
+    ({"all": ["salt", "sea"]}, "Seawater is salty.", True), ({"all": ["salt", "sea"]}, "Salt only", False),
+    ({"all": "salt"}, "no", False), ({"words": ["H"]}, "Its symbol is H.", True),
+    ({"words": ["H"]}, "He, not h", False),
+    ({"number": "15"}, "7 + 8 is 15.", True), ({"number": 15}, "15 or 16", False), ({"number": "15"}, "none", False),
+    ({"max_words": 3}, "one two three", True), ({"max_words": 3}, "one two three four", False),
+    ({"max_words": 3}, "  ", False), ({"min_commas": 2}, "a, b, c", True), ({"min_commas": 2}, "a, b", False),
+    ({"ends": "?"}, "Is it? \n", True), ({"ends": "?"}, "It is.", False), ({}, "", True),
+    ({"any": ["a"], "max_words": 1}, "a b", False)])
+def test_rules(rule, response, right):
+    assert rules(Attempt("q", response, json.dumps(rule))) is right
+
+
+def test_rules_that_are_none():
+    assert not rules(Attempt("q", "a", None))
+    for answer in ("Paris", "[1]", '{"contains": "a"}', '{"max_words": "few"}', '{"min_commas": null}'):
+        with pytest.raises(UserError, match="no JSON object of rules"):
+            rules(Attempt("q", "a", answer))

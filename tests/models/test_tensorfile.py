@@ -119,3 +119,17 @@ def test_a_tensor_in_two_shards(tmp_path):
     (tmp_path / tensorfile.INDEX).write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
     with pytest.raises(UserError, match="stands in"):
         entries(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_some_rows(tmp_path, dtype):
+    values = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    layout = [("first", "F32", (1,)), ("table", dtype, (7, 3))]  # the table begins anywhere in the file
+    tensorfile.write(tmp_path / "model.safetensors", layout, lambda name: values if name == "table" else values[0, :1])
+    entry = tensorfile.entries(tmp_path)["table"]
+    which = np.array([5, 0, 5, 6])
+    assert np.array_equal(entry.rows(which), entry.read()[which]) and entry.rows(which).dtype == np.float32
+    with open(tmp_path / "model.safetensors", "r+b") as f:
+        f.truncate(entry.stop - 1)
+    with pytest.raises(UserError, match="truncated"):
+        entry.rows(which)
