@@ -2,7 +2,7 @@
 
     python tools/full_shape_check.py [--folder DIR] [--keep]
 
-Run it with the MindSpore environment's interpreter. Needs 6 GB of disk and 12 GB of memory; prints the time of each
+Run it with the MindSpore environment's interpreter. Needs 5 GB of disk and 12 GB of memory; prints the time of each
 step and the peak memory, and fails when a file comes back changed or memory goes over the limit.
 """
 
@@ -20,12 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-CONFIG = {"architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmbedded", "bias": True,
-          "vocab_size": 153376, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 26,
-          "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 128, "hidden_act": "silu",
-          "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 4000000.0,
-          "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 45892,
-          "pad_token_id": 0}  # fmt: skip
+from npd_ascend.models.shapes import known_shapes
+
+CONFIG = known_shapes()["openPangu-Embedded-1B"]
 LIMIT_GB = 12.0
 ROW = 64
 

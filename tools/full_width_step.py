@@ -19,13 +19,10 @@ from contextlib import contextmanager
 import numpy as np
 
 from npd_ascend.config.schema import TrainConfig
+from npd_ascend.models.shapes import known_shapes
 from npd_ascend.models.spec import ModelSpec
 
-PANGU_1B = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 153376, "hidden_size": 1536,
-            "intermediate_size": 6144, "num_hidden_layers": 26, "num_attention_heads": 12, "num_key_value_heads": 6,
-            "head_dim": 128, "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
-            "rope_theta": 4000000.0, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 45892,
-            "pad_token_id": 0}  # fmt: skip
+MODEL = "openPangu-Embedded-1B"
 ROW, K = 128, 10
 
 
@@ -44,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=13)
     args = parser.parse_args()
-    spec = ModelSpec.from_config({**PANGU_1B, "num_hidden_layers": args.layers}, {}, "openPangu-Embedded-1B")
+    spec = ModelSpec.from_config({**known_shapes()[MODEL], "num_hidden_layers": args.layers}, {}, MODEL)
     print(f"{args.layers} layers, {spec.parameters / 1e9:.3f} billion parameters")
     with part("import MindSpore and MindFormers"):
         import mindspore as ms
