@@ -2,10 +2,10 @@
 
     python tools/compile_all.py --out runs/compile_all [--room GB] [CONFIG ...]
 
-Run it with any interpreter of the package; it needs the MindSpore environment, and CANN or gcc and binutils. Layers are
-as many as fit into ``--room`` gigabytes of host memory; figures of deeper models are extrapolated and marked. Graphs that
-configurations share are compiled once, and what is compiled stays in ``--out``, so that the same command goes on where
-it was stopped. Fails when a configuration does.
+Run it with any interpreter of the package; it needs the MindSpore environment, and CANN or gcc and binutils. Layers
+are as many as fit into ``--room`` gigabytes of host memory; figures of deeper models are extrapolated and marked.
+Graphs that configurations share are compiled once, and what is compiled stays in ``--out``, so that the same command
+goes on where it was stopped. Fails when a configuration does.
 """
 
 from __future__ import annotations

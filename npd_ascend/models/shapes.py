@@ -1,9 +1,9 @@
 """Shapes of public checkpoints by name, for what is asked before the folders are there.
 
-``shapes.json`` holds the fields of each ``config.json`` that decide the network, and ``tokenizer_size`` where the logits
-are wider than the tokenizer. Sources: the released config of openPangu-Embedded-7B; for the 1B the paper's table of
-sizes and the 340 tensors of its published conversions, which leave tied embeddings and biases of all four projections
-of attention; the model cards of Qwen2.5.
+``shapes.json`` holds the fields of each ``config.json`` that decide the network, and ``tokenizer_size`` where the
+logits are wider than the tokenizer. Sources: the released config of openPangu-Embedded-7B; for the 1B its model card
+and the 340 tensors of its published conversions, which leave tied embeddings and biases of all four projections of
+attention; the model cards of Qwen2.5.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What CANN's kernels compute, spelt out with operators of the CPU, to take their places in the network for Ascend.
 
-Semantics are those of the operators' documentation: aclnnFlashAttentionVarLenScore (TND, cumulative ends, sparse mode 3),
-aclnnRmsNorm, aclnnSwiGlu, aclnnEmbedding, aclnnScatterAdd, aclnnTopk, and of HCCL's collectives. Each kernel refuses
-types that the documentation does not name.
+Semantics are those of the operators' documentation: aclnnFlashAttentionVarLenScore (TND, cumulative ends, sparse mode
+3), aclnnRmsNorm, aclnnSwiGlu, aclnnEmbedding, aclnnScatterAdd, aclnnTopk, and of HCCL's collectives. A kernel refuses
+types that its documentation does not name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ HALF = (ms.float16, ms.bfloat16)
 
 
 class Flash(nn.Cell):
-    """FlashAttentionScore in layout TND with cumulative ends, sparse mode 3: position i of a segment sees those j of the
-    same segment for which the compressed mask [2048, 2048] holds 0 at [i, j], both counted within it.
+    """FlashAttentionScore in layout TND with cumulative ends, sparse mode 3: position i of a segment sees those j of
+    the same segment for which the compressed mask [2048, 2048] holds 0 at [i, j], both counted within it.
 
     Args:
         kernel: the primitive whose place it takes; scale and layout are read from it.
@@ -47,7 +47,8 @@ class Flash(nn.Cell):
         other = (segment.reshape(-1, 1) != segment.reshape(1, -1)).astype(ms.float32)
         hidden = ops.maximum(blocked, other) * -1e30
         q = query.astype(ms.float32).transpose(1, 0, 2)
-        k, v = (ops.repeat_interleave(x.astype(ms.float32).transpose(1, 0, 2), heads // groups, 0) for x in (key, value))
+        k = ops.repeat_interleave(key.astype(ms.float32).transpose(1, 0, 2), heads // groups, 0)
+        v = ops.repeat_interleave(value.astype(ms.float32).transpose(1, 0, 2), heads // groups, 0)
         p = ops.softmax(ops.matmul(q, k.transpose(0, 2, 1)) * self.scale + hidden, -1)
         out = ops.matmul(p, v).transpose(1, 0, 2).astype(query.dtype)
         return p, p, p, out

@@ -1,7 +1,7 @@
 """openPangu-Embedded as it is released: the 7B's own files, and what is known of the 1B.
 
-``tests/fixtures/openpangu_7b`` holds config, tokenizer config and weight index of the released folder, whose SHA-256 sums
-are those of its ``checklist.chk``.
+``tests/fixtures/openpangu_7b`` holds config, tokenizer config and weight index of the released folder, whose SHA-256
+sums are those of its ``checklist.chk``.
 """
 
 import hashlib
@@ -80,8 +80,8 @@ def test_plan_and_configurations_follow(tmp_path):
     tied = ModelSpec.from_config(found, {}, "known")
     untied = ModelSpec.from_config({**found, "tie_word_embeddings": False}, {}, "known")
     npu = find_npu("910B2")
-    gap = (train_memory(config, untied, npu, recompute=True).needed - train_memory(config, tied, npu, recompute=True).needed)
-    assert gap == 20 * 153376 * 1536  # weights, two gradients, two moments in float32
+    needed = [train_memory(config, spec, npu, recompute=True).needed for spec in (untied, tied)]
+    assert needed[0] - needed[1] == 20 * 153376 * 1536  # weights, two gradients, two moments in float32
 
 
 @pytest.mark.parametrize(("name", "known"), [

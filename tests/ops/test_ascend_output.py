@@ -17,7 +17,8 @@ from npd_ascend.ops.ascend.run import Compiled
 from npd_ascend.ops.ascend.verdict import MARGIN, as_json, judge
 
 HEAD = "[INFO] DEVICE(20532,7fb06da7ec40,python):2026-11-29-17:48:18.105.134 [mindspore/ccsrc/plugin/"
-KERNEL = HEAD + "ascend/kernel_executor/ascend_kernel_executor.cc:175] GenerateKernelMod] kernel opname:{}, kernel type:{}"
+KERNEL = (HEAD + "ascend/kernel_executor/ascend_kernel_executor.cc:175] GenerateKernelMod] kernel opname:{}, kernel "
+          "type:{}")
 MOVED = (HEAD + "cpu/cpu_device_context.cc:727] RebuildKernelSelectBackoffOp] Backoff and rebuild kernel on CPU "
          "{} for node: recompute_Default/forward-PackedLoss/net-CausalLM/core_attention-ScaledFlash/{}-op2, node "
          "attr: input[Tensor Int64 DefaultFormat,] output[Tuple Int64 DefaultFormat")
@@ -30,8 +31,8 @@ def log(*lines):
 
 def test_kernels_by_phase_and_kind():
     found = read_log(log(
-        KERNEL.format("MatMul", "opapi_kernel"), "npd-phase: micro-batch", KERNEL.format("MatMul", "opapi_kernel"), TOLD,
-        KERNEL.format("TopK", "acl_kernel"), KERNEL.format("Reshape", "rt_kernel"),
+        KERNEL.format("MatMul", "opapi_kernel"), "npd-phase: micro-batch", KERNEL.format("MatMul", "opapi_kernel"),
+        TOLD, KERNEL.format("TopK", "acl_kernel"), KERNEL.format("Reshape", "rt_kernel"),
         MOVED.format("successfully", "TensorToTuple"), "npd-phase: step", KERNEL.format("MatMul", "opapi_kernel"),
         KERNEL.format("MatMul", "opapi_kernel"), KERNEL.format("AllReduce", "hccl_kernel"),
         KERNEL.format("Unique", "aicpu_kernel"), MOVED.format("successfully", "Svd"), MOVED.format("failed", "Eig")))
@@ -50,7 +51,7 @@ def test_a_kind_that_is_not_known_counts_as_none():
 ROWS = '''index,group,comm_rank,primitive,src_rank,dest_rank,root_rank,input_shape,input_type,output_shape,output_type,\
 input_size,output_size
 "19","npd_0_1_2","0 1","AllReduce","","","","(1, 1024, 256)","Float32","(1, 1024, 256)","Float32","1048576","1048576"
-"65","npd_0_2_2","0 2","AllToAll","","","","(2, 1, 1024, 192)","BFloat16","(2, 1, 1024, 192)","BFloat16","786432","786432"
+"65","npd_0_2_2","0 2","AllToAll","","","","(2, 1024, 192)","BFloat16","(2, 1024, 192)","BFloat16","786432","786432"
 "90","npd_0_1_2","0 1","AllReduce","","","","(1024, 1, 256)","Float32","(1024, 1, 256)","Float32","1048576","1048576"
 "91","npd_0_2_4","0 2 4 6","AllReduce","","","","(3)","Float32","(3)","Float32","12","12"
 '''
@@ -71,7 +72,7 @@ def test_collectives_of_each_phase(tmp_path):
 
 def phase(layers, bucket):
     return Phase({"aclnn": Counter({"MatMul": 3 + 4 * layers, "Exp": 1})},
-                 [Collective("AllReduce", 2, 512, 2 * layers), *([Collective("AllReduce", 8, bucket, 2)] if bucket else [])],
+                 [Collective("AllReduce", 2, 512, 2 * layers)] + [Collective("AllReduce", 8, bucket, 2)] * bool(bucket),
                  10**9 + layers * 10**7)
 
 

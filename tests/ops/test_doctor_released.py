@@ -73,7 +73,8 @@ def teacher(tmp_path, vocabulary):
     known = {name: ("BF16", shape) for name, shape in shapes(ModelSpec.from_folder(folder)).items()}
     files = {}
     for name, file in json.loads((folder / INDEX).read_text())["weight_map"].items():
-        files.setdefault(file, {})[name] = known.get(name, ("F32", (64,)))  # frequencies, which the network makes itself
+        # What has no rule are frequencies, which the network makes itself.
+        files.setdefault(file, {})[name] = known.get(name, ("F32", (64,)))
     for file, tensors in files.items():
         holes(folder / file, tensors)
     return folder

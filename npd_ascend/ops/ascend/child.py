@@ -1,7 +1,7 @@
 """Compiles the graphs of a ``Graph`` in a dry run: ``python -m npd_ascend.ops.ascend.child GRAPH.json RESULT.json``.
 
-The environment is that of ``cann``. Standard output tells what begins; the compiler's log, with lines of our own that say
-which phase it is in, goes to standard error. The result holds planned device memory by phase.
+The environment is that of ``cann``. Standard output tells what begins; the compiler's log, with lines of our own that
+say which phase it is in, goes to standard error. The result holds planned device memory by phase.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.ascend.output import Collective, Phase
 
 _BASE, _LAYER, _WEIGHT = 1e9, 0.05e9, 12.0
-"""Host memory of a compiling process, bytes: of any; of each layer's operators; of each weight that is trained. With them
-the 1B's 2, 12 and 26 layers of training take what was measured, 5.5, 9.1 and 15.6 GB, and a 7B's 34 of annotation some
-more than their 1.9 GB."""
+"""Host memory of a compiling process, bytes: of any; of each layer's operators; of each weight that is trained. With
+them the 1B's 2, 12 and 26 layers of training take about what was measured, 5.5, 9.1 and 15.6 GB, and a 7B's 34 of
+annotation some more than their 1.9 GB."""
 
 
 def free_memory() -> float:

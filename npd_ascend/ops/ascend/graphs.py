@@ -83,10 +83,12 @@ def _annotating(config: Config, role: str, settings: AnnotateConfig, device: Dev
     vocabulary = _vocabulary(config)
     width = shard_of(spec, settings.tensor_parallel).vocab_size
     k = settings.k if role == "teacher" else 0
-    kept = settings.model_dump(mode="json", include={"row_length", "micro_batch", "vocab_chunk_rows", "tensor_parallel"})
+    kept = settings.model_dump(mode="json", include={
+        "row_length", "micro_batch", "vocab_chunk_rows", "tensor_parallel"})
     # Workers are groups that know nothing of each other.
     return [Graph(f"annotate {role}", folder.name, found, vocabulary, built_in,  # type: ignore[arg-type]
-                  device.model_dump(mode="json"), settings.row_length, {**kept, "k": k}, rank, settings.tensor_parallel)
+                  device.model_dump(mode="json"), settings.row_length, {**kept, "k": k}, rank,
+                  settings.tensor_parallel)
             for rank in distinct_ranks(settings.tensor_parallel, width, vocabulary)]
 
 

@@ -18,10 +18,10 @@ _ON_HOST = re.compile(r"ebuild kernel on CPU (successfully|failed) for node: \S*
 _KINDS = {"opapi_kernel": "aclnn", "acl_kernel": "acl", "aicpu_kernel": "aicpu", "rt_kernel": "runtime",
           "hccl_kernel": "hccl", "internal_kernel": "internal", "atb_kernel": "internal", "host_kernel": "host"}
 _VALUES = frozenset({"TensorToTuple", "TensorToScalar", "TupleToTensor", "ScalarToTensor"})
-"""Operators that hand a few numbers to the host because a kernel takes them as values; Ascend has no others for that."""
+"""Operators that hand a few numbers to the host because a kernel takes them as values; Ascend has no other way."""
 KINDS = ("aclnn", "acl", "internal", "hccl", "runtime", "host", "aicpu", "none")
-"""aclnn; legacy acl operators, compiled when first run; MindSpore's own; collectives; views, which compute nothing; values
-for the host; AICPU; on the CPU, because Ascend has no kernel."""
+"""aclnn; legacy acl operators, compiled when first run; MindSpore's own; collectives; views, which compute nothing;
+values for the host; AICPU; on the CPU, because Ascend has no kernel."""
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,5 @@ def read_collectives(folder: Path, phases: dict[str, Phase]) -> None:
     for phase in phases.values():
         own, at = rows[at : at + phase.count("hccl")], at + phase.count("hccl")
         same = Counter((r["primitive"], len(r["comm_rank"].split()), int(r["input_size"])) for r in own)
-        phase.collectives = [Collective(*what, n) for what, n in sorted(same.items(), key=lambda x: (x[0][0], -x[0][2]))]
+        by_size = sorted(same.items(), key=lambda x: (x[0][0], -x[0][2]))
+        phase.collectives = [Collective(*what, n) for what, n in by_size]

@@ -19,8 +19,8 @@ from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import atomic_folder
 
 TOOLS = ("gcc", "nm", "strings")
-_LINKED = ("ge_runner", "graph", "msprofiler", "hccl", "runtime", "platform", "c_sec", "nnopbase", "ascend_hal", "profapi",
-           "register", "mmpa", "ascendalog", "atb", "acl_op_compiler", "acl_tdt_channel", "ge_compiler")
+_LINKED = ("ge_runner", "graph", "msprofiler", "hccl", "runtime", "platform", "c_sec", "nnopbase", "ascend_hal",
+           "profapi", "register", "mmpa", "ascendalog", "atb", "acl_op_compiler", "acl_tdt_channel", "ge_compiler")
 """Libraries that MindSpore links or opens beside libascendcl and libopapi, which hold all symbols."""
 _SYSTEM = ("libstdc++.so.6", "libgomp.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2",
            "ld-linux-aarch64.so.1", "libpthread.so.0", "libdl.so.2")
@@ -55,7 +55,8 @@ def build(mindspore: Path, version: str, folder: Path) -> None:
             other registers than x86-64.
     """
     if platform.machine() != "x86_64":
-        raise UserError(f"--compile without CANN is for x86-64 machines, and this is {platform.machine()}: install CANN")
+        raise UserError(f"--compile without CANN is for x86-64 machines, and this one is {platform.machine()}: install "
+                        "CANN")
     if missing := missing_tools():
         raise UserError(f"--compile needs {', '.join(missing)} to stand in for CANN: install gcc and binutils, or CANN")
     wanted = _plugin(mindspore)
@@ -83,9 +84,9 @@ def _plugin(mindspore: Path) -> list[Path]:
     """The libraries of MindSpore that want CANN."""
     plugin = mindspore / "lib" / "plugin"
     inside = [f for f in plugin.glob("ascend/**/*.so*") if f.is_file() and not _NOT_LOADED.search(str(f))]
-    outside = [f for f in (*plugin.glob("libmindspore_ascend.so*"), plugin / "libmindspore_ops_ascend.so") if f.exists()]
+    outside = [*plugin.glob("libmindspore_ascend.so*"), *plugin.glob("libmindspore_ops_ascend.so")]
     if not inside or not outside:
-        raise UserError(f"{mindspore}: this MindSpore was built without the Ascend plugin, so its compiler is not there")
+        raise UserError(f"{mindspore}: this MindSpore was built without the Ascend plugin, which holds the compiler")
     return inside + outside
 
 

@@ -21,7 +21,7 @@ def judge(c: Compiled) -> list[Finding]:
     """A graph as findings: its make-up, and each reason for which it fails."""
     name = heading(c)
     if c.failed:
-        return [error(f"{name}: does not compile ({c.failed})", "report the line with npd version and the configuration")]
+        return [error(f"{name}: does not compile ({c.failed})", "report the line with npd version")]
     out = [ok(f"{name}: {line}") for line in describe(c)]
     for kind, why in (("none", "no kernel on Ascend, so it would run on the host"), ("aicpu", "an AICPU kernel")):
         found = sum((p.kernels.get(kind, Counter()) for p in c.phases.values()), Counter())
@@ -30,8 +30,8 @@ def judge(c: Compiled) -> list[Finding]:
     limit = max_device_memory(c.graph.device["max_device_memory"])
     if c.memory + MARGIN > limit:
         out.append(error(
-            f"{name}: plans {_gib(c.memory)} GB of device memory{_marked(c)}, a lower bound; with {_gib(MARGIN)} GB for "
-            f"workspaces that is more than device.max_device_memory, {_gib(limit)} GB",
+            f"{name}: plans {_gib(c.memory)} GB of device memory{_marked(c)}, a lower bound; with {_gib(MARGIN)} GB "
+            f"for workspaces that is more than device.max_device_memory, {_gib(limit)} GB",
             "see npd plan for what fits: recompute, optimizer_sharding, tensor_parallel, context_parallel, row_length"))
     return out
 
