@@ -8,8 +8,8 @@ types that its documentation does not name.
 from __future__ import annotations
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn, ops
+from mindspore.communication import get_group_size, get_rank
 
 HALF = (ms.float16, ms.bfloat16)
 
@@ -146,7 +146,41 @@ class _KeepFloat32(nn.Cell):
         return x if dtype == ms.float16 else x.astype(dtype)
 
 
-def halves(values):
-    """Values as bfloat16 has them, in float32: the upper 16 bits, rounded to the nearest, ties to even."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+class AllGather(nn.Cell):
+    """HCCL's: what the ranks hold, one behind the other along the first axis."""
+
+    def __init__(self, group):
+        super().__init__()
+        self.rank, self.size, self.reduce = get_rank(group), get_group_size(group), ops.AllReduce(group=group)
+
+    def construct(self, x):
+        parts = ()
+        for i in range(self.size):
+            parts += (x if i == self.rank else ops.zeros_like(x),)
+        return self.reduce(ops.concat(parts))
+
+
+class ReduceScatter(nn.Cell):
+    """HCCL's: the sum over the ranks, of which each keeps its part of the first axis."""
+
+    def __init__(self, group):
+        super().__init__()
+        self.rank, self.size, self.reduce = get_rank(group), get_group_size(group), ops.AllReduce(group=group)
+
+    def construct(self, x):
+        own = x.shape[0] // self.size
+        return self.reduce(x)[self.rank * own : (self.rank + 1) * own]
+
+
+class AlltoAll(nn.Cell):
+    """HCCL's: cut along one axis into as many parts as there are ranks, part i to rank i; what comes is joined along
+    another."""
+
+    def __init__(self, split_count, split_dim, concat_dim, group):
+        super().__init__()
+        assert split_dim == concat_dim == 0
+        self.all, self.rank, self.size = AllGather(group), get_rank(group), split_count
+
+    def construct(self, x):
+        whole = self.all(x).reshape(self.size, self.size, *(x.shape[0] // self.size, *x.shape[1:]))
+        return whole[:, self.rank].reshape(x.shape)

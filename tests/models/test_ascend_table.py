@@ -3,6 +3,8 @@ the CPU: hidden states, loss and gradients."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,15 +32,21 @@ pytestmark = pytest.mark.mindspore
 ROW = 48
 
 
+def short_rows(make=network._config):
+    """``network._config`` for rows shorter than the compressed mask, which MindFormers refuses."""
+    return lambda spec, modules, row, *dtypes: make(spec, modules, max(row, 2048) if modules.flash else row, *dtypes)
+
+
 @pytest.fixture
-def pair(checkpoint):
+def pair(checkpoint, monkeypatch):
     """``make(family, dtype)`` -> (network of the CPU, that for Ascend) with the same weights."""
+    monkeypatch.setattr(network, "_config", short_rows())
+
     def make(family, row=ROW, dtype="float32", **changes):
         folder = checkpoint(family, **changes)
         spec = ModelSpec.from_folder(folder)
         cpu = build(spec, Device(), row)
-        # Built for rows as long as the compressed mask at least, as MindFormers asks; shorter ones are computed too.
-        ascend = CausalLM(spec, DEVICE_MODULES["ascend"], max(row, 2048), dtype, "float32").set_train(False)
+        ascend = CausalLM(spec, DEVICE_MODULES["ascend"], row, dtype, "float32").set_train(False)
         found = reference.put_in(ascend, exact=dtype == "float32")
         layers = spec.num_layers
         assert found == {"Flash": layers, "Swiglu": layers, "Outer": 2, "Embedding": 1,
@@ -182,7 +190,7 @@ def test_top_k_in_the_graph(vocabulary):
 
 def test_the_norm_casts_weights_of_any_type():
     """Weights that annotation holds in 16 bits reach the kernel in float32."""
-    config = network._config(ModelSpec.from_config({
+    config = short_rows()(ModelSpec.from_config({
         "model_type": "llama", "vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2}, {}, "config"), DEVICE_MODULES["ascend"], ROW, "float32", "float32")
     norm = FusedNorm(config, 16, 1e-5)
@@ -194,3 +202,69 @@ def test_the_norm_casts_weights_of_any_type():
     assert out.dtype == ms.float16
     want = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
     np.testing.assert_allclose(out.asnumpy(), want, rtol=5e-3, atol=5e-3)
+
+
+_RANK = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import mindspore as ms
+from mindspore import mint, ops
+from tests.models import reference_kernels as reference
+from tests.models import test_ascend_table as t
+from npd_ascend.config.job import Device
+from npd_ascend.models import network
+from npd_ascend.models.device_modules import DEVICE_MODULES
+from npd_ascend.models.network import CausalLM
+from npd_ascend.models.parallel.mesh import DeviceMesh
+from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.weights import load_hf
+
+tp, cp = map(int, Path(sys.argv[4]).read_text().split())
+mesh = DeviceMesh(Device(), tp, cp)
+for name in ("AllGather", "ReduceScatter", "AlltoAll"):
+    setattr(ops, name, getattr(reference, name))
+mint.scatter_add = reference.scatter_add
+network._config = t.short_rows()
+model, context = (replace(g, native=g.size > 1) for g in (mesh.model, mesh.context))
+spec = ModelSpec.from_folder(Path(sys.argv[2]))
+net = CausalLM(spec, DEVICE_MODULES["ascend"], t.ROW, "float32", "float32", model, context).set_train(False)
+reference.put_in(net, exact=True)
+load_hf(net, Path(sys.argv[2]))
+batch, inputs, positions = t.given(np.random.default_rng(6))
+mine, where = net.slice.find(positions.astype(np.int64), t.ROW)
+loss, terms, gradients = t.loss_and_gradients(net, batch, t.some(inputs, mine), where.astype(np.int32), ascend=True)
+total = {name: mesh.sum(g) for name, g in gradients.items()}
+np.savez(f"{sys.argv[3]}-{mesh.rank}.npz", loss=mesh.sum(np.float32([loss])), terms=mesh.sum(terms), **total)
+"""
+
+
+def given(rng):
+    """Rows of two samples and padding, and losses at positions in both halves of them."""
+    return packed(rng, [(17, 22), (30, 18)]), of_the_loss(rng), np.concatenate(
+        [np.arange(10, 14), np.arange(30, 34), ROW + np.arange(20, 28)]).astype(np.int32)
+
+
+def some(inputs, rows):
+    """Those rows of the loss's inputs."""
+    return LossInputs(**{name: None if x is None else x[rows] for name, x in vars(inputs).items()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "cp"), [(2, 1), (1, 2)])
+def test_cut_over_two(pair, kernels, checkpoint, tmp_path, under_msrun, tp, cp):
+    """Heads, MLP columns, vocabulary and head of the loss over two ranks, or the positions of the rows; collectives as
+    HCCL has them, made of sums."""
+    (tmp_path / "cut").write_text(f"{tp} {cp}")
+    cpu, _ = pair("pangu_tied", vocab_size=98)
+    root = Path(__file__).parents[2]
+    under_msrun(2, _RANK, root, tmp_path / "hf", tmp_path / "out", tmp_path / "cut")
+    batch, inputs, positions = given(np.random.default_rng(6))
+    want = loss_and_gradients(cpu, batch, inputs, positions, ascend=False)
+    for rank in range(2):
+        found = dict(np.load(tmp_path / f"out-{rank}.npz"))
+        loss, terms = float(found.pop("loss")[0]), found.pop("terms")
+        compare((loss, terms, found), want, 2e-4)
