@@ -66,7 +66,8 @@ class Cann:
             env |= {"LD_LIBRARY_PATH": str(self.folder / "lib64"), "ASCEND_HOME_PATH": str(self.folder),
                     "ASCEND_OPP_PATH": str(self.folder / "opp")}
             paths.append(str(self.folder / "python"))
-        env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
+        given = [os.path.abspath(p) for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]  # it runs elsewhere
+        env["PYTHONPATH"] = os.pathsep.join([*paths, *given])
         return env
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from npd_ascend.errors import UserError
 from npd_ascend.ops.ascend.cann import Cann
 from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.ascend.output import IGNORED, Phase, read_collectives, read_log
@@ -70,10 +71,11 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
                 for line in child.stdout:
                     if line.startswith('{"begins"'):
                         tell(json.loads(line)["begins"])
-            finally:
-                if child.poll() is None and not result.exists():
-                    child.kill()
                 child.wait()
+            except BaseException:
+                child.kill()
+                child.wait()
+                raise
         out = Compiled(graph, [graph.layers], {}, time.monotonic() - started)
         with open(log, errors="replace") as lines:
             phases = read_log(lines)
@@ -99,7 +101,7 @@ def _reason(log: Path, code: int) -> str:
     lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if not x.startswith(("[INFO", "[WARN"))]
     raised = [x for x in lines if x and x.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
     if raised:
-        return raised[-1][:500]
+        return raised[-1].removeprefix(f"{UserError.__module__}.UserError: ")[:500]
     if code == -9:
         return "killed, most likely because the host has no memory left"
     return next((x for x in reversed(lines) if x), f"ended with {code}")[:500]
