@@ -5,12 +5,15 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from npd_ascend.config import dump_config
 from npd_ascend.config.load import parse_config
 from npd_ascend.ops.ascend import standins
+from npd_ascend.ops.ascend.cann import Cann
+from npd_ascend.ops.ascend.output import read_log
 
 pytestmark = [
     pytest.mark.mindspore, pytest.mark.slow, pytest.mark.timeout(900),
@@ -109,3 +112,37 @@ def test_cut_over_eight(compiled):
     assert sizes == {2 * 1024 * (2 + 1 + 1) * 16 * 2, 2 * 1024 * 2 * 16 * 2}
     step = {c["kind"] for c in train["phases"]["step"]["collectives"]}
     assert step == {"AllGather", "AllReduce"}
+
+
+_LACKING = """
+import os
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+class Net(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.factor, self.product = ops.Cholesky(), ops.MatMul()
+
+    def construct(self, x):
+        return self.factor(self.product(x, x))
+
+ms.set_context(mode=0, device_target="Ascend")
+os.write(2, b"npd-phase: a\\n")
+Net().compile(ms.Tensor(np.eye(4, dtype=np.float32)))
+os._exit(0)
+"""
+
+
+def test_an_operator_that_ascend_lacks(tmp_path, cache, monkeypatch):
+    """MindSpore moves it to the CPU without an error; it counts as one without a kernel."""
+    monkeypatch.setenv("NPD_CACHE", str(cache))
+    python = Path(sys.executable)
+    script = tmp_path / "net.py"
+    script.write_text(_LACKING)
+    done = subprocess.run([str(python), str(script)], capture_output=True, text=True, cwd=tmp_path,
+                          env=Cann.find(python).environment(python, 0, 1))
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = read_log(done.stderr.splitlines())["a"].kernels
+    assert kernels == {"aclnn": {"MatMul": 1}, "none": {"Cholesky": 1}}
