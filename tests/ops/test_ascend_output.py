@@ -33,11 +33,13 @@ def test_kernels_by_phase_and_kind():
     found = read_log(log(
         KERNEL.format("MatMul", "opapi_kernel"), "npd-phase: micro-batch", KERNEL.format("MatMul", "opapi_kernel"),
         TOLD, KERNEL.format("TopK", "acl_kernel"), KERNEL.format("Reshape", "rt_kernel"),
-        MOVED.format("successfully", "TensorToTuple"), "npd-phase: step", KERNEL.format("MatMul", "opapi_kernel"),
+        MOVED.format("successfully", "TensorToTuple"), MOVED.format("successfully", "RealTupleGetItem"),
+        "npd-phase: step", KERNEL.format("MatMul", "opapi_kernel"),
         KERNEL.format("MatMul", "opapi_kernel"), KERNEL.format("AllReduce", "hccl_kernel"),
         KERNEL.format("Unique", "aicpu_kernel"), MOVED.format("successfully", "Svd"), MOVED.format("failed", "Eig")))
     assert found["micro-batch"].kernels == {
-        "aclnn": {"MatMul": 1}, "acl": {"TopK": 1}, "runtime": {"Reshape": 1}, "host": {"TensorToTuple": 1}}
+        "aclnn": {"MatMul": 1}, "acl": {"TopK": 1}, "runtime": {"Reshape": 1}, "host": {"TensorToTuple": 1,
+                                                                                          "RealTupleGetItem": 1}}
     step = found["step"]
     assert step.kernels == {"aclnn": {"MatMul": 2}, "hccl": {"AllReduce": 1}, "aicpu": {"Unique": 1},
                             "none": {"Svd": 1, "Eig": 1}}
@@ -133,6 +135,7 @@ def test_verdict(pangu):
     g = pangu["train"]
     assert levels(made(g)) == ["ok", "ok"]
     assert levels(made(g, acl={"TopK": 1}, host={"TensorToTuple": 3})) == ["ok", "ok"]
+    assert levels(made(g, host={"TensorToTuple": 2, "RealTupleGetItem": 1024})) == ["ok", "ok", "warning"]
     for kind in ("none", "aicpu"):
         *_, last = judge(made(g, **{kind: {"Svd": 2}}))
         assert last.level == "error" and "2 Svd" in last.what

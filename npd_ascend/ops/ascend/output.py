@@ -17,8 +17,10 @@ _KERNEL = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 _ON_HOST = re.compile(r"ebuild kernel on CPU (successfully|failed) for node: \S*?(\w+?)-op\d")
 _KINDS = {"opapi_kernel": "aclnn", "acl_kernel": "acl", "aicpu_kernel": "aicpu", "rt_kernel": "runtime",
           "hccl_kernel": "hccl", "internal_kernel": "internal", "atb_kernel": "internal", "host_kernel": "host"}
-_VALUES = frozenset({"TensorToTuple", "TensorToScalar", "TupleToTensor", "ScalarToTensor"})
-"""Operators that hand a few numbers to the host because a kernel takes them as values; Ascend has no other way."""
+_VALUES = frozenset({"TensorToTuple", "TensorToScalar", "TupleToTensor", "ScalarToTensor", "RealTupleGetItem",
+                     "RealMakeTuple"})
+"""Operators that hand numbers to the host because a kernel takes them as values, and tuples of such numbers from one
+graph to the next; Ascend has no other way."""
 KINDS = ("aclnn", "acl", "internal", "hccl", "runtime", "host", "aicpu", "none")
 """aclnn; legacy acl operators, compiled when first run; MindSpore's own; collectives; views, which compute nothing;
 values for the host; AICPU; on the CPU, because Ascend has no kernel."""

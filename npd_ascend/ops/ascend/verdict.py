@@ -7,12 +7,14 @@ from typing import Any
 
 from npd_ascend.ops.ascend.output import KINDS, Collective, Phase
 from npd_ascend.ops.ascend.run import Compiled
-from npd_ascend.ops.doctor.finding import Finding, error, ok
+from npd_ascend.ops.doctor.finding import Finding, error, ok, warning
 from npd_ascend.ops.plan.memory import max_device_memory
 
 MARGIN = 2 * 2**30
 """Bytes that planned memory must leave of ``device.max_device_memory``: workspaces of operators, which a dry run counts
 as 0, and fragmentation. HCCL's buffers lie outside that limit, as do driver and runtime."""
+_HOSTED = 4
+"""Operators of a layer that may handle values on the host before that is worth a warning."""
 _LEGACY = 8
 """Legacy operators that a line names."""
 
@@ -27,6 +29,10 @@ def judge(c: Compiled) -> list[Finding]:
         found = sum((p.kernels.get(kind, Counter()) for p in c.phases.values()), Counter())
         if found:
             out.append(error(f"{name}: {why}: {_named(found)}", "report the line with npd version"))
+    hosted = sum((p.kernels.get("host", Counter()) for p in c.phases.values()), Counter())
+    if hosted.total() > _HOSTED * c.graph.layers:
+        out.append(warning(f"{name}: {hosted.total()} operators handle values on the host ({_named(hosted)})",
+                           "train.recompute: true keeps the segment ends inside one graph, at the cost of time"))
     limit = max_device_memory(c.graph.device["max_device_memory"])
     if c.memory + MARGIN > limit:
         out.append(error(
