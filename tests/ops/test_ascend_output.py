@@ -55,20 +55,24 @@ input_size,output_size
 "19","npd_0_1_2","0 1","AllReduce","","","","(1, 1024, 256)","Float32","(1, 1024, 256)","Float32","1048576","1048576"
 "65","npd_0_2_2","0 2","AllToAll","","","","(2, 1024, 192)","BFloat16","(2, 1024, 192)","BFloat16","786432","786432"
 "90","npd_0_1_2","0 1","AllReduce","","","","(1024, 1, 256)","Float32","(1024, 1, 256)","Float32","1048576","1048576"
-"91","npd_0_2_4","0 2 4 6","AllReduce","","","","(3)","Float32","(3)","Float32","12","12"
+"91","npd_0_2_4","0 2 4 6","AllGather","","","","(3)","Float32","(3)","Float32","12","12"
 '''
 
 
-def test_collectives_of_each_phase(tmp_path):
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_collectives_of_each_phase(tmp_path, order):
+    """Whichever graph was compiled first, and without those of a graph that is compiled for its memory."""
     (tmp_path / "rank_0/execute_order").mkdir(parents=True)
     (tmp_path / "rank_0/execute_order/comm_execute_order.csv").write_text(ROWS)
-    phases = read_log(log("npd-phase: a", *[KERNEL.format("AllReduce", "hccl_kernel")] * 3, "npd-phase: b",
-                          KERNEL.format("AllReduce", "hccl_kernel")))
+    hccl = {"a": ["AllReduce", "AllToAll", "AllReduce"], "b": ["AllGather"], "-": ["AllReduce"]}
+    phases = read_log(log(*[line for name in (*order, "-") for line in (
+        f"npd-phase: {name}", *(KERNEL.format(kind, "hccl_kernel") for kind in hccl[name]))]))
     read_collectives(tmp_path, phases)
     assert phases["a"].collectives == [Collective("AllReduce", 2, 1048576, 2), Collective("AllToAll", 2, 786432, 1)]
-    assert phases["b"].collectives == [Collective("AllReduce", 4, 12, 1)]
+    assert phases["b"].collectives == [Collective("AllGather", 4, 12, 1)]
+    assert not phases["-"].collectives
     del phases["b"]
-    with pytest.raises(ValueError, match="4 collectives in the order of execution, 3 in the log"):
+    with pytest.raises(ValueError, match="4 collectives in the order of execution, in the log {'a': {'AllReduce': 2"):
         read_collectives(tmp_path, phases)
 
 

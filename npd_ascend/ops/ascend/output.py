@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 
 PHASE = "npd-phase: "
@@ -86,19 +87,32 @@ def _kernel(line: str) -> tuple[str, str] | None:
 
 
 def read_collectives(folder: Path, phases: dict[str, Phase]) -> None:
-    """Adds the collectives that MindSpore has left below a folder, in the order in which it compiled them.
+    """Adds the collectives that MindSpore has left below a folder, graph by graph.
+
+    Of two graphs of the same cell, as of the one that is compiled for its memory, it leaves those of one. Which graph
+    comes first it does not say, so the graphs are told apart by how many of each kind the log has in them.
 
     Raises:
-        ValueError: they are not as many as the log names.
+        ValueError: they are not those that the log names.
     """
     files = sorted(folder.rglob("comm_execute_order.csv"))
     rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
-    expected = sum(p.count("hccl") for p in phases.values())
-    if len(rows) != expected:
-        raise ValueError(f"{len(rows)} collectives in the order of execution, {expected} in the log")
-    at = 0
-    for phase in phases.values():
-        own, at = rows[at : at + phase.count("hccl")], at + phase.count("hccl")
-        same = Counter((r["primitive"], len(r["comm_rank"].split()), int(r["input_size"])) for r in own)
-        by_size = sorted(same.items(), key=lambda x: (x[0][0], -x[0][2]))
-        phase.collectives = [Collective(*what, n) for what, n in by_size]
+    counted = {n: p for n, p in phases.items() if p.count("hccl") and n != IGNORED}
+    for order in permutations(counted):
+        parts, at = {}, 0
+        for name in order:
+            n = counted[name].count("hccl")
+            parts[name], at = rows[at : at + n], at + n
+        if at == len(rows) and all(Counter(r["primitive"] for r in part) == counted[name].kernels["hccl"]
+                                   for name, part in parts.items()):
+            for name, part in parts.items():
+                counted[name].collectives = _alike(part)
+            return
+    named = {n: dict(p.kernels["hccl"]) for n, p in counted.items()}
+    raise ValueError(f"{len(rows)} collectives in the order of execution, in the log {named}")
+
+
+def _alike(rows: list[dict[str, str]]) -> list[Collective]:
+    """How many there are of each kind, group and size."""
+    same = Counter((r["primitive"], len(r["comm_rank"].split()), int(r["input_size"])) for r in rows)
+    return [Collective(*what, n) for what, n in sorted(same.items(), key=lambda x: (x[0][0], -x[0][2]))]
