@@ -71,7 +71,7 @@ def packed(rng, rows, row=ROW, batch=None):
 
 def loss_and_gradients(net, batch, inputs, positions, *, ascend):
     """Loss, its terms, and gradients as tensors of a Hugging Face checkpoint."""
-    loss = ChunkedLoss(LossConfig(), 8, vocabulary=90)
+    loss = ChunkedLoss(LossConfig(), 8, net.group, vocabulary=90)
     loss.add_at.ascend = ascend
     forward = PackedLoss(net, loss)
     params = ms.ParameterTuple(net.trainable_params())
