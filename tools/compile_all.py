@@ -23,6 +23,7 @@ from npd_ascend.ops.ascend.check import compile_deep
 from npd_ascend.ops.ascend.depths import free_memory
 from npd_ascend.ops.ascend.graphs import Graph, graphs
 from npd_ascend.ops.ascend.verdict import as_json, judge
+from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, find_npu
 from npd_ascend.ops.plan.memory import annotate_memory, train_memory
@@ -62,7 +63,8 @@ def compiled(graph: Graph, out: Path, room: float) -> tuple[dict[str, Any], list
         stored = json.loads(path.read_text())
         return stored["graph"], stored["errors"]
     python = Environments.find().mindspore
-    made = compile_deep(graph, python, Cann.find(python), room)
+    with Steps() as steps:
+        made = compile_deep(graph, python, Cann.find(python), room, steps.begin)
     errors = [f.what for f in judge(made) if f.level == "error"]
     write_json(path, {"graph": as_json(made), "errors": errors})
     return as_json(made), errors

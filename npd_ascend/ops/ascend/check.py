@@ -12,7 +12,7 @@ from npd_ascend.ops.ascend.graphs import Graph, graphs
 from npd_ascend.ops.ascend.run import Compiled, compile_graph
 from npd_ascend.ops.ascend.verdict import MARGIN, as_json, heading, judge
 from npd_ascend.ops.doctor.finding import Finding, ok
-from npd_ascend.ops.doctor.selftest import tell
+from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.inputs import check_names
 from npd_ascend.store.atomic import write_json
@@ -34,9 +34,10 @@ def compile_config(config: Config, out: Path | None = None) -> list[Finding]:
     check_names(config)
     todo = graphs(config)
     python = Environments.find().mindspore
-    tell("what stands for CANN")
-    cann = Cann.find(python)
-    made = [compile_deep(g, python, cann, free_memory() * _SHARE) for g in todo]
+    with Steps() as steps:
+        steps.begin("what stands for CANN")
+        cann = Cann.find(python)
+        made = [compile_deep(g, python, cann, free_memory() * _SHARE, steps.begin) for g in todo]
     if out is not None:
         write_json(out, {"with": cann.name, "graphs": [as_json(c) for c in made]})
     first = ok(f"compiled with {cann.name}: a dry run, which computes nothing; memory is a lower bound, to which "
@@ -44,9 +45,10 @@ def compile_config(config: Config, out: Path | None = None) -> list[Finding]:
     return [first, *(finding for c in made for finding in judge(c))]
 
 
-def compile_deep(graph: Graph, python: Path, cann: Cann, room: float,
+def compile_deep(graph: Graph, python: Path, cann: Cann, room: float, tell: Callable[[str], None] = lambda _: None,
                  compile: Callable[..., Compiled] = compile_graph) -> Compiled:
-    """A graph at its full depth where ``room`` bytes of host memory allow it, else extrapolated from two depths."""
+    """A graph at its full depth where ``room`` bytes of host memory allow it, else extrapolated from two depths; ``tell``
+    takes a line about what begins."""
     found = []
     for layers in depths(graph, room):
         cut = graph.cut_to(layers)

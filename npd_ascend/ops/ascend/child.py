@@ -136,7 +136,7 @@ def _of_the_loop(net: CausalLM, rows: int, chunk: int) -> int:
     if rows == chunk:
         return 0
     width = {ms.float32: 4, ms.bfloat16: 2}[net.compute_dtype]
-    return 3 * (rows - chunk) * net.spec.hidden_size * width + 2 * 4 * net.head_weight.size
+    return 3 * (rows - chunk) * net.spec.hidden_size * width + 2 * 4 * int(net.head_weight.size)
 
 
 def main() -> None:
