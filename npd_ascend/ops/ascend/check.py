@@ -47,8 +47,8 @@ def compile_config(config: Config, out: Path | None = None) -> list[Finding]:
 
 def compile_deep(graph: Graph, python: Path, cann: Cann, room: float, tell: Callable[[str], None] = lambda _: None,
                  compile: Callable[..., Compiled] = compile_graph) -> Compiled:
-    """A graph at its full depth where ``room`` bytes of host memory allow it, else extrapolated from two depths; ``tell``
-    takes a line about what begins."""
+    """A graph at its full depth where ``room`` bytes of host memory allow it, else extrapolated from two depths;
+    ``tell`` takes a line about what begins."""
     found = []
     for layers in depths(graph, room):
         cut = graph.cut_to(layers)
