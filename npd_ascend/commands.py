@@ -175,12 +175,15 @@ def doctor(
     smoke: Annotated[bool, typer.Option("--smoke", help="first run on an NPU: tiny, whole chain, compared")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="with --smoke: the part that needs no NPU")] = False,
     out: Annotated[Path, typer.Option(help="with --smoke: folder of its run")] = Path("runs/smoke"),
+    compile_: Annotated[bool, typer.Option("--compile", help="compile the graphs of CONFIG for Ascend, on any machine; "
+                                                             "its models may still be missing")] = False,
+    json: Annotated[Path | None, typer.Option(help="with --compile: file for all that was found")] = None,
 ) -> None:
     """Checks environments, devices and (with a configuration) models, data and disk room."""
     from npd_ascend.ops.doctor import render, visit
 
     interrupt.unwind()
-    findings = visit(config, set_, selftest, smoke, cpu, out)
+    findings = visit(config, set_, selftest, smoke, cpu, out, compile_, json)
     _say(render(findings))
     if any(f.level == "error" for f in findings):
         raise typer.Exit(2)

@@ -23,7 +23,7 @@ TIERS = (
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
     "mindspore": ("models/", "objectives/", "annotate/", "exposure/", "train/", "ops/numerics.py", "ops/selftest.py",
-                  "study/prefill.py", "study/workbench.py"),
+                  "ops/ascend/child.py", "study/prefill.py", "study/workbench.py"),
     "mindformers": ("models/",),
     "vllm": ("rollout/engine.py", "rollout/extension.py"),
     "torch": ("rollout/check.py", "rollout/extension.py", "rollout/forward.py", "ops/hf_logits.py"),

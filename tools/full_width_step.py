@@ -15,14 +15,14 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
-from init_checkpoint import PRESETS, config_of, special_ids
 
 from npd_ascend.config.schema import TrainConfig
+from npd_ascend.models.shapes import known_shapes
 from npd_ascend.models.spec import ModelSpec
 
+MODEL = "openPangu-Embedded-1B"
 ROW, K = 128, 10
 
 
@@ -41,8 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=13)
     args = parser.parse_args()
-    shape = replace(PRESETS["openpangu-1b"], num_hidden_layers=args.layers)
-    spec = ModelSpec.from_config(config_of(shape, special_ids(None), "float32"), {}, "openPangu-Embedded-1B")
+    spec = ModelSpec.from_config({**known_shapes()[MODEL], "num_hidden_layers": args.layers}, {}, MODEL)
     print(f"{args.layers} layers, {spec.parameters / 1e9:.3f} billion parameters")
     with part("import MindSpore and MindFormers"):
         import mindspore as ms

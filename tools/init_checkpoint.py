@@ -23,6 +23,7 @@ import numpy as np
 from npd_ascend.data.tokenizer import COMPANIONS, TOKENIZER_FILES, load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.models import tensorfile
+from npd_ascend.models.shapes import known_shapes
 from npd_ascend.store.atomic import atomic_folder, write_json
 
 STD = 0.02
@@ -44,13 +45,21 @@ class Shape:
     tie_word_embeddings: bool
 
 
+def released(name: str) -> Shape:
+    """The shape of a public checkpoint."""
+    c = known_shapes()[name]
+    return Shape(c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"],
+                 c["num_key_value_heads"], c["vocab_size"], c["rope_theta"], c["max_position_embeddings"],
+                 c["tie_word_embeddings"])
+
+
 PRESETS = {
     "mini-student": Shape(128, 384, 3, 4, 2, 96, 10_000.0, 2048, False),
     "mini-teacher": Shape(192, 512, 4, 6, 2, 96, 10_000.0, 2048, False),
     "text-student": Shape(128, 384, 3, 4, 2, 2048, 10_000.0, 2048, False),
     "text-teacher": Shape(192, 512, 5, 6, 2, 2048, 10_000.0, 2048, False),
-    "openpangu-1b": Shape(1536, 6144, 26, 12, 6, 153_376, 4e6, 32_768, True),
-    "openpangu-7b": Shape(4096, 12_800, 34, 32, 8, 153_376, 16e6, 32_768, False),
+    "openpangu-1b": released("openPangu-Embedded-1B"),
+    "openpangu-7b": released("openPangu-Embedded-7B"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ class Reader:
         max_segments: samples and padding tails that attention tells apart in one micro-batch; None: any number.
         part: positions of the rows whose losses this process computes.
 
+    Attributes:
+        head_rows: loss rows of every micro-batch.
+        chunk: rows of a loss chunk, an equal part of them.
+
     Raises:
         UserError: the annotation is missing or of other samples, or a micro-batch holds too many.
     """
@@ -94,23 +99,12 @@ class Reader:
                             "annotate first")
         self.k = topk.k if topk is not None and "teacher_ids" in self.names else 0
         most = max(_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans)
-        self.head_rows = head_rows([min(most, self._positions)], self._chunk_limit, self.align)
+        self.head_rows, self.chunk = loss_shape(most, self._positions, settings.vocab_chunk_rows, self.align)
         if self.topk is not None and len(self.topk) != len(corpus):
             raise UserError(f"{self.topk.dataset.folder}: annotates {len(self.topk)} samples, the rollouts have "
                             f"{len(corpus)}; run annotate again")
         stats = self._token_weight.stats
         self._stats = stats(self._generation()) if stats else None
-
-    @property
-    def _chunk_limit(self) -> int:
-        # The loss leaves out chunks that a batch does not fill: a few of them, so that little is computed in vain.
-        return min(self.settings.vocab_chunk_rows, max(_ALIGN, self._positions // 4))
-
-    @property
-    def chunk(self) -> int:
-        """Rows of a loss chunk, an equal part of ``head_rows``; at most ``vocab_chunk_rows`` or a quarter batch."""
-        parts = -(-self.head_rows // max(_ALIGN, self._chunk_limit))
-        return -(-self.head_rows // parts)
 
     @property
     def steps(self) -> list[int]:
@@ -279,6 +273,22 @@ def head_rows(counts: Sequence[int], chunk: int, align: int = _ALIGN) -> int:
     most = -(-max(max(counts, default=1), 1) // align) * align
     parts = -(-most // max(_ALIGN, chunk))
     return parts * (-(-most // (parts * _ALIGN)) * _ALIGN)
+
+
+def loss_shape(most: int, positions: int, chunk_rows: int, align: int = sys.maxsize) -> tuple[int, int]:
+    """Head rows of a micro-batch, and the rows of a loss chunk, an equal part of them.
+
+    Args:
+        most: response tokens that a micro-batch may hold.
+        positions: of a micro-batch.
+        chunk_rows: ``vocab_chunk_rows``. A chunk has at most so many rows, or a quarter of the positions.
+        align: head rows are a multiple of this, or all positions where these are fewer.
+    """
+    # The loss leaves out chunks that a batch does not fill: a few of them, so that little is computed in vain.
+    limit = min(chunk_rows, max(_ALIGN, positions // 4))
+    rows = head_rows([min(most, positions)], limit, min(align, positions))
+    parts = -(-rows // max(_ALIGN, limit))
+    return rows, -(-rows // parts)
 
 
 def ahead(items: Iterator[_T], prepare: Callable[[_T], _R], depth: int = 2) -> Iterator[_R]:

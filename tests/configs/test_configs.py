@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 
 from npd_ascend.config import load_config
 from npd_ascend.models.mapping import rules
+from npd_ascend.models.shapes import known_shape
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.plan import estimate, render
@@ -22,33 +23,9 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.sync.registry import policy_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PANGU = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 153376, "max_position_embeddings": 32768,
-         "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 45892,
-         "pad_token_id": 0}  # fmt: skip
-QWEN = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": 151643}
-SHAPES = {
-    "openPangu-Embedded-1B-SFT": {**PANGU, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 26,
-                                  "num_attention_heads": 12, "num_key_value_heads": 6, "rope_theta": 4e6,
-                                  "tie_word_embeddings": True},
-    "openPangu-Embedded-7B": {**PANGU, "hidden_size": 4096, "intermediate_size": 12800, "num_hidden_layers": 34,
-                              "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 16e6},
-    "1.5B": {**QWEN, "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-             "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    "7B": {**QWEN, "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-           "num_attention_heads": 28, "num_key_value_heads": 4},
-    "72B": {**QWEN, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
-            "num_attention_heads": 64, "num_key_value_heads": 8},
-}
-POSITIONS = {"Math": 4096, "": 32768}
 SIZES = {"openPangu-Embedded-1B-SFT": 1.16e9, "openPangu-Embedded-7B": 8e9, "1.5B": 1.54e9, "7B": 7.6e9, "72B": 72.7e9}
 FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "target: ascend" in p.read_text())
 NAMES = [p.stem for p in FILES]
-
-
-def shape_of(model: str) -> dict:
-    positions = POSITIONS["Math" if "Math" in model else ""]
-    key = model if model in SHAPES else re.search(r"-(\d[\d.]*B)", model)[1]
-    return {**SHAPES[key], "max_position_embeddings": positions}
 
 
 def weightless(folder: Path) -> None:
@@ -77,7 +54,7 @@ def made(tmp_path):
             name = getattr(c.models, role).name
             folder = tmp_path / name
             folder.mkdir()
-            (folder / "config.json").write_text(json.dumps(shape_of(name)))
+            (folder / "config.json").write_text(json.dumps(known_shape(name)))
             weightless(folder)
             Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
             sets.append(f"models.{role}={folder}")

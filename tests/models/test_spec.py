@@ -8,6 +8,7 @@ import pytest
 
 from npd_ascend.errors import UserError
 from npd_ascend.models.rope import Llama3, Rope
+from npd_ascend.models.shapes import known_shape
 from npd_ascend.models.spec import ModelSpec
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -78,10 +79,12 @@ def test_attention_is_scaled_by_yarns_factor_twice(tmp_path, configs):
 
 
 def test_parameters_of_the_released_shape(tmp_path):
-    config = {"model_type": "PanguEmbedded", "vocab_size": 153376, "hidden_size": 1536, "intermediate_size": 6144,
-              "num_hidden_layers": 26, "num_attention_heads": 12, "num_key_value_heads": 6, "bias": True}  # fmt: skip
+    """The 1B: tied, with biases of all four projections of attention."""
     layer = 1536 * 1536 * 2 + 768 * 1536 * 2 + 3 * 1536 * 6144 + 1536 + 2 * 768 + 1536 + 2 * 1536
-    assert read(tmp_path, config).parameters == 2 * 153376 * 1536 + 26 * layer + 1536
+    tied = read(tmp_path, known_shape("openPangu-Embedded-1B"))
+    assert tied.parameters == 153376 * 1536 + 26 * layer + 1536
+    untied = read(tmp_path, {**known_shape("openPangu-Embedded-1B"), "tie_word_embeddings": False})
+    assert untied.parameters - tied.parameters == 153376 * 1536
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -40,14 +40,16 @@ class DeviceMesh:
 
     def __init__(self, device: Device, tensor_parallel: int = 1, context_parallel: int = 1):
         role = os.environ.get("MS_ROLE")
+        # In a dry run one process stands for one rank of many: RANK_SIZE and RANK_ID say which, nobody answers.
+        simulated = "MS_SIMULATION_LEVEL" in os.environ and os.environ.get("RANK_SIZE", "1") != "1"
         setup_context(device)
         self.schedules = role == "MS_SCHED"
         self.rank, self.size = 0, 1
         world = ALONE
-        if role is not None:
+        if role is not None or simulated:
             # MindSpore's own parallel modes stay off: what is summed, and when, is written out where it is due.
             init()  # in msrun's scheduler this returns when the workers have ended
-        if role == "MS_WORKER":
+        if role == "MS_WORKER" or simulated:
             self.rank, self.size = get_rank(), get_group_size()
             world = ProcessGroup(GlobalComm.WORLD_COMM_GROUP, self.rank, self.size, device.target == "ascend")
         if self.schedules:

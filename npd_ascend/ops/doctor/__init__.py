@@ -13,18 +13,23 @@ __all__ = ["Finding", "examine", "render", "visit"]
 
 
 def visit(config: Path | None, overrides: list[str] | None = None, selftest: bool = False, smoke: bool = False,
-          cpu: bool = False, out: Path = Path("runs/smoke")) -> list[Finding]:
-    """What the command asks for: the checks, or one of the longer tests.
+          cpu: bool = False, out: Path = Path("runs/smoke"), compile: bool = False, json: Path | None = None
+          ) -> list[Finding]:
+    """What the command asks for: the checks, or some of the longer tests.
 
     Raises:
         UserError: a test without a configuration, or one that cannot run here.
     """
-    if not (selftest or smoke):
+    if not (selftest or smoke or compile):
         return examine(config, overrides)
     if config is None:
-        raise UserError("--selftest and --smoke need a configuration: npd doctor CONFIG --selftest")
-    loaded = load_config(config, overrides, inputs=True)
+        raise UserError("--selftest, --smoke and --compile need a configuration: npd doctor CONFIG --selftest")
+    loaded = load_config(config, overrides, inputs=selftest or smoke)
     findings: list[Finding] = []
+    if compile:
+        from npd_ascend.ops.ascend.check import compile_config
+
+        findings += compile_config(loaded, json)
     if selftest:
         from npd_ascend.ops.doctor.selftest import selftest as run_selftest
 
