@@ -215,7 +215,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="folder to write")],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; empty keeps each tensor's own")] = "",
 ) -> None:
-    """Checks a checkpoint key by key and writes it anew as Hugging Face safetensors."""
+    """Checks a checkpoint key by key and rewrites it as Hugging Face safetensors."""
     from npd_ascend.models.convert import convert as convert_checkpoint
 
     _say(convert_checkpoint(source, target, dtype or None))

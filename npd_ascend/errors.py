@@ -81,7 +81,7 @@ class CorruptSnapshot(CorruptShard):
     """
 
     def __init__(self, folder: str, detail: str):
-        UserError.__init__(self, f"{folder}: {detail}; give the command of its run again, which makes it anew from "
+        UserError.__init__(self, f"{folder}: {detail}; give the command of its run again, which rebuilds it from "
                                  "the training checkpoint")
         self.dataset, self.index = str(folder), -1
 

@@ -64,10 +64,10 @@ def as_machine_error() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as e:
-        told = (of_the_disk(e) if isinstance(e, OSError) else None) or advice(e, "")
-        if told is None:
+        cause = (of_the_disk(e) if isinstance(e, OSError) else None) or advice(e, "")
+        if cause is None:
             raise
-        raise MachineError(told) from e
+        raise MachineError(cause) from e
 
 
 def kernel_kills() -> int:

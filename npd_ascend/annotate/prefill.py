@@ -66,7 +66,7 @@ class Scorer:
             contexts: token ids before each response, at least one each.
             responses: token ids to be predicted; may be empty.
             k: best tokens kept a position; 0: none.
-            done: told after each pass how many tokens it has prefilled, contexts included.
+            done: called after each pass with the number of tokens that it prefilled, contexts included.
 
         Returns:
             One annotation a sample.

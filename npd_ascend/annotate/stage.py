@@ -32,7 +32,7 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
     """Makes what is missing of this worker's shards of what the job asks for, in one forward pass a context.
 
     Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of each, packed from
-    its own samples only, so a shard that is made again is identical, and what stands is not computed again because
+    its own samples only, so a shard that is made again is identical, and what exists is not computed again because
     something beside it is missing. With ``tensor_parallel`` a worker is a group of processes under msrun: all compute,
     the first writes.
 

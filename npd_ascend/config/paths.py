@@ -65,7 +65,7 @@ def check_inputs(config: BaseModel, folder: Path) -> None:
 
 
 def input_keys(kind: type[BaseModel], at: str = "") -> Iterator[str]:
-    """Dotted keys of the paths that a section and those within it read; ``*`` stands for any name."""
+    """Dotted keys of the paths that a section and those within it read; ``*`` matches any name."""
     for name, field in kind.model_fields.items():
         key = f"{at}.{name}" if at else name
         if SPEED in field.metadata:

@@ -55,7 +55,7 @@ class DataConfig(Section):
     """Files (JSON lines or arrays, CSV, Parquet, Arrow), folders of them, ``folder:split``, or data sets in the cache
     of the Hugging Face hub: ``hf:org/name``, ``hf:org/name/config:split``."""
     limit: Count | None = None
-    """Use only the first so many prompts."""
+    """Use only this many prompts, the first ones."""
     prompt_field: str = "prompt"
     """Text of the user's turn, or a list of chat messages. Rows without a field ``prompt`` are read by the names of
     their fields if this is not set: messages, conversations, instruction, question, ... (docs/data.md)."""
@@ -70,7 +70,7 @@ class DataConfig(Section):
     answer_field: str | None = None
     """What the answer checker compares with."""
     template: Literal["auto", "chat", "raw"] = "auto"
-    """``chat``: the tokenizer's chat template; ``raw``: the prompt as it stands; ``auto``: chat when there is one."""
+    """``chat``: the tokenizer's chat template; ``raw``: the prompt unchanged; ``auto``: chat when there is one."""
     chat_template: Annotated[str, Field(min_length=1), TEMPLATE] = "auto"
     """Which chat template renders the input of both models: ``student``, ``teacher``, the path of a template's file or
     of a tokenizer's folder, or ``auto``: the only one there is; of two that differ, the teacher's where the student is
@@ -114,7 +114,7 @@ class RolloutConfig(Section):
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0), SPEED] = 0.3
     """Share of device memory vLLM may take; 0.9 when it has the device for itself."""
     keep_alive: Annotated[bool, SPEED] = True
-    """Keeps the engines up between generations and reloads weights in place instead of starting them anew."""
+    """Keeps the engines up between generations and reloads weights in place instead of restarting them."""
     enforce_eager: Annotated[bool | None, SPEED] = None
     """None: eager on CPU, graphs on Ascend."""
     max_failures: Annotated[Natural, SPEED] = 3
@@ -148,7 +148,7 @@ class AnnotateConfig(Section):
     workers: Annotated[Count, SPEED] = 1
     """Groups of processes that share the shards; each group holds the whole model."""
     tensor_parallel: Annotated[Count, SPEED] = 1
-    """Devices over which the teacher is cut; ``workers`` groups of so many. The student is cut over no more than in
+    """Devices over which the teacher is cut; there are ``workers`` such groups. The student is cut over no more than in
     training, and takes more groups instead."""
     value_bits: Annotated[int, Field(ge=6, le=16), Only("topk")] = 10
     """Bits a stored log-prob; see store/topk_codec.py for the error of each width."""
@@ -293,7 +293,7 @@ class SyncConfig(Section):
     policy: str = "static"
     """A file of ``sync/policies`` (static, kl), or ``module:Class`` of one's own."""
     refreshes: Natural = 1
-    """static: so many, spread evenly over the epochs [P: 1]; kl: at most so many."""
+    """static: their number, spread evenly over the epochs [P: 1]; kl: their largest number."""
     at_epochs: list[Positive] | None = None
     """static: exactly here, in place of ``refreshes``."""
     epsilon: Positive = 0.1

@@ -17,7 +17,7 @@ MAX_ROW = 4 << 20
 
 
 def limit_memory(more: int) -> None:
-    """From now on this process gets so many bytes of address space beyond what it has; then ``MemoryError``."""
+    """From now on this process gets ``size`` bytes of address space beyond what it has; then ``MemoryError``."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]

@@ -40,7 +40,7 @@ class Benchmark:
     """What prompts are compared with.
 
     Attributes:
-        name: as in the report: folder and file, without what stands before.
+        name: as in the report: folder and file, without what comes before.
         grams: sorted hashes, uint64.
         texts: texts that were read.
         rows: rows of the prompts that share a run of words with it.

@@ -26,7 +26,7 @@ MODEL_FILE, _CLASS = "tokenizer.model", "PanguTokenizer"
 
 
 def is_pangu(folder: Path) -> bool:
-    """Whether ``tokenizer_config.json`` asks for openPangu's class, for which ``pangu_tokenizer.py`` stands in."""
+    """Whether ``tokenizer_config.json`` asks for openPangu's class, which ``pangu_tokenizer.py`` replaces."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         named = config.get("auto_map", {}).get("AutoTokenizer") or [None]

@@ -54,7 +54,7 @@ def read_prompts(files: Sequence[Path | str], settings: DataConfig, need_referen
         settings: names of the fields, and the system turn.
         need_reference: a row without a reference answer is an error.
         need_answer: a row without an answer to compare with is an error.
-        limit: stop after so many rows.
+        limit: stop after this many rows.
 
     Raises:
         UserError: a file that is missing, unreadable, empty or malformed; a row that lacks a field or has an

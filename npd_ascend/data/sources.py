@@ -1,4 +1,4 @@
-"""Which files a name under ``data.prompts`` stands for: a file, a folder, a split of a data set, one of the hub.
+"""Which files a name under ``data.prompts`` means: a file, a folder, a split of a data set, one of the hub.
 
 Nothing is downloaded: a run starts many processes, and nodes with NPUs often have no network. A data set of the hub is
 read from the cache of huggingface_hub, where ``hf download`` puts it.
@@ -77,7 +77,7 @@ def _local(path: Path, split: str) -> list[Path]:
 
 
 def _folder(path: Path, asked: str | None, split: str) -> list[Path]:
-    """A folder of files stands for all of them; one of ``datasets`` for a split."""
+    """A folder of files means all of them; one of ``datasets`` for a split."""
     saved = _saved(path, asked, split)
     if saved is not None:
         return saved

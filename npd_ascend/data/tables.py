@@ -2,7 +2,7 @@
 
 Dictionaries, run lengths and compressed buffers let a file of a few kilobytes decode to any size, and what its metadata
 say of that size may be false. So the file is read by this process, which has ``MEMORY`` bytes to do it in. It names the
-columns, is told which of them are wanted, reads these only and ends at the first row that is too large. Exit code 2:
+columns, gets those that are wanted, reads these only and ends at the first row that is too large. Exit code 2:
 stderr ends with ``{"row": number or null, "text": ...}``.
 """
 
@@ -87,9 +87,9 @@ def _first_line(e: Exception) -> str:
 def _why(path: Path, code: int, said: bytes) -> str:
     last = said.decode(errors="replace").strip().rpartition("\n")[2]
     try:
-        told = json.loads(last)
-        place = f"{path}, row {told['row']}" if told["row"] else f"prompt file {path}"
-        return f"{place}: {told['text']}"
+        event = json.loads(last)
+        place = f"{path}, row {event['row']}" if event["row"] else f"prompt file {path}"
+        return f"{place}: {event['text']}"
     except (ValueError, KeyError, TypeError):
         return (f"prompt file {path}: not a readable {_format(str(path))} file (its reader ended with "
                 f"{'signal' if code < 0 else 'exit code'} {abs(code)})")

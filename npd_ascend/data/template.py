@@ -19,7 +19,7 @@ Messages = list[dict[str, Any]]
 Tools = list[Any] | None
 
 MAX_TURNS = 500
-"""Most turns of the assistant in one reference: what stands before each is rendered by itself."""
+"""Most turns of the assistant in one reference: what comes before each is rendered by itself."""
 _TURNS = 16
 _PROBE = "ping"
 _ANSWER = "QZXANSWERXZQ"  # letters only, so that no template trims or escapes it
@@ -139,7 +139,7 @@ class Template:
         """Token ids of references of several turns, and what of them the assistant has not written.
 
         The whole conversation is rendered. A turn of the assistant begins where the conversation before it, rendered
-        for generation, ends, and goes as far as its end token; what stands between two of them, the turns of tools and
+        for generation, ends, and goes as far as its end token; what comes between two of them, the turns of tools and
         users with their headers and the header of the assistant's next turn, is masked. Nothing here asks that the
         template mark the assistant's turns.
 
@@ -148,7 +148,7 @@ class Template:
 
         Raises:
             Unrenderable: the template refuses a conversation, leaves a turn out, or renders a turn in another way once
-                others follow, so that it cannot be told what the assistant wrote.
+                others follow, so that the assistant's part is unknown.
         """
         parts = self._segments(items)
         flat = encode(self.tokenizer, [segment for segments in parts for segment in segments])
@@ -196,8 +196,8 @@ class Template:
 
     @staticmethod
     def _unstable(index: int, message: int) -> Unrenderable:
-        return Unrenderable(index, f"the chat template renders what stands before message {message + 1} in another way "
-                            "once others follow, so the assistant's tokens cannot be told from those of tools and "
+        return Unrenderable(index, f"the chat template renders what comes before message {message + 1} in another way "
+                            "once others follow, so the assistant's tokens cannot be separated from those of tools and "
                             "users; set data.reference_turns: last")
 
     def _check_shown(self, index: int, item: Trajectory, starts: list[int], segments: list[str]) -> None:
@@ -213,7 +213,7 @@ class Template:
                                    "(data.chat_template), or set data.reference_turns: last")
 
     def _in_context(self, item: Trajectory, segments: list[str]) -> list[list[int]]:
-        """Tokens of each segment as they follow what stands before it, where they differ from those of the segment
+        """Tokens of each segment as they follow what comes before it, where they differ from those of the segment
         alone; as in ``answers``, a cut that falls inside a token makes one there."""
         text, ids, out = item.head, item.prompt_ids, []
         for segment in segments:
@@ -230,7 +230,7 @@ class Template:
             end = next((place + 1 for place, token in enumerate(tokens) if token in self.eos), None)
             if end is None:
                 raise Unrenderable(index, "the chat template ends the assistant's turns in no stop token when others "
-                                   "follow, so they cannot be told from those of tools and users; set "
+                                   "follow, so they cannot be separated from those of tools and users; set "
                                    "data.reference_turns: last")
             spans += [len(ids) + end, len(ids) + len(tokens)] if end < len(tokens) else []
             ids += tokens

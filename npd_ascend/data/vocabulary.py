@@ -77,5 +77,5 @@ def compare(ours: Any, theirs: Any, pair: str) -> Vocabulary:
 
 
 def _put_before(whole: list[int], text: list[int]) -> list[int]:
-    """What stands before ``text`` in ``whole``."""
+    """What comes before ``text`` in ``whole``."""
     return whole[: next((k for k in range(len(whole)) if whole[k: k + len(text)] == text), 0)]

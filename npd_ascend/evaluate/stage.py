@@ -135,7 +135,7 @@ class Decoder:
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """Thinking and what follows its last part; an unfinished one leaves what stands before it."""
+    """Thinking and what follows its last part; an unfinished one leaves what comes before it."""
     thinking = ""
     for start, end in _THINK:
         before, mark, text = text.rpartition(end)

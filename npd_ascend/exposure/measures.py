@@ -121,7 +121,7 @@ def excess_accumulated_error(own: Sequence[Array], expert: Sequence[Array], shar
     Args:
         own: KL(teacher ‖ student) [T] along each of the student's answers.
         expert: the same along each of the expert's.
-        share, least: l goes as far as so many answers of both kinds do.
+        share, least: l goes as far as that fraction of the answers of both kinds.
 
     Returns:
         float64 [l], per cent.

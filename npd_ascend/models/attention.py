@@ -28,7 +28,7 @@ def query_block(row_length: int) -> int:
 
 
 def window_of(longest: int, row_length: int, bound: int | None = None) -> Array | None:
-    """How far back attention must look where no kernel skips other segments, as the network wants to be told.
+    """How far back attention must look where no kernel skips other segments, as the network takes it.
 
     Packed rows hold many short samples, and most pairs of positions in a row belong to different ones. With queries in
     blocks, no key further back than the longest sample is touched.

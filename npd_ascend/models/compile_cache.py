@@ -1,7 +1,7 @@
 """Compiled graphs kept between processes: a generation's stages compile what the one before has compiled already.
 
 MindSpore's own cache (``enable_compile_cache``) keeps a graph as the front end leaves it, without weights; kernels
-are chosen anew. But it knows a graph by its number among those that this process compiles with the cache switched on,
+are chosen again. But it knows a graph by its number among those that this process compiles with the cache switched on,
 and looks at source files only: two models, or two orders, that share its folder get each other's graphs. So it never
 sees a folder with more in it than the one graph that is wanted. The graphs themselves stand in a folder each, whose
 name is the hash of everything they depend on, and which appears whole, with the hashes of its files, or not at all.

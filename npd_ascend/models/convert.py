@@ -1,4 +1,4 @@
-"""``npd convert``: a checkpoint checked tensor by tensor and written anew, in another type if asked for."""
+"""``npd convert``: a checkpoint checked tensor by tensor and rewritten, in another type if asked for."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ cumulative ends, empty segments among them (aclnnFlashAttentionVarLenScore); Min
 
 
 class SegmentEnds(nn.Cell):
-    """What the flash kernel's TND layout is told of packed rows: where segments end (``rows.collate.segment_ends``).
+    """What the flash kernel's TND layout needs to know of packed rows: where segments end
+    (``rows.collate.segment_ends``).
 
     They are made on the host: what would make them of ids in the graph, ``ops.sort``, may lose accuracy on Ascend.
     """
@@ -115,7 +116,7 @@ class GatherEmbedding(nn.Cell):
 
 class DenseMLP(MLP):
     """SwiGLU in two products, because cutting and joining activations costs more than cutting the weight; the backward
-    pass uses the forward pass's sigmoid again, which that of ``ops.silu`` computes anew."""
+    pass uses the forward pass's sigmoid again, which that of ``ops.silu`` computes again."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -18,7 +18,7 @@ GENERIC = "PreTrainedTokenizerFast"
 
 
 def shared_config(config: dict[str, Any]) -> dict[str, Any]:
-    """``config.json`` for both: what version 5 has moved stands in the old place too."""
+    """``config.json`` for both: what version 5 has moved is in the old place too."""
     rope = config.get("rope_parameters")
     rope = rope if isinstance(rope, dict) else {}
     scaled = rope.get("rope_type", "default") != "default"

@@ -81,7 +81,7 @@ def shard_of(spec: ModelSpec, size: int) -> ModelSpec:
     """What one of ``size`` tensor-parallel ranks holds: whole attention groups, its part of the MLP and vocabulary.
 
     Raises:
-        UserError: the architecture cannot be cut into so many equal parts.
+        UserError: the architecture cannot be cut into that many equal parts.
     """
     for what, count in (("attention heads", spec.num_heads), ("key-value heads", spec.num_kv_heads),
                         ("MLP columns", spec.intermediate_size), ("vocabulary entries", spec.vocab_size)):

@@ -80,7 +80,7 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
         bound: tokens that a sample may have, whatever those at hand have; of ``attention.window_of``.
 
     Raises:
-        UserError: a row length or type the device cannot do, or a model or rows that cannot be cut over so many
+        UserError: a row length or type the device cannot do, or a model or rows that cannot be cut over that many
             devices.
     """
     if device.target == "cpu" and (device.dtype, params_dtype) != ("float32", "float32"):
@@ -184,7 +184,7 @@ class CausalLM(nn.Cell):
             input_ids, position_ids: [B, S] int32; of S / C own positions under context parallelism over C.
             segment_ids: [B, S] int32, of the whole rows. A position sees the earlier positions of equal segment id and
                 itself; -1 marks padding.
-            window: of ``attention.window_of``; no sample may be longer than it was told. Its values are 0, 1, ...: what
+            window: of ``attention.window_of``; no sample may be longer than that. Its values are 0, 1, ...: what
                 tells the graph how far attention looks is its length. On Ascend the segments' ends, which the flash
                 kernel needs in its place.
 

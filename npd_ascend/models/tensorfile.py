@@ -50,7 +50,7 @@ class Entry:
         """The tensor as float32 (float32, float16, bfloat16 are widened exactly).
 
         Args:
-            part, parts: read only the part-th of so many equal runs of rows.
+            part, parts: read only the part-th of ``parts`` equal runs of rows.
 
         Raises:
             UserError: of a dtype that no weight has, or the file ends too early.
@@ -179,7 +179,7 @@ def _indexed(folder: Path) -> dict[str, Entry]:
             raise UserError(f"{folder}: {file} is missing; the index names it")
         for name, entry in _header(folder / file).items():
             if name in found:
-                raise UserError(f"{folder}: tensor {name} stands in {found[name].path.name} and in {file}")
+                raise UserError(f"{folder}: tensor {name} is in {found[name].path.name} and in {file}")
             found[name] = entry
     lost = sorted(names - set(found))
     if lost:

@@ -92,7 +92,7 @@ class Feed:
         name: as in ``report.monitors``.
         run_dir: the run.
         config: its configuration as plain values.
-        fresh: send all anew, as another run: what was sent belongs to other settings.
+        fresh: send all again, as another run: what was sent belongs to other settings.
 
     Raises:
         UserError: there is no monitor of that name.

@@ -63,5 +63,5 @@ MONITORS: Registry[Open] = Registry("monitor", "report.monitors", "npd_ascend.mo
 
 def register(name: str) -> Callable[[Open], Open]:
     """Decorator that makes a function the monitor of its file. It is called with the run and with the project: what
-    stands behind the name, as in ``wandb:my-project``, empty when nothing does."""
+    follows the name, as in ``wandb:my-project``, empty when nothing does."""
     return MONITORS.decorator(lambda opens: opens, name)

@@ -34,7 +34,7 @@ class Nodes:
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> Nodes:
         """From ``NODES``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT`` and, for Ray, ``NPD_RAY_PORT`` or the
-        ``NPD_RAY_ADDRESS`` of a cluster that stands already; one node without.
+        ``NPD_RAY_ADDRESS`` of a running cluster; one node without.
 
         Raises:
             UserError: a value is missing or makes no sense.

@@ -101,7 +101,7 @@ class Placement:
     def environment(self, side: Side, first: int = 0, count: int | None = None) -> dict[str, str]:
         """Variables for a process that uses ``count`` devices of a side, from its ``first``-th on; None: all.
 
-        On CPU a process in a shared placement may use all cores, and is told how many threads its share is worth.
+        On CPU a process in a shared placement may use all cores, and is given the number of threads of its share.
         """
         devices = getattr(self, side)
         mine = devices[first: first + count] if count is not None else devices[first:]

@@ -37,7 +37,7 @@ def smoke(config: Config, out: Path, *, cpu: bool = False) -> list[Finding]:
 
     Args:
         config: models and prompts are taken from it, sizes are made small.
-        out: folder of the run; made anew by the caller, resumed like any run.
+        out: folder of the run; created by the caller, resumed like any run.
         cpu: without an NPU, all but the comparison of kernels and types.
 
     Raises:

@@ -89,10 +89,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _advice(e: Exception, module: str) -> str | None:
     """One line for faults of the surroundings that have a remedy."""
-    if isinstance(e, OSError) and (told := of_the_disk(e)):
-        return told
-    told = out_of_memory.advice(e, module)
-    return f"{module}: {told}" if told else None
+    if isinstance(e, OSError) and (cause := of_the_disk(e)):
+        return cause
+    cause = out_of_memory.advice(e, module)
+    return f"{module}: {cause}" if cause else None
 
 
 def _say(what: object, code: int) -> int:
@@ -108,6 +108,6 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if "MS_ROLE" in os.environ:
-        sys.exit(code)  # the scheduler of msrun wants to be told that a rank leaves
+        sys.exit(code)  # the scheduler of msrun has to learn that a rank leaves
     # Engines leave threads behind whose clean-up may hang or crash; everything of ours is on disk by now.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""``--dry-run``: the resolved configuration, what stands already, what would be done and what it would cost."""
+"""``--dry-run``: the resolved configuration, what exists already, what would be done and what it would cost."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ class Executor:
         self._training = (step, self.runner.launch(step), time.time())
 
     def _await_snapshot(self, generation: int) -> None:
-        """Until the next generation's snapshot stands, or training has ended (without ``lead`` both are one)."""
+        """Until the next generation's snapshot exists, or training has ended (without ``lead`` both are one)."""
         if self.config.sync.lead == 0:
             return self._join_training()
         mark = self.run_dir.generation(generation).snapshot_mark

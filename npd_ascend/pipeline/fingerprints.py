@@ -1,4 +1,4 @@
-"""The fingerprint of a job: the hash of all that stands in it, as the marks of its fields say (``config/marks.py``)."""
+"""The fingerprint of a job: the hash of all its fields, as the marks of its fields say (``config/marks.py``)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Fingerprints:
         """Fingerprint of each thing that ``job`` makes.
 
         Args:
-            job: the job; what stands in ``fingerprint`` does not matter.
+            job: the job; its ``fingerprint`` does not matter.
             made: names of its outputs.
 
         Raises:

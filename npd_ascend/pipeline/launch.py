@@ -41,7 +41,7 @@ def command(python: Path, path: Path, job: Job, nodes: Nodes, logs: Path) -> lis
     """Command line of a job on this node.
 
     Args:
-        python: interpreter of the MindSpore environment; msrun stands beside it.
+        python: interpreter of the MindSpore environment; msrun is beside it.
         path: the job's file.
         job: the job.
         nodes: which node this is.

@@ -43,7 +43,7 @@ class Heartbeat:
 
     Args:
         path: the file.
-        fields: what stands beside the beat; ``update`` changes it.
+        fields: what is written beside the beat; ``update`` changes it.
     """
 
     def __init__(self, path: Path, **fields: Any):

@@ -82,7 +82,7 @@ class Monitor:
                     self._spent.append(event)
                 elif event["event"] in ("error", "corrupt"):
                     self._faults.append(event)
-                if event["event"] != "error":  # errors are told once, at the end of the command
+                if event["event"] != "error":  # errors are shown once, at the end of the command
                     self._view.handle(event)
 
     def reset(self, stage: str) -> None:
@@ -169,7 +169,7 @@ class Runner:
             self._followers.start()
 
     def close(self, error: str = "") -> None:
-        """Ends every process that is still there, then the view; ``error``: what the other nodes are told."""
+        """Ends every process that is still there, then the view; ``error``: the reason that other nodes get."""
         os.environ.pop(PROGRESS_ENV, None)
         for child in self._children:
             child.stop()
@@ -181,7 +181,7 @@ class Runner:
         self.monitor.stop()
 
     def close_pool(self) -> None:
-        """Ends the rollout engines; the next rollout starts them anew."""
+        """Ends the rollout engines; the next rollout restarts them."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -249,8 +249,8 @@ class Runner:
             raise UserError(f"{step.name}: {child.log_tail()}")
         if code != 0 and child.ran_out_of_memory():
             raise UserError(f"{step.name}: out of memory; {step.stage.memory}; its log is {child.log}")
-        if code != 0 and (told := out_of_memory.no_thread(child.log_tail(20))):
-            raise UserError(f"{step.name}: {told}; its log is {child.log}")
+        if code != 0 and (cause := out_of_memory.no_thread(child.log_tail(20))):
+            raise UserError(f"{step.name}: {cause}; its log is {child.log}")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         if code == -signal.SIGKILL:
             how += f" (if nobody did that, memory ran out: {step.stage.memory})"

@@ -2,7 +2,7 @@
 
 This is the one place that knows both the run directory and the stages' contracts. A job's fields are filled by name:
 the datasets that its stage reads (``config/stages.py`` says which), what every job may ask for, sections of settings by
-their type. A stage that has to be told more has a method ``_tell_<module>`` here.
+their type. A stage whose job needs more has a method ``_tell_<module>`` here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from npd_ascend.train.job import TrainJob
 
 @dataclass(frozen=True)
 class _At:
-    """Where in a run a stage stands: generation (-1: in none) and name of the evaluation (empty: none)."""
+    """Where in a run a stage is: generation (-1: in none) and name of the evaluation (empty: none)."""
 
     generation: int
     evaluation: str
@@ -90,7 +90,7 @@ class Step:
 
     @property
     def complete(self) -> bool:
-        """Whether all that it makes stands, made from these very inputs."""
+        """Whether all its outputs exist, made from the same inputs."""
         if self.done_file is not None:
             done = read_sealed(self.done_file) or {}
             mine = done.get("fingerprint") == self.job.fingerprint
@@ -164,7 +164,7 @@ class StepBuilder:
         return Step(row, job.model_copy(update={**targets, "fingerprint": both}), generation,
                     outputs=list(outputs.values()))
 
-    # ---- what jobs are told
+    # ---- what jobs are given
 
     def _inputs(self, row: Stage, at: _At) -> dict[str, Any]:
         """Folders of the datasets that a stage reads; of a stored quantity only where it is needed."""

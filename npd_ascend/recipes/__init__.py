@@ -19,12 +19,12 @@ class Run(Protocol):
 
     def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
                  ) -> None:
-        """Does a stage, unless what it makes stands already, made from these very inputs.
+        """Does a stage, unless its output already exists, made from the same inputs.
 
         Args:
             stage: name of ``config.stages.STAGES``.
             generation: which one.
-            quantities: for annotation: what is to be stored, or stands already.
+            quantities: for annotation: what is to be stored, or is stored already.
             evaluation: for evaluation: its name in the report.
         """
 

@@ -1,4 +1,4 @@
-"""What stands below figures and tables of a run's report: it follows the run's configuration.
+"""Captions of figures and tables of a run's report: it follows the run's configuration.
 
 What the paper gives is named only where the run does the same thing.
 """

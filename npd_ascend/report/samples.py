@@ -105,7 +105,7 @@ def pieces(ids: list[int], decode: Decode) -> list[tuple[str, int]]:
     out: list[tuple[str, int]] = []
     before, start = "", 0
     for end in range(1, len(ids) + 1):
-        # Decoded with what stands before, as a lone token loses its leading space in many tokenizers.
+        # Decoded with what comes before, as a lone token loses its leading space in many tokenizers.
         text = decode(ids[:end])
         if text.endswith("\ufffd") and end < len(ids) and end - start < 4:
             continue

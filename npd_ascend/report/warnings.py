@@ -28,7 +28,7 @@ def _status(run: Run) -> list[str]:
         return [f"The run failed{f': {why}' if why else ''}. Figures stop where it stopped; the same command goes on "
                 "from there."]
     if status in ("running", "stopped"):
-        return [f"The run is not finished ({status}): figures are of what stands so far."]
+        return [f"The run is not finished ({status}): figures are of what is there so far."]
     return []
 
 

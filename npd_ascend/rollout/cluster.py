@@ -16,7 +16,7 @@ from typing import Any
 
 from npd_ascend.errors import UserError
 
-# What a worker on another machine is told of this one's environment; paths and devices are that machine's own.
+# What a worker on another machine gets of this one's environment; paths and devices are that machine's own.
 _PASSED = ("VLLM_", "HF_", "TOKENIZERS_", "OMP_WAIT", "HCCL_")
 
 
@@ -148,7 +148,7 @@ class RemoteWorker:
         self._cluster.tell(self.number, "say", line=command)
 
     def wait(self, seconds: float) -> None:
-        """Waits until it is gone, no longer than told."""
+        """Waits until it is gone, for a limited time."""
         deadline = time.monotonic() + seconds
         while self.alive and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -1,6 +1,6 @@
 """A vLLM engine that holds one snapshot: token ids in; tokens, log-probs and finish reasons out.
 
-Keeps to the interface that vLLM 0.23 (under vllm-ascend) and 0.32 (CPU) share. What differs by device stands in
+Keeps to the interface that vLLM 0.23 (under vllm-ascend) and 0.32 (CPU) share. What differs by device is in
 the two tables below.
 """
 

@@ -54,7 +54,7 @@ class ReloadExtension:
                 return
             if logits.shape[-1] != layer.org_vocab_size:
                 raise RuntimeError(f"logits of {logits.shape[-1]} columns, expected {layer.org_vocab_size}: they are "
-                                   "not gathered, so the padding cannot be told from the vocabulary")
+                                   "not gathered, so padding and vocabulary cannot be distinguished")
             logits[..., vocabulary:] = float("-inf")
 
         layers = [m for m in self.model_runner.get_model().modules() if isinstance(m, LogitsProcessor)]

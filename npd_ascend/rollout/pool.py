@@ -130,7 +130,7 @@ class RolloutPool:
                     worker.busy, worker.settled = False, True
                     return live.read(event, load, started)
                 elif event["event"] == "restart":
-                    self._assign(0, command, anew=True)
+                    self._assign(0, command, restart=True)
                 elif event["event"] == "error":
                     raise UserError(event["text"])
                 elif event["event"] == "died":
@@ -204,7 +204,7 @@ class RolloutPool:
         elif kind == "done":
             worker.busy = False
         elif kind == "restart":
-            self._assign(worker.index, command, anew=True)
+            self._assign(worker.index, command, restart=True)
         elif kind == "error" and event["kind"] == "corrupt" and event["index"] < 0:
             raise CorruptSnapshot(event["dataset"], "found damaged by a rollout worker")
         elif kind == "error" and event["kind"] == "corrupt":
@@ -228,7 +228,7 @@ class RolloutPool:
                 raise UserError(f"rollout worker {worker.index} failed ({why}), failure {failures} of this job "
                                 f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}")
             message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
-            self._assign(worker.index, command, anew=True)
+            self._assign(worker.index, command, restart=True)
         return failures
 
     def _tell_load(self, worker: Worker, event: dict[str, Any], only_failures: bool = False) -> None:
@@ -254,8 +254,8 @@ class RolloutPool:
                 worker.why = f"showed no progress for {limit:g} s (rollout.hang_seconds)"
                 worker.kill()  # its death is the next event
 
-    def _assign(self, index: int, command: dict[str, Any], anew: bool = False) -> None:
-        if anew and index in self._workers:
+    def _assign(self, index: int, command: dict[str, Any], restart: bool = False) -> None:
+        if restart and index in self._workers:
             self._workers.pop(index).kill()
         worker = self._worker(index)
         worker.busy, worker.heard = True, time.monotonic()

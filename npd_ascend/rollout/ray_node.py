@@ -1,7 +1,7 @@
 """One node of the run's own Ray cluster: ``python -m npd_ascend.rollout.ray_node RANK HOST:PORT CPUS NPUS``.
 
 Keeps ``ray start --block`` alive for as long as stdin is open, so that the cluster ends with the run however that ends,
-also where this process stands in a container that is entered with ``docker exec``.
+also where this process is in a container that is entered with ``docker exec``.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
     Args:
         job: the job.
         engine: engine of an earlier job that ``suits`` this one; reloaded when the model differs.
-        report: told the counts of ``generate`` as they grow.
+        report: called with the counts of ``generate`` as they grow.
         loaded: see ``hold``.
 
     Returns:
@@ -90,7 +90,7 @@ def hold(job: RolloutJob, engine: Engine | None, loaded: Loaded, every: int = 1)
     Args:
         job: the job.
         engine: one that ``suits`` it, or None.
-        loaded: told ``start`` or ``reload`` when weights were taken, and what the check found, if there was one.
+        loaded: called with ``start`` or ``reload`` when weights were taken, and what the check found, if there was one.
         every: checks the first reload and then every n-th.
 
     Raises:

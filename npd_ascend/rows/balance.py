@@ -51,7 +51,7 @@ def balanced_order(costs: Array, group: int, seed: int | list[int], slices: int 
     dealt at random into slices, one from each cost class, the class with the widest spread last and so that it
     evens out the sums; slices of equal sum then make a batch, and what is left is mended by exchanging rows.
     Batches, slices in a batch and rows in a slice stand in random order. A remainder that fills no batch, chosen
-    at random, stands at the end.
+    at random, comes last.
 
     Args:
         costs: [R] attention cost of each row, non-negative.

@@ -1,6 +1,6 @@
 """Global best-fit decreasing: samples of known length into the fewest rows of one capacity.
 
-Lengths are integers bounded by the capacity, so many samples share a length and many rows the same free
+Lengths are integers bounded by the capacity, hence many samples share a length and many rows the same free
 space. Rows of equal free space are interchangeable; therefore a whole run of equal lengths is placed into a
 whole range of equal rows in one step, and the number of steps is that of distinct situations, not of samples.
 """

@@ -121,7 +121,7 @@ def segment_ends(segment_ids: Array, places: int) -> Array:
     last = np.ones((len(segment_ids), 1), bool)
     ends = np.flatnonzero(np.concatenate((segment_ids[:, 1:] != segment_ids[:, :-1], last), 1)) + 1
     if len(ends) > places:
-        raise ValueError(f"{len(ends)} segments, {places} can be told apart")
+        raise ValueError(f"{len(ends)} segments, {places} can be distinguished")
     return np.pad(ends.astype(np.int64), (0, places - len(ends)), constant_values=segment_ids.size)
 
 

@@ -80,7 +80,7 @@ def _seal(value: dict[str, Any]) -> str:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path``; on success its files are synced and it takes the place of ``path``.
 
-    A folder that already stands at ``path`` is replaced (it is moved aside first, so that a kill in between
+    A folder that already exists at ``path`` is replaced (it is moved aside first, so that a kill in between
     leaves either the old or the new one, or, for an instant, neither, never a mixture).
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ class Alphabet:
 
 @cache
 def _width_choices(raw_bits: int, classes: int) -> tuple[Array, Array]:
-    """All ascending widths of so many classes, [n, classes], and the symbols up to the end of each class."""
+    """All ascending widths of ``classes`` classes, [n, classes], and the symbols up to the end of each class."""
     tried = np.array(list(combinations(range(raw_bits), classes)), np.int64)
     return tried, np.cumsum(1 << tried, axis=1) if len(tried) else tried
 

@@ -55,7 +55,7 @@ class Dataset:
         """
         manifest = _manifest(Path(folder))
         if manifest is None and (Path(folder) / MANIFEST).exists():
-            raise UserError(f"{folder}: {MANIFEST} is damaged; run the same command again to make it anew")
+            raise UserError(f"{folder}: {MANIFEST} is damaged; run the same command again to rebuild it")
         if manifest is None:
             raise UserError(f"{folder}: no finished {kind} there; run the stage that makes it first")
         if manifest.get("kind") != kind:
@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest stands and belongs to these inputs."""
+        """Whether the manifest exists and belongs to these inputs."""
         manifest = _manifest(self.folder)
         if manifest is None or manifest.get("fingerprint") != self.fingerprint:
             return False

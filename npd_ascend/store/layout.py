@@ -54,7 +54,7 @@ class RunDir:
         return (self.root if generation < 0 else self.generation(generation).root) / f"{stage}.json"
 
     def find(self, folder: Path) -> tuple[Data, int] | None:
-        """Which dataset stands in a folder of this run, and its generation (-1: of none); None: no dataset does."""
+        """Which dataset is in a folder of this run, and its generation (-1: of none); None: no dataset does."""
         parts = Path(folder).resolve().relative_to(self.root.resolve()).parts
         for data in DATA.values():
             pattern = Path(data.place).parts
@@ -100,7 +100,7 @@ class RunDir:
         write_bytes(self.config, text.encode())
 
     def write_state(self, **fields: Any) -> None:
-        """Updates run.json: where the run stands, for people and tools; nothing in the program relies on it."""
+        """Updates run.json: how far the run is, for people and tools; nothing in the program relies on it."""
         state = self.read_state()
         state.update(fields, schema=SCHEMA_VERSION, pid=os.getpid())
         write_json(self.state, state)

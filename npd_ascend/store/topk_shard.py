@@ -199,7 +199,7 @@ class TopKReader:
 
     @contextmanager
     def _file(self, index: int) -> Iterator[int]:
-        # Opened anew each time, some 10 us: thousands of shards must not need thousands of open files.
+        # Opened again each time, some 10 us: thousands of shards must not need thousands of open files.
         try:
             fd = os.open(self.dataset.path(index), os.O_RDONLY)
         except OSError as e:

@@ -17,7 +17,7 @@ _ROOT = 0x9E3779B97F4A7C15  # odd, so that its powers never vanish modulo 2^64
 def looping(tokens: Array, offsets: Array) -> Array:
     """Whether sequences end in a loop: for some p <= 64, each of the last max(32, 3 p) tokens is the one p before it.
 
-    That is a cycle of p tokens which stands there at least four times, up to the very end.
+    That is a cycle of p tokens which occurs at least four times, up to the very end.
 
     Args:
         tokens: [T] integer ids of all sequences, one after the other.

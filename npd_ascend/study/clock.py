@@ -39,7 +39,7 @@ class Clock:
         self.totals[heading] += seconds
 
     def move(self, source: str, heading: str, seconds: float) -> None:
-        """Books a part of what stands under one heading under another."""
+        """Books a part of what is booked under one heading under another."""
         self._book()
         self.totals[source] -= seconds
         self.totals[heading] += seconds

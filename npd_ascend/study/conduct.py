@@ -36,7 +36,7 @@ _MAX_DEATHS = 2
 _LEAVE_S = 20.0
 _MEMORY_SHARE = 0.7
 """Of the machine's memory, for all workers together: each keeps the models, engines and graphs of the arms that it has
-had, and starts anew between two arms when it holds more than its part of this."""
+had, and restarts between two arms when it holds more than its part of this."""
 Kin = tuple[str, str, str]
 """Task, group and name of an arm."""
 
@@ -113,7 +113,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
     Args:
         study: the study.
         only: see ``chosen``.
-        say: told one line an arm.
+        say: called with one line an arm.
 
     Returns:
         Number of arms that failed; each says why.
@@ -158,7 +158,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
 
 
 def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, progress: _Progress) -> int:
-    """Runs arms on so many processes; returns how many failed."""
+    """Runs arms on ``processes`` processes; returns how many failed."""
     waiting, failed = list(arms), 0
     by_key = {a.key: a for a in arms}
     events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
@@ -175,7 +175,7 @@ def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, prog
             arm = worker.arm
             if event["event"] == "ended":
                 if arm is None or event["pid"] != worker.pid:
-                    continue  # it was told to
+                    continue  # it was asked to
                 event = {"event": "failed", "key": arm.key, "text": f"its process ended; see {worker.log}"}
                 worker.deaths += 1
                 if worker.deaths > _MAX_DEATHS:

@@ -102,7 +102,7 @@ class LiveLoop:
         teacher: the live teacher.
         student: the trainer's network, asked for distributions; used where the method needs them.
         clock: of the arm.
-        stepped: told (steps done, progress, prompts processed, loss row) after each step.
+        stepped: called with (steps done, progress, prompts processed, loss row) after each step.
     """
 
     def __init__(self, config: Config, method: LiveMethod, source: LiveSource, layout: Layout, teacher: Prefill,

@@ -125,7 +125,7 @@ class _Run:
         return not self.steps.span(generation).last and self.steps.done(generation).get("reason") != "epochs"
 
     def export(self, generation: int) -> None:
-        """An arm's student is measured where it stands."""
+        """An arm's student is measured in place."""
 
     def _part(self, step: Step) -> None:
         """Runs a stage, or one forward pass of it; or takes what it would make from the cache and charges what that

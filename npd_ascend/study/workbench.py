@@ -51,7 +51,7 @@ class Workbench(TrainHooks):
 
     Attributes:
         clock: of the arm at work; compilation and start-up are booked aside there.
-        watch: told after every optimiser step.
+        watch: called after every optimiser step.
     """
 
     align = _ALIGN

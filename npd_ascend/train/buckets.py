@@ -1,8 +1,8 @@
 """Parameters in runs that are handled as one flat array: by a collective, and by the owners of a sharded optimizer.
 
-A collective a parameter would be hundreds of small ones a step, and a graph of so many steps in a chain compiles in
-time that grows with the square of the depth. A bucket bounds both the tensors and the elements that are joined, so what
-a graph holds beside the parameters is one bucket at a time.
+A collective a parameter would be hundreds of small ones a step, and a graph with hundreds of steps in a chain compiles
+in time that grows with the square of the depth. A bucket bounds both the tensors and the elements that are joined, so
+what a graph holds beside the parameters is one bucket at a time.
 """
 
 from __future__ import annotations

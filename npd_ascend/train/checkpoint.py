@@ -29,7 +29,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass
 class State:
-    """Where training stands.
+    """How far training is.
 
     Attributes:
         step: optimiser steps since the start of the run.
@@ -67,7 +67,7 @@ class Checkpoints:
 
     Args:
         folder: where they stand.
-        keep: the newest so many stay.
+        keep: how many of the newest stay.
     """
 
     def __init__(self, folder: Path, keep: int):

@@ -46,7 +46,7 @@ class Corpus:
         return len(self.sample_ids)
 
     def texts(self, ordinals: Array, prompt_tokens: Array, response_tokens: Array) -> Array:
-        """Prompt and response of each of n samples, with so many tokens of each, one behind the other; int32."""
+        """Prompt and response of each of n samples, cut to the given numbers of tokens, one behind the other; int32."""
         total = prompt_tokens.astype(np.int64) + response_tokens
         first = np.cumsum(total) - total
         out = np.empty(int(total.sum()), np.int32)
@@ -55,7 +55,7 @@ class Corpus:
         return out
 
     def targets(self, ordinals: Array, response_tokens: Array) -> Array:
-        """CE targets of n samples, so many of each: a sample's labels where it has some, else its own response."""
+        """CE targets of n samples, as many of each as given: labels where there are some, else the response."""
         out = self.responses.take(ordinals, response_tokens)
         labelled = self.labels.lengths_of(ordinals) > 0
         if labelled.any():
@@ -63,7 +63,7 @@ class Corpus:
         return out
 
     def written(self, ordinals: Array, response_tokens: Array) -> Array:
-        """[sum of tokens] bool of n samples: which of their first so many response tokens are trained on."""
+        """[sum of tokens] bool of n samples: which of their first response tokens are trained on."""
         return written(self._masked, ordinals, response_tokens)
 
 

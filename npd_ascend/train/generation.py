@@ -28,9 +28,9 @@ class Generation:
 
     Args:
         job: what to do.
-        state: where it stands; changed in place.
+        state: where training is; changed in place.
         mesh, reader, trainer, probe, checkpoints, outcome: the parts, loaded for that state.
-        hooks: told after every optimiser step, and when lag is measured.
+        hooks: called after every optimiser step, and when lag is measured.
     """
 
     def __init__(self, job: TrainJob, state: State, mesh: DeviceMesh, reader: Reader, trainer: Trainer, probe: LagProbe,

@@ -1,4 +1,4 @@
-"""What a generation of training works with. Made anew for every generation, unless a caller keeps it between many."""
+"""What a generation of training works with. Created for every generation, unless a caller keeps it between many."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class LagProbe:
     Args:
         net: the network, holding the generator's weights at this moment.
         reader: of the generation.
-        samples: at most so many, the first of those that are trained on.
+        samples: their largest number, the first of those that are trained on.
         mesh: probe batches are shared among the ranks that read different ones, their positions among those that read
             the same.
         divergence: what computes a chunk; it may be kept from an earlier probe.

@@ -46,7 +46,7 @@ class Outcome:
             shutil.rmtree(self.next, ignore_errors=True)
 
     def export(self, net: CausalLM, state: State, mesh: DeviceMesh) -> None:
-        """Writes the snapshot; one that stands stays, since a resumed run makes the same and others may read it.
+        """Writes the snapshot; an existing one stays, since a resumed run makes the same and others may read it.
 
         Its files say how the student was spoken to and where it ends, which may be otherwise than at its start. All
         ranks that hold the model together call.
@@ -74,7 +74,7 @@ class Outcome:
         """Keeps the ids of the batch after which something is not finite; returns the error to raise.
 
         The same command goes on at the last checkpoint, and so comes to the same batch again; other settings
-        (``--redo``) train the generation anew.
+        (``--redo``) train the generation again.
         """
         path = self.job.out / f"not-finite-step-{step:08d}.json"
         ids = [int(s) for s in samples]

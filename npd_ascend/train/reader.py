@@ -281,7 +281,7 @@ def loss_shape(most: int, positions: int, chunk_rows: int, align: int = sys.maxs
     Args:
         most: response tokens that a micro-batch may hold.
         positions: of a micro-batch.
-        chunk_rows: ``vocab_chunk_rows``. A chunk has at most so many rows, or a quarter of the positions.
+        chunk_rows: ``vocab_chunk_rows``. A chunk has at most that many rows, or a quarter of the positions.
         align: head rows are a multiple of this, or all positions where these are fewer.
     """
     # The loss leaves out chunks that a batch does not fill: a few of them, so that little is computed in vain.

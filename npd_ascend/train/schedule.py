@@ -1,4 +1,4 @@
-"""Where training stands, counted in epochs of the whole run, and the learning rate there."""
+"""How far training is, counted in epochs of the whole run, and the learning rate there."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ ENDLESS = tokenizers_of.CHATML.replace("<|im_end|>", "{% if loop.last %}<|im_end
 REFUSED = {
     "calls left out": (tokenizers_of.CHATML, CALLS, "leaves out the tool calls in message 2"),
     "tools left out": (NO_TOOLS, TURNS, "leaves out the turn of role 'tool' in message 3"),
-    "another text once others follow": (REWRITTEN, TURNS, "renders what stands before message"),
-    "no end before others": (ENDLESS, TURNS, "renders what stands before message|ends the assistant's turns in no"),
+    "another text once others follow": (REWRITTEN, TURNS, "renders what comes before message"),
+    "no end before others": (ENDLESS, TURNS, "renders what comes before message|ends the assistant's turns in no"),
 }
 
 

@@ -30,7 +30,7 @@ _RULES: dict[str, Callable[[str, Any], bool]] = {
     "ends": lambda text, value: text.rstrip().endswith(str(value)),
 }
 """``all``, ``any``: texts that occur, in whatever case; ``words``: whole words that occur as they are written;
-``number``: the last number; ``max_words``: at most so many words, and at least one; ``min_commas``: at least so many
+``number``: the last number; ``max_words``: at most this many, at least one; ``min_commas``: at least this many
 commas; ``ends``: the last characters."""
 
 

@@ -40,7 +40,7 @@ class DeviceMesh:
 
     def __init__(self, device: Device, tensor_parallel: int = 1, context_parallel: int = 1):
         role = os.environ.get("MS_ROLE")
-        # In a dry run one process stands for one rank of many: RANK_SIZE and RANK_ID say which, nobody answers.
+        # In a dry run one process plays one rank of many: RANK_SIZE and RANK_ID say which, nobody answers.
         simulated = "MS_SIMULATION_LEVEL" in os.environ and os.environ.get("RANK_SIZE", "1") != "1"
         setup_context(device)
         self.schedules = role == "MS_SCHED"

@@ -23,7 +23,7 @@ _PACKAGE = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Cann:
-    """CANN, or what stands in for it.
+    """CANN, or its stand-ins.
 
     Attributes:
         folder: of the stand-ins; None: CANN is installed, and its environment is set.
@@ -57,7 +57,7 @@ class Cann:
     def environment(self, python: Path, rank: int, size: int) -> dict[str, str]:
         """Variables of a process that compiles as rank ``rank`` of ``size``."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("MS_")}
-        # What a kernel was chosen for is told by one module, at its level of information.
+        # What a kernel was chosen for is logged by one module, at its level of information.
         env |= {"MS_SIMULATION_LEVEL": "1", "RANK_SIZE": str(size), "RANK_ID": str(rank), "GLOG_v": "3",
                 "MS_SUBMODULE_LOG_v": "{DEVICE:1}", "DEVICE_ID": "0",
                 "PATH": f"{python.parent}{os.pathsep}{env.get('PATH', '')}"}

@@ -35,7 +35,7 @@ def compile_config(config: Config, out: Path | None = None) -> list[Finding]:
     todo = graphs(config)
     python = Environments.find().mindspore
     with Steps() as steps:
-        steps.begin("what stands for CANN")
+        steps.begin("CANN or its stand-ins")
         cann = Cann.find(python)
         made = [compile_deep(g, python, cann, free_memory() * _SHARE, steps.begin) for g in todo]
     if out is not None:

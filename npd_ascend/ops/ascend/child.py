@@ -46,7 +46,7 @@ class Phases:
         """What is compiled from now on belongs to this phase."""
         sys.stdout.write(json.dumps({"begins": says or name}) + "\n")
         sys.stdout.flush()
-        os.write(2, f"{PHASE}{name}\n".encode())  # past any buffer, so that it stands between the compiler's lines
+        os.write(2, f"{PHASE}{name}\n".encode())  # past any buffer, so that it is between the compiler's lines
 
     def measure(self, name: str) -> None:
         """The peak since the last measurement is this phase's."""

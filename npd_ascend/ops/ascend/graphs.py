@@ -20,7 +20,7 @@ class Graph:
     """What one process of a stage compiles: JSON for ``child``.
 
     Attributes:
-        stage: ``train`` stands for training and lag, which share a process.
+        stage: ``train`` covers training and lag, which share a process.
         model: the checkpoint's name, for people.
         config: its ``config.json``; ``layers`` of it are compiled.
         vocabulary: ids that count; logits beyond are padding.

@@ -64,7 +64,7 @@ class Phase:
 
 
 def read_log(lines: Iterable[str]) -> dict[str, Phase]:
-    """Kernels by phase; what stands before the first phase belongs to none."""
+    """Kernels by phase; what comes before the first phase belongs to none."""
     out: dict[str, Phase] = {}
     name = IGNORED
     for line in lines:
@@ -90,7 +90,7 @@ def read_collectives(folder: Path, phases: dict[str, Phase]) -> None:
     """Adds the collectives that MindSpore has left below a folder, graph by graph.
 
     Of two graphs of the same cell, as of the one that is compiled for its memory, it leaves those of one. Which graph
-    comes first it does not say, so the graphs are told apart by how many of each kind the log has in them.
+    comes first it does not say, so the graphs are recognised by how many of each kind the log has in them.
 
     Raises:
         ValueError: they are not those that the log names.

@@ -58,7 +58,7 @@ def check(function: Check) -> Check:
 
 
 def checks() -> dict[str, Check]:
-    """All checks by name, in the order in which they are told."""
+    """All checks by name, in the order in which they are reported."""
     for module in _MODULES:
         importlib.import_module(f"npd_ascend.ops.doctor.checks.{module}")
     return dict(_CHECKS)

@@ -26,7 +26,7 @@ def forward_flops(spec: ModelSpec, sequences: float, length: float, head_tokens:
     Args:
         spec: the model.
         sequences: number of sequences.
-        length: mean tokens of one; the square of the mean stands for the mean of the squares.
+        length: mean tokens of one; the square of the mean is used for the mean of the squares.
         head_tokens: positions whose logits are computed, over all sequences.
     """
     attention = 2 * spec.num_layers * spec.num_heads * spec.head_dim * length**2

@@ -177,7 +177,7 @@ def batch_rollout(s: Setting, batch: float, r: Rates, spec: ModelSpec | None = N
 
 
 def full_rollout(s: Setting, prompts: float, r: Rates, spec: ModelSpec | None = None) -> float:
-    """Seconds in which all devices answer so many prompts, engines kept full until the last ones drain."""
+    """Seconds in which all devices answer ``prompts`` prompts, engines kept full until the last ones drain."""
     spec = spec or s.student
     each = prompts / s.devices
     batch = min(float(s.engine_batch), each)
@@ -200,7 +200,7 @@ def score(s: Setting, spec: ModelSpec, answers: float, r: Rates, *, conditioned:
 
 
 def train(s: Setting, answers: float, r: Rates, density: float = 1.0) -> float:
-    """Seconds of forward and backward passes over so many answers, on all devices."""
+    """Seconds of forward and backward passes over ``answers`` answers, on all devices."""
     flops = 3 * forward_flops(s.student, answers, s.length, answers * s.answer)
     return flops / (s.npu.flops * r.train) / s.devices / density
 

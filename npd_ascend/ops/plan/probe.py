@@ -33,7 +33,7 @@ _EACH_S = 0.6
 _TOKENS = 2048
 _HEAD_ROWS = 64
 _LOOP, _LOOP_S = 2_000_000, 0.062
-"""A plain Python loop of so many turns, and its seconds on the machine that the constants below are from."""
+"""A plain Python loop of this many turns, and its seconds on the machine that the constants below are from."""
 _PROCESS = 3.5
 """Seconds in which a process imports MindSpore and loads a small model."""
 _COMPILE = {"annotate": (0.8, 0.85), "train": (2.0, 3.0)}

@@ -17,7 +17,7 @@ LEAST_ALPHA = 0.01
 @register("distillm2")
 class DistiLLM2(LiveMethod):
     """Contrastive: skew KL(p ‖ αp + (1 − α)q) on the teacher's answer to a prompt, skew reverse KL(q ‖ (1 − α)p + αq)
-    on the student's, in pairs. The student answers all prompts anew at the start of each epoch.
+    on the student's, in pairs. The student answers all prompts again at the start of each epoch.
 
     Curriculum of α per sample (section 3.3 and the official code): α = clip(1 − (1 − α0) m / d, 0.01, α0), where
     d is mean p − mean q of the sample's tokens (the other way round on the student's answers; mean p = exp of the

@@ -71,9 +71,9 @@ def enough_devices(p: Patient) -> list[Finding]:
     try:
         here = chosen_npus(p.machine.env.get(VISIBLE), p.machine.npus)
     except UserError:
-        return []  # devices_present has told it
-    told = p.machine.env.get("NODES", "1")
-    nodes = int(told) if told.isdigit() else 1  # several_nodes tells what is wrong with it
+        return []  # devices_present has reported it
+    given = p.machine.env.get("NODES", "1")
+    nodes = int(given) if given.isdigit() else 1  # several_nodes reports what is wrong with it
     engines, ranks = c.rollout.workers * c.rollout.tensor_parallel, c.train.ranks
     try:
         placement = Placement.of(c, "ascend", here)

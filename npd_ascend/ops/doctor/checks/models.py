@@ -82,7 +82,7 @@ def device_memory(p: Patient) -> list[Finding]:
         find_npu(name)
         cost = estimate(p.config, device=name, workload=longest)
     except UserError:
-        return []  # told by the checks of models and devices
+        return []  # reported by the checks of models and devices
     tight = [s for s in cost.stages if s.memory is not None and not s.memory.fits]
     # vLLM queues what its cache cannot hold, so only a stage that cannot hold a single row fails.
     fatal = [s for s in tight if s.memory is not None and (s.stage != "rollout" or not s.memory.largest)]

@@ -36,7 +36,7 @@ def ports(p: Patient) -> list[Finding]:
 
 @check
 def several_nodes(p: Patient) -> list[Finding]:
-    """What every node of several must be told."""
+    """Settings that every node of several needs."""
     env = p.machine.env
     nodes = env.get("NODES", "1")
     if not nodes.isdigit() or int(nodes) < 1:

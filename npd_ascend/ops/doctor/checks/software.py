@@ -33,7 +33,7 @@ def mindspore_environment(p: Patient) -> list[Finding]:
 
 @check
 def rollout_environment(p: Patient) -> list[Finding]:
-    """vLLM and what stands below it."""
+    """vLLM and what it is built on."""
     if p.environments is None:
         return []
     return _packages(p, "rollout", p.environments.rollout, ROLLOUT[p.target])
