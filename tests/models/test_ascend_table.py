@@ -103,7 +103,8 @@ def compare(got, want, tolerance):
         assert gap < tolerance, (name, gap)
 
 
-@pytest.mark.parametrize("family", ["pangu_tied", "pangu", "qwen3_tied", "llama3"])
+@pytest.mark.parametrize("family", ["pangu_tied", *(pytest.param(f, marks=pytest.mark.slow) for f in (
+    "pangu", "qwen3_tied", "llama3"))])
 def test_equals_the_table_of_the_cpu(pair, kernels, family):
     """Biases of four projections or none, tied or not, norms of heads, YaRN's scale, Llama 3's frequencies; packed rows
     whose padding is a segment, one of them full, one of padding alone."""
@@ -119,6 +120,7 @@ def test_equals_the_table_of_the_cpu(pair, kernels, family):
     compare(*[loss_and_gradients(net, batch, inputs, positions, ascend=net is ascend) for net in (ascend, cpu)], 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["pangu_tied", "qwen3_tied"])
 def test_half_types(pair, kernels, monkeypatch, family):
     """The casts of bfloat16, at their places: float16 stands for it, of which the CPU has products. The references
@@ -139,6 +141,7 @@ def test_half_types(pair, kernels, monkeypatch, family):
     compare(*[loss_and_gradients(net, batch, inputs, positions, ascend=net is ascend) for net in (ascend, cpu)], 0.03)
 
 
+@pytest.mark.slow
 def test_as_many_segments_as_are_told_apart(pair):
     """1,023 samples and the padding behind them in one row: each is answered as if it stood by itself."""
     rng = np.random.default_rng(2)
