@@ -51,7 +51,7 @@ from npd_ascend.sync.registry import POLICIES
 for registry in (CHECKERS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS):
     print(registry.what, *registry.all())
 """).splitlines() == [
-        "checker exact maze number", "recipe npd",
+        "checker exact maze number rules", "recipe npd",
         "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
         "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd",
         "monitor swanlab tensorboard wandb",
