@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mini_lengths import PROMPT, Samples
+from random_samples import Samples, mini_lengths
 
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import TrainConfig
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
-    samples = Samples(1500, ModelSpec.from_folder(args.model).vocab_size)
-    sizes = samples.sizes + PROMPT
+    samples = Samples(mini_lengths(1500), ModelSpec.from_folder(args.model).vocab_size)
+    sizes = samples.sizes + samples.prompt_sizes
     bins = best_fit_decreasing(sizes, 512)
     order = np.argsort(sizes, kind="stable")
     ways = {"packed": [stepper(args.model, samples, [bins[i] for i in range(len(bins))], 512)],

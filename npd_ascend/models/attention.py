@@ -97,8 +97,9 @@ class DenseMask(nn.Cell):
 
 
 class _Attend(nn.Cell):
-    """softmax(q kᵀ + mask) v, and a backward pass that never sums over keys: Σ_j p_j ∂p_j = out · ∂out
-    (FlashAttention, arXiv:2205.14135, appendix B.4), which a product with ones spreads over them."""
+    """softmax(q kᵀ + mask) v, and a backward pass that never sums over keys: Σ_j p_j ∂p_j = out · ∂out = δ
+    (FlashAttention, arXiv:2205.14135, appendix B.4), and that takes δ from all ∂p in the product that makes these:
+    (∂out, -δ) (v, 1)ᵀ."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -106,6 +107,7 @@ class _Attend(nn.Cell):
         self.by_keys, self.by_values = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
         self.transposed, self.product = ops.BatchMatMul(transpose_a=True), ops.MatMul()
         self.softmax = ops.Softmax(-1)
+        self.minus = ms.Tensor(np.full((size, 1), -1.0, np.float32))
 
     def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """q [A, R, D]; k, v [A, W, D]; mask of A·R·W places -> out [A, R, D] and probabilities [A, R, W]."""
@@ -118,9 +120,9 @@ class _Attend(nn.Cell):
         """The probabilities are nobody's input."""
         o, p = out
         do = dout[0]
-        ones = ops.ones((self.size, p.shape[-1]), p.dtype)
-        total = self.product((o * do).reshape(-1, self.size), ones).reshape(p.shape)
-        ds = p * (self.by_keys(do, v) - total)
+        minus = self.product((o * do).reshape(-1, self.size), self.minus).reshape(*do.shape[:2], 1)
+        ones = ops.ones((*v.shape[:2], 1), v.dtype)
+        ds = p * self.by_keys(ops.concat((do, minus), 2), ops.concat((v, ones), 2))
         return self.by_values(ds, k), self.transposed(ds, q), self.transposed(p, do), ops.zeros_like(mask)
 
 
@@ -149,10 +151,15 @@ class DenseCoreAttention(nn.Cell):
         for start in range(0, length, _QUERY_BLOCK):
             stop = min(start + _QUERY_BLOCK, length)
             rows = stop - start
-            block = q[:, :, start:stop].reshape(batch * self.groups, rep * rows, self.dim)
+            # Slices by the primitive: what indexing becomes is ten times as slow on the CPU.
+            block = _slice(q, (0, 0, start, 0), (batch, self.heads, rows, self.dim))
+            keys, values = k, v
+            if stop < length:
+                seen = batch * self.groups, stop, self.dim
+                keys, values = _slice(k, (0, 0, 0), seen), _slice(v, (0, 0, 0), seen)
             # Adding arrays of one shape is faster than broadcasting on the CPU; all layers share the tiled mask.
-            mask = ops.tile(attention_mask[:, :, start:stop, :stop], (1, self.heads, 1, 1))
-            out, _ = self.attend(block, k[:, :stop], v[:, :stop], mask)
+            mask = ops.tile(_slice(attention_mask, (0, 0, start, 0), (batch, 1, rows, stop)), (1, self.heads, 1, 1))
+            out, _ = self.attend(block.reshape(batch * self.groups, rep * rows, self.dim), keys, values, mask)
             outs += (out.reshape(batch, self.heads, rows, self.dim),)
         merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
         return merged.transpose(2, 0, 1, 3).reshape(length, batch, self.heads * self.dim)

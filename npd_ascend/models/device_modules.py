@@ -16,6 +16,7 @@ from mindformers.parallel_core.training_graph.transformer.flash_attention import
 from mindformers.parallel_core.training_graph.transformer.mlp import MLP, MLPInterleaved
 from mindformers.parallel_core.training_graph.transformer.norm import FusedRMSNorm
 from mindspore import nn, ops
+from mindspore.ops.auto_generate import SigmoidGrad
 
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask, DenseSelfAttention, RotaryTables
 from npd_ascend.models.norm import ProductNorm
@@ -114,26 +115,56 @@ class GatherEmbedding(nn.Cell):
         return ops.gather(table, ids, 0)
 
 
+class GatedProducts(nn.Cell):
+    """(silu(x Gᵀ) · (x Uᵀ)) Dᵀ, for whose backward pass only the first two products are kept. Automatic differentiation
+    would keep three more arrays of their size and a copy of the weight. With σ the sigmoid,
+    silu' = σ + g σ (1 - σ); MindSpore's own kernel of it is not vectorised on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forth, self.back = ops.MatMul(transpose_b=True), ops.MatMul()
+        self.to_weight = ops.MatMul(transpose_a=True)
+        self.part, self.sigmoid, self.sigmoid_grad = ops.Slice(), ops.Sigmoid(), SigmoidGrad()
+
+    def construct(self, x: ms.Tensor, weight: ms.Tensor, down: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """x [N, H], weight [2 F, H] of G and U, one behind the other, down [H, F] -> [N, H], and products [N, F]."""
+        to_gate, to_up = self._halves(weight)
+        gate, up = self.forth(x, to_gate), self.forth(x, to_up)
+        return self.forth(gate * self.sigmoid(gate) * up, down), gate, up
+
+    def bprop(self, x: ms.Tensor, weight: ms.Tensor, down: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
+        """The products are nobody's input."""
+        _, gate, up = out
+        to_gate, to_up = self._halves(weight)
+        sigmoid = self.sigmoid(gate)
+        silu = gate * sigmoid
+        d_down = self.to_weight(dout[0], silu * up)
+        d = self.back(dout[0], down)
+        d_up, d_gate = d * silu, d * up * (sigmoid + self.sigmoid_grad(sigmoid, gate))
+        dx = self.back(d_gate, to_gate) + self.back(d_up, to_up)
+        return dx, ops.concat((self.to_weight(d_gate, x), self.to_weight(d_up, x))), d_down
+
+    def _halves(self, weight: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        half = weight.shape[0] // 2, weight.shape[1]
+        return self.part(weight, (0, 0), half), self.part(weight, (half[0], 0), half)
+
+
 class DenseMLP(MLP):
-    """SwiGLU in two products, because cutting and joining activations costs more than cutting the weight; the backward
-    pass uses the forward pass's sigmoid again, which that of ``ops.silu`` computes again."""
+    """SwiGLU in two products, because cutting and joining activations costs more than cutting the weight."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.product, self.part = ops.MatMul(transpose_b=True), ops.Slice()
-        self.enter = getattr(self.linear_fc1, "enter", nn.Identity())  # of a share
+        self.products = GatedProducts()
+        # Of a share: what its projections do around their products.
+        self.enter = getattr(self.linear_fc1, "enter", nn.Identity())
+        self.leave = getattr(self.linear_fc2, "leave", nn.Identity())
 
     def construct(self, hidden_states: ms.Tensor, per_token_scale: None = None, extra_loss: float = 0.0) \
             -> tuple[ms.Tensor, None, float]:
         """hidden_states [S, B, H] -> [S, B, H]."""
-        weight = self.linear_fc1.weight
-        half = weight.shape[0] // 2, weight.shape[1]
-        rows = self.enter(hidden_states).reshape(-1, half[1])
-        gate = self.product(rows, self.part(weight, (0, 0), half))
-        up = self.product(rows, self.part(weight, (half[0], 0), half))
-        inner = (gate * ops.sigmoid(gate) * up).reshape(*hidden_states.shape[:2], half[0])
-        out, _ = self.linear_fc2(inner)
-        return out, None, extra_loss
+        rows = self.enter(hidden_states).reshape(-1, hidden_states.shape[2])
+        out, _, _ = self.products(rows, self.linear_fc1.weight, self.linear_fc2.weight)
+        return self.leave(out).reshape(hidden_states.shape), None, extra_loss
 
 
 @dataclass(frozen=True)

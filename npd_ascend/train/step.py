@@ -6,7 +6,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.compile_cache import Graphs
@@ -20,7 +20,8 @@ from npd_ascend.train.reader import MicroBatch
 
 
 class PackedLoss(nn.Cell):
-    """Network, choice of the response positions, head and loss."""
+    """Network, choice of the response positions, head and loss. The head's gradient is an output, which whoever
+    differentiates must add: on its way through the backward pass it would be copied, and lie there to its end."""
 
     def __init__(self, net: CausalLM, loss: ChunkedLoss):
         super().__init__(auto_prefix=False)
@@ -29,13 +30,15 @@ class PackedLoss(nn.Cell):
 
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
                   scale: Tensor, positions: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """loss · scale, and [1 + M] the loss and its M terms: sums over tokens, see ``ChunkedLoss``, which also names
-        the ``inputs``. ``scale`` is 1 / tokens."""
+        """loss · scale; [1 + M] the loss and its M terms: sums over tokens, see ``ChunkedLoss``, which also names
+        the ``inputs``; and the part of the gradient of loss · scale that the head has as the head. ``scale`` is
+        1 / tokens; the tokens' weights take it."""
         hidden = self.net(input_ids, position_ids, segment_ids, window)
         # The gradient of a gather is a segment sum, which CANN does not name bfloat16 for.
         rows = ops.gather(hidden.astype(ms.float32), positions, 0).astype(hidden.dtype)
-        out = self.loss(rows, self.head, inputs)
-        return out[0] * scale, ops.concat((out[0].reshape(1), out[1]))
+        at = self.loss.weights
+        out = self.loss(rows, ops.stop_gradient(self.head), inputs[:at] + (inputs[at] * scale,) + inputs[at + 1 :])
+        return out[0], ops.concat((out[0].reshape(1), out[1])) / scale, out[3]
 
 
 _add, _square, _step = (ops.MultitypeFuncGraph(name) for name in ("add", "square", "step"))
@@ -51,7 +54,8 @@ def _add_tensor(total: Tensor, value: Tensor) -> Tensor:
 
 @_square.register("Tensor", "Tensor")
 def _square_tensor(after: Tensor, value: Tensor) -> Tensor:
-    return ops.square(ops.depend(value, after)).sum()
+    # Rows first: a sum over everything takes the CPU two and a half times as long.
+    return ops.square(ops.depend(value, after)).sum(-1).sum()
 
 
 @_step.register("Function", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
@@ -106,8 +110,15 @@ class Accumulate(nn.Cell):
     def __init__(self, forward: PackedLoss, optimizer: AdamW, sums: Parameter):
         super().__init__(auto_prefix=False)
         self.forward, self.sums = forward, sums
-        self.differentiate = ms.value_and_grad(forward, None, optimizer.params, has_aux=True)
+        head = optimizer.names.index(forward.head.name)
+        # A head that is a parameter of its own has no other gradient.
+        tied = forward.net.spec.tie_embeddings
+        chosen = [i for i in range(len(optimizer.params)) if tied or i != head]
+        self.differentiate = ms.value_and_grad(forward, None, ParameterTuple([optimizer.params[i] for i in chosen]),
+                                               has_aux=True)
+        self.head, self.tied = head, tied
         self.gradients, self.sharded = optimizer.gradients, optimizer.sharded
+        self.through = self.gradients if self.sharded else ParameterTuple([self.gradients[i] for i in chosen])
         self.buckets, self.flat = optimizer.buckets, Buckets()
         self.scatter = ReduceScatter(optimizer.owners)
         self.map = ops.HyperMap()
@@ -115,11 +126,18 @@ class Accumulate(nn.Cell):
     def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
                   scale: Tensor, positions: Tensor, *inputs: Tensor) -> Tensor:
         """The micro-batch's loss sum."""
-        (_, sums), gradients = self.differentiate(input_ids, position_ids, segment_ids, window, scale, positions,
-                                                  *inputs)
+        (_, sums, d_head), gradients = self.differentiate(input_ids, position_ids, segment_ids, window, scale,
+                                                          positions, *inputs)
+        i = self.head
         if self.sharded:
-            gradients = self._owned(gradients)
-        added = self.map(_add, self.gradients, gradients)
+            if self.tied:
+                gradients = gradients[:i] + (gradients[i] + d_head,) + gradients[i + 1 :]
+            else:
+                gradients = gradients[:i] + (d_head,) + gradients[i:]
+            added = self.map(_add, self.gradients, self._owned(gradients))
+        else:
+            ops.assign_add(self.gradients[i], d_head)
+            added = self.map(_add, self.through, gradients)
         ops.assign_add(self.sums, sums)
         return ops.depend(sums[0], added)
 

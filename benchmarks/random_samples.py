@@ -1,4 +1,4 @@
-"""Samples with the lengths of the mini task and random tokens: data for benchmarks of training."""
+"""Samples of random tokens with given lengths: data for benchmarks of training."""
 
 from __future__ import annotations
 
@@ -11,27 +11,38 @@ from npd_ascend.store.topk_codec import TopK
 from npd_ascend.train.corpus import EpochPlan
 
 _NOTHING = np.empty(0, np.int32)
-PROMPT = 14  # tokens of the chat template included
 _WALKS = Path(__file__).parents[1] / "assets/mini/sft_student.jsonl"
+FIRST = 5  # ids below are special tokens of the mini models
 
 
-def lengths(n: int) -> np.ndarray:
-    """[n] response tokens, end token included, of the first walks of the mini task, over and over."""
+def mini_lengths(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """[n] tokens of prompts, template included, and [n] of responses, end token included, of the mini task's walks."""
     walks = [len(json.loads(line)["response"].split()) + 1 for line in _WALKS.read_text().splitlines()]
-    return np.resize(np.array(walks), n)
+    return np.full(n, 14), np.resize(np.array(walks), n)
+
+
+def chat_lengths(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """[n] each, like short questions to a chat model: prompts of 90 tokens on average, responses of 110."""
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(mean, mean / 4, n).round().astype(int).clip(mean // 3, 2 * mean) for mean in (90, 110))
 
 
 class Samples:
-    """In place of a corpus and a top-k reader: random prompts, answers and teacher distributions."""
+    """In place of a corpus and a top-k reader: random prompts, answers and teacher distributions.
+
+    Args:
+        lengths: of ``mini_lengths`` or ``chat_lengths``.
+        vocab: ids.
+    """
 
     k = 10
 
-    def __init__(self, n: int, vocab: int):
+    def __init__(self, lengths: tuple[np.ndarray, np.ndarray], vocab: int):
         rng = np.random.default_rng(0)
-        self.sizes = lengths(n)
-        self.prompts = rng.integers(5, vocab, (n, PROMPT)).astype(np.int32)
-        self.responses = [rng.integers(5, vocab, t).astype(np.int32) for t in self.sizes]
-        self.weights = np.ones(n, np.float32)
+        self.prompt_sizes, self.sizes = lengths
+        self.prompts, self.responses = ([rng.integers(FIRST, vocab, t).astype(np.int32) for t in sizes]
+                                        for sizes in lengths)
+        self.weights = np.ones(len(self.sizes), np.float32)
         self.notes = [self._note(rng, int(t), vocab) for t in self.sizes]
 
     def __len__(self) -> int:
@@ -52,10 +63,11 @@ class Samples:
         """Rows given as lists of samples."""
         order = np.concatenate(rows)
         first = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
-        return EpochPlan(first, order, np.full(len(order), PROMPT), self.sizes[order])
+        return EpochPlan(first, order, self.prompt_sizes[order], self.sizes[order])
 
     def _note(self, rng: np.random.Generator, tokens: int, vocab: int) -> TopK:
-        ids = np.argsort(rng.random((tokens, vocab)), 1)[:, : self.k].astype(np.int32)
+        start, stride = rng.integers(0, vocab, (tokens, 1)), rng.integers(1, vocab // self.k, (tokens, 1))
+        ids = ((start + stride * np.arange(self.k)) % vocab).astype(np.int32)  # all different
         z = rng.standard_normal((tokens, self.k)).astype(np.float32) * 2
         z = z - np.log(np.exp(z).sum(1, keepdims=True)) - 0.1  # the tail has a tenth
         zero = np.zeros(tokens, np.float32)
