@@ -30,8 +30,10 @@ def sequences(n: int, vocab: int, long: int) -> tuple[list[np.ndarray], list[np.
     walks = (ROOT / "assets/mini/sft_student.jsonl").read_text().splitlines()
     sizes = np.resize([long * (len(json.loads(line)["response"].split()) + 1) for line in walks], n)
     rng = np.random.default_rng(0)
-    return ([rng.integers(5, vocab, 14).astype(np.int32) for _ in sizes],
-            [rng.integers(5, vocab, t).astype(np.int32) for t in sizes])
+    return (
+        [rng.integers(5, vocab, 14).astype(np.int32) for _ in sizes],
+        [rng.integers(5, vocab, t).astype(np.int32) for t in sizes],
+    )
 
 
 def mindspore_side(model: Path, samples: int, long: int) -> None:
@@ -62,8 +64,13 @@ def mindspore_side(model: Path, samples: int, long: int) -> None:
         for r, where in zip(rows, at, strict=True):
             logits(net(*r), where, net.head_weight)[0, :1].asnumpy()
 
-    serve({"forward": timed(forward), "forward_head": timed(forward_head),
-           "score": timed(lambda: scorer.score(contexts, responses, K))})
+    serve(
+        {
+            "forward": timed(forward),
+            "forward_head": timed(forward_head),
+            "score": timed(lambda: scorer.score(contexts, responses, K)),
+        }
+    )
 
 
 def vllm_side(model: Path, samples: int, long: int) -> None:
@@ -76,18 +83,38 @@ def vllm_side(model: Path, samples: int, long: int) -> None:
     contexts, responses = sequences(samples, vocab, long)
     longest = 16 + max(len(c) + len(r) for c, r in zip(contexts, responses, strict=True))
     here = Path("/nonexistent")
-    engine = Engine(RolloutJob(out=here, fingerprint="", prompts=here, model=model, generation=0, seed=0,
-                               settings=RolloutConfig(max_num_seqs=64), device=Device(), max_model_len=longest,
-                               eos_token_ids=[], vocabulary=vocab))
+    engine = Engine(
+        RolloutJob(
+            out=here,
+            fingerprint="",
+            prompts=here,
+            model=model,
+            generation=0,
+            seed=0,
+            settings=RolloutConfig(max_num_seqs=64),
+            device=Device(),
+            max_model_len=longest,
+            eos_token_ids=[],
+            vocabulary=vocab,
+        )
+    )
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    prompts = [TokensPrompt(prompt_token_ids=np.concatenate((c, r)).tolist())
-               for c, r in zip(contexts, responses, strict=True)]
+    prompts = [
+        TokensPrompt(prompt_token_ids=np.concatenate((c, r)).tolist()) for c, r in zip(contexts, responses, strict=True)
+    ]
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=K, detokenize=False)
-    serve({"prompt_logprobs": timed(lambda: engine.llm.generate(prompts, params, use_tqdm=False)),
-           "no_logprobs": timed(lambda: engine.llm.generate(
-               prompts, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False))})
+    serve(
+        {
+            "prompt_logprobs": timed(lambda: engine.llm.generate(prompts, params, use_tqdm=False)),
+            "no_logprobs": timed(
+                lambda: engine.llm.generate(
+                    prompts, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False
+                )
+            ),
+        }
+    )
 
 
 def timed(work: Any) -> Any:
@@ -112,8 +139,13 @@ def main() -> None:
     common = (args.model, "--samples", args.samples, "--long", args.long, "--side")
     ours = Side(interpreter("mindspore"), __file__, *common, "mindspore")
     theirs = Side(interpreter("rollout"), __file__, *common, "vllm")
-    asked = [(ours, "forward"), (ours, "score"), (ours, "forward_head"), (theirs, "prompt_logprobs"),
-             (theirs, "no_logprobs")]
+    asked = [
+        (ours, "forward"),
+        (ours, "score"),
+        (ours, "forward_head"),
+        (theirs, "prompt_logprobs"),
+        (theirs, "no_logprobs"),
+    ]
     seconds: dict[str, list[float]] = {name: [] for _, name in asked}
     for i in range(args.rounds + 1):
         for side, name in asked:
@@ -126,13 +158,23 @@ def main() -> None:
     contexts, responses = sequences(args.samples, vocab, args.long)
     tokens = sum(map(len, contexts)) + sum(map(len, responses))
     array = {name: np.array(s) for name, s in seconds.items()}
-    print(json.dumps({
-        "benchmark": "annotate_vs_prompt_logprobs", "model": str(args.model), "vocab": vocab, "tokens": tokens,
-        "tokens_per_s": {name: round(tokens / float(np.median(s))) for name, s in array.items()},
-        "score / prompt_logprobs": round(float(np.median(array["prompt_logprobs"] / array["score"])), 2),
-        "score / forward": round(float(np.median(array["forward"] / array["score"])), 3),
-        "score / forward_head": round(float(np.median(array["forward_head"] / array["score"])), 3),
-        "rounds": args.rounds, "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "annotate_vs_prompt_logprobs",
+                "model": str(args.model),
+                "vocab": vocab,
+                "tokens": tokens,
+                "tokens_per_s": {name: round(tokens / float(np.median(s))) for name, s in array.items()},
+                "score / prompt_logprobs": round(float(np.median(array["prompt_logprobs"] / array["score"])), 2),
+                "score / forward": round(float(np.median(array["forward"] / array["score"])), 3),
+                "score / forward_head": round(float(np.median(array["forward_head"] / array["score"])), 3),
+                "rounds": args.rounds,
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

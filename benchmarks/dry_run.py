@@ -23,8 +23,16 @@ def main() -> None:
     args = parser.parse_args()
     seconds, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "npd_ascend.cli", "run", args.config, "--dry-run", "--set",
-                   f"run.dir={folder}/run"]
+        command = [
+            sys.executable,
+            "-m",
+            "npd_ascend.cli",
+            "run",
+            args.config,
+            "--dry-run",
+            "--set",
+            f"run.dir={folder}/run",
+        ]
         for _ in range(args.rounds):
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             _, status, used = os.wait4(child.pid, 0)

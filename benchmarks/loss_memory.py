@@ -80,8 +80,12 @@ def one(kind: str, rows: int, width: int, vocab: int, chunk: int, out: Path) -> 
 
     step = Gradients(Plain() if kind == "plain" else First())
     arrays = (hidden, head, labels, weights, ids, teacher)  # in the order of LossInputs
-    small = tuple(a[:8] if a.shape[0] == rows else a[:256] for a in arrays[:2]) + (labels[:8] % 256, weights[:8],
-                                                                                   ids[:8] % 256, teacher[:8])
+    small = tuple(a[:8] if a.shape[0] == rows else a[:256] for a in arrays[:2]) + (
+        labels[:8] % 256,
+        weights[:8],
+        ids[:8] % 256,
+        teacher[:8],
+    )
     step(*small)[0].asnumpy()  # engine and kernels are in memory before the base is taken
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     base = resident("VmRSS")
@@ -109,20 +113,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("plain", "chunked"):
             out = Path(folder) / f"{kind}.npz"
-            words = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", kind, "--out", out], check=True,
-                                   stdout=subprocess.PIPE, text=True).stdout
+            words = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--one", kind, "--out", out],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            ).stdout
             results[kind] = json.loads(words.splitlines()[-1])
             gradients[kind] = dict(np.load(out))
     plain, ours = gradients["plain"], gradients["chunked"]
     difference = {n: float(np.abs(ours[n] - plain[n]).max() / np.abs(plain[n]).max()) for n in plain}
     limit = 4 * (a.vocab * a.hidden + a.rows * a.hidden + 2 * a.chunk * a.vocab) / 2**20
-    print(json.dumps({
-        "benchmark": "loss_memory", "rows": a.rows, "hidden": a.hidden, "vocab": a.vocab, "chunk": a.chunk,
-        "mb": {k: round(r["mb"]) for k, r in results.items()}, "limit_mb": round(limit),
-        "ratio": round(results["plain"]["mb"] / results["chunked"]["mb"], 2),
-        "seconds": {k: round(r["seconds"], 2) for k, r in results.items()},
-        "loss_difference": abs(results["chunked"]["loss"] / results["plain"]["loss"] - 1),
-        "gradient_difference": difference, "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "loss_memory",
+                "rows": a.rows,
+                "hidden": a.hidden,
+                "vocab": a.vocab,
+                "chunk": a.chunk,
+                "mb": {k: round(r["mb"]) for k, r in results.items()},
+                "limit_mb": round(limit),
+                "ratio": round(results["plain"]["mb"] / results["chunked"]["mb"], 2),
+                "seconds": {k: round(r["seconds"], 2) for k, r in results.items()},
+                "loss_difference": abs(results["chunked"]["loss"] / results["plain"]["loss"] - 1),
+                "gradient_difference": difference,
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -44,21 +44,34 @@ def run(config: str, folder: Path, lead: float, given: list[str], cores: tuple[i
         python.chmod(0o755)
         env[variable] = str(python)
     sets = [f"run.dir={folder}", f"sync.lead={lead}", *given]
-    subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", config, *(x for s in sets for x in ("--set", s))],
-                   env=env, check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "npd_ascend.cli", "run", config, *(x for s in sets for x in ("--set", s))],
+        env=env,
+        check=True,
+        stdout=sys.stderr,
+    )
     state = RunDir(folder).read_state()
     rows = [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "stage"]
     train = [r for r in rows if r["stage"] == "train"]
-    data = [r for r in rows if r["stage"] in ("rollout", "annotate_teacher", "annotate_student", "select", "evaluate")
-            and r["generation"] == 1 and r["time"] - r["seconds"] < train[1]["time"] - train[1]["seconds"]]
+    data = [
+        r
+        for r in rows
+        if r["stage"] in ("rollout", "annotate_teacher", "annotate_student", "select", "evaluate")
+        and r["generation"] == 1
+        and r["time"] - r["seconds"] < train[1]["time"] - train[1]["seconds"]
+    ]
     window = (train[1]["time"] - train[1]["seconds"]) - (train[0]["time"] - train[0]["seconds"])
     totals: Counter[str] = Counter()
     for r in rows:
         totals["annotate" if r["stage"].startswith("annotate") else r["stage"]] += r["seconds"]
     sides = {"train": train[0]["seconds"], "data": sum(r["seconds"] for r in data)}
-    return {"wall": state["ended"] - state["started"], "window": window, **sides,
-            "longest stage": max(totals.values()),
-            "start and compile of training": train[0].get("start", 0.0) + train[0].get("compile", 0.0)}
+    return {
+        "wall": state["ended"] - state["started"],
+        "window": window,
+        **sides,
+        "longest stage": max(totals.values()),
+        "start and compile of training": train[0].get("start", 0.0) + train[0].get("compile", 0.0),
+    }
 
 
 def main() -> None:
@@ -72,17 +85,29 @@ def main() -> None:
     if len(cores) < 2:
         raise SystemExit("two cores are needed")
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: run(args.config, Path(folder) / name / "run", lead, args.given, (cores[0], cores[1]))
-                 for name, lead in (("serial", 0.0), ("overlapped", args.lead))[not args.serial:]}
+        found = {
+            name: run(args.config, Path(folder) / name / "run", lead, args.given, (cores[0], cores[1]))
+            for name, lead in (("serial", 0.0), ("overlapped", args.lead))[not args.serial :]
+        }
     ours = found["overlapped"]
     longer = max(ours["train"], ours["data"])
-    print(json.dumps({
-        "benchmark": "overlap", "config": args.config, "lead": args.lead, "set": args.given,
-        "seconds": {name: {k: round(v, 1) for k, v in one.items()} for name, one in found.items()},
-        "longer side": round(longer, 1), "window / longer side": round(ours["window"] / longer, 3),
-        "wall / longest stage": round(ours["wall"] / ours["longest stage"], 3),
-        "window / both sides": round(ours["window"] / (ours["train"] + ours["data"]), 3),
-        "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "overlap",
+                "config": args.config,
+                "lead": args.lead,
+                "set": args.given,
+                "seconds": {name: {k: round(v, 1) for k, v in one.items()} for name, one in found.items()},
+                "longer side": round(longer, 1),
+                "window / longer side": round(ours["window"] / longer, 3),
+                "wall / longest stage": round(ours["wall"] / ours["longest stage"], 3),
+                "window / both sides": round(ours["window"] / (ours["train"] + ours["data"]), 3),
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

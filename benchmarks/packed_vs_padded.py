@@ -66,10 +66,14 @@ def main() -> None:
     sizes = samples.sizes + samples.prompt_sizes
     bins = best_fit_decreasing(sizes, 512)
     order = np.argsort(sizes, kind="stable")
-    ways = {"packed": [stepper(args.model, samples, [bins[i] for i in range(len(bins))], 512)],
-            "padded": [stepper(args.model, samples, [np.array([i]) for i in range(len(sizes))], up(sizes.max()))],
-            "sorted": [stepper(args.model, samples, [np.array([i]) for i in part], up(sizes[part].max()))
-                       for part in np.array_split(order, 3)]}
+    ways = {
+        "packed": [stepper(args.model, samples, [bins[i] for i in range(len(bins))], 512)],
+        "padded": [stepper(args.model, samples, [np.array([i]) for i in range(len(sizes))], up(sizes.max()))],
+        "sorted": [
+            stepper(args.model, samples, [np.array([i]) for i in part], up(sizes[part].max()))
+            for part in np.array_split(order, 3)
+        ],
+    }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(args.rounds + 1):
         for name, steps in ways.items():
@@ -79,14 +83,22 @@ def main() -> None:
             if i:  # the first round compiles
                 rates[name].append(tokens / (time.perf_counter() - start))
     packed = np.array(rates["packed"])
-    print(json.dumps({
-        "benchmark": "packed_vs_padded", "model": args.model.name,
-        "lengths": {"mean": round(float(sizes.mean()), 1), "longest": int(sizes.max())},
-        "response_tokens_per_s": {name: round(float(np.median(r))) for name, r in rates.items()},
-        "density": {name: round(float(np.mean([d for _, d in s])), 3) for name, s in ways.items()},
-        "packed / padded": round(float(np.median(packed / rates["padded"])), 2),
-        "packed / sorted": round(float(np.median(packed / rates["sorted"])), 2),
-        "rounds": args.rounds, "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "packed_vs_padded",
+                "model": args.model.name,
+                "lengths": {"mean": round(float(sizes.mean()), 1), "longest": int(sizes.max())},
+                "response_tokens_per_s": {name: round(float(np.median(r))) for name, r in rates.items()},
+                "density": {name: round(float(np.mean([d for _, d in s])), 3) for name, s in ways.items()},
+                "packed / padded": round(float(np.median(packed / rates["padded"])), 2),
+                "packed / sorted": round(float(np.median(packed / rates["sorted"])), 2),
+                "rounds": args.rounds,
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 def up(n: int) -> int:

@@ -40,8 +40,9 @@ class Samples:
     def __init__(self, lengths: tuple[np.ndarray, np.ndarray], vocab: int):
         rng = np.random.default_rng(0)
         self.prompt_sizes, self.sizes = lengths
-        self.prompts, self.responses = ([rng.integers(FIRST, vocab, t).astype(np.int32) for t in sizes]
-                                        for sizes in lengths)
+        self.prompts, self.responses = (
+            [rng.integers(FIRST, vocab, t).astype(np.int32) for t in sizes] for sizes in lengths
+        )
         self.weights = np.ones(len(self.sizes), np.float32)
         self.notes = [self._note(rng, int(t), vocab) for t in self.sizes]
 

@@ -46,28 +46,66 @@ def make(root: Path, tokens: int, kind: str) -> None:
         index, size = np.arange(rows.start, rows.stop), lengths[rows]
         null = pa.nulls(len(index), pa.list_(pa.int32()))
         no_text = pa.nulls(len(index), pa.string())
-        sets["prompts"].write_table(s, pa.table({
-            "prompt_index": index, "prompt_id": index, "reference_ids": null, "label_ids": null, "answer": no_text,
-            "text": no_text, "prompt_ids": ragged(prompt[rows], rng.integers(0, VOCAB, prompt[rows].sum(), np.int32))}))
+        sets["prompts"].write_table(
+            s,
+            pa.table(
+                {
+                    "prompt_index": index,
+                    "prompt_id": index,
+                    "reference_ids": null,
+                    "label_ids": null,
+                    "answer": no_text,
+                    "text": no_text,
+                    "prompt_ids": ragged(prompt[rows], rng.integers(0, VOCAB, prompt[rows].sum(), np.int32)),
+                }
+            ),
+        )
         total = int(size.sum())
-        sets["rollouts"].write_table(s, pa.table({
-            "sample_id": index, "prompt_index": index, "path": np.zeros(len(index)), "label_ids": null,
-            "response_ids": ragged(size, rng.integers(0, VOCAB, total, np.int32)),
-            "logprobs": ragged(size, -rng.exponential(0.3, total).astype(np.float32)),
-            "finish_reason": ["stop"] * len(index)}))
+        sets["rollouts"].write_table(
+            s,
+            pa.table(
+                {
+                    "sample_id": index,
+                    "prompt_index": index,
+                    "path": np.zeros(len(index)),
+                    "label_ids": null,
+                    "response_ids": ragged(size, rng.integers(0, VOCAB, total, np.int32)),
+                    "logprobs": ragged(size, -rng.exponential(0.3, total).astype(np.float32)),
+                    "finish_reason": ["stop"] * len(index),
+                }
+            ),
+        )
         zeros = np.zeros(len(index))
-        sets["selection"].write_table(s, pa.table({
-            "sample_id": index, "keep": np.ones(len(index), bool), "reason": ["kept"] * len(index),
-            "zone": ["proximal"] * len(index), "weight": np.ones(len(index)), "metric": zeros, "ifd_teacher": zeros,
-            "ifd_student": zeros, "delta_ifd": zeros}))
+        sets["selection"].write_table(
+            s,
+            pa.table(
+                {
+                    "sample_id": index,
+                    "keep": np.ones(len(index), bool),
+                    "reason": ["kept"] * len(index),
+                    "zone": ["proximal"] * len(index),
+                    "weight": np.ones(len(index)),
+                    "metric": zeros,
+                    "ifd_teacher": zeros,
+                    "ifd_student": zeros,
+                    "delta_ifd": zeros,
+                }
+            ),
+        )
         write_topk(sets["topk"], s, TopKFormat(K, VOCAB), samples[rows])
     for d in sets.values():
         d.finish(shards)
     bins = best_fit_decreasing(prompt + lengths, ROW)
     packs = Dataset(root / "packs", "packs", "packs")
-    packs.write_table(0, pa.table({
-        name: pa.ListArray.from_arrays(pa.array(bins.offsets, pa.int32()), pa.array(values[bins.order]))
-        for name, values in (("samples", np.arange(n)), ("prompt_tokens", prompt), ("response_tokens", lengths))}))
+    packs.write_table(
+        0,
+        pa.table(
+            {
+                name: pa.ListArray.from_arrays(pa.array(bins.offsets, pa.int32()), pa.array(values[bins.order]))
+                for name, values in (("samples", np.arange(n)), ("prompt_tokens", prompt), ("response_tokens", lengths))
+            }
+        ),
+    )
     packs.finish(1)
 
 
@@ -78,14 +116,17 @@ def main() -> None:
     args = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(f"rows of {ROW:,}, V = {VOCAB:,}, k = {K}, one core; response tokens a second, best of {args.repeats}")
-    print("| samples | token weight | tokens/s | rows alone, tokens/s | top-k alone, tokens/s | CRC, tokens/s |"
-          "\n|---|---|---|---|---|---|")
+    print(
+        "| samples | token weight | tokens/s | rows alone, tokens/s | top-k alone, tokens/s | CRC, tokens/s |"
+        "\n|---|---|---|---|---|---|"
+    )
     for kind in ("short", "long"):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             make(root, args.tokens, kind)
-            corpus = Corpus(*(Dataset.open(root / k, k) for k in ("prompts", "rollouts", "selection")),
-                            {"rollout_logprobs"})
+            corpus = Corpus(
+                *(Dataset.open(root / k, k) for k in ("prompts", "rollouts", "selection")), {"rollout_logprobs"}
+            )
             plans = [EpochPlan.read(Dataset.open(root / "packs", "packs"), 0)]
             topk = TopKReader(Dataset.open(root / "topk", "topk"))
 

@@ -40,8 +40,20 @@ def make_prompts(folder: Path, n: int, shard: int, vocab: int) -> None:
         index = list(range(start, start + len(ids)))
         empty = pa.nulls(len(ids), pa.list_(pa.int32()))
         text = pa.nulls(len(ids), pa.string())
-        dataset.write_table(i, pa.table({"prompt_index": index, "prompt_id": index, "prompt_ids": ids,
-                                         "reference_ids": empty, "label_ids": empty, "answer": text, "text": text}))
+        dataset.write_table(
+            i,
+            pa.table(
+                {
+                    "prompt_index": index,
+                    "prompt_id": index,
+                    "prompt_ids": ids,
+                    "reference_ids": empty,
+                    "label_ids": empty,
+                    "answer": text,
+                    "text": text,
+                }
+            ),
+        )
     dataset.finish(-(-n // shard))
 
 
@@ -61,10 +73,18 @@ def main() -> None:
     root = Path(tempfile.mkdtemp())
     make_prompts(root / "prompts", args.prompts, args.shard, vocab)
     job = RolloutJob(
-        out=root / "out", fingerprint="benchmark", prompts=root / "prompts", model=args.model, generation=0, seed=0,
+        out=root / "out",
+        fingerprint="benchmark",
+        prompts=root / "prompts",
+        model=args.model,
+        generation=0,
+        seed=0,
         settings=RolloutConfig(max_new_tokens=args.tokens, samples=args.samples, max_num_seqs=args.max_num_seqs),
-        device=Device(dtype=args.dtype), max_model_len=64 + args.tokens, eos_token_ids=[],
-        vocabulary=vocab)
+        device=Device(dtype=args.dtype),
+        max_model_len=64 + args.tokens,
+        eos_token_ids=[],
+        vocabulary=vocab,
+    )
     engine = Engine(job)
     rates: dict[str, list[tuple[float, float]]] = {"generate": [], "worker": []}
     for _ in range(args.rounds + 1):
@@ -75,12 +95,27 @@ def main() -> None:
     shutil.rmtree(root)
     generate, ours = (np.array(rates[name][1:]) for name in ("generate", "worker"))  # the first round warms up
     ratio, cpu_ratio = np.median(ours / generate, axis=0)
-    print(json.dumps({
-        "benchmark": "rollout_vs_generate", "model": args.model.name, "dtype": args.dtype, "prompts": args.prompts,
-        "paths": 1 + args.samples, "tokens": args.tokens, "max_num_seqs": args.max_num_seqs,
-        "generate_tokens_per_s": round(generate[:, 0].max()), "worker_tokens_per_s": round(ours[:, 0].max()),
-        "ratio": round(ratio, 3), "cpu_ratio": round(cpu_ratio, 3), "limit": 1.0,
-        "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "rollout_vs_generate",
+                "model": args.model.name,
+                "dtype": args.dtype,
+                "prompts": args.prompts,
+                "paths": 1 + args.samples,
+                "tokens": args.tokens,
+                "max_num_seqs": args.max_num_seqs,
+                "generate_tokens_per_s": round(generate[:, 0].max()),
+                "worker_tokens_per_s": round(ours[:, 0].max()),
+                "ratio": round(ratio, 3),
+                "cpu_ratio": round(cpu_ratio, 3),
+                "limit": 1.0,
+                "cores": len(os.sched_getaffinity(0)),
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 def bare(engine: Engine, job: RolloutJob) -> int:
@@ -89,8 +124,11 @@ def bare(engine: Engine, job: RolloutJob) -> int:
 
     source = Dataset.open(job.prompts, "prompts")
     requests = [r for i in range(source.shards) for r in requests_of(job, i, source.read(i))]
-    outputs = engine.llm.generate([TokensPrompt(prompt_token_ids=r.prompt_ids) for r in requests],
-                                  [engine.params(job, r) for r in requests], use_tqdm=False)
+    outputs = engine.llm.generate(
+        [TokensPrompt(prompt_token_ids=r.prompt_ids) for r in requests],
+        [engine.params(job, r) for r in requests],
+        use_tqdm=False,
+    )
     return sum(len(o.outputs[0].token_ids) for o in outputs)
 
 

@@ -37,11 +37,23 @@ class Side:
     """
 
     def __init__(self, python: str, script: str, *args: object, cores: set[int] | None = None):
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(len(cores)) if cores else THREADS,
-               "OMP_WAIT_POLICY": "passive", "VLLM_LOGGING_LEVEL": "ERROR", _SIDE: "1"}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(len(cores)) if cores else THREADS,
+            "OMP_WAIT_POLICY": "passive",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            _SIDE: "1",
+        }
         pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
-        self._process = subprocess.Popen([python, script, *map(str, args)], stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, env=env, text=True, preexec_fn=pin)
+        self._process = subprocess.Popen(
+            [python, script, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            text=True,
+            preexec_fn=pin,
+        )
 
     def ask(self, command: str) -> Any:
         """What the process answers."""

@@ -49,9 +49,17 @@ SHARD, ROW, GROUP = 2048, 32768, 64
 
 def settings(root: Path) -> list[str]:
     """Overrides of configs/mini.yaml: the paper's shape, 2 of its epochs."""
-    given = {"run.dir": root, "rollout.shard_size": SHARD, "pack.row_length": ROW, "train.global_batch": GROUP,
-             "train.epochs": 2, "sync.refreshes": 0, "select.lower": 0.0, "select.upper": 0.8,
-             "select.upper_quantile": "null"}
+    given = {
+        "run.dir": root,
+        "rollout.shard_size": SHARD,
+        "pack.row_length": ROW,
+        "train.global_batch": GROUP,
+        "train.epochs": 2,
+        "sync.refreshes": 0,
+        "select.lower": 0.0,
+        "select.upper": 0.8,
+        "select.upper_quantile": "null",
+    }
     return [f"{k}={v}" for k, v in given.items()]
 
 
@@ -66,37 +74,75 @@ def make(root: Path, shards: int) -> None:
     prompt = rng.integers(20, 400, SHARD)
     null, text = pa.nulls(SHARD, pa.list_(pa.int32())), pa.nulls(SHARD, pa.string())
     ones, zeros = np.ones(int(lengths.sum()), np.int32), np.zeros(int(lengths.sum()), np.float32)
-    asked, answered, noted = ragged(prompt, np.ones(int(prompt.sum()), np.int32)), ragged(lengths, ones), ragged(
-        lengths, zeros)
+    asked, answered, noted = (
+        ragged(prompt, np.ones(int(prompt.sum()), np.int32)),
+        ragged(lengths, ones),
+        ragged(lengths, zeros),
+    )
     finish = pa.array(np.where(lengths > 4096, "length", "stop")).dictionary_encode()
 
     def prompts(s: int) -> pa.Table:
         index = np.arange(s * SHARD, (s + 1) * SHARD)
-        return pa.table({"prompt_index": index, "prompt_id": index, "prompt_ids": asked, "reference_ids": null,
-                         "label_ids": null, "answer": text, "text": text})
+        return pa.table(
+            {
+                "prompt_index": index,
+                "prompt_id": index,
+                "prompt_ids": asked,
+                "reference_ids": null,
+                "label_ids": null,
+                "answer": text,
+                "text": text,
+            }
+        )
 
     def rollouts(s: int) -> pa.Table:
         index = np.arange(s * SHARD, (s + 1) * SHARD)
-        return pa.table({"sample_id": index * 7 + 1, "prompt_index": index, "path": np.zeros(SHARD, np.int8),
-                         "response_ids": answered, "logprobs": noted, "label_ids": null, "finish_reason": finish})
+        return pa.table(
+            {
+                "sample_id": index * 7 + 1,
+                "prompt_index": index,
+                "path": np.zeros(SHARD, np.int8),
+                "response_ids": answered,
+                "logprobs": noted,
+                "label_ids": null,
+                "finish_reason": finish,
+            }
+        )
 
     def scores(s: int, name: str) -> pa.Table:
         one = np.random.default_rng([s, 1])
         student, gap, uncond = one.uniform(0.3, 0.6, SHARD), one.normal(0.35, 0.18, SHARD), one.uniform(0.5, 3, SHARD)
         ratio = {"scores_teacher": student + gap, "scores_student": student}.get(name, 1.0)
-        return pa.table({"sample_id": np.arange(s * SHARD, (s + 1) * SHARD) * 7 + 1, "tokens": lengths,
-                         "nll": ratio * uncond, "entropy": np.zeros(SHARD)})
+        return pa.table(
+            {
+                "sample_id": np.arange(s * SHARD, (s + 1) * SHARD) * 7 + 1,
+                "tokens": lengths,
+                "nll": ratio * uncond,
+                "entropy": np.zeros(SHARD),
+            }
+        )
 
     def write(dataset: Dataset, table, **extra) -> None:
         for _ in dataset.write_tables((s, table(s)) for s in range(shards)):
             pass
         dataset.finish(shards, **extra)
 
-    write(steps.step("prepare").outputs[0], prompts, longest_prompt=5, eos_token_ids=[2], header_ids=[1],
-          end_token_id=2, chat_template=None, special_tokens={})
+    write(
+        steps.step("prepare").outputs[0],
+        prompts,
+        longest_prompt=5,
+        eos_token_ids=[2],
+        header_ids=[1],
+        end_token_id=2,
+        chat_template=None,
+        special_tokens={},
+    )
     write(steps.step("rollout", 0).outputs[0], rollouts)
-    made = [d for model in ("teacher", "student") for d in steps.step(
-        f"annotate_{model}", 0, quantities=to_store(needs(config), model)).outputs]
+    made = [
+        d
+        for model in ("teacher", "student")
+        for d in steps.step(f"annotate_{model}", 0, quantities=to_store(needs(config), model)).outputs
+    ]
     for dataset in made:
         if dataset.kind == "scores":
             write(dataset, lambda s, name=dataset.folder.name: scores(s, name))
@@ -155,8 +201,11 @@ def plan(root: Path) -> None:
     """What train opens before its first step, and a hundred micro-batches."""
     g = RunDir(root).generation(0)
     start = time.perf_counter()
-    corpus = Corpus(Dataset.open(RunDir(root).prompts, "prompts"), Dataset.open(g.rollouts, "rollouts"),
-                    Dataset.open(g.selection, "selection"))
+    corpus = Corpus(
+        Dataset.open(RunDir(root).prompts, "prompts"),
+        Dataset.open(g.rollouts, "rollouts"),
+        Dataset.open(g.selection, "selection"),
+    )
     packs = Dataset.open(g.packs, "packs")
     plans = [EpochPlan.read(packs, e) for e in range(packs.shards)]
     topk = TopKReader(Dataset.open(g.topk, "topk"))
@@ -167,10 +216,16 @@ def plan(root: Path) -> None:
         for m in reader.micro_batches(0, b):
             tokens += m.tokens
     read = time.perf_counter() - opened
-    memory = {x.split(":")[0]: int(x.split()[1]) // 1024 for x in Path("/proc/self/status").read_text().splitlines()
-              if x.startswith(("VmHWM", "RssAnon"))}
-    print(f"| train: corpus, {len(plans)} plans, top-k opened | {opened - start:.1f} | {memory['VmHWM']:,} "
-          f"({memory['RssAnon']:,} private) | then {tokens / read:,.0f} response tokens/s |", flush=True)
+    memory = {
+        x.split(":")[0]: int(x.split()[1]) // 1024
+        for x in Path("/proc/self/status").read_text().splitlines()
+        if x.startswith(("VmHWM", "RssAnon"))
+    }
+    print(
+        f"| train: corpus, {len(plans)} plans, top-k opened | {opened - start:.1f} | {memory['VmHWM']:,} "
+        f"({memory['RssAnon']:,} private) | then {tokens / read:,.0f} response tokens/s |",
+        flush=True,
+    )
 
 
 def seals(folder: Path) -> list[str]:
@@ -199,8 +254,11 @@ def main() -> None:
     for name, folder in (("select", g.selection), ("pack", g.packs)):
         seconds, mb = stage(root, name)
         extra = json.loads((folder / "manifest.json").read_text())["extra"]
-        facts = {k: extra[k] for k in ("keep_rate", "density", "imbalance", "dropped_tokens", "truncated_tokens")
-                 if k in extra}
+        facts = {
+            k: extra[k]
+            for k in ("keep_rate", "density", "imbalance", "dropped_tokens", "truncated_tokens")
+            if k in extra
+        }
         print(f"| npd {name}, start of both processes included | {seconds:.1f} | {mb:,.0f} | {facts} |", flush=True)
     for name, folder in (("select", g.selection), ("pack", g.packs)):
         whole = seals(folder)
@@ -209,8 +267,11 @@ def main() -> None:
         stage(root, name, lambda: (folder / f"shard-{half - 1:05d}.json").exists())  # noqa: B023
         left = len(list(folder.glob("shard-*.json")))
         seconds, mb = stage(root, name)
-        print(f"| {name} again after SIGKILL with {left} of {len(whole)} shards | {seconds:.1f} | {mb:,.0f} "
-              f"| {'the same bytes' if seals(folder) == whole else 'OTHER BYTES'} |", flush=True)
+        print(
+            f"| {name} again after SIGKILL with {left} of {len(whole)} shards | {seconds:.1f} | {mb:,.0f} "
+            f"| {'the same bytes' if seals(folder) == whole else 'OTHER BYTES'} |",
+            flush=True,
+        )
     subprocess.run([sys.executable, __file__, "--plan", str(root)], check=True)
     if not args.keep:
         shutil.rmtree(root)

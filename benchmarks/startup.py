@@ -26,8 +26,10 @@ def main() -> None:
         if row["kind"] == "stage":
             start, compiled = row.get("start", 0.0), row.get("compile", 0.0)
             rest = row["seconds"] - start - compiled - row["busy"]
-            print(f"| {row['stage']} | {max(row['generation'], 0)} | {row['seconds']:.1f} | {start:.1f} | "
-                  f"{compiled:.1f} | {row['busy']:.1f} | {rest:.1f} |")
+            print(
+                f"| {row['stage']} | {max(row['generation'], 0)} | {row['seconds']:.1f} | {start:.1f} | "
+                f"{compiled:.1f} | {row['busy']:.1f} | {rest:.1f} |"
+            )
     wall, inside = run.state["ended"] - run.state["started"], run.wall_seconds() or 0.0
     print(f"wall {wall:.1f} s, in stages {inside:.1f} s, executor {wall - inside:.1f} s = {1 - inside / wall:.1%}")
 

@@ -49,8 +49,13 @@ def annotation(rng: np.random.Generator, tokens: int, ids: str = "peaked") -> To
     else:
         chosen = rng.integers(0, VOCAB, (tokens, K))
     f = np.float32
-    return TopK(chosen.astype(np.int32), logprobs.astype(f), (22 + 3 * rng.standard_normal(tokens)).astype(f),
-                sampled.astype(f), entropy.astype(f))
+    return TopK(
+        chosen.astype(np.int32),
+        logprobs.astype(f),
+        (22 + 3 * rng.standard_normal(tokens)).astype(f),
+        sampled.astype(f),
+        entropy.astype(f),
+    )
 
 
 def sample_lengths(rng: np.random.Generator, tokens: int, kind: str) -> np.ndarray:
@@ -118,8 +123,10 @@ def main() -> None:
     args = parser.parse_args()
     form = TopKFormat(K, VOCAB)
     print(f"V = {VOCAB:,}, k = {K}, {form.value_bits}-bit values, {args.tokens:,} tokens, best of {args.repeats}")
-    print("| ids, samples | bytes a token | limit | planned | lzma of the same symbols | write, tokens/s (MB/s) "
-          "| read, tokens/s (MB/s) | read for training, tokens/s |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| ids, samples | bytes a token | limit | planned | lzma of the same symbols | write, tokens/s (MB/s) "
+        "| read, tokens/s (MB/s) | read for training, tokens/s |\n|---|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for ids in ("peaked", "random"):
             for kind in ("long", "short"):
@@ -139,12 +146,14 @@ def main() -> None:
 
                 reading, training = (best(lambda: read(e), args.repeats) for e in (True, False))  # noqa: B023
                 symbols = form.symbols(whole)
-                few = symbols[: 50_000]
+                few = symbols[:50_000]
                 peer = len(lzma.compress(few.T.tobytes(), preset=6)) / len(few)
-                print(f"| {ids}, {kind} | {size / tokens:.1f} | {column_entropy(form, symbols, ids):.1f} "
-                      f"| {form.planned_bytes} | {peer:.1f} | {tokens / writing:,.0f} ({size / writing / 1e6:.0f}) "
-                      f"| {tokens / reading:,.0f} ({size / reading / 1e6:.0f}) | {tokens / training:,.0f} |",
-                      flush=True)
+                print(
+                    f"| {ids}, {kind} | {size / tokens:.1f} | {column_entropy(form, symbols, ids):.1f} "
+                    f"| {form.planned_bytes} | {peer:.1f} | {tokens / writing:,.0f} ({size / writing / 1e6:.0f}) "
+                    f"| {tokens / reading:,.0f} ({size / reading / 1e6:.0f}) | {tokens / training:,.0f} |",
+                    flush=True,
+                )
     rng = np.random.default_rng(3)
     exact = annotation(rng, min(args.tokens, 100_000))
     print("\n| bits a value | mean KL | bias | root mean square | largest |\n|---|---|---|---|---|")

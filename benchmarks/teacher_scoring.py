@@ -42,17 +42,30 @@ def engine(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-    llm = LLM(model=str(model), skip_tokenizer_init=True, dtype="float32", max_model_len=64, enforce_eager=True,
-              max_num_seqs=128, kv_cache_memory_bytes=2**30, gpu_memory_utilization=0.3, disable_log_stats=True,
-              enable_chunked_prefill=False, max_num_batched_tokens=2048, enable_prefix_caching=False, max_logprobs=k)
+    llm = LLM(
+        model=str(model),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=64,
+        enforce_eager=True,
+        max_num_seqs=128,
+        kv_cache_memory_bytes=2**30,
+        gpu_memory_utilization=0.3,
+        disable_log_stats=True,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=2048,
+        enable_prefix_caching=False,
+        max_logprobs=k,
+    )
     params = SamplingParams(max_tokens=1, prompt_logprobs=k, detokenize=False, temperature=0.0)
     texts = samples(n)
     out = []
     for _ in range(rounds + 1):
         start = time.monotonic()
         for at in range(0, n, batch):
-            llm.generate([TokensPrompt(prompt_token_ids=t.tolist()) for t in texts[at : at + batch]], params,
-                         use_tqdm=False)
+            llm.generate(
+                [TokensPrompt(prompt_token_ids=t.tolist()) for t in texts[at : at + batch]], params, use_tqdm=False
+            )
         out.append(time.monotonic() - start)
     return out[1:]
 
@@ -64,11 +77,27 @@ def server(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
 
     set_environment("cpu")
     port = free_port()
-    options = {"model": model, "served-model-name": "teacher", "dtype": "float32", "max-model-len": 64,
-               "max-num-seqs": 128, "max-num-batched-tokens": 2048, "kv-cache-memory-bytes": 2**30,
-               "gpu-memory-utilization": 0.3, "max-logprobs": k, "host": "127.0.0.1", "port": port}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager",
-               "--no-enable-prefix-caching", *(str(x) for name, value in options.items() for x in (f"--{name}", value))]
+    options = {
+        "model": model,
+        "served-model-name": "teacher",
+        "dtype": "float32",
+        "max-model-len": 64,
+        "max-num-seqs": 128,
+        "max-num-batched-tokens": 2048,
+        "kv-cache-memory-bytes": 2**30,
+        "gpu-memory-utilization": 0.3,
+        "max-logprobs": k,
+        "host": "127.0.0.1",
+        "port": port,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        *(str(x) for name, value in options.items() for x in (f"--{name}", value)),
+    ]
     process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -80,8 +109,9 @@ def server(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
             for at in range(0, n, batch):
                 ids = [t.tolist() for t in texts[at : at + batch]]
                 body = {"model": "teacher", "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
-                request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(),
-                                                 {"Content-Type": "application/json"})
+                request = urllib.request.Request(
+                    f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+                )
                 with urllib.request.urlopen(request) as response:
                     found = json.load(response)["choices"]
                 if [len(c["prompt_logprobs"]) for c in found] != [len(i) for i in ids]:
@@ -144,9 +174,18 @@ def main() -> None:
         seconds[part] = json.loads(done.stdout.splitlines()[-1])
     ours = prefill(args.model, args.samples, args.k, args.rounds)
     tokens = sum(map(len, samples(args.samples)))
-    print(json.dumps({"seconds": {**seconds, "prefill": ours}, "tokens": tokens, "k": args.k,
-                      "ratios": {part: round(float(np.median(s) / np.median(ours)), 2) for part, s in seconds.items()},
-                      "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "seconds": {**seconds, "prefill": ours},
+                "tokens": tokens,
+                "k": args.k,
+                "ratios": {part: round(float(np.median(s) / np.median(ours)), 2) for part, s in seconds.items()},
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 PARTS = {"engine": engine, "server": server}

@@ -64,8 +64,15 @@ def main() -> None:
 
     torch = Side(interpreter("rollout"), __file__, "--torch")
     engine = ops.TopK(sorted=True)
-    names = ["read", "top_k (ours)", "np.argpartition", "ops.TopK", "torch.topk", "summarise (ours)",
-             "torch: log_softmax, topk, entropy"]
+    names = [
+        "read",
+        "top_k (ours)",
+        "np.argpartition",
+        "ops.TopK",
+        "torch.topk",
+        "summarise (ours)",
+        "torch: log_softmax, topk, entropy",
+    ]
     print(f"{platform.machine()}, 2 cores, k = {K}, float32, ms, best of {args.rounds}, {time.strftime('%Y-%m-%d')}")
     print("| rows x V | " + " | ".join(names) + " |\n|---|" + "---:|" * len(names))
     for i, shape in enumerate(SHAPES):
@@ -81,7 +88,8 @@ def main() -> None:
             lambda t=tensor: milliseconds(lambda: engine(t, K)[0].asnumpy()),
             lambda i=i: torch.ask(f"top{i}"),
             lambda a=array, t=targets: milliseconds(lambda: summarise(a, t, K)),
-            lambda i=i: torch.ask(f"all{i}")]
+            lambda i=i: torch.ask(f"all{i}"),
+        ]
         best = np.full(len(ways), np.inf)
         for _ in range(args.rounds + 1):
             best = np.minimum(best, [way() for way in ways])

@@ -45,11 +45,22 @@ def write_batches(model: Path, out: Path, lengths: str, rows: int) -> None:
     settings = TrainConfig(global_batch=rows, micro_batch=rows)
     reader = Reader(samples, [plan], samples, settings, ROW, 0, config["vocab_size"])  # type: ignore[arg-type]
     made = [next(reader.micro_batches(0, b)) for b in range(len(plan) // rows)]
-    inputs = [{**{name: getattr(m.rows, name) for name in ROWS_OF}, "positions": m.positions,
-               **{name: getattr(m.inputs, name) for name in reader.names}} for m in made]
-    np.savez(out, tokens=[m.tokens for m in made], row_tokens=[m.rows.tokens for m in made], longest=reader.longest,
-             chunk=reader.chunk,
-             **{f"{i} {name}": a for i, arrays in enumerate(inputs) for name, a in arrays.items()})
+    inputs = [
+        {
+            **{name: getattr(m.rows, name) for name in ROWS_OF},
+            "positions": m.positions,
+            **{name: getattr(m.inputs, name) for name in reader.names},
+        }
+        for m in made
+    ]
+    np.savez(
+        out,
+        tokens=[m.tokens for m in made],
+        row_tokens=[m.rows.tokens for m in made],
+        longest=reader.longest,
+        chunk=reader.chunk,
+        **{f"{i} {name}": a for i, arrays in enumerate(inputs) for name, a in arrays.items()},
+    )
 
 
 def read_batches(path: Path) -> tuple[list[int], list[dict[str, np.ndarray]]]:
@@ -71,8 +82,16 @@ def mindspore_side(model: Path, data: Path, steps: int) -> None:
 
     tokens, arrays = read_batches(data)
     nothing, longest, chunk = np.empty(0, np.int64), int(np.load(data)["longest"]), int(np.load(data)["chunk"])
-    batches = [MicroBatch(RowBatch(*(a.pop(name) for name in ROWS_OF), nothing, nothing, longest), a.pop("positions"),
-                          LossInputs(**a), t, nothing) for a, t in zip(arrays, tokens, strict=True)]
+    batches = [
+        MicroBatch(
+            RowBatch(*(a.pop(name) for name in ROWS_OF), nothing, nothing, longest),
+            a.pop("positions"),
+            LossInputs(**a),
+            t,
+            nothing,
+        )
+        for a, t in zip(arrays, tokens, strict=True)
+    ]
     rows = len(batches[0].rows.input_ids)
     settings = TrainConfig(global_batch=rows, micro_batch=rows, clip=CLIP, weight_decay=DECAY)
     net = build(ModelSpec.from_folder(model), Device(), ROW)
@@ -124,8 +143,13 @@ def torch_side(model: Path, data: Path, steps: int) -> None:
         w[f"{m}gate_up"] = torch.nn.Parameter(torch.cat([w.pop(f"{m}{x}_proj.weight").data for x in ("gate", "up")]))
     decays = [p for p in w.values() if p.ndim > 1]
     plain = [p for p in w.values() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": decays, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=LR, betas=BETAS, eps=1e-8, fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": decays, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}],
+        lr=LR,
+        betas=BETAS,
+        eps=1e-8,
+        fused=True,
+    )
     frequencies = c["rope_theta"] ** (-torch.arange(0, dim, 2).float() / dim)
     causal = torch.ones(ROW, ROW).tril().bool()
 
@@ -146,16 +170,18 @@ def torch_side(model: Path, data: Path, steps: int) -> None:
             h = h.unflatten(-1, (heads + 2 * groups, dim)).transpose(1, 2)
             q, k, v = h.split((heads, groups, groups), 1)
             o = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, enable_gqa=True)
-            x = x + F.linear(o.transpose(1, 2).flatten(2), w[f"{at}self_attn.o_proj.weight"],
-                             w.get(f"{at}self_attn.o_proj.bias"))
+            x = x + F.linear(
+                o.transpose(1, 2).flatten(2), w[f"{at}self_attn.o_proj.weight"], w.get(f"{at}self_attn.o_proj.bias")
+            )
             h = F.rms_norm(x, x.shape[-1:], w[f"{at}post_attention_layernorm.weight"], eps)
             gate, up = F.linear(h, w[f"{at}mlp.gate_up"]).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, w[f"{at}mlp.down_proj.weight"])
         return F.rms_norm(x, x.shape[-1:], w["model.norm.weight"], eps).flatten(0, 1)
 
     tokens, arrays = read_batches(data)
-    batches = [{n: torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for n, a in b.items()}
-               for b in arrays]
+    batches = [
+        {n: torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for n, a in b.items()} for b in arrays
+    ]
     count = iter(range(10**9))
     head = w["lm_head.weight"] if "lm_head.weight" in w else w["model.embed_tokens.weight"]
 
@@ -194,8 +220,10 @@ def main() -> None:
         data = Path(folder) / "batches.npz"
         write_batches(args.model, data, args.lengths, args.rows)
         common = (args.model, "--data", data, "--steps", args.steps, "--side")
-        sides = {"mindspore": Side(interpreter("mindspore"), __file__, *common, "mindspore"),
-                 "torch": Side(interpreter("rollout"), __file__, *common, "torch")}
+        sides = {
+            "mindspore": Side(interpreter("mindspore"), __file__, *common, "mindspore"),
+            "torch": Side(interpreter("rollout"), __file__, *common, "torch"),
+        }
         losses = {name: np.array(side.ask("losses")) for name, side in sides.items()}
         seconds = {name: [] for name in sides}
         for _ in range(args.rounds):
@@ -207,17 +235,31 @@ def main() -> None:
             side.close()
     ours, theirs = (np.array(seconds[n]) for n in sides)
     ratios = np.median(theirs / ours, 0)
-    rates = {f"{name}_{kind}_per_{unit}": round(per_round[kind] / np.median(value[:, i]))
-             for name, value in (("mindspore", ours), ("torch", theirs))
-             for kind, unit, i in (("tokens", "s", 0), ("row_tokens", "cpu_s", 1))}
-    print(json.dumps({
-        "benchmark": "train_vs_torch", "model": args.model.name, "rows": f"{args.rows} x {ROW}", **rates,
-        "tokens": "response tokens; row_tokens: with prompts", "ratio": round(ratios[0], 3),
-        "cpu_ratio": round(ratios[1], 3), "best_ratio": round(float(theirs[:, 0].min() / ours[:, 0].min()), 3),
-        **{f"{name}_peak_gb": round(value, 2) for name, value in peaks.items()},
-        "difference": float(np.abs(losses["mindspore"] / losses["torch"] - 1).max()),
-        "losses": [round(float(x), 5) for x in losses["torch"][[0, -1]]], "rounds": args.rounds, "machine":
-        platform.machine(), "date": time.strftime("%Y-%m-%d")}))
+    rates = {
+        f"{name}_{kind}_per_{unit}": round(per_round[kind] / np.median(value[:, i]))
+        for name, value in (("mindspore", ours), ("torch", theirs))
+        for kind, unit, i in (("tokens", "s", 0), ("row_tokens", "cpu_s", 1))
+    }
+    print(
+        json.dumps(
+            {
+                "benchmark": "train_vs_torch",
+                "model": args.model.name,
+                "rows": f"{args.rows} x {ROW}",
+                **rates,
+                "tokens": "response tokens; row_tokens: with prompts",
+                "ratio": round(ratios[0], 3),
+                "cpu_ratio": round(ratios[1], 3),
+                "best_ratio": round(float(theirs[:, 0].min() / ours[:, 0].min()), 3),
+                **{f"{name}_peak_gb": round(value, 2) for name, value in peaks.items()},
+                "difference": float(np.abs(losses["mindspore"] / losses["torch"] - 1).max()),
+                "losses": [round(float(x), 5) for x in losses["torch"][[0, -1]]],
+                "rounds": args.rounds,
+                "machine": platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

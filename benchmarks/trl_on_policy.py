@@ -60,14 +60,23 @@ def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], maze_file: 
     data, right = json.loads(maze_file.read_text()), 0
     model.eval()
     for at in range(0, len(rows), 100):
-        part = rows[at: at + 100]
-        texts = [tokenizer.apply_chat_template([{"role": "user", "content": r["prompt"]}], tokenize=False,
-                                               add_generation_prompt=True) for r in part]
+        part = rows[at : at + 100]
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": r["prompt"]}], tokenize=False, add_generation_prompt=True
+            )
+            for r in part
+        ]
         batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.no_grad():
-            out = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, do_sample=False,
-                                 max_new_tokens=max_new, pad_token_id=tokenizer.pad_token_id)
-        for row, ids in zip(part, out[:, batch.input_ids.shape[1]:], strict=True):
+            out = model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                do_sample=False,
+                max_new_tokens=max_new,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        for row, ids in zip(part, out[:, batch.input_ids.shape[1] :], strict=True):
             answer = tokenizer.decode(ids, skip_special_tokens=True)
             right += maze(Attempt(row["prompt"], answer, row["answer"]), data)
     return right / len(rows)
@@ -98,30 +107,68 @@ def trainer_of(a: argparse.Namespace, student: Any, teacher: Any, tokenizer: Any
     """TRL's trainer with the study's settings."""
     steps = a.epochs * (len(rows) // a.batch)
     common: dict[str, Any] = dict(
-        output_dir=out, per_device_train_batch_size=a.batch, num_train_epochs=a.epochs, learning_rate=a.lr, seed=a.seed,
-        weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, max_grad_norm=1.0, save_strategy="no", report_to=[],
-        use_cpu=True, bf16=False, gradient_checkpointing=False, logging_steps=10, disable_tqdm=True,
-        dataloader_drop_last=True)
+        output_dir=out,
+        per_device_train_batch_size=a.batch,
+        num_train_epochs=a.epochs,
+        learning_rate=a.lr,
+        seed=a.seed,
+        weight_decay=0.1,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=10,
+        disable_tqdm=True,
+        dataloader_drop_last=True,
+    )
     decay = [p for p in student.parameters() if p.ndim > 1]
     rest = [p for p in student.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-                                  lr=a.lr, betas=(0.9, 0.95))
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=a.lr, betas=(0.9, 0.95)
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: schedule(s, steps, 0.05, 0.1))
-    kinds: dict[str, Any] = dict(model=student, teacher_model=teacher, processing_class=tokenizer,
-                                 optimizers=(optimiser, scheduler))
+    kinds: dict[str, Any] = dict(
+        model=student, teacher_model=teacher, processing_class=tokenizer, optimizers=(optimiser, scheduler)
+    )
     if a.trainer == "gkd":
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-        data = Dataset.from_list([{"messages": [{"role": "user", "content": r["prompt"]},
-                                                {"role": "assistant", "content": r["answer"]}]} for r in rows])
-        return GKDTrainer(args=GKDConfig(**common, lmbda=a.lmbda, beta=a.beta, temperature=a.temperature,
-                                         max_new_tokens=a.max_new, max_length=128), train_dataset=data, **kinds)
+        data = Dataset.from_list(
+            [
+                {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["answer"]}]}
+                for r in rows
+            ]
+        )
+        return GKDTrainer(
+            args=GKDConfig(
+                **common,
+                lmbda=a.lmbda,
+                beta=a.beta,
+                temperature=a.temperature,
+                max_new_tokens=a.max_new,
+                max_length=128,
+            ),
+            train_dataset=data,
+            **kinds,
+        )
     from trl import DistillationConfig, DistillationTrainer
 
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in rows])
-    return DistillationTrainer(args=DistillationConfig(
-        **common, beta=a.beta, temperature=1.0, max_completion_length=a.max_new,
-        generation_kwargs={"do_sample": False} if a.greedy else None), train_dataset=data, **kinds)
+    return DistillationTrainer(
+        args=DistillationConfig(
+            **common,
+            beta=a.beta,
+            temperature=1.0,
+            max_completion_length=a.max_new,
+            generation_kwargs={"do_sample": False} if a.greedy else None,
+        ),
+        train_dataset=data,
+        **kinds,
+    )
 
 
 def main() -> None:
@@ -158,14 +205,29 @@ def main() -> None:
         seconds = time.monotonic() - start
         after = accuracy(student, tokenizer, held_out, a.assets / "maze.json", a.max_new)
     seen = a.prompts // a.batch * a.batch * a.epochs
-    print(json.dumps({
-        "trainer": a.trainer, "lmbda": a.lmbda if a.trainer == "gkd" else 1.0, "beta": a.beta,
-        "temperature": a.temperature if a.trainer == "gkd" else 0.0 if a.greedy else 1.0, "seed": a.seed,
-        "steps": len(clock.steps), "prompts": seen, "seconds": round(seconds, 1),
-        "seconds_per_prompt": round(seconds / seen, 4),
-        "accuracy_before": before, "accuracy": after, "n": len(held_out), "trl": trl.__version__,
-        "torch": torch.__version__, "transformers": transformers.__version__, "cores": os.cpu_count(),
-        "machine": platform.machine()}))
+    print(
+        json.dumps(
+            {
+                "trainer": a.trainer,
+                "lmbda": a.lmbda if a.trainer == "gkd" else 1.0,
+                "beta": a.beta,
+                "temperature": a.temperature if a.trainer == "gkd" else 0.0 if a.greedy else 1.0,
+                "seed": a.seed,
+                "steps": len(clock.steps),
+                "prompts": seen,
+                "seconds": round(seconds, 1),
+                "seconds_per_prompt": round(seconds / seen, 4),
+                "accuracy_before": before,
+                "accuracy": after,
+                "n": len(held_out),
+                "trl": trl.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "cores": os.cpu_count(),
+                "machine": platform.machine(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Distils the mini pair from Python, on a CPU, in minutes: the same as ``npd run configs/mini.yaml``.
 
-    python examples/distil_mini.py                                          # the whole run, or what is left of it
-    python examples/distil_mini.py run.dir=runs/short data.limit=64 train.epochs=2
+python examples/distil_mini.py                                          # the whole run, or what is left of it
+python examples/distil_mini.py run.dir=runs/short data.limit=64 train.epochs=2
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Reads what a run has stored and plots it: Δ-IFD of all answers, and how sure the teacher is of each along the way.
 
-    python examples/plot_delta_ifd.py runs/mini delta_ifd.png
+python examples/plot_delta_ifd.py runs/mini delta_ifd.png
 """
 
 from __future__ import annotations

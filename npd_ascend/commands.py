@@ -42,8 +42,7 @@ def _stages(incomplete: str) -> list[str]:
 
 
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="override a setting: section.key=value", autocompletion=_settings),
+    list[str] | None, typer.Option("--set", help="override a setting: section.key=value", autocompletion=_settings)
 ]
 Redo = Annotated[bool, typer.Option("--redo", help="accept changed settings; make again what depends on them")]
 
@@ -106,9 +105,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Hugging Face folder to evaluate")],
     config: Annotated[Path, typer.Option(help="configuration with an evaluate section")],
     set_: Set = None,
-    out: Annotated[
-        Path, typer.Option(help="folder; each checkpoint gets one of its own below it")
-    ] = Path("runs/evaluate"),
+    out: Annotated[Path, typer.Option(help="folder; each checkpoint gets one of its own below it")] = Path(
+        "runs/evaluate"
+    ),
 ) -> None:
     """Exact-match accuracy of any checkpoint on the held-out prompts, through vLLM."""
     from npd_ascend.config import load_config
@@ -162,9 +161,11 @@ def plan(
     from npd_ascend.ops.plan import compare_loops, estimate_run, render
 
     loaded = load_config(config, set_, inputs=True)
-    _say(compare_loops(loaded, against.split(","), device, devices, prompts, prompt_tokens, answer_tokens, calibrate)
-         if against else
-         render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate)))
+    _say(
+        compare_loops(loaded, against.split(","), device, devices, prompts, prompt_tokens, answer_tokens, calibrate)
+        if against
+        else render(estimate_run(loaded, device, devices, prompts, prompt_tokens, answer_tokens, calibrate))
+    )
 
 
 @app.command()
@@ -175,8 +176,12 @@ def doctor(
     smoke: Annotated[bool, typer.Option("--smoke", help="first run on an NPU: tiny, whole chain, compared")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="with --smoke: the part that needs no NPU")] = False,
     out: Annotated[Path, typer.Option(help="with --smoke: folder of its run")] = Path("runs/smoke"),
-    compile_: Annotated[bool, typer.Option("--compile", help="compile the graphs of CONFIG for Ascend, on any machine; "
-                                                             "its models may still be missing")] = False,
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="compile the graphs of CONFIG for Ascend, on any machine; its models may still be missing"
+        ),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="with --compile: file for all that was found")] = None,
 ) -> None:
     """Checks environments, devices and (with a configuration) models, data and disk room."""

@@ -81,8 +81,10 @@ class CorruptSnapshot(CorruptShard):
     """
 
     def __init__(self, folder: str, detail: str):
-        UserError.__init__(self, f"{folder}: {detail}; give the command of its run again, which rebuilds it from "
-                                 "the training checkpoint")
+        UserError.__init__(
+            self,
+            f"{folder}: {detail}; give the command of its run again, which rebuilds it from the training checkpoint",
+        )
         self.dataset, self.index = str(folder), -1
 
 

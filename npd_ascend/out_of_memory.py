@@ -21,7 +21,7 @@ _SIGNS = re.compile(
 )
 _NO_THREAD = re.compile(
     r"Resource temporarily unavailable"  # std::system_error of MindSpore and torch, fork(2)
-    r"|can't start new thread|pthread_create|Thread creation failed|blas_thread_init",  # Python, libgomp, OpenBLAS
+    r"|can't start new thread|pthread_create|Thread creation failed|blas_thread_init"  # Python, libgomp, OpenBLAS
 )
 
 
@@ -49,8 +49,10 @@ def no_thread(what: BaseException | str) -> str | None:
         limits.append(f"pids.max of the container is {(_cgroup() / 'pids.max').read_text().strip()}")
     except OSError:
         pass
-    return (f"no further thread or process could be started ({', '.join(limits)}); raise the limit that is reached, "
-            "or start fewer with OMP_NUM_THREADS=1 and fewer workers")
+    return (
+        f"no further thread or process could be started ({', '.join(limits)}); raise the limit that is reached, "
+        "or start fewer with OMP_NUM_THREADS=1 and fewer workers"
+    )
 
 
 def advice(what: BaseException | str, module: str) -> str | None:

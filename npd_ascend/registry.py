@@ -37,6 +37,7 @@ class Registry(Generic[T]):
 
         FILTERS: Registry[Filter] = Registry("filter", "select.filter", "npd_ascend.select.filters")
 
+
         def register(name, needs=()):
             return FILTERS.decorator(lambda judge: Filter(name, frozenset(needs), judge), name)
 
@@ -50,8 +51,9 @@ class Registry(Generic[T]):
         takes_argument: whether an argument may follow the name.
     """
 
-    def __init__(self, what: str, key: str, package: str, wrap: Callable[[Any], T] | None = None,
-                 takes_argument: bool = False):
+    def __init__(
+        self, what: str, key: str, package: str, wrap: Callable[[Any], T] | None = None, takes_argument: bool = False
+    ):
         self.what, self.key, self.package = what, key, package
         self.group = f"{package.partition('.')[0]}.{package.rpartition('.')[2]}"
         self._wrap, self._takes_argument = wrap, takes_argument
@@ -134,8 +136,10 @@ class Registry(Generic[T]):
         elif function.isidentifier() and all(part.isidentifier() for part in head.split(".")):
             entry = self._own(f"{head}:{function}", text, key)
         else:
-            raise UserError(f"{key}: there is no {self.what} {text!r}; {self._hint(head)}known: "
-                            f"{', '.join(self.known())}, or module:function of your own")
+            raise UserError(
+                f"{key}: there is no {self.what} {text!r}; {self._hint(head)}known: "
+                f"{', '.join(self.known())}, or module:function of your own"
+            )
         if argument and not self._takes_argument:
             raise UserError(f"{key} {text!r}: a {self.what} takes no argument; leave out ':{argument}'")
         return entry, argument
@@ -158,8 +162,10 @@ class Registry(Generic[T]):
         try:
             return self._files[module, name]
         except KeyError:
-            raise UserError(f"{module} does not enter a {self.what} {name!r}: a file of that folder enters one under "
-                            "the name of the file") from None
+            raise UserError(
+                f"{module} does not enter a {self.what} {name!r}: a file of that folder enters one under "
+                "the name of the file"
+            ) from None
 
     def _own(self, path: str, text: str, key: str) -> T:
         """The entry of an object that is not in the folder."""
@@ -171,9 +177,12 @@ class Registry(Generic[T]):
         if entry is not None:
             return entry
         if self._wrap is None or not callable(item) or isinstance(item, type):
-            raise UserError(f"{key} {text!r}: that is no {self.what} but a {type(item).__name__}; a {self.what} is "
-                            f"made as in the files of {self.package}")
+            raise UserError(
+                f"{key} {text!r}: that is no {self.what} but a {type(item).__name__}; a {self.what} is "
+                f"made as in the files of {self.package}"
+            )
         return self._wrap(item)
+
 
 @lru_cache(maxsize=64)
 def _files(folders: tuple[str, ...]) -> tuple[str, ...]:
@@ -198,13 +207,15 @@ def load(path: str, where: str, hint: str = "") -> Any:
     except ModuleNotFoundError as e:
         if e.name is None or not f"{module}.".startswith(f"{e.name}."):
             raise UserError(f"{where}: importing {module} fails: {e}") from None
-        raise UserError(f"{where}: there is no module {e.name!r}; {hint}is its package installed, or its folder in "
-                        "PYTHONPATH?") from None
+        raise UserError(
+            f"{where}: there is no module {e.name!r}; {hint}is its package installed, or its folder in PYTHONPATH?"
+        ) from None
     except Exception as e:  # whatever a module does while it is imported
         raise UserError(f"{where}: importing {module} fails: {type(e).__name__}: {e}") from None
     try:
         return getattr(found, function)
     except AttributeError:
         near = difflib.get_close_matches(function, vars(found), n=1)
-        raise UserError(f"{where}: module {module} has no {function!r}"
-                        + (f"; did you mean {near[0]}?" if near else "")) from None
+        raise UserError(
+            f"{where}: module {module} has no {function!r}" + (f"; did you mean {near[0]}?" if near else "")
+        ) from None

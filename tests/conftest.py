@@ -59,8 +59,13 @@ class Disk:
 def disk(tmp_path: Path) -> Iterator[Disk]:
     root = tmp_path / "disk"
     root.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(root)], capture_output=True).returncode == 0
+    mounted = (
+        shutil.which("mount")
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(root)], capture_output=True
+        ).returncode
+        == 0
+    )
     if not mounted:
         pytest.skip("needs the right to mount a tmpfs")
     try:
@@ -90,6 +95,7 @@ def starved():
     The limit is set when the engine has started: what that takes, and whether its threads find room, differs from
     machine to machine.
     """
+
     def run(job: Path, room: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", _STARVED, str(job), str(room)], capture_output=True, text=True)
 
@@ -99,14 +105,27 @@ def starved():
 @pytest.fixture
 def under_msrun(tmp_path):
     """(processes, script, arguments) -> runs the script on so many processes, which must end well in time."""
+
     def run(processes: int, script: str, *args: Path, seconds: float = 550) -> None:
         (tmp_path / "rank.py").write_text(script)
         bin_dir, logs = Path(sys.executable).parent, tmp_path / "logs"
         got = subprocess.run(
-            [bin_dir / "msrun", f"--worker_num={processes}", f"--local_worker_num={processes}", "--join=True",
-             f"--master_port={free_port()}", f"--log_dir={logs}", str(tmp_path / "rank.py"), *map(str, args)],
+            [
+                bin_dir / "msrun",
+                f"--worker_num={processes}",
+                f"--local_worker_num={processes}",
+                "--join=True",
+                f"--master_port={free_port()}",
+                f"--log_dir={logs}",
+                str(tmp_path / "rank.py"),
+                *map(str, args),
+            ],
             env={**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=seconds)
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
         said = "".join(p.read_text(errors="replace")[-2000:] for p in sorted(logs.glob("*.log")))
         assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-3000:] + said
 
@@ -155,6 +174,7 @@ def qwen_pair(qwen_tokenizer):
     Both answer every chat with the same few tokens, then ``<|im_end|>``, ``<|endoftext|>`` and the same again: layers
     add nothing, and the head leads from each token of that circle to the next.
     """
+
     def make(folder: Path) -> tuple[Path, Path]:
         teacher, student = folder / "teacher", folder / "student"
         qwen_tokenizer(teacher, default="You are Qwen.")
@@ -164,11 +184,13 @@ def qwen_pair(qwen_tokenizer):
         end, text = ids["<|im_end|>"], ids["<|endoftext|>"]
         circle = [ids["Ċ"], ids["4"], ids["8"], ids["+"], end, text, ids["4"]]
         for out, seed, layers, width, config, stops in (
-                (teacher, 1, 3, 320, {"bos_token_id": text, "eos_token_id": end}, [end, text]),
-                (student, 2, 2, 304, {"bos_token_id": text, "eos_token_id": text}, text)):
+            (teacher, 1, 3, 320, {"bos_token_id": text, "eos_token_id": end}, [end, text]),
+            (student, 2, 2, 304, {"bos_token_id": text, "eos_token_id": text}, text),
+        ):
             _write_qwen(out, seed, layers, width, circle, config)
-            (out / "generation_config.json").write_text(json.dumps({
-                "bos_token_id": text, "pad_token_id": text, "do_sample": False, "eos_token_id": stops}))
+            (out / "generation_config.json").write_text(
+                json.dumps({"bos_token_id": text, "pad_token_id": text, "do_sample": False, "eos_token_id": stops})
+            )
         return teacher, student
 
     return make
@@ -187,22 +209,51 @@ def _write_qwen(out: Path, seed: int, layers: int, width: int, circle: list[int]
     head[296:] = 0  # padding
     for token, following in zip(circle, circle[1:], strict=False):
         head[following] += embedding[token] / 4
-    weights = {"model.embed_tokens.weight": embedding, "lm_head.weight": head,
-               "model.norm.weight": np.ones(hidden, np.float32)}
+    weights = {
+        "model.embed_tokens.weight": embedding,
+        "lm_head.weight": head,
+        "model.norm.weight": np.ones(hidden, np.float32),
+    }
     for i in range(layers):
         at = f"model.layers.{i}."
         for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
-            weights |= {f"{at}self_attn.{name}_proj.weight": normal(rows, hidden),
-                        f"{at}self_attn.{name}_proj.bias": normal(rows)}
-        weights |= {f"{at}self_attn.o_proj.weight": np.zeros((hidden, hidden), np.float32),
-                    f"{at}mlp.gate_proj.weight": normal(ffn, hidden), f"{at}mlp.up_proj.weight": normal(ffn, hidden),
-                    f"{at}mlp.down_proj.weight": np.zeros((hidden, ffn), np.float32),
-                    f"{at}input_layernorm.weight": np.ones(hidden, np.float32),
-                    f"{at}post_attention_layernorm.weight": np.ones(hidden, np.float32)}
+            weights |= {
+                f"{at}self_attn.{name}_proj.weight": normal(rows, hidden),
+                f"{at}self_attn.{name}_proj.bias": normal(rows),
+            }
+        weights |= {
+            f"{at}self_attn.o_proj.weight": np.zeros((hidden, hidden), np.float32),
+            f"{at}mlp.gate_proj.weight": normal(ffn, hidden),
+            f"{at}mlp.up_proj.weight": normal(ffn, hidden),
+            f"{at}mlp.down_proj.weight": np.zeros((hidden, ffn), np.float32),
+            f"{at}input_layernorm.weight": np.ones(hidden, np.float32),
+            f"{at}post_attention_layernorm.weight": np.ones(hidden, np.float32),
+        }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps({
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0, "hidden_act": "silu",
-        "hidden_size": hidden, "initializer_range": 0.02, "intermediate_size": ffn, "max_position_embeddings": 512,
-        "max_window_layers": layers, "num_attention_heads": 2, "num_hidden_layers": layers, "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 512, "tie_word_embeddings": False,
-        "torch_dtype": "float32", "use_cache": True, "use_sliding_window": False, "vocab_size": width, **config}))
+    (out / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "model_type": "qwen2",
+                "attention_dropout": 0.0,
+                "hidden_act": "silu",
+                "hidden_size": hidden,
+                "initializer_range": 0.02,
+                "intermediate_size": ffn,
+                "max_position_embeddings": 512,
+                "max_window_layers": layers,
+                "num_attention_heads": 2,
+                "num_hidden_layers": layers,
+                "num_key_value_heads": 1,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 10000.0,
+                "sliding_window": 512,
+                "tie_word_embeddings": False,
+                "torch_dtype": "float32",
+                "use_cache": True,
+                "use_sliding_window": False,
+                "vocab_size": width,
+                **config,
+            }
+        )
+    )

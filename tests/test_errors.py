@@ -25,8 +25,11 @@ def exception_classes() -> dict[str, tuple[str, str]]:
 
     def raised(name: str) -> bool:
         known = getattr(builtins, name, None)
-        return isinstance(known, type) and issubclass(known, BaseException) or (
-            name in parents and raised(parents[name][0]))
+        return (
+            isinstance(known, type)
+            and issubclass(known, BaseException)
+            or (name in parents and raised(parents[name][0]))
+        )
 
     return {name: place for name, place in parents.items() if raised(name)}
 

@@ -17,8 +17,9 @@ READY = "import sys, os; os.write(1, b'.'); from npd_ascend.cli import main; mai
 
 def interrupted(arguments: list[str], delay: float, times: int = 1) -> tuple[int, str]:
     """Exit code and stderr of a command that gets SIGINT ``delay`` seconds after the interpreter has started."""
-    with subprocess.Popen([sys.executable, "-c", READY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", READY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stdout.read(1) == "."
         time.sleep(delay)
         for _ in range(times):
@@ -63,8 +64,9 @@ sys.argv = ["npd", "wait"]
 interrupt.end_at_once()
 commands.run_command()
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stdout.read(1) == "."
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)

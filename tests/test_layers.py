@@ -22,8 +22,18 @@ TIERS = (
     ("pipeline",), ("study",), ("api",), ("commands",), ("cli",), ("__init__",))  # fmt: skip
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
-    "mindspore": ("models/", "objectives/", "annotate/", "exposure/", "train/", "ops/numerics.py", "ops/selftest.py",
-                  "ops/ascend/child.py", "study/prefill.py", "study/workbench.py"),
+    "mindspore": (
+        "models/",
+        "objectives/",
+        "annotate/",
+        "exposure/",
+        "train/",
+        "ops/numerics.py",
+        "ops/selftest.py",
+        "ops/ascend/child.py",
+        "study/prefill.py",
+        "study/workbench.py",
+    ),
     "mindformers": ("models/",),
     "vllm": ("rollout/engine.py", "rollout/extension.py"),
     "torch": ("rollout/check.py", "rollout/extension.py", "rollout/forward.py", "ops/hf_logits.py"),
@@ -73,9 +83,13 @@ def test_no_stage_imports_a_stage():
     assert {s.module for s in STAGES.values()} <= {*STAGE_LAYERS, "data"}
     for path in FILES:
         if layer_of(path) in (*STAGE_LAYERS, "data"):
-            others = [name for name, _ in imports(path) if name.startswith("npd_ascend.")
-                      and (name.split(".")[1] in STAGE_LAYERS or "stage" in name.split(".")[2:])
-                      and name.split(".")[1] != layer_of(path)]
+            others = [
+                name
+                for name, _ in imports(path)
+                if name.startswith("npd_ascend.")
+                and (name.split(".")[1] in STAGE_LAYERS or "stage" in name.split(".")[2:])
+                and name.split(".")[1] != layer_of(path)
+            ]
             assert not others, f"{path}: {others}"
 
 
@@ -89,8 +103,16 @@ def test_engines_are_imported_where_the_architecture_says():
 
 def test_what_is_registered_by_name_needs_no_engine():
     """Filters, checkers, sync policies, methods and recipes are also looked up where no engine is installed."""
-    folders = ("select/filters", "objectives/terms", "objectives/token_weights", "evaluate/checkers", "sync/policies",
-               "study/methods", "recipes", "monitors/backends")
+    folders = (
+        "select/filters",
+        "objectives/terms",
+        "objectives/token_weights",
+        "evaluate/checkers",
+        "sync/policies",
+        "study/methods",
+        "recipes",
+        "monitors/backends",
+    )
     for path in (p for folder in folders for p in (PACKAGE / folder).glob("*.py")):
         roots = {name.partition(".")[0] for name, _ in imports(path)}
         assert not roots & ENGINES.keys(), path

@@ -17,42 +17,59 @@ from npd_ascend import out_of_memory
 from npd_ascend.pipeline.processes import Child
 
 
-@pytest.mark.parametrize("text", [
-    "Unable to allocate 3.00 GiB for an array with shape (805306368,) and data type float32",  # numpy
-    "[Errno 12] Cannot allocate memory",
-    "terminate called after throwing an instance of 'std::bad_alloc'",
-    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
-    "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)",  # torch
-    "NPU out of memory. Tried to allocate 22.00 MiB (NPU 0; 60.97 GiB total capacity; 10.24 GiB already allocated)",
-    "Malloc memory failed: size 4294967296.",  # MindSpore, CPU
-    "#umsg#Framework Error Message:#umsg#Out of Memory!!! Request memory size: 301990400B",  # MindSpore, NPU
-    "#umsg#Framework Error Message:#umsg#Malloc device memory failed, size[301990400], ret[207001]",
-    "Device(id:0) memory isn't enough and alloc failed, kernel name: Default/MatMul-op1, alloc size: 4096B.",
-    "Alloc device memory failed!", "Allocate memory failed",
-    "The device memory is not enough, the free memory size is 1024",
-    "Memory_Allocation_Failure(EL0004): Failed to allocate memory requested by GE module.",  # CANN
-    "[driver interface] halMemAlloc failed: device_id=7, size=15069901824, type=2",
-    "Call rtMalloc fail, purpose: page caching, type = 2, size:3221291008",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Unable to allocate 3.00 GiB for an array with shape (805306368,) and data type float32",  # numpy
+        "[Errno 12] Cannot allocate memory",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)",  # torch
+        "NPU out of memory. Tried to allocate 22.00 MiB (NPU 0; 60.97 GiB total capacity; 10.24 GiB already allocated)",
+        "Malloc memory failed: size 4294967296.",  # MindSpore, CPU
+        "#umsg#Framework Error Message:#umsg#Out of Memory!!! Request memory size: 301990400B",  # MindSpore, NPU
+        "#umsg#Framework Error Message:#umsg#Malloc device memory failed, size[301990400], ret[207001]",
+        "Device(id:0) memory isn't enough and alloc failed, kernel name: Default/MatMul-op1, alloc size: 4096B.",
+        "Alloc device memory failed!",
+        "Allocate memory failed",
+        "The device memory is not enough, the free memory size is 1024",
+        "Memory_Allocation_Failure(EL0004): Failed to allocate memory requested by GE module.",  # CANN
+        "[driver interface] halMemAlloc failed: device_id=7, size=15069901824, type=2",
+        "Call rtMalloc fail, purpose: page caching, type = 2, size:3221291008",
+    ],
+)
 def test_words_of_the_engines(text):
     assert out_of_memory.is_oom(text) and out_of_memory.is_oom(RuntimeError("x\n" + text))
 
 
-@pytest.mark.parametrize("text", [
-    "", "the shapes do not match", "device memory: 58GB", "cannot allocate port 8118: it is in use",
-    "It may lead to Out Of Memory in HCCL or other components", "allocation of 3 rows", "memory 3 of 5 failed over",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "the shapes do not match",
+        "device memory: 58GB",
+        "cannot allocate port 8118: it is in use",
+        "It may lead to Out Of Memory in HCCL or other components",
+        "allocation of 3 rows",
+        "memory 3 of 5 failed over",
+    ],
+)
 def test_other_words(text):
     assert not out_of_memory.is_oom(text)
 
 
-@pytest.mark.parametrize("text", [
-    "Resource temporarily unavailable", "[Errno 11] Resource temporarily unavailable", "can't start new thread",
-    "terminate called after throwing an instance of 'std::system_error'\n  what():  "
-    "Resource temporarily unavailable",
-    "libgomp: Thread creation failed: Resource temporarily unavailable",
-    "OpenBLAS blas_thread_init: pthread_create failed for thread 3 of 8: Resource temporarily unavailable",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Resource temporarily unavailable",
+        "[Errno 11] Resource temporarily unavailable",
+        "can't start new thread",
+        "terminate called after throwing an instance of 'std::system_error'\n  what():  "
+        "Resource temporarily unavailable",
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
+        "OpenBLAS blas_thread_init: pthread_create failed for thread 3 of 8: Resource temporarily unavailable",
+    ],
+)
 def test_words_about_threads(text):
     told = out_of_memory.advice(RuntimeError(text), "train")
     assert told and not out_of_memory.is_oom(text)
@@ -119,11 +136,13 @@ def memory_group(limit: int) -> Iterator[Path]:
 
 
 def test_kill_by_the_kernel_is_told_from_one_by_hand(tmp_path):
-    code = ("import pathlib, sys, time\n"
-            "time.sleep(0.3) if len(sys.argv) == 1 else pathlib.Path(sys.argv[1], 'cgroup.procs').write_text('0')\n"
-            "x = []\n"
-            "while len(sys.argv) > 1: x.append(bytearray(b'1') * (1 << 24))\n"
-            "time.sleep(60)")
+    code = (
+        "import pathlib, sys, time\n"
+        "time.sleep(0.3) if len(sys.argv) == 1 else pathlib.Path(sys.argv[1], 'cgroup.procs').write_text('0')\n"
+        "x = []\n"
+        "while len(sys.argv) > 1: x.append(bytearray(b'1') * (1 << 24))\n"
+        "time.sleep(60)"
+    )
     with memory_group(96 << 20) as group:
         child = Child("x", [sys.executable, "-c", code, str(group)], dict(os.environ), tmp_path / "log")
         if child.wait() != -9:

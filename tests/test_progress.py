@@ -36,7 +36,7 @@ def test_tail_survives_any_split(tmp_path):
     tail, got = ProgressTail(path), []
     with open(path, "wb", buffering=0) as f:
         for i in range(0, len(data), 7):
-            f.write(data[i: i + 7])
+            f.write(data[i : i + 7])
             got += [e["done"] for e in tail.poll()]
     assert got == list(range(5))
 

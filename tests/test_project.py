@@ -48,9 +48,14 @@ def module(path: str) -> Any:
 # ---- packages
 
 
-@pytest.mark.parametrize(("lock", "given"), [
-    ("mindspore.lock", ("mindspore.txt", "dev", "test")), ("rollout-cpu.lock", ("rollout-cpu.txt", "test")),
-    ("docs.lock", ("docs.txt",))])
+@pytest.mark.parametrize(
+    ("lock", "given"),
+    [
+        ("mindspore.lock", ("mindspore.txt", "dev", "test")),
+        ("rollout-cpu.lock", ("rollout-cpu.txt", "test")),
+        ("docs.lock", ("docs.txt",)),
+    ],
+)
 def test_lock_files_hold_what_is_required(lock, given):
     versions = locked(lock)
     asked = [r for name in given for r in requirements(name).values() if r.name != "npd-ascend"]
@@ -67,7 +72,8 @@ def test_lock_files_hold_what_is_required(lock, given):
 @pytest.mark.parametrize(("extra", "file"), [("cpu-train", "mindspore.txt"), ("cpu-rollout", "rollout-cpu.txt")])
 def test_extras_name_what_the_environments_are_made_of(extra, file):
     assert {n: r.specifier for n, r in requirements(extra).items()} == {
-        n: r.specifier for n, r in requirements(file).items()}
+        n: r.specifier for n, r in requirements(file).items()
+    }
 
 
 def test_extras_of_ascend_are_the_versions_that_the_doctor_knows():
@@ -121,8 +127,11 @@ def test_links_into_the_source_tree_become_text():
     for text, wanted in {
         "see [code](../npd_ascend/errors.py)": "see code",
         "[a](../examples/confident.py)": "[a](../examples/confident.py)",
-        "[gone](../npd_ascend/gone.py)": "[gone](../npd_ascend/gone.py)", "[x](https://a.b/c)": "[x](https://a.b/c)",
-        "![p](images/report.png)": "![p](images/report.png)", "[up](../../../etc)": "[up](../../../etc)"}.items():
+        "[gone](../npd_ascend/gone.py)": "[gone](../npd_ascend/gone.py)",
+        "[x](https://a.b/c)": "[x](https://a.b/c)",
+        "![p](images/report.png)": "![p](images/report.png)",
+        "[up](../../../etc)": "[up](../../../etc)",
+    }.items():
         assert hooks.on_page_markdown(text, page, None, files) == wanted
 
 

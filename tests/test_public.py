@@ -30,8 +30,10 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 
 def test_importing_loads_nothing():
     """0.1 s is what the interpreter's own modules may take; a library would take more and be in the list."""
-    code = ("import sys; before = set(sys.modules); import npd_ascend; "
-            "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))")
+    code = (
+        "import sys; before = set(sys.modules); import npd_ascend; "
+        "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert set(done.stdout.split()) <= {"npd_ascend", *sys.stdlib_module_names}
 
@@ -76,9 +78,14 @@ def test_a_run_in_a_thread_leaves_signals_alone():
     assert seen == [()] and len(executor._signals()) == 2
 
 
-@pytest.mark.parametrize(("error", "said"), [
-    (OSError(28, "No space left on device", "/data/x"), "the disk is full \\(/data/x\\)"),
-    (MemoryError(), "out of memory"), (RuntimeError("can't start new thread"), "no further thread")])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/data/x"), "the disk is full \\(/data/x\\)"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("can't start new thread"), "no further thread"),
+    ],
+)
 def test_what_the_machine_lacks_is_a_machine_error(error, said):
     with pytest.raises(MachineError, match=said) as e, as_machine_error():
         raise error
@@ -106,8 +113,16 @@ def test_what_a_run_says_of_itself(made, tmp_path):
 
 def test_tables_of_a_generation(made):
     for generation, facts in zip(open_run(made.root).generations, made.generations, strict=True):
-        assert generation.datasets() == ["rollouts", "topk", "scores_teacher", "unconditioned_teacher",
-                                         "scores_student", "unconditioned_student", "selection", "packs"]
+        assert generation.datasets() == [
+            "rollouts",
+            "topk",
+            "scores_teacher",
+            "unconditioned_teacher",
+            "scores_student",
+            "unconditioned_student",
+            "selection",
+            "packs",
+        ]
         table = generation.table("selection", ["delta_ifd", "keep"])
         assert table.column_names == ["delta_ifd", "keep"]
         np.testing.assert_array_equal(table["delta_ifd"].to_numpy(), facts.delta)
@@ -130,12 +145,16 @@ def test_topk_of_some_samples_in_any_order(made):
     assert len(nothing) == 0 and offsets.tolist() == [0]
 
 
-@pytest.mark.parametrize(("ask", "said"), [
-    (lambda g: g.table("answers"), "no dataset 'answers'; it has rollouts, topk"),
-    (lambda g: g.table("topk"), "read it with topk"),
-    (lambda g: g.table("rollouts", ["delta_ifd"]), "no column 'delta_ifd'; it has sample_id"),
-    (lambda g: g.topk([0, 400]), "has the samples 0 to 399, asked for 0 to 400"),
-    (lambda g: g.topk([-1]), "asked for -1 to -1")])
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda g: g.table("answers"), "no dataset 'answers'; it has rollouts, topk"),
+        (lambda g: g.table("topk"), "read it with topk"),
+        (lambda g: g.table("rollouts", ["delta_ifd"]), "no column 'delta_ifd'; it has sample_id"),
+        (lambda g: g.topk([0, 400]), "has the samples 0 to 399, asked for 0 to 400"),
+        (lambda g: g.topk([-1]), "asked for -1 to -1"),
+    ],
+)
 def test_what_is_not_there(made, ask, said):
     with pytest.raises(UserError, match=said):
         ask(open_run(made.root).generations[0])
@@ -145,7 +164,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     facts = fabricate(tmp_path / "run", generations=1, finished=False)
     found = open_run(facts.root)
     Dataset.open(found.paths.generation(0).selection, "selection").discard(1)
-    generation, = found.generations
+    (generation,) = found.generations
     assert "selection" not in generation.datasets() and found.evaluations() == {}
     with pytest.raises(UserError, match="no finished selection"):
         generation.table("selection")

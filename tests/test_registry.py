@@ -64,8 +64,9 @@ def test_a_file_of_the_folder_is_a_name_and_only_that_file_is_imported(shelter):
 def test_unknown_names_get_the_nearest_one_and_the_list(shelter):
     with pytest.raises(UserError) as e:
         shelter().find("jds")
-    assert str(e.value) == ("some.kind: there is no kind 'jds'; did you mean jsd? known: jsd, kl, or module:function "
-                            "of your own")
+    assert str(e.value) == (
+        "some.kind: there is no kind 'jds'; did you mean jsd? known: jsd, kl, or module:function of your own"
+    )
     with pytest.raises(UserError, match="^other.key: there is no kind ''"):
         shelter().find("", "other.key")
 
@@ -74,9 +75,12 @@ def test_arguments_do_not_clash_with_modules(shelter):
     (shelter.root / "own.py").write_text(_BUILT_IN.format(name="mine"))
     (shelter.root / "jsd.py").write_text("raise RuntimeError('a known name is no module')")
     kinds = shelter(takes_argument=True)
-    assert [(entry.name, argument) for entry, argument in map(kinds.parse, (
-        "jsd", "jsd:0.5", "jsd:half", "own:anything", "own:anything:0.25", "own:anything:a:b"))] == [
-        ("jsd", ""), ("jsd", "0.5"), ("jsd", "half"), ("mine", ""), ("mine", "0.25"), ("mine", "a:b")]
+    assert [
+        (entry.name, argument)
+        for entry, argument in map(
+            kinds.parse, ("jsd", "jsd:0.5", "jsd:half", "own:anything", "own:anything:0.25", "own:anything:a:b")
+        )
+    ] == [("jsd", ""), ("jsd", "0.5"), ("jsd", "half"), ("mine", ""), ("mine", "0.25"), ("mine", "a:b")]
     with pytest.raises(UserError, match="there is no kind 'jds:0.5'; did you mean jsd?"):
         kinds.parse("jds:0.5")
     with pytest.raises(UserError, match="no module 'jds'; did you mean jsd?"):
@@ -102,22 +106,26 @@ def test_nothing_of_a_user_is_imported_unless_named(shelter):
     assert kinds.find("kl") is not kinds.find("own:anything"), "one's own entry does not take a known name"
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("missing:f", "some.kind 'missing:f': there is no module 'missing'"),
-    ("own.deeper:f", "there is no module 'own.deeper'|importing own.deeper fails"),
-    ("own_broken:f", "importing own_broken fails: ZeroDivisionError: division by zero"),
-    ("own:anythin", "module own has no 'anythin'; did you mean anything?"),
-    ("own:NUMBER", "that is no kind but a int"),
-    ("own:Plain", "that is no kind but a type"),
-    ("own:plain", "that is no kind but a function; a kind is made as in the files of plug.kinds"),
-    ("own:LIST", "that is no kind but a list"),
-    ("..:f", "there is no kind '..:f'"),
-    ("own:f()", "there is no kind 'own:f\\(\\)'"),
-    ("a b:f", "there is no kind 'a b:f'"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("missing:f", "some.kind 'missing:f': there is no module 'missing'"),
+        ("own.deeper:f", "there is no module 'own.deeper'|importing own.deeper fails"),
+        ("own_broken:f", "importing own_broken fails: ZeroDivisionError: division by zero"),
+        ("own:anythin", "module own has no 'anythin'; did you mean anything?"),
+        ("own:NUMBER", "that is no kind but a int"),
+        ("own:Plain", "that is no kind but a type"),
+        ("own:plain", "that is no kind but a function; a kind is made as in the files of plug.kinds"),
+        ("own:LIST", "that is no kind but a list"),
+        ("..:f", "there is no kind '..:f'"),
+        ("own:f()", "there is no kind 'own:f\\(\\)'"),
+        ("a b:f", "there is no kind 'a b:f'"),
+    ],
+)
 def test_one_line_says_what_is_wrong(shelter, text, message):
-    (shelter.root / "own.py").write_text(_BUILT_IN.format(name="mine") + (
-        "NUMBER, LIST = 3, []\nclass Plain: pass\ndef plain(x): return x\n"))
+    (shelter.root / "own.py").write_text(
+        _BUILT_IN.format(name="mine") + ("NUMBER, LIST = 3, []\nclass Plain: pass\ndef plain(x): return x\n")
+    )
     (shelter.root / "own_broken.py").write_text("1 / 0")
     with pytest.raises(UserError, match=message) as e:
         shelter().find(text)

@@ -27,13 +27,16 @@ def without_engines(code: str) -> str:
 
 
 def test_dry_run(tmp_path):
-    said = without_engines(f"""
+    said = without_engines(
+        f"""
 import sys
 from npd_ascend.commands import app
-app(["run", "configs/mini.yaml", "--dry-run", "--set", "run.dir={tmp_path / 'run'}"], standalone_mode=False)
+app(["run", "configs/mini.yaml", "--dry-run", "--set", "run.dir={tmp_path / "run"}"], standalone_mode=False)
 large = ("transformers", "matplotlib", "pyarrow", "filelock", "pandas", "scipy")
 print("\\n#", *(m for m in large if m in sys.modules))
-""" + PEAK)
+"""
+        + PEAK
+    )
     assert "g001 train" in said and "# cost" in said
     heavy, megabytes = said.splitlines()[-2:]
     assert int(megabytes) < MEGABYTES and heavy == "#"
@@ -51,13 +54,15 @@ from npd_ascend.sync.registry import POLICIES
 for registry in (CHECKERS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS):
     print(registry.what, *registry.all())
 """).splitlines() == [
-        "checker exact maze number rules", "recipe npd",
+        "checker exact maze number rules",
+        "recipe npd",
         "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
         "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd",
         "monitor swanlab tensorboard wandb",
         "sync policy kl static",
         "loss term cross_entropy forward_kl jsd reverse_kl skew_kl skew_reverse_kl",
-        "token weight none position_decay surprisal_gate teacher_confidence"]
+        "token weight none position_decay surprisal_gate teacher_confidence",
+    ]
 
 
 def test_modules_above_the_engines():
@@ -76,7 +81,8 @@ import npd_ascend.study.conduct
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "-h"]], ids=" ".join)
 def test_what_starting_loads(arguments):
     """Starting is quick because nothing large is imported; how quick is for benchmarks to say."""
-    said = without_engines(f"""
+    said = without_engines(
+        f"""
 import sys
 from npd_ascend.cli import main
 sys.argv = ["npd", *{arguments!r}]
@@ -86,6 +92,8 @@ except SystemExit as e:
     assert not e.code, e.code
 large = ("numpy", "pyarrow", "pandas", "transformers", "tokenizers", "matplotlib")
 print("\\n#", *(m for m in large if m in sys.modules))
-""" + PEAK)
+"""
+        + PEAK
+    )
     large, megabytes = said.splitlines()[-2:]
     assert int(megabytes) < MEGABYTES and large == "#"

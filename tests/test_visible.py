@@ -17,15 +17,21 @@ HOSTILE = "a\x1b]0;title\x07\x1b[31mred\x00\x9b2J\u202egpj.exe\u2066x\u2069\r\x7
 
 def steers(text: str) -> list[str]:
     """Characters that no terminal or page should get, found in another way than ``visible`` finds them."""
-    return [c for c in text if (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\t\n")
-            or unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "BN")
-            and c not in "\u200c\u200d" and not unicodedata.category(c).startswith("C" + "n")]
+    return [
+        c
+        for c in text
+        if (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\t\n")
+        or unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "BN")
+        and c not in "\u200c\u200d"
+        and not unicodedata.category(c).startswith("C" + "n")
+    ]
 
 
 def test_every_character_of_unicode():
     kept = set(steers(visible("".join(map(chr, range(sys.maxunicode + 1))))))
-    assert {f"{ord(c):04X}" for c in kept} <= {f"{n:04X}" for n in (
-        *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B))}  # marks inside shorthand and music, which stay there
+    assert {f"{ord(c):04X}" for c in kept} <= {
+        f"{n:04X}" for n in (*range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B))
+    }  # marks inside shorthand and music, which stay there
 
 
 def test_what_was_there_can_be_seen():

@@ -32,18 +32,34 @@ from npd_ascend.store.atomic import write_bytes, write_json  # noqa: E402
 
 def describe(model: Model) -> str:
     """A checkpoint in a few words."""
-    words = [f"{model.layers} layers", "tied" if model.tied else "untied", model.dtype,
-             f"{model.padding:+d} logits", *["sharded"] * model.sharded, *["large states"] * model.large]
+    words = [
+        f"{model.layers} layers",
+        "tied" if model.tied else "untied",
+        model.dtype,
+        f"{model.padding:+d} logits",
+        *["sharded"] * model.sharded,
+        *["large states"] * model.large,
+    ]
     return ", ".join(words + ([f"saved by {model.saver}"] if model.saver != "4" else []))
 
 
 def row(name: str, member: Member, result: dict[str, Any]) -> str:
     """A line of the table."""
     student, teacher = describe(member.student), describe(member.teacher)
-    facts = [name, member.student.family, member.student.tokenizer, student,
-             "the same" if teacher == student else teacher]
-    return "| " + " | ".join([*facts, *(result["cells"][s] for s in STAGES), f"{result['seconds']:.0f}",
-                              f"{result['cpu']:.0f}"]) + " |"
+    facts = [
+        name,
+        member.student.family,
+        member.student.tokenizer,
+        student,
+        "the same" if teacher == student else teacher,
+    ]
+    return (
+        "| "
+        + " | ".join(
+            [*facts, *(result["cells"][s] for s in STAGES), f"{result['seconds']:.0f}", f"{result['cpu']:.0f}"]
+        )
+        + " |"
+    )
 
 
 def table(results: dict[str, Any]) -> str:
@@ -52,14 +68,17 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) - 2) + "---:|---:|"]
     lines += [row(n, m, results[n]) for n, m in MEMBERS.items() if n in results]
     figures = [r["figures"] for r in results.values()]
-    for what, keys in (("vLLM against MindFormers, NLL of an answer", ("gap 0", "gap 1")),
-                       ("vLLM against transformers, log-prob of a token of the served export", ("served apart",))):
+    for what, keys in (
+        ("vLLM against MindFormers, NLL of an answer", ("gap 0", "gap 1")),
+        ("vLLM against transformers, log-prob of a token of the served export", ("served apart",)),
+    ):
         if worst := [f[k] for f in figures for k in keys if k in f]:
             lines += ["", f"Largest difference of {what}: {max(worst):.1e} nats."]
     if moved := [f["moved"] for f in figures if "moved" in f]:
         lines += ["", f"A refresh moved the NLL of an answer by {min(moved):.2f} to {max(moved):.2f} nats."]
-    if said := [(n, results[n]["figures"]["run said"]) for n in MEMBERS if n in results
-                and "run said" in results[n]["figures"]]:
+    if said := [
+        (n, results[n]["figures"]["run said"]) for n in MEMBERS if n in results and "run said" in results[n]["figures"]
+    ]:
         lines += ["", "| refused | line |", "|---|---|", *(f"| {n} | {line} |" for n, line in said)]
     return "\n".join(lines) + "\n"
 
@@ -73,8 +92,13 @@ def go(name: str, out: Path) -> dict[str, Any]:
         found = attempt(MEMBERS[name], folder)
     except Exception as e:  # one member's fault must not end the tour
         found = Findings({**dict.fromkeys(STAGES, ""), STAGES[0]: f"{WRONG}: {type(e).__name__}: {e}"})
-    return {"cells": found.cells, "figures": found.figures, "sound": found.sound,
-            "seconds": round(time.monotonic() - started, 1), "cpu": round(_cpu_seconds() - before, 1)}
+    return {
+        "cells": found.cells,
+        "figures": found.figures,
+        "sound": found.sound,
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu": round(_cpu_seconds() - before, 1),
+    }
 
 
 def _cpu_seconds() -> float:

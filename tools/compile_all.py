@@ -30,8 +30,10 @@ from npd_ascend.ops.plan.memory import annotate_memory, train_memory
 from npd_ascend.store.atomic import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAD = ("| configuration | graph | layers | planned, GB | `npd plan`, GB | aclnn | legacy acl | host | without kernel "
-        "| collectives | s |\n|---|---|---|---:|---:|---:|---:|---:|---:|---|---:|")
+HEAD = (
+    "| configuration | graph | layers | planned, GB | `npd plan`, GB | aclnn | legacy acl | host | without kernel "
+    "| collectives | s |\n|---|---|---|---:|---:|---:|---:|---:|---:|---|---:|"
+)
 
 
 def main() -> None:
@@ -77,11 +79,15 @@ def row(name: str, config: Config, graph: Graph, found: dict[str, Any]) -> str:
     mark = "~" if found["extrapolated"] else ""
     layers = f"{graph.layers}" + (f" (from {' and '.join(map(str, found['compiled_layers']))})" if mark else "")
     rank = f", rank {graph.rank} of {graph.size}" if graph.size > 1 else ""
-    kinds = {k: sum(sum(p["kernels"].get(k, {}).values()) for p in found["phases"].values())
-             for k in ("aclnn", "acl", "host", "none")}
+    kinds = {
+        k: sum(sum(p["kernels"].get(k, {}).values()) for p in found["phases"].values())
+        for k in ("aclnn", "acl", "host", "none")
+    }
     counts = " | ".join(f"{mark}{kinds[k]}" if kinds[k] else "0" for k in kinds)
-    return (f"| {name} | {graph.stage}{rank} | {layers} | {mark}{found['planned_bytes'] / 2**30:.1f} | "
-            f"{planned(config, graph) / 2**30:.1f} | {counts} | {collectives(found)} | {found['seconds']:.0f} |")
+    return (
+        f"| {name} | {graph.stage}{rank} | {layers} | {mark}{found['planned_bytes'] / 2**30:.1f} | "
+        f"{planned(config, graph) / 2**30:.1f} | {counts} | {collectives(found)} | {found['seconds']:.0f} |"
+    )
 
 
 def planned(config: Config, graph: Graph) -> float:

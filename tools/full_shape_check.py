@@ -56,8 +56,9 @@ def check(folder: Path) -> None:
     from npd_ascend.models.initial import initial_checkpoint
 
     with step("write a random checkpoint (bf16, sharded)"):
-        spec = initial_checkpoint(folder / "in", CONFIG, seed=0, dtype="BF16", norm_std=0.1, bias_std=0.02,
-                                  shard_bytes=1_000_000_000)
+        spec = initial_checkpoint(
+            folder / "in", CONFIG, seed=0, dtype="BF16", norm_std=0.1, bias_std=0.02, shard_bytes=1_000_000_000
+        )
     files = sorted(p.name for p in (folder / "in").iterdir())
     print(f"{spec.parameters / 1e9:.3f} billion weights in {len(files) - 2} files")
     with step("import MindSpore and MindFormers"):
@@ -78,8 +79,10 @@ def check(folder: Path) -> None:
     with step("save"):
         save_hf(net, folder / "out", folder / "in")
     same, different, lost = filecmp.cmpfiles(folder / "in", folder / "out", files, shallow=False)
-    print(f"files equal byte for byte: {len(same)} of {len(files)}; peak memory {peak_gb():.2f} GB, "
-          f"limit {LIMIT_GB:.0f} GB")
+    print(
+        f"files equal byte for byte: {len(same)} of {len(files)}; peak memory {peak_gb():.2f} GB, "
+        f"limit {LIMIT_GB:.0f} GB"
+    )
     if different or lost or peak_gb() > LIMIT_GB:
         raise SystemExit(f"failed: changed {different}, lost {lost}")
 

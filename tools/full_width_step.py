@@ -64,9 +64,12 @@ def main() -> None:
     text = rng.integers(0, spec.vocab_size, ROW).astype(np.int32)
     rows = collate([[text]], ROW, spec.pad_token_id, 1)
     at = np.arange(ROW // 2, ROW - 1, dtype=np.int32)
-    inputs = LossInputs(labels=text[at + 1], weights=np.ones((len(at), 2), np.float32),
-                        teacher_ids=rng.integers(0, spec.vocab_size, (len(at), K)).astype(np.int32),
-                        teacher_logprobs=np.full((len(at), K), np.log(0.9 / K), np.float32))
+    inputs = LossInputs(
+        labels=text[at + 1],
+        weights=np.ones((len(at), 2), np.float32),
+        teacher_ids=rng.integers(0, spec.vocab_size, (len(at), K)).astype(np.int32),
+        teacher_logprobs=np.full((len(at), K), np.log(0.9 / K), np.float32),
+    )
     batch = MicroBatch(rows, at, inputs, len(at), np.zeros(1, np.int64))
     probes = [p for p in net.trainable_params() if p.ndim == 1 or p.size < 3e6]
     before = {p.name: p.asnumpy().copy() for p in probes}
@@ -78,8 +81,10 @@ def main() -> None:
         norm, _ = trainer.update(1e-4, 1)
     with part("the same again"):
         trainer.update(1e-4, 2)
-    print(f"loss {loss:.3f} nats a token, gradient norm {norm:.3f}; peak {peak() / 1e9:.2f} GB, "
-          f"{peak() / spec.parameters:.1f} bytes a parameter")
+    print(
+        f"loss {loss:.3f} nats a token, gradient norm {norm:.3f}; peak {peak() / 1e9:.2f} GB, "
+        f"{peak() / spec.parameters:.1f} bytes a parameter"
+    )
     same = [p.name for p in probes if np.array_equal(p.asnumpy(), before[p.name])]
     if not np.isfinite([loss, norm]).all() or same:
         raise SystemExit(f"failed: loss {loss}, norm {norm}; unchanged: {same[:5]}")

@@ -16,8 +16,19 @@ import numpy as np
 
 from npd_ascend.errors import UserError
 
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<?", 10: "<u8", 11: "<i8",
-            12: "<f8"}
+_SCALARS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "<?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 _STRING, _ARRAY = 8, 9
 _BLOCK = 32
 _ALIGNMENT = 32
@@ -37,7 +48,10 @@ def _q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 _TYPES: dict[int, tuple[np.dtype[Any], int, Callable[[np.ndarray], np.ndarray]]] = {
-    0: (np.dtype("<f4"), 1, lambda values: values), 3: (_Q4_1, _BLOCK, _q4_1), 8: (_Q8_0, _BLOCK, _q8_0)}
+    0: (np.dtype("<f4"), 1, lambda values: values),
+    3: (_Q4_1, _BLOCK, _q4_1),
+    8: (_Q8_0, _BLOCK, _q8_0),
+}
 """GGML type: a block's layout, its values, and how they become float32."""
 
 
@@ -94,7 +108,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
 
 def _info(f: IO[bytes]) -> tuple[str, tuple[int, ...], int, int]:
     name = _string(f)
-    axes, = _unpack(f, "<I")
+    (axes,) = _unpack(f, "<I")
     shape = _unpack(f, f"<{axes}Q")[::-1]
     kind, at = _unpack(f, "<IQ")
     return name, shape, kind, at
@@ -114,7 +128,7 @@ def _value(f: IO[bytes], kind: int) -> Any:
 
 
 def _string(f: IO[bytes]) -> str:
-    length, = _unpack(f, "<Q")
+    (length,) = _unpack(f, "<Q")
     data = f.read(length)
     if len(data) != length:
         raise ValueError("it ends inside a text")

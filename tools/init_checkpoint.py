@@ -48,9 +48,17 @@ class Shape:
 def released(name: str) -> Shape:
     """The shape of a public checkpoint."""
     c = known_shapes()[name]
-    return Shape(c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"],
-                 c["num_key_value_heads"], c["vocab_size"], c["rope_theta"], c["max_position_embeddings"],
-                 c["tie_word_embeddings"])
+    return Shape(
+        c["hidden_size"],
+        c["intermediate_size"],
+        c["num_hidden_layers"],
+        c["num_attention_heads"],
+        c["num_key_value_heads"],
+        c["vocab_size"],
+        c["rope_theta"],
+        c["max_position_embeddings"],
+        c["tie_word_embeddings"],
+    )
 
 
 PRESETS = {
@@ -102,8 +110,7 @@ def write_safetensors(path: Path, weights: dict[str, tuple[tuple[int, ...], byte
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (shape, data) in weights.items():
-        header[name] = {"dtype": _TYPES[dtype], "shape": shape,
-                        "data_offsets": [offset, offset + len(data)]}
+        header[name] = {"dtype": _TYPES[dtype], "shape": shape, "data_offsets": [offset, offset + len(data)]}
         offset += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -144,8 +151,10 @@ def write_weights(out: Path, shape: Shape, seed: int, dtype: str, shard_bytes: i
     names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     for file, name in zip(files, names, strict=True):
         file.rename(out / name)
-    write_json(out / "model.safetensors.index.json", {
-        "metadata": {"total_size": total}, "weight_map": {name: names[i] for name, i in places.items()}})
+    write_json(
+        out / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": {name: names[i] for name, i in places.items()}},
+    )
     return parameters
 
 
@@ -155,30 +164,47 @@ def special_ids(tokenizer: Path | None) -> dict[str, int]:
         return {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 45892}
     loaded = load_tokenizer(tokenizer)
     if loaded.eos_token_id is None:
-        raise UserError(f"tokenizer {tokenizer}: it has no end-of-sequence token; set eos_token in its "
-                        "tokenizer_config.json")
+        raise UserError(
+            f"tokenizer {tokenizer}: it has no end-of-sequence token; set eos_token in its tokenizer_config.json"
+        )
     found = {f"{kind}_token_id": getattr(loaded, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
-    return {key: found["eos_token_id"] if key.startswith("pad") and id_ is None else id_
-            for key, id_ in found.items() if id_ is not None or key.startswith("pad")}
+    return {
+        key: found["eos_token_id"] if key.startswith("pad") and id_ is None else id_
+        for key, id_ in found.items()
+        if id_ is not None or key.startswith("pad")
+    }
 
 
 def config_of(shape: Shape, ids: dict[str, int], dtype: str) -> dict[str, Any]:
     """The content of ``config.json``."""
-    return {"architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmbedded", **asdict(shape), **ids,
-            "bias": True, "hidden_act": "silu", "rms_norm_eps": 1e-5, "initializer_range": STD,
-            "attention_dropout": 0.0, "torch_dtype": dtype, "use_cache": True}
+    return {
+        "architectures": ["PanguEmbeddedForCausalLM"],
+        "model_type": "PanguEmbedded",
+        **asdict(shape),
+        **ids,
+        "bias": True,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "initializer_range": STD,
+        "attention_dropout": 0.0,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
 
 
-def make(out: Path, shape: Shape, seed: int, dtype: str, tokenizer: Path | None = None,
-         shard_bytes: int = 2 << 30) -> int:
+def make(
+    out: Path, shape: Shape, seed: int, dtype: str, tokenizer: Path | None = None, shard_bytes: int = 2 << 30
+) -> int:
     """Writes the folder: config.json, generation_config.json, weights, and the tokenizer's files if given.
 
     Returns:
         Number of parameters.
     """
     if shape.hidden_size % shape.num_attention_heads or shape.num_attention_heads % shape.num_key_value_heads:
-        raise UserError(f"heads {shape.num_attention_heads} must divide hidden size {shape.hidden_size} and be a "
-                        f"multiple of key-value heads {shape.num_key_value_heads}")
+        raise UserError(
+            f"heads {shape.num_attention_heads} must divide hidden size {shape.hidden_size} and be a "
+            f"multiple of key-value heads {shape.num_key_value_heads}"
+        )
     ids = special_ids(tokenizer)
     with atomic_folder(out) as folder:
         write_json(folder / "config.json", config_of(shape, ids, dtype))
@@ -199,8 +225,14 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
-    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                  "num_key_value_heads", "vocab_size"):
+    for field in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    ):
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, help="in place of the preset's")
     args = parser.parse_args()
     changed = {k: v for k, v in vars(args).items() if k in Shape.__dataclass_fields__ and v is not None}

@@ -183,8 +183,9 @@ def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str,
     return pid, victims[pid], " + ".join(sorted(set(names))), max(numbers, default=-1)
 
 
-def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, per_stage: int, rng: random.Random,
-            log: Path) -> list[Kill]:
+def disturb(
+    config: Path, run: RunDir, policy: str, number: int, kills: int, per_stage: int, rng: random.Random, log: Path
+) -> list[Kill]:
     """One run to its end, hit at most ``kills`` times, and at most ``per_stage`` times in each stage.
 
     A stage that has had its share is left alone, so that the run comes on to the next one. Waits are uniform over
@@ -238,8 +239,10 @@ def disturb(config: Path, run: RunDir, policy: str, number: int, kills: int, per
         with open(log, "a") as f:
             f.writelines(json.dumps(asdict(k)) + "\n" for k in hit)
         for k in hit:
-            print(f"{k.policy} {k.run}: {k.process} in {k.stage}, g{k.generation}, {k.after} s: {k.ended} {k.line}",
-                  flush=True)
+            print(
+                f"{k.policy} {k.run}: {k.process} in {k.stage}, g{k.generation}, {k.after} s: {k.ended} {k.line}",
+                flush=True,
+            )
         if code == 0:
             return done
         if code == 2 and not hit:
@@ -298,8 +301,10 @@ def table(kills: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
         hit = [k for k in kills if k["policy"] == policy]
         mine = [r for r in runs if r["policy"] == policy]
         lost = "; ".join(w for r in mine for w in r["lost"]) or "nothing"
-        lines.append(f"| {policy} | {len(mine)} | {len(hit)} | {sum(k['generation'] == 0 for k in hit)} | "
-                     f"{sum(k['generation'] == 1 for k in hit)} | {lost} |")
+        lines.append(
+            f"| {policy} | {len(mine)} | {len(hit)} | {sum(k['generation'] == 0 for k in hit)} | "
+            f"{sum(k['generation'] == 1 for k in hit)} | {lost} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -324,19 +329,38 @@ def main() -> None:
         policy = args.policies[len(runs) % len(args.policies)]
         if policy not in plain:
             plain[policy] = RunDir(out / f"{policy}-plain")
-            disturb(write_config(out / "inputs", plain[policy].root, policy), plain[policy], policy, -1, 0, 0, rng,
-                    out / "kills.jsonl")
+            disturb(
+                write_config(out / "inputs", plain[policy].root, policy),
+                plain[policy],
+                policy,
+                -1,
+                0,
+                0,
+                rng,
+                out / "kills.jsonl",
+            )
         number = next(n for n in range(10**6) if not (out / f"{policy}-{n:03d}").exists())
         run = RunDir(out / f"{policy}-{number:03d}")
-        hit = disturb(write_config(out / "inputs", run.root, policy), run, policy, number,
-                      enough - len(kills), args.per_stage, rng, out / "kills.jsonl")
+        hit = disturb(
+            write_config(out / "inputs", run.root, policy),
+            run,
+            policy,
+            number,
+            enough - len(kills),
+            args.per_stage,
+            rng,
+            out / "kills.jsonl",
+        )
         lost = losses(run, plain[policy])
         kills += [asdict(k) for k in hit]
         if len(kills) >= _MANY and not any(k["process"] == "stage" for k in kills):
             raise SystemExit(f"{len(kills)} kills and none of a stage's process; has its command line changed?")
         runs.append({"policy": policy, "run": number, "kills": len(hit), "lost": lost})
-        print(f"run {number} ({policy}): {len(hit)} kills, lost: {lost or 'nothing'}; {len(kills)} kills, "
-              f"{(time.monotonic() - started) / 60:.1f} min so far", flush=True)
+        print(
+            f"run {number} ({policy}): {len(hit)} kills, lost: {lost or 'nothing'}; {len(kills)} kills, "
+            f"{(time.monotonic() - started) / 60:.1f} min so far",
+            flush=True,
+        )
         result.write_text(json.dumps({"runs": runs, "kills": kills}, indent=1) + "\n")
         (out / "result.md").write_text(table(kills, runs))
     print(table(kills, runs))

@@ -51,8 +51,18 @@ class Row:
 
     def line(self) -> str:
         """As a line of the file."""
-        return json.dumps({"prompt": self.prompt, "response": self.response, "kind": self.kind,
-                           "answer": json.dumps(self.rule, ensure_ascii=False)}, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(
+                {
+                    "prompt": self.prompt,
+                    "response": self.response,
+                    "kind": self.kind,
+                    "answer": json.dumps(self.rule, ensure_ascii=False),
+                },
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
 
 
 def split_fields(entry: str) -> list[str]:
@@ -66,15 +76,21 @@ def topics(content: Content, rng: random.Random) -> Iterator[Row]:
         topic, keys, definition = split_fields(entry)
         known = {"any": split_keys(keys)}
         for kind, prompt, rule in (
-                ("define", f"Explain in one sentence what {topic} is.", known),
-                ("define", f"What is {topic}? Answer in one sentence.", known),
-                ("define", f"Say in simple words what {topic} is.", known),
-                ("tell", f"Tell me something about {topic}.", known),
-                ("length", f"Describe {topic} in at most thirty words.", {**known, "max_words": 30})):
+            ("define", f"Explain in one sentence what {topic} is.", known),
+            ("define", f"What is {topic}? Answer in one sentence.", known),
+            ("define", f"Say in simple words what {topic} is.", known),
+            ("tell", f"Tell me something about {topic}.", known),
+            ("length", f"Describe {topic} in at most thirty words.", {**known, "max_words": 30}),
+        ):
             yield Row(kind, topic, prompt, definition, rule)
         word = given_word(definition, topic, rng)
-        yield Row("contains", topic, f'Write one sentence about {topic} that contains the word "{word}".', definition,
-                  {"all": [word]})
+        yield Row(
+            "contains",
+            topic,
+            f'Write one sentence about {topic} that contains the word "{word}".',
+            definition,
+            {"all": [word]},
+        )
         yield Row("question", topic, f"Write one question about {topic}.", f"What is {topic}?", {"ends": "?"})
 
 
@@ -85,16 +101,22 @@ def split_keys(keys: str) -> list[str]:
 
 def given_word(definition: str, topic: str, rng: random.Random) -> str:
     """A longer word of the definition that does not name the topic."""
-    words = [w for w in re.findall(r"[a-z]{4,}", definition.lower()) if w not in topic and w not in (
-        "that", "with", "which", "when", "from", "through")]
+    words = [
+        w
+        for w in re.findall(r"[a-z]{4,}", definition.lower())
+        if w not in topic and w not in ("that", "with", "which", "when", "from", "through")
+    ]
     return rng.choice(words)
 
 
 def capitals(content: Content, rng: random.Random) -> Iterator[Row]:
     """Capitals of countries."""
     for country, city in content["capitals"].items():
-        for prompt in (f"What is the capital of {country}?", f"Which city is the capital of {country}?",
-                       f"Name the capital of {country}."):
+        for prompt in (
+            f"What is the capital of {country}?",
+            f"Which city is the capital of {country}?",
+            f"Name the capital of {country}.",
+        ):
             yield Row("capital", country, prompt, f"The capital of {country} is {city}.", {"any": [city]})
 
 
@@ -115,8 +137,13 @@ def opposites(content: Content, rng: random.Random) -> Iterator[Row]:
 def symbols(content: Content, rng: random.Random) -> Iterator[Row]:
     """Symbols of chemical elements."""
     for element, symbol in content["symbols"].items():
-        yield Row("symbol", element, f"What is the chemical symbol of {element}?",
-                  f"The chemical symbol of {element} is {symbol}.", {"words": [symbol]})
+        yield Row(
+            "symbol",
+            element,
+            f"What is the chemical symbol of {element}?",
+            f"The chemical symbol of {element} is {symbol}.",
+            {"words": [symbol]},
+        )
 
 
 def rewriting(content: Content, rng: random.Random) -> Iterator[Row]:
@@ -126,11 +153,21 @@ def rewriting(content: Content, rng: random.Random) -> Iterator[Row]:
     all_sentences = list(itertools.product(subjects, verbs, content["places"]))
     for subject, (now, past), place in rng.sample(all_sentences, _SENTENCES):
         sentence = sentence_of(subject, now, place)
-        yield Row("past", sentence, f'Rewrite this sentence in the past tense: "{sentence}"',
-                  sentence_of(subject, past, place), {"all": [past, place]})
+        yield Row(
+            "past",
+            sentence,
+            f'Rewrite this sentence in the past tense: "{sentence}"',
+            sentence_of(subject, past, place),
+            {"all": [past, place]},
+        )
         other = rng.choice([s for s in subjects if s != subject])
-        yield Row("replace", sentence, f'Replace "{subject}" with "{other}" in this sentence: "{sentence}"',
-                  sentence_of(other, now, place), {"all": [other, now, place]})
+        yield Row(
+            "replace",
+            sentence,
+            f'Replace "{subject}" with "{other}" in this sentence: "{sentence}"',
+            sentence_of(other, now, place),
+            {"all": [other, now, place]},
+        )
 
 
 def sentence_of(subject: str, verb: str, place: str) -> str:
@@ -143,8 +180,13 @@ def lists(content: Content, rng: random.Random) -> Iterator[Row]:
     for kind, members in content["lists"].items():
         answer = ", ".join(members)
         yield Row("list", kind, f"Name three {kind}, separated by commas.", answer, {"min_commas": 2})
-        yield Row("list", kind, f"Which {kind} do you know? Name three in one sentence.",
-                  f"Three {kind} are {members[0]}, {members[1]} and {members[2]}.", {"max_words": 40})
+        yield Row(
+            "list",
+            kind,
+            f"Which {kind} do you know? Name three in one sentence.",
+            f"Three {kind} are {members[0]}, {members[1]} and {members[2]}.",
+            {"max_words": 40},
+        )
 
 
 def reasons(content: Content, rng: random.Random) -> Iterator[Row]:
@@ -162,7 +204,16 @@ def arithmetic(content: Content, rng: random.Random) -> Iterator[Row]:
 
 
 FAMILIES: tuple[Callable[[Content, random.Random], Iterator[Row]], ...] = (
-    topics, capitals, continents, opposites, symbols, rewriting, lists, reasons, arithmetic)
+    topics,
+    capitals,
+    continents,
+    opposites,
+    symbols,
+    rewriting,
+    lists,
+    reasons,
+    arithmetic,
+)
 
 
 def parts(rows: Sequence[Row], rng: random.Random) -> list[list[Row]]:

@@ -97,8 +97,15 @@ def shortest_walk(neighbours: list[list[int]], hops: list[list[int]], start: int
     return walk
 
 
-def detour_walk(neighbours: list[list[int]], hops: list[list[int]], start: int, goal: int, detour: float,
-                jump: float, rng: random.Random) -> tuple[list[int], list[int]]:
+def detour_walk(
+    neighbours: list[list[int]],
+    hops: list[list[int]],
+    start: int,
+    goal: int,
+    detour: float,
+    jump: float,
+    rng: random.Random,
+) -> tuple[list[int], list[int]]:
     """A walk with wrong turns, and what the right move would have been at each point.
 
     Args:
@@ -123,8 +130,9 @@ def detour_walk(neighbours: list[list[int]], hops: list[list[int]], start: int, 
     return walk, labels
 
 
-def imperfect(out: Path, seed: int, side: int = 8, student_pairs: int = 400, most_detours: float = 0.3,
-              alone: float = 0.25) -> dict[str, int]:
+def imperfect(
+    out: Path, seed: int, side: int = 8, student_pairs: int = 400, most_detours: float = 0.3, alone: float = 0.25
+) -> dict[str, int]:
     """Writes training data for a pair whose teacher has seen imperfect text, for the maze that ``build`` makes.
 
     The teacher learns walks as they are, wrong turns included, and so gives them some probability; a place that is
@@ -150,13 +158,21 @@ def imperfect(out: Path, seed: int, side: int = 8, student_pairs: int = 400, mos
         return " ".join(names[c] for c in walk)
 
     def context(pair: tuple[int, int]) -> str:
-        return ("<s>" + "".join(f"{TURN_START}{ROLES[role]}{mini_tokenizer.COLON}{said}{TURN_END}"
-                                for role, said in (("system", ""), ("user", text(pair)))) + header)
+        return (
+            "<s>"
+            + "".join(
+                f"{TURN_START}{ROLES[role]}{mini_tokenizer.COLON}{said}{TURN_END}"
+                for role, said in (("system", ""), ("user", text(pair)))
+            )
+            + header
+        )
 
     def walked(pair: tuple[int, int], jump: float) -> dict[str, str]:
         walk, right = detour_walk(neighbours, hops, *pair, detour=rng.uniform(0.0, most_detours), jump=jump, rng=rng)
-        labels = [there if there in neighbours[here] else best
-                  for here, there, best in zip([pair[0], *walk[:-1]], walk, right, strict=True)]
+        labels = [
+            there if there in neighbours[here] else best
+            for here, there, best in zip([pair[0], *walk[:-1]], walk, right, strict=True)
+        ]
         return {"response": text(walk), "labels": text(labels)}
 
     header = f"{TURN_START}{ROLES['assistant']}{mini_tokenizer.COLON}"
@@ -177,8 +193,9 @@ def imperfect(out: Path, seed: int, side: int = 8, student_pairs: int = 400, mos
     return {"sft_teacher.jsonl": len(teacher), "sft_student.jsonl": len(student)}
 
 
-def build(out: Path, seed: int, side: int = 8, student_pairs: int = 400, eval_pairs: int = 600,
-          teacher_walks: int = 1) -> dict[str, int]:
+def build(
+    out: Path, seed: int, side: int = 8, student_pairs: int = 400, eval_pairs: int = 600, teacher_walks: int = 1
+) -> dict[str, int]:
     """Writes the task's files to ``out``.
 
     Returns:
@@ -190,8 +207,11 @@ def build(out: Path, seed: int, side: int = 8, student_pairs: int = 400, eval_pa
     names = [place_name(c, side) for c in range(side * side)]
     pairs = [(a, b) for a in range(len(names)) for b in range(len(names)) if a != b]
     rng.shuffle(pairs)
-    student, held_out, rollout = (pairs[:student_pairs], pairs[student_pairs: student_pairs + eval_pairs],
-                                  pairs[student_pairs + eval_pairs:])
+    student, held_out, rollout = (
+        pairs[:student_pairs],
+        pairs[student_pairs : student_pairs + eval_pairs],
+        pairs[student_pairs + eval_pairs :],
+    )
 
     def text(walk: Iterable[int]) -> str:
         return " ".join(names[c] for c in walk)
@@ -205,15 +225,18 @@ def build(out: Path, seed: int, side: int = 8, student_pairs: int = 400, eval_pa
 
     files = {
         "sft_teacher.jsonl": [noisy(pair) for pair in pairs for _ in range(teacher_walks)],
-        "sft_student.jsonl": [{"prompt": text(p), "response": text(shortest_walk(neighbours, hops, *p))}
-                              for p in student],
+        "sft_student.jsonl": [
+            {"prompt": text(p), "response": text(shortest_walk(neighbours, hops, *p))} for p in student
+        ],
         "prompts_train.jsonl": [prompt(p) for p in rollout],
         "eval.jsonl": [prompt(p) for p in held_out],
     }
     for name, rows in files.items():
         write_bytes(out / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    write_json(out / "maze.json", {"seed": seed, "neighbours": {
-        names[c]: [names[n] for n in near] for c, near in enumerate(neighbours)}})
+    write_json(
+        out / "maze.json",
+        {"seed": seed, "neighbours": {names[c]: [names[n] for n in near] for c, near in enumerate(neighbours)}},
+    )
     words = list(names)
     rng.shuffle(words)
     mini_tokenizer.save(mini_tokenizer.word_level(words), out / "tokenizer")

@@ -58,14 +58,34 @@ def main() -> None:
     for name in ("teacher", "student"):
         start, trained = work / "init" / name, work / name
         data = out / ("sft.jsonl" if args.task == "text" else f"sft_{name}.jsonl")
-        run("tools/init_checkpoint.py", "--preset", f"{preset}-{name}", "--tokenizer", tokenizer, "--seed", args.seed,
-            "--out", start)
-        settings = [f"run.dir={trained}", f"run.seed={args.seed}", f"models.student={start}", f"models.teacher={start}",
-                    f"data.prompts=[{data}]", *extra]
+        run(
+            "tools/init_checkpoint.py",
+            "--preset",
+            f"{preset}-{name}",
+            "--tokenizer",
+            tokenizer,
+            "--seed",
+            args.seed,
+            "--out",
+            start,
+        )
+        settings = [
+            f"run.dir={trained}",
+            f"run.seed={args.seed}",
+            f"models.student={start}",
+            f"models.teacher={start}",
+            f"data.prompts=[{data}]",
+            *extra,
+        ]
         if args.task == "chain":
             settings.append("data.labels_field=null")
-        run("-m", "npd_ascend.cli", "run", f"configs/tools/{'text' if args.task == 'text' else 'maze'}_{name}.yaml",
-            *(x for s in settings for x in ("--set", s)))
+        run(
+            "-m",
+            "npd_ascend.cli",
+            "run",
+            f"configs/tools/{'text' if args.task == 'text' else 'maze'}_{name}.yaml",
+            *(x for s in settings for x in ("--set", s)),
+        )
         print(convert(trained / "export", out / name, "bfloat16"))
 
 

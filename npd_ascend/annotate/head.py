@@ -42,8 +42,9 @@ class ChunkSummary(nn.Cell):
         self.logits, self.mask = ChunkLogits(), MaskPadding(vocabulary, group)
         self.top = ops.TopK(sorted=True)
 
-    def construct(self, hidden: ms.Tensor, positions: ms.Tensor, weight: ms.Tensor,
-                  targets: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def construct(
+        self, hidden: ms.Tensor, positions: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
         """As ``ChunkLogits`` with targets [R] int32 -> logz, sampled, entropy [R] (and log-probs, ids [R, k])."""
         logits = self.mask(self.logits(hidden, positions, weight))
         if self.cut:
@@ -74,8 +75,16 @@ class ChunkedHead:
         run: calls a cell; may compile it first.
     """
 
-    def __init__(self, weight: ms.Parameter, chunk_rows: int, *, on_host: bool, group: ProcessGroup = ALONE,
-                 vocabulary: int | None = None, run: Callable[..., Any] = lambda cell, *inputs: cell(*inputs)):
+    def __init__(
+        self,
+        weight: ms.Parameter,
+        chunk_rows: int,
+        *,
+        on_host: bool,
+        group: ProcessGroup = ALONE,
+        vocabulary: int | None = None,
+        run: Callable[..., Any] = lambda cell, *inputs: cell(*inputs),
+    ):
         self._vocabulary = vocabulary
         self._weight, self._rows = weight, chunk_rows
         self._on_host, self._group = on_host and group.size == 1, group
@@ -102,8 +111,9 @@ class ChunkedHead:
             logits = self._run(cell, hidden, ms.Tensor(padded[0]), self._weight).asnumpy()
             return summarise(logits[:n, : self._vocabulary], targets, k)
         cell = self._cells.get(k) or self._cells.setdefault(k, ChunkSummary(k, self._group, self._vocabulary))
-        logz, sampled, entropy, *top = (x.asnumpy()[:n] for x in cell(
-            hidden, ms.Tensor(padded[0]), self._weight, ms.Tensor(padded[1])))
+        logz, sampled, entropy, *top = (
+            x.asnumpy()[:n] for x in cell(hidden, ms.Tensor(padded[0]), self._weight, ms.Tensor(padded[1]))
+        )
         logprobs, ids = top if k else (np.empty((n, 0), np.float32), np.empty((n, 0), np.int32))
         return TopK(ids.astype(np.int32), logprobs, logz, sampled, entropy)
 
@@ -113,5 +123,9 @@ def concatenate(parts: list[TopK], k: int) -> TopK:
     if not parts:
         nothing = np.empty(0, np.float32)
         return TopK(np.empty((0, k), np.int32), np.empty((0, k), np.float32), nothing, nothing, nothing)
-    return TopK(*(np.concatenate([getattr(p, name) for p in parts])
-                  for name in ("ids", "logprobs", "logz", "sampled", "entropy")))
+    return TopK(
+        *(
+            np.concatenate([getattr(p, name) for p in parts])
+            for name in ("ids", "logprobs", "logz", "sampled", "entropy")
+        )
+    )

@@ -37,27 +37,44 @@ class Scorer:
         bound: tokens that a sample may have; shards whose samples are shorter share its graph where that pays.
     """
 
-    def __init__(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device,
-                 group: ProcessGroup = ALONE,
-                 compiling: Callable[[], AbstractContextManager[object]] = nullcontext, compiled: Path | None = None,
-                 bound: int | None = None):
+    def __init__(
+        self,
+        model: Path,
+        spec: ModelSpec,
+        settings: AnnotateConfig,
+        device: Device,
+        group: ProcessGroup = ALONE,
+        compiling: Callable[[], AbstractContextManager[object]] = nullcontext,
+        compiled: Path | None = None,
+        bound: int | None = None,
+    ):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
         self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, group=group, bound=bound)
         load_hf(self._net, model)
         self._graphs = Graphs("annotate", compiled, network_key(spec, device), compiling)
         positions = settings.row_length * settings.micro_batch
-        self._head = ChunkedHead(self._net.head_weight, min(settings.vocab_chunk_rows, positions),
-                                 on_host=device.target == "cpu", group=group, vocabulary=spec.vocabulary,
-                                 run=self._graphs)
+        self._head = ChunkedHead(
+            self._net.head_weight,
+            min(settings.vocab_chunk_rows, positions),
+            on_host=device.target == "cpu",
+            group=group,
+            vocabulary=spec.vocabulary,
+            run=self._graphs,
+        )
 
     def load(self, model: Path) -> None:
         """Takes over the weights of another checkpoint of the same architecture."""
         load_hf(self._net, model)
         self._model = model
 
-    def score(self, contexts: Sequence[Array], responses: Sequence[Array], k: int,
-              done: Callable[[int], None] = lambda tokens: None) -> list[TopK]:
+    def score(
+        self,
+        contexts: Sequence[Array],
+        responses: Sequence[Array],
+        k: int,
+        done: Callable[[int], None] = lambda tokens: None,
+    ) -> list[TopK]:
         """Annotation of every response token given its context and the response before it.
 
         Rows are packed from these samples alone, so the result is a function of the arguments.
@@ -76,17 +93,22 @@ class Scorer:
         """
         settings = self._settings
         out = [concatenate([], k)] * len(contexts)
-        for part in prefill_batches(contexts, responses, settings.row_length, settings.micro_batch,
-                                    self._spec.pad_token_id):
+        for part in prefill_batches(
+            contexts, responses, settings.row_length, settings.micro_batch, self._spec.pad_token_id
+        ):
             if self._max_segments and len(part.samples) + settings.micro_batch > self._max_segments:
-                raise UserError(f"a batch holds {len(part.samples)} samples, flash attention tells "
-                                f"{self._max_segments} apart: lower annotate.row_length or annotate.micro_batch")
+                raise UserError(
+                    f"a batch holds {len(part.samples)} samples, flash attention tells "
+                    f"{self._max_segments} apart: lower annotate.row_length or annotate.micro_batch"
+                )
             rows = part.rows
             hidden = self._graphs(self._net, *self._net.inputs(rows))
             result = self._head(hidden, part.at, part.targets, k)
             if not np.isfinite(result.logz).all():
-                raise UserError(f"{self._model}: the model computes NaN or infinite logits; check the checkpoint, or "
-                                f"use device.dtype: float32")
+                raise UserError(
+                    f"{self._model}: the model computes NaN or infinite logits; check the checkpoint, or "
+                    f"use device.dtype: float32"
+                )
             for i, span in part.spans():
                 out[i] = result[span]
             done(rows.tokens)

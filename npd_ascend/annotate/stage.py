@@ -44,8 +44,10 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
         UserError: an input does not fit the model or the settings.
         CorruptShard: an input shard is damaged.
     """
-    out = {what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint)
-           for what, t in job.targets.items()}
+    out = {
+        what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint)
+        for what, t in job.targets.items()
+    }
     if job.settings.tensor_parallel == 1 and all(d.complete for d in out.values()):
         return
     mesh = _mesh(job)
@@ -133,16 +135,23 @@ class _Annotator:
         meter.advance(len(responses))
         return out
 
-    def _scores(self, rollouts: pa.Table, contexts: list[Array], responses: list[Array], meter: Meter,
-                done: Callable[[int], None]) -> list[TopK | Array]:
+    def _scores(
+        self,
+        rollouts: pa.Table,
+        contexts: list[Array],
+        responses: list[Array],
+        meter: Meter,
+        done: Callable[[int], None],
+    ) -> list[TopK | Array]:
         """Each response after its prompt: annotated, or just the log-probs that its rollout has left."""
         n = len(responses)
         stored: list[Any] = _lists(rollouts["logprobs"], np.float32) if self._from_rollout else [None] * n
         # Reference answers come without log-probs.
         asked = [i for i in range(n) if stored[i] is None]
         if asked:
-            annotated = self._scorer_of(meter).score([contexts[i] for i in asked], [responses[i] for i in asked], 0,
-                                                     done)
+            annotated = self._scorer_of(meter).score(
+                [contexts[i] for i in asked], [responses[i] for i in asked], 0, done
+            )
             for i, one in zip(asked, annotated, strict=True):
                 stored[i] = one
         return stored
@@ -167,34 +176,43 @@ class _Annotator:
         try:
             return [ids[place[p]] for p in rollouts["prompt_index"].to_pylist()]
         except KeyError as e:
-            raise UserError(f"{self.job.rollouts}: answers prompt {e.args[0]}, which is not in the same shard of "
-                            f"{self.job.prompts}; use a new run.dir") from None
+            raise UserError(
+                f"{self.job.rollouts}: answers prompt {e.args[0]}, which is not in the same shard of "
+                f"{self.job.prompts}; use a new run.dir"
+            ) from None
 
     def _check(self, contexts: list[Array], responses: list[Array]) -> None:
         vocab = self.job.vocabulary
         for what, lists in (("prompt", contexts), ("response", responses), ("header", [self.header])):
             top = max((int(x.max()) for x in lists if len(x)), default=-1)
             if top >= vocab:
-                raise UserError(f"{self.job.rollouts}: a {what} holds token id {top} but the vocabulary has {vocab} "
-                                f"ids; teacher and student must share a tokenizer")
+                raise UserError(
+                    f"{self.job.rollouts}: a {what} holds token id {top} but the vocabulary has {vocab} "
+                    f"ids; teacher and student must share a tokenizer"
+                )
         longest = max((len(c) + len(r) for c, r in zip(contexts, responses, strict=True)), default=0)
         longest = max(longest, max(map(len, responses), default=0) + len(self.header))
         if longest > self.job.settings.row_length:
-            raise UserError(f"a prompt and response have {longest} tokens but annotate.row_length is "
-                            f"{self.job.settings.row_length}: raise it to at least that")
+            raise UserError(
+                f"a prompt and response have {longest} tokens but annotate.row_length is "
+                f"{self.job.settings.row_length}: raise it to at least that"
+            )
 
 
 def _table(rollouts: pa.Table, responses: list[Array], found: Sequence[TopK | Array]) -> pa.Table:
     """Rows of ``store.schemas.SCORES``; of a response with log-probs alone the entropy is not known."""
     at = _written(rollouts["masked"], responses)
     sampled = [f if isinstance(f, np.ndarray) else f.sampled for f in found]
-    return pa.table({
-        "sample_id": rollouts["sample_id"],
-        "tokens": pa.array([int(w.sum()) for w in at], pa.int32()),
-        "nll": [-_mean(x[w]) for x, w in zip(sampled, at, strict=True)],
-        "entropy": [np.nan if isinstance(f, np.ndarray) else _mean(f.entropy[w])
-                    for f, w in zip(found, at, strict=True)],
-    })
+    return pa.table(
+        {
+            "sample_id": rollouts["sample_id"],
+            "tokens": pa.array([int(w.sum()) for w in at], pa.int32()),
+            "nll": [-_mean(x[w]) for x, w in zip(sampled, at, strict=True)],
+            "entropy": [
+                np.nan if isinstance(f, np.ndarray) else _mean(f.entropy[w]) for f, w in zip(found, at, strict=True)
+            ],
+        }
+    )
 
 
 def _written(masked: pa.ChunkedArray, responses: list[Array]) -> list[Array]:

@@ -36,8 +36,10 @@ def beside(tree: Tree, folder: Path, kind: type[BaseModel]) -> Tree:
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
             # Keys of ``set`` are dotted keys of their own.
-            return {k: walk(v, str(k) if key.rpartition(".")[2] == "set" else f"{key}.{k}".lstrip("."))
-                    for k, v in value.items()}
+            return {
+                k: walk(v, str(k) if key.rpartition(".")[2] == "set" else f"{key}.{k}".lstrip("."))
+                for k, v in value.items()
+            }
         if isinstance(value, list):
             return [walk(v, key) for v in value]
         if isinstance(value, str) and _pattern(key, inputs) and _relative(value) and not _exists(value):
@@ -60,8 +62,10 @@ def check_inputs(config: BaseModel, folder: Path) -> None:
             value = getattr(value, part)
         for path in map(str, value if isinstance(value, list) else [value] if value is not None else []):
             if _relative(path) and not _exists(path):
-                raise UserError(f"{key}: {path} is neither in the working directory ({Path.cwd()}) nor beside the "
-                                f"configuration ({os.path.abspath(folder)})")
+                raise UserError(
+                    f"{key}: {path} is neither in the working directory ({Path.cwd()}) nor beside the "
+                    f"configuration ({os.path.abspath(folder)})"
+                )
 
 
 def input_keys(kind: type[BaseModel], at: str = "") -> Iterator[str]:
@@ -93,8 +97,10 @@ def _pattern(key: str, inputs: set[str]) -> bool:
     if key in inputs or key in set(input_keys(Config)):
         return True
     parts = key.split(".")
-    return any(len(p) == len(parts) and all(a in ("*", b) for a, b in zip(p, parts, strict=True))
-               for p in (k.split(".") for k in inputs))
+    return any(
+        len(p) == len(parts) and all(a in ("*", b) for a, b in zip(p, parts, strict=True))
+        for p in (k.split(".") for k in inputs)
+    )
 
 
 def _exists(path: str) -> bool:

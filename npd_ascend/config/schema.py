@@ -275,8 +275,9 @@ class TrainConfig(Section):
                 f"= {self.micro_batch} x {self.data_parallel}"
             )
         if self.optimizer_sharding and self.data_parallel * self.context_parallel == 1:
-            raise ValueError("optimizer_sharding cuts over data_parallel x context_parallel, which is 1; use "
-                             "tensor_parallel instead")
+            raise ValueError(
+                "optimizer_sharding cuts over data_parallel x context_parallel, which is 1; use tensor_parallel instead"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         return self
@@ -344,7 +345,8 @@ class DeviceConfig(Section):
     """Devices of a node; None: all that are visible. On CPU cores stand in for devices."""
     placement: Annotated[
         Annotated[Literal["shared"], Tag("shared")] | Annotated[Split, Tag("split")],
-        Discriminator(lambda v: "split" if isinstance(v, dict | Split) else "shared")] = "shared"
+        Discriminator(lambda v: "split" if isinstance(v, dict | Split) else "shared"),
+    ] = "shared"
     """``shared``: each stage has all devices in turn; or ``{rollout: 6, train: 2}``, devices of a node: with
     ``sync.lead`` the next rollouts and their annotation then run beside training."""
     max_device_memory: Annotated[str, Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]+)GB$")] = "58GB"
@@ -385,8 +387,9 @@ class Config(Section):
                 "(labels exist only for the data's own answers)"
             )
         if self.train.loss.empty:
-            raise ValueError("train.loss.ce_labels is none and kd_weight is 0, or all terms are: nothing is left to "
-                             "train on")
+            raise ValueError(
+                "train.loss.ce_labels is none and kd_weight is 0, or all terms are: nothing is left to train on"
+            )
         if self.pack.row_length % self.train.context_parallel:
             raise ValueError(
                 f"pack.row_length {self.pack.row_length} is not a multiple of train.context_parallel "

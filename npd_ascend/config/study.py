@@ -183,9 +183,28 @@ def arms_of(study: StudyConfig, changes: Callable[[str, str], Settings]) -> Iter
                 for name, arm in group.arms.items():
                     where = f"of study arm {group_name}/{name}"
                     given = study.tasks[task]
-                    tree = apply(trees[task], given.set, changes(arm.method, f"config {where}"), group.set, arm.set,
-                                 {"run.seed": seed, "run.dir": str(study.study.dir / "arms" / task / group_name
-                                                                   / name / str(seed))})
-                    yield Arm(task, group_name, name, seed, arm.method, parse_config(tree, where),
-                              validated(LiveConfig, {**group.live, **arm.live}, f"{where}, live"), group.evaluations,
-                              group.exposure, group.timed, given.prompts, given.exposure_prompts)
+                    tree = apply(
+                        trees[task],
+                        given.set,
+                        changes(arm.method, f"config {where}"),
+                        group.set,
+                        arm.set,
+                        {
+                            "run.seed": seed,
+                            "run.dir": str(study.study.dir / "arms" / task / group_name / name / str(seed)),
+                        },
+                    )
+                    yield Arm(
+                        task,
+                        group_name,
+                        name,
+                        seed,
+                        arm.method,
+                        parse_config(tree, where),
+                        validated(LiveConfig, {**group.live, **arm.live}, f"{where}, live"),
+                        group.evaluations,
+                        group.exposure,
+                        group.timed,
+                        given.prompts,
+                        given.exposure_prompts,
+                    )

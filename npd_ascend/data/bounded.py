@@ -27,8 +27,9 @@ def limit_memory(more: int) -> None:
 
 def start(module: str, *args: str, errors: IO[Any] | int) -> subprocess.Popen[bytes]:
     """Starts ``python -m module args`` with pipes for its input and output."""
-    return subprocess.Popen([sys.executable, "-m", module, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            stderr=errors)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+    )
 
 
 def too_large(what: str) -> str:

@@ -73,8 +73,9 @@ class Choice:
                 setattr(tokenizer, name, token)
 
 
-def choose(setting: str, student: Speaker, teacher: Speaker | None, system: str | None = None,
-           trust_remote_code: bool = False) -> Choice:
+def choose(
+    setting: str, student: Speaker, teacher: Speaker | None, system: str | None = None, trust_remote_code: bool = False
+) -> Choice:
     """The template for both models' input.
 
     ``auto``: the only one there is; of two that render alike, the student's; of two that differ, the teacher's if the
@@ -97,8 +98,10 @@ def choose(setting: str, student: Speaker, teacher: Speaker | None, system: str 
     if setting != "auto":
         owner = owners.get(setting)
         if owner is None or not template_text(owner.tokenizer):
-            raise UserError(f"data.chat_template is {setting}, but {owner.folder if owner else 'the teacher'} has no "
-                            "chat template; set data.chat_template to the other model or to a file")
+            raise UserError(
+                f"data.chat_template is {setting}, but {owner.folder if owner else 'the teacher'} has no "
+                "chat template; set data.chat_template to the other model or to a file"
+            )
         return _of(setting, owner)
     having = [name for name, owner in owners.items() if template_text(owner.tokenizer)]
     if not having:
@@ -111,13 +114,18 @@ def choose(setting: str, student: Speaker, teacher: Speaker | None, system: str 
     if alike and (system is not None or _render(student, _USER) == _render(teacher, _USER)):
         return _of("student", student)
     if not student.ends_its_turns:
-        return _of("teacher", teacher, "the student's own differs, and it is a base model: the end of a turn is none "
-                   "of its stop tokens")
+        return _of(
+            "teacher",
+            teacher,
+            "the student's own differs, and it is a base model: the end of a turn is none of its stop tokens",
+        )
     if alike:
         return _of("student", student, "the teacher's has another default system turn")
-    raise UserError(f"teacher {teacher.folder} and student {student.folder} have different chat templates, and each "
-                    "was trained with its own; set data.chat_template to student or teacher, whichever is to render "
-                    "the input of both, or to a template's file")
+    raise UserError(
+        f"teacher {teacher.folder} and student {student.folder} have different chat templates, and each "
+        "was trained with its own; set data.chat_template to student or teacher, whichever is to render "
+        "the input of both, or to a template's file"
+    )
 
 
 def _of(name: str, owner: Speaker, why: str = "") -> Choice:
@@ -134,8 +142,10 @@ def _of_path(path: Path, student: Speaker, trust_remote_code: bool) -> Choice:
     try:
         return Choice(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"data.chat_template {path}: cannot be read ({getattr(e, 'strerror', None) or e}); give auto, "
-                        "student, teacher, a template's file, or a tokenizer's folder") from None
+        raise UserError(
+            f"data.chat_template {path}: cannot be read ({getattr(e, 'strerror', None) or e}); give auto, "
+            "student, teacher, a template's file, or a tokenizer's folder"
+        ) from None
 
 
 def _render(owner: Speaker, conversation: list[dict[str, str]]) -> str:

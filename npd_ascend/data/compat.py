@@ -57,8 +57,13 @@ class Agreement:
         return {**self.chosen.tokens, "eos_token": self.tokenizer.convert_ids_to_tokens(self.template.end_ids[-1])}
 
 
-def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trust_remote_code: bool = False,
-               settings: DataConfig | None = None) -> Agreement | None:
+def check_pair(
+    teacher: Path,
+    student: Path,
+    tokenizer: Path | None = None,
+    trust_remote_code: bool = False,
+    settings: DataConfig | None = None,
+) -> Agreement | None:
     """Checks that two checkpoints can be distilled into each other over token ids.
 
     The tokenizers must map the same text to the same ids. Stop ids may differ, and so may the widths of the logits, if
@@ -93,13 +98,21 @@ def check_pair(teacher: Path, student: Path, tokenizer: Path | None = None, trus
         sizes = {teacher: shared.size, student: own}
     for folder, width in widths.items():
         if width < sizes[folder]:
-            raise UserError(f"{folder}: its logits cover {width} ids but the tokenizer of {source} has "
-                            f"{sizes[folder]}; the checkpoint and the tokenizer do not belong together")
+            raise UserError(
+                f"{folder}: its logits cover {width} ids but the tokenizer of {source} has "
+                f"{sizes[folder]}; the checkpoint and the tokenizer do not belong together"
+            )
     return both
 
 
-def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, teacher: Path | None = None,
-          needed: bool = True, trust_remote_code: bool = False) -> Agreement:
+def agree(
+    tokenizer: Path,
+    settings: DataConfig,
+    student: Path | None = None,
+    teacher: Path | None = None,
+    needed: bool = True,
+    trust_remote_code: bool = False,
+) -> Agreement:
     """Loads the tokenizers and settles on token ids, chat template and stop ids.
 
     Args:
@@ -134,8 +147,13 @@ def agree(tokenizer: Path, settings: DataConfig, student: Path | None = None, te
     template = Template(own, settings.template, union)
     remarks = [*_on_template(chosen, ours, theirs), *_on_stops(stops, template), *_on_vocabulary(vocabulary, theirs)]
     if teacher is not None and needed and theirs is None:
-        remarks.append(Remark("warning", f"{teacher} has no tokenizer files: cannot check that its token ids are those "
-                              f"of {tokenizer}", "copy the tokenizer files that belong to it into its folder"))
+        remarks.append(
+            Remark(
+                "warning",
+                f"{teacher} has no tokenizer files: cannot check that its token ids are those of {tokenizer}",
+                "copy the tokenizer files that belong to it into its folder",
+            )
+        )
     return Agreement(own, template, vocabulary, chosen, remarks)
 
 
@@ -143,8 +161,13 @@ def _on_template(chosen: Choice, ours: Speaker, theirs: Speaker | None) -> list[
     if not chosen.why or theirs is None:
         return []
     owner = {"student": ours, "teacher": theirs}[chosen.source]
-    return [Remark("info", f"chat template: the {chosen.source}'s ({owner.folder}) renders the input of both models; "
-                   f"{chosen.why} (data.chat_template)")]
+    return [
+        Remark(
+            "info",
+            f"chat template: the {chosen.source}'s ({owner.folder}) renders the input of both models; "
+            f"{chosen.why} (data.chat_template)",
+        )
+    ]
 
 
 def _on_stops(stops: dict[str, list[int]], template: Template) -> list[Remark]:
@@ -160,11 +183,14 @@ def _on_stops(stops: dict[str, list[int]], template: Template) -> list[Remark]:
         return []
     ends = [f"{model} {named(ids)}" for model, ids in stops.items()]
     ends += [f"chat template {named([end])}"] * template.chat
-    text = f"stop tokens differ: {', '.join(ends)}; each of them ends an answer, and the exported student lists " \
-           "them all."
+    text = (
+        f"stop tokens differ: {', '.join(ends)}; each of them ends an answer, and the exported student lists them all."
+    )
     if "student" in strange:
-        text += " The student does not stop at the template's end of turn yet: until it has learned to, answers may " \
-                "run to rollout.max_new_tokens."
+        text += (
+            " The student does not stop at the template's end of turn yet: until it has learned to, answers may "
+            "run to rollout.max_new_tokens."
+        )
     if "teacher" in strange:
         text += " The teacher does not stop at the template's end of turn: the student may learn not to stop either."
     if not strange and not set.intersection(*sets):
@@ -185,8 +211,10 @@ def _on_vocabulary(vocabulary: Vocabulary, theirs: Speaker | None) -> list[Remar
             out.append(Remark("info", text))
     if theirs is not None and any(vocabulary.begins):
         ours, other = (repr(b) if b else "nothing" for b in vocabulary.begins)
-        text = f"the student's tokenizer puts {ours} before a text, the teacher's {other}; both models' input begins " \
-               "as the student's"
+        text = (
+            f"the student's tokenizer puts {ours} before a text, the teacher's {other}; both models' input begins "
+            "as the student's"
+        )
         out.append(Remark("warning", text, "set models.tokenizer if it should be otherwise"))
     return out
 

@@ -10,9 +10,21 @@ from npd_ascend.errors import UserError
 
 Messages = list[dict[str, Any]]
 
-_SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
-             "assistant": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
-             "function_call": "assistant", "observation": "tool", "tool": "tool", "function_response": "tool"}
+_SHAREGPT = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "function_response": "tool",
+}
 """Roles behind ``from``, as FastChat and LLaMA-Factory write them."""
 
 
@@ -48,8 +60,9 @@ def read_tools(where: str, value: Any) -> list[Any] | None:
         try:
             tools = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{where}: field 'tools' is not valid JSON ({e}); give a list of tool "
-                            "descriptions") from None
+            raise UserError(
+                f"{where}: field 'tools' is not valid JSON ({e}); give a list of tool descriptions"
+            ) from None
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
@@ -115,8 +128,11 @@ def _sharegpt(where: str, number: int, message: dict[str, Any]) -> dict[str, Any
     if message["from"] != "function_call":
         return {"role": role, "content": content}
     calls = _parsed(where, number, content)
-    return {"role": role, "content": "", "tool_calls": _calls(where, number, calls if isinstance(calls, list) else [
-        calls])}
+    return {
+        "role": role,
+        "content": "",
+        "tool_calls": _calls(where, number, calls if isinstance(calls, list) else [calls]),
+    }
 
 
 def _content(where: str, number: int, value: Any) -> str:
@@ -127,11 +143,15 @@ def _content(where: str, number: int, value: Any) -> str:
     texts = []
     for place, part in enumerate(value, 1):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise UserError(f"{where}: part {place} of the {what} is {type_name(part)} without a type, expected "
-                            '{"type": "text", "text": "..."}')
+            raise UserError(
+                f"{where}: part {place} of the {what} is {type_name(part)} without a type, expected "
+                '{"type": "text", "text": "..."}'
+            )
         if part["type"] not in ("text", "input_text", "output_text"):
-            raise UserError(f"{where}: part {place} of the {what} is of type {part['type'][:40]!r}, but the models "
-                            "read text only; leave the row out")
+            raise UserError(
+                f"{where}: part {place} of the {what} is of type {part['type'][:40]!r}, but the models "
+                "read text only; leave the row out"
+            )
         texts.append(checked_text(where, f"part {place} of the {what}", part.get("text")))
     return "".join(texts)
 
@@ -145,14 +165,23 @@ def _calls(where: str, number: int, calls: Any) -> list[dict[str, Any]]:
         function = inner if isinstance(inner, dict) else whole
         name, arguments = function.get("name"), function.get("arguments", {})
         if not isinstance(name, str) or not name:
-            raise UserError(f"{where}: a tool call of message {number} names no function; expected "
-                            '{"function": {"name": "...", "arguments": {...}}}')
+            raise UserError(
+                f"{where}: a tool call of message {number} names no function; expected "
+                '{"function": {"name": "...", "arguments": {...}}}'
+            )
         if isinstance(arguments, str):
             arguments = _parsed(where, number, arguments) if arguments.strip() else {}
         kept = {"id": whole["id"]} if isinstance(whole.get("id"), str) else {}
-        out.append({**kept, "type": "function", "function": {
-            "name": checked_text(where, f"a function's name in message {number}", name),
-            "arguments": _without_nulls({} if arguments is None else arguments)}})
+        out.append(
+            {
+                **kept,
+                "type": "function",
+                "function": {
+                    "name": checked_text(where, f"a function's name in message {number}", name),
+                    "arguments": _without_nulls({} if arguments is None else arguments),
+                },
+            }
+        )
     return out
 
 
@@ -160,8 +189,9 @@ def _parsed(where: str, number: int, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: the tool call of message {number} is not valid JSON ({e}); mend it or leave the row "
-                        "out") from None
+        raise UserError(
+            f"{where}: the tool call of message {number} is not valid JSON ({e}); mend it or leave the row out"
+        ) from None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -72,13 +72,21 @@ class Overlap:
 
     def markdown(self) -> str:
         """The report."""
-        lines = [f"{self.n}-gram overlap of {', '.join(self.names)}: {self.rows:,} rows, {self.texts:,} texts, "
-                 f"**{self.overlapping:,} rows overlap**.", "",
-                 "| benchmark | texts | runs of words | rows that overlap |", "|---|---:|---:|---:|",
-                 *(f"| {b.name} | {b.texts:,} | {len(b.grams):,} | {b.rows:,} |" for b in self.benchmarks)]
+        lines = [
+            f"{self.n}-gram overlap of {', '.join(self.names)}: {self.rows:,} rows, {self.texts:,} texts, "
+            f"**{self.overlapping:,} rows overlap**.",
+            "",
+            "| benchmark | texts | runs of words | rows that overlap |",
+            "|---|---:|---:|---:|",
+            *(f"| {b.name} | {b.texts:,} | {len(b.grams):,} | {b.rows:,} |" for b in self.benchmarks),
+        ]
         if self.examples:
-            lines += ["", "| row | benchmark | words |", "|---|---|---|", *(
-                f"| {where} | {name} | {words} |" for where, name, words in self.examples)]
+            lines += [
+                "",
+                "| row | benchmark | words |",
+                "|---|---|---|",
+                *(f"| {where} | {name} | {words} |" for where, name, words in self.examples),
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -95,7 +103,7 @@ def runs(words: Sequence[str], n: int) -> Array:
     hashes = np.array([_hash(word) for word in words], np.uint64)
     out = np.zeros(len(words) - n + 1, np.uint64)
     for i in range(n):  # a polynomial modulo 2^64
-        out = out * _FACTOR + hashes[i: i + len(out)]
+        out = out * _FACTOR + hashes[i : i + len(out)]
     return out
 
 
@@ -146,7 +154,7 @@ def _compare(found: Overlap, where: str, row: list[str]) -> bool:
             hit.add(i)
             benchmark.rows += 1
             if len(found.examples) < _SHOWN:
-                found.examples.append((where, benchmark.name, " ".join(words[shared[0]: shared[0] + found.n])))
+                found.examples.append((where, benchmark.name, " ".join(words[shared[0] : shared[0] + found.n])))
     found.overlapping += bool(hit)
     return bool(hit)
 
@@ -200,7 +208,7 @@ def _rows(path: Path) -> Rows:
             yield where.removeprefix(f"{path}, "), list(_strings(record)), record
         return
     try:
-        with (gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")) as f:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as f:
             lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(f))
             # Tables of benchmarks often have no names in their first row, so it counts like any other.
             rows = csv.reader(lines) if _kind(path) == "csv" else ([line.strip()] for line in lines if line.strip())

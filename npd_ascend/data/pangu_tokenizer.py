@@ -34,23 +34,40 @@ class PanguTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": MODEL_FILE}
     model_input_names = ["input_ids", "attention_mask"]
 
-    def __init__(self, vocab_file: str, unk_token: Any = "<unk>", bos_token: Any = "<s>", eos_token: Any = "</s>",
-                 pad_token: Any = "</s>", sp_model_kwargs: dict[str, Any] | None = None,
-                 add_bos_token: bool | str = True, add_eos_token: bool = False,
-                 clean_up_tokenization_spaces: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        vocab_file: str,
+        unk_token: Any = "<unk>",
+        bos_token: Any = "<s>",
+        eos_token: Any = "</s>",
+        pad_token: Any = "</s>",
+        sp_model_kwargs: dict[str, Any] | None = None,
+        add_bos_token: bool | str = True,
+        add_eos_token: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+        **kwargs: Any,
+    ):
         if sp_model_kwargs:
             raise ValueError(f"sp_model_kwargs {sp_model_kwargs} in tokenizer_config.json are not supported; empty it")
         try:
             self.sp_model = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         except (OSError, RuntimeError):
-            raise ValueError(f"{MODEL_FILE} is no SentencePiece model; a pointer of git-lfs? Fetch it with "
-                             "git lfs pull") from None
+            raise ValueError(
+                f"{MODEL_FILE} is no SentencePiece model; a pointer of git-lfs? Fetch it with git lfs pull"
+            ) from None
         self.vocab_file = vocab_file
         self.add_bos_token = str(add_bos_token).lower() == "true"
         self.add_eos_token = bool(add_eos_token)
-        super().__init__(bos_token=bos_token, eos_token=eos_token, unk_token=unk_token, pad_token=pad_token,
-                         clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-                         add_bos_token=self.add_bos_token, add_eos_token=self.add_eos_token, **kwargs)
+        super().__init__(
+            bos_token=bos_token,
+            eos_token=eos_token,
+            unk_token=unk_token,
+            pad_token=pad_token,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            add_bos_token=self.add_bos_token,
+            add_eos_token=self.add_eos_token,
+            **kwargs,
+        )
 
     # ---- vocabulary
 
@@ -94,8 +111,9 @@ class PanguTokenizer(PreTrainedTokenizer):
     def _convert_token_to_id(self, token: str) -> int:
         return self.sp_model.piece_to_id(token)
 
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int],
-                                         token_ids_1: list[int] | None = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         bos = [self.bos_token_id] if self.add_bos_token and self.bos_token_id is not None else []
         return bos + token_ids_0 + (token_ids_1 or []) + [self.eos_token_id] * self.add_eos_token
 
@@ -115,12 +133,21 @@ class PanguTokenizer(PreTrainedTokenizer):
                 run.append(token)
         return out + (self.sp_model.decode(run) if run else "")
 
-    def _decode(self, token_ids: Any, skip_special_tokens: bool = False,
-                clean_up_tokenization_spaces: bool | None = None, spaces_between_special_tokens: bool = False,
-                **kwargs: Any) -> str:
-        return super()._decode(token_ids, skip_special_tokens=skip_special_tokens,
-                               clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-                               spaces_between_special_tokens=spaces_between_special_tokens, **kwargs)
+    def _decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        spaces_between_special_tokens: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        return super()._decode(
+            token_ids,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            spaces_between_special_tokens=spaces_between_special_tokens,
+            **kwargs,
+        )
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         path = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{MODEL_FILE}"

@@ -45,8 +45,13 @@ class PromptRow:
     tools: list[Any] | None = None
 
 
-def read_prompts(files: Sequence[Path | str], settings: DataConfig, need_reference: bool = False,
-                 need_answer: bool = False, limit: int | None = None) -> Iterator[PromptRow]:
+def read_prompts(
+    files: Sequence[Path | str],
+    settings: DataConfig,
+    need_reference: bool = False,
+    need_answer: bool = False,
+    limit: int | None = None,
+) -> Iterator[PromptRow]:
     """Rows of all files in order, checked.
 
     Args:
@@ -100,8 +105,9 @@ def _records(path: Path, settings: DataConfig, need_reference: bool) -> texts.Ro
 class _Row:
     """A row that is being read."""
 
-    def __init__(self, where: str, record: dict[str, Any], settings: DataConfig, need_reference: bool,
-                 need_answer: bool):
+    def __init__(
+        self, where: str, record: dict[str, Any], settings: DataConfig, need_reference: bool, need_answer: bool
+    ):
         self.where, self.record, self.settings = where, record, settings
         self.need_reference, self.need_answer = need_reference, need_answer
         self.shape = shapes.shape_of({k for k, v in record.items() if v is not None and v is not ...}, settings)
@@ -126,8 +132,10 @@ class _Row:
         if self.settings.labels_field is not None and reference:
             labels = self._text(self.settings.labels_field, "labels_field", required=False)
             if labels is not None and turns is not None:
-                raise UserError(f"{self.where}: labels go with an answer of one text, this one has {len(turns)} turns; "
-                                "leave data.labels_field out")
+                raise UserError(
+                    f"{self.where}: labels go with an answer of one text, this one has {len(turns)} turns; "
+                    "leave data.labels_field out"
+                )
         return PromptRow(self.where, prompt, text, response, labels, self._checked_answer(), turns, tools)
 
     # ---- the prompt
@@ -148,17 +156,21 @@ class _Row:
         """Prompt and reference of a list of messages."""
         what = f"field {self.shape.prompt!r}"
         if self.settings.template == "raw":
-            raise UserError(f"{self.where}: {what} is {type_name(value)}, but data.template is raw, which takes text "
-                            "only; set data.template: chat")
+            raise UserError(
+                f"{self.where}: {what} is {type_name(value)}, but data.template is raw, which takes text "
+                "only; set data.template: chat"
+            )
         messages = read_messages(self.where, value, what)
         system = self._get(shapes.SYSTEM) if self.shape.found else None
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self._string(shapes.SYSTEM, system)})
         if self.settings.response_field is not None:
             if messages[-1]["role"] == "assistant":
-                raise UserError(f"{self.where}: the conversation ends with the assistant's turn, but "
-                                "data.response_field names another answer; end it with the user's turn, or leave "
-                                "data.response_field out")
+                raise UserError(
+                    f"{self.where}: the conversation ends with the assistant's turn, but "
+                    "data.response_field names another answer; end it with the user's turn, or leave "
+                    "data.response_field out"
+                )
             return messages, None
         # What the student answers itself is the last turn, whatever went before.
         prompt, reference = split(messages, self.settings.reference_turns if self.need_reference else "last")
@@ -167,8 +179,10 @@ class _Row:
     def _finished(self, messages: Messages) -> tuple[Messages, str]:
         """The prompt with system turn and suffix, and the user's turn as it was."""
         if not messages or not any(m["role"] != "system" for m in messages):
-            raise UserError(f"{self.where}: the conversation ends with the assistant's turn and nobody asks before it; "
-                            "begin it with the user's")
+            raise UserError(
+                f"{self.where}: the conversation ends with the assistant's turn and nobody asks before it; "
+                "begin it with the user's"
+            )
         last = messages[-1]
         if not last["content"].strip() and last["role"] != "tool":
             raise UserError(f"{self.where}: the prompt is empty")
@@ -193,16 +207,20 @@ class _Row:
             return [{"role": "assistant", "content": self._string(name or "output", value)}]
         turns = read_messages(self.where, value, f"field {name!r}")
         if turns[-1]["role"] != "assistant":
-            raise UserError(f"{self.where}: field {name!r} ends with the turn of {turns[-1]['role'][:40]!r}; end it "
-                            "with the assistant's")
+            raise UserError(
+                f"{self.where}: field {name!r} ends with the turn of {turns[-1]['role'][:40]!r}; end it "
+                "with the assistant's"
+            )
         return turns if turns[0]["role"] == "assistant" else turns[-1:]
 
     def _answer_of(self, reference: Messages | None) -> tuple[str | None, Messages | None]:
         """(text, None) or (None, turns) of a reference; refuses none where one is needed."""
         if reference and (len(reference) > 1 or reference[0].get("tool_calls")):
             if self.settings.template == "raw":
-                raise UserError(f"{self.where}: the answer has several turns or tool calls, but data.template is raw, "
-                                "which takes text only; set data.template: chat")
+                raise UserError(
+                    f"{self.where}: the answer has several turns or tool calls, but data.template is raw, "
+                    "which takes text only; set data.template: chat"
+                )
             return None, reference
         text = reference[0]["content"] if reference else None
         if text is not None and text.strip():
@@ -211,12 +229,15 @@ class _Row:
             return None, None
         named = self.settings.response_field
         if text is not None:
-            raise UserError(f"{self.where}: {named or 'the reference answer'!r} is empty; give an answer or leave the "
-                            "row out")
+            raise UserError(
+                f"{self.where}: {named or 'the reference answer'!r} is empty; give an answer or leave the row out"
+            )
         if named is not None:
             self._field(named, "response_field")
-        raise UserError(f"{self.where}: no reference answer; the fields there are: {self._there()} (set "
-                        "data.response_field, or end the conversation with the assistant's turn)")
+        raise UserError(
+            f"{self.where}: no reference answer; the fields there are: {self._there()} (set "
+            "data.response_field, or end the conversation with the assistant's turn)"
+        )
 
     def _checked_answer(self) -> str | None:
         if self.settings.answer_field is not None:
@@ -233,8 +254,9 @@ class _Row:
 
     def _field(self, name: str, setting: str) -> Any:
         if self.record.get(name) is None:
-            raise UserError(f"{self.where}: no field {name!r}; the fields there are: {self._there()} (set "
-                            f"data.{setting})")
+            raise UserError(
+                f"{self.where}: no field {name!r}; the fields there are: {self._there()} (set data.{setting})"
+            )
         return self.record[name]
 
     def _there(self) -> str:

@@ -44,8 +44,12 @@ class TemplateFault(NpdError):
         self.index = index
 
 
-def render(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]], generation: bool,
-           tools: Sequence[list[Any] | None] | None = None) -> list[str]:
+def render(
+    tokenizer: Any,
+    conversations: Sequence[list[dict[str, Any]]],
+    generation: bool,
+    tools: Sequence[list[Any] | None] | None = None,
+) -> list[str]:
     """What ``tokenizer.apply_chat_template(..., tokenize=False)`` gives for each conversation, within bounds.
 
     Args:
@@ -67,9 +71,17 @@ def render(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]], genera
     count = len(conversations)
     if not count:  # a request without an answer would not be waited for, and the next one could go unseen
         return []
-    return _RENDERER.ask({"template": template, "special": special, "generation": generation,
-                          "conversations": list(conversations), "tools": list(tools) if tools else [None] * count},
-                         count, f"the chat template of {whose}")
+    return _RENDERER.ask(
+        {
+            "template": template,
+            "special": special,
+            "generation": generation,
+            "conversations": list(conversations),
+            "tools": list(tools) if tools else [None] * count,
+        },
+        count,
+        f"the chat template of {whose}",
+    )
 
 
 class _Gone(NpdError):
@@ -96,8 +108,9 @@ class _Renderer:
                 return self._ask(line, count, what)
             except _Gone:
                 self._stop()
-                raise UserError(f"{what} ends the process that renders it; set data.template: raw, or mend the "
-                                "template") from None
+                raise UserError(
+                    f"{what} ends the process that renders it; set data.template: raw, or mend the template"
+                ) from None
 
     def _ask(self, line: bytes, count: int, what: str) -> list[str]:
         child = self._running()
@@ -112,8 +125,10 @@ class _Renderer:
             answer = self._line(SECONDS)
             if answer is None:
                 self._stop()
-                raise UserError(f"{what} takes more than {SECONDS:g} s for one conversation; set data.template: raw, "
-                                "or mend the template")
+                raise UserError(
+                    f"{what} takes more than {SECONDS:g} s for one conversation; set data.template: raw, "
+                    "or mend the template"
+                )
             said = json.loads(answer)
             if "limit" in said:
                 self._stop()  # what it has not said yet is not wanted
@@ -133,8 +148,10 @@ class _Renderer:
         self._child = start("npd_ascend.data.render", errors=subprocess.DEVNULL)
         if self._line(_START_S) is None:
             self._stop()
-            raise UserError(f"the process for chat templates does not start within {_START_S:g} s; is transformers "
-                            f"installed beside {sys.executable}?")
+            raise UserError(
+                f"the process for chat templates does not start within {_START_S:g} s; is transformers "
+                f"installed beside {sys.executable}?"
+            )
         return self._child
 
     def _skip(self, count: int) -> None:
@@ -197,11 +214,18 @@ def main() -> None:
         for conversation, tools in zip(asked["conversations"], asked["tools"], strict=True):
             try:
                 found = render_jinja_template(
-                    conversations=[conversation], tools=tools, chat_template=asked["template"],
-                    add_generation_prompt=asked["generation"], **asked["special"])
+                    conversations=[conversation],
+                    tools=tools,
+                    chat_template=asked["template"],
+                    add_generation_prompt=asked["generation"],
+                    **asked["special"],
+                )
                 text = found[0][0]
-                said = {"text": text} if len(text) <= MAX_TEXT else {
-                    "limit": f"makes more than {MAX_TEXT >> 20} MB of one conversation"}
+                said = (
+                    {"text": text}
+                    if len(text) <= MAX_TEXT
+                    else {"limit": f"makes more than {MAX_TEXT >> 20} MB of one conversation"}
+                )
             except MemoryError:
                 said = {"limit": f"takes more than {_MEMORY >> 30} GB of memory for one conversation"}
             except Exception as e:  # jinja's errors, and whatever a template raises by itself
@@ -212,7 +236,7 @@ def main() -> None:
 def _write(fd: int, value: dict[str, Any]) -> None:
     data = memoryview(json.dumps(value).encode() + b"\n")
     while data:
-        data = data[os.write(fd, data):]
+        data = data[os.write(fd, data) :]
 
 
 if __name__ == "__main__":

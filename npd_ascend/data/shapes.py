@@ -13,8 +13,17 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 TASKS = ("instruction", "question", "problem", "query", "input", "inputs")
 CONTEXTS = {"instruction": ("input", "context")}
 """What a task is about, below it in the prompt."""
-REFERENCES = ("completion", "response", "output", "solution", "chosen", "target", "targets", "canonical_solution",
-              "answer")
+REFERENCES = (
+    "completion",
+    "response",
+    "output",
+    "solution",
+    "chosen",
+    "target",
+    "targets",
+    "canonical_solution",
+    "answer",
+)
 SYSTEM, TOOLS, INSTANCES = "system", "tools", "instances"
 
 

@@ -22,13 +22,29 @@ from npd_ascend.errors import UserError
 EXPECTED = ".jsonl or .json (also .gz, .zst), .csv, .tsv, .parquet or .arrow"
 HUB = "hf:"
 _COMPRESSED = (".gz", ".zst")
-_KINDS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-          ".arrow": "arrow"}
+_KINDS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 _ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 """Files of the ``datasets`` library that speak of the data beside them."""
-_WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
-          "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
-          "evaluation": "test"}
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
 _CONFIGS = ("default", "main")
 _MOST_FILES = 100_000
 _README = 1 << 20  # characters that are looked at
@@ -115,8 +131,9 @@ def _saved(path: Path, asked: str | None, split: str) -> list[Path] | None:
         raise UserError(f"{path / 'state.json'}: lists no data files; save the data set again")
     for name in names:
         if not (path / str(name)).is_file():
-            raise UserError(f"{path / str(name)}: no such file, but state.json beside it names it; copy the whole "
-                            "folder")
+            raise UserError(
+                f"{path / str(name)}: no such file, but state.json beside it names it; copy the whole folder"
+            )
     return [path / str(name) for name in names]
 
 
@@ -254,8 +271,10 @@ def _patterns(data_files: Any) -> Iterator[tuple[str | None, list[str]]]:
             yield None, [item]
         elif isinstance(item, dict):
             path = item.get("path")
-            yield str(item.get("split", "train")), [p for p in (path if isinstance(path, list) else [path])
-                                                    if isinstance(p, str)]
+            yield (
+                str(item.get("split", "train")),
+                [p for p in (path if isinstance(path, list) else [path]) if isinstance(p, str)],
+            )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -279,8 +298,10 @@ def _hub(name: str, split: str) -> list[Path]:
         return saved
     layout = _Layout.of(root)
     if not layout.configs:
-        raise UserError(f"{name}: no files of a known kind in {root}; if the data set is a loading script, take its "
-                        f"Parquet files: {_command(repository)} --revision refs/convert/parquet")
+        raise UserError(
+            f"{name}: no files of a known kind in {root}; if the data set is a loading script, take its "
+            f"Parquet files: {_command(repository)} --revision refs/convert/parquet"
+        )
     return layout.files(f"{HUB}{repository}", config, asked or None, split)
 
 
@@ -299,8 +320,9 @@ def _snapshot(name: str, repository: str) -> Path:
                 return found
     there = sorted((home / "snapshots").glob("*/"), key=lambda p: p.stat().st_mtime)
     if not there:
-        raise UserError(f"{name}: not in the cache of the Hugging Face hub ({cache}); download it first: "
-                        f"{_command(repository)}")
+        raise UserError(
+            f"{name}: not in the cache of the Hugging Face hub ({cache}); download it first: {_command(repository)}"
+        )
     return there[-1]
 
 

@@ -53,16 +53,29 @@ def run(job: PrepareJob) -> None:
             _write(dataset, shards, pending)
             shards += 1
     if not counts["prompts"]:
-        raise UserError(f"all {counts['dropped_too_long']} prompts are longer than data.max_prompt_tokens = "
-                        f"{job.settings.max_prompt_tokens}; raise it")
+        raise UserError(
+            f"all {counts['dropped_too_long']} prompts are longer than data.max_prompt_tokens = "
+            f"{job.settings.max_prompt_tokens}; raise it"
+        )
     if counts["dropped_too_long"]:
-        message(f"prepare: left out {counts['dropped_too_long']} prompts over {job.settings.max_prompt_tokens} "
-                "tokens (data.max_prompt_tokens)", "warning")
-    dataset.finish(shards, **counts, header_ids=template.header_ids, eos_token_ids=template.eos,
-                   end_token_id=template.end_ids[-1], bos_token_id=tokenizer.bos_token_id,
-                   pad_token_id=tokenizer.pad_token_id, tokenizer_size=both.vocabulary.size,
-                   template="chat" if template.chat else "raw",
-                   chat_template=both.chosen.text if template.chat else None, special_tokens=both.special_tokens)
+        message(
+            f"prepare: left out {counts['dropped_too_long']} prompts over {job.settings.max_prompt_tokens} "
+            "tokens (data.max_prompt_tokens)",
+            "warning",
+        )
+    dataset.finish(
+        shards,
+        **counts,
+        header_ids=template.header_ids,
+        eos_token_ids=template.eos,
+        end_token_id=template.end_ids[-1],
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tokenizer_size=both.vocabulary.size,
+        template="chat" if template.chat else "raw",
+        chat_template=both.chosen.text if template.chat else None,
+        special_tokens=both.special_tokens,
+    )
 
 
 def look(job: PrepareJob, rows: int, both: Agreement | None = None) -> dict[str, int]:
@@ -94,12 +107,18 @@ def _agreement(job: PrepareJob) -> Agreement:
 
 
 def _counts() -> dict[str, int]:
-    return {"prompts": 0, "dropped_too_long": 0, "longest_prompt": 0, "longest_reference": 0,
-            "longest_prompt_and_reference": 0}
+    return {
+        "prompts": 0,
+        "dropped_too_long": 0,
+        "longest_prompt": 0,
+        "longest_reference": 0,
+        "longest_prompt_and_reference": 0,
+    }
 
 
-def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, counts: dict[str, int],
-               meter: Meter) -> Iterator[dict[str, Any]]:
+def _tokenised(
+    rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, counts: dict[str, int], meter: Meter
+) -> Iterator[dict[str, Any]]:
     """Rows of the dataset in order; ``counts`` is kept up to date."""
     limit, template = job.settings.max_prompt_tokens, both.template
     for block in _blocks(rows):
@@ -108,8 +127,10 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
         if len(fit) < len(block) and job.settings.too_long == "refuse":
             bad = next(i for i, ids in enumerate(prompts) if len(ids) > limit)
-            raise UserError(f"{block[bad].where}: prompt has {len(prompts[bad])} tokens, over data.max_prompt_tokens "
-                            f"= {limit}; raise it, or set data.too_long: drop")
+            raise UserError(
+                f"{block[bad].where}: prompt has {len(prompts[bad])} tokens, over data.max_prompt_tokens "
+                f"= {limit}; raise it, or set data.too_long: drop"
+            )
         counts["dropped_too_long"] += len(block) - len(fit)
         block, heads, prompts = [block[i] for i in fit], [heads[i] for i in fit], [prompts[i] for i in fit]
         references, labels = _answers(block, heads, prompts, template)
@@ -120,18 +141,28 @@ def _tokenised(rows: Iterator[PromptRow], both: Agreement, job: PrepareJob, coun
             top = max(max(part, default=0) for part in (ids, reference or (), label or ()))
             _check_known(row, both, ids + (reference or []))
             if top >= both.vocabulary.size:
-                raise UserError(f"{row.where}: the tokenizer makes token id {top} of this row but lists "
-                                f"{both.vocabulary.size} ids; its files in {job.tokenizer} do not belong together")
+                raise UserError(
+                    f"{row.where}: the tokenizer makes token id {top} of this row but lists "
+                    f"{both.vocabulary.size} ids; its files in {job.tokenizer} do not belong together"
+                )
             index = counts["prompts"]
             counts["prompts"] += 1
             counts["longest_prompt"] = max(counts["longest_prompt"], len(ids))
             answer_tokens = len(reference or ())
             counts["longest_reference"] = max(counts["longest_reference"], answer_tokens)
-            counts["longest_prompt_and_reference"] = max(counts["longest_prompt_and_reference"],
-                                                         len(ids) + answer_tokens)
-            yield {"prompt_index": index, "prompt_id": prompt_id(ids, index), "prompt_ids": ids,
-                   "reference_ids": reference, "label_ids": label, "answer": row.answer, "text": row.text,
-                   "reference_masked": spans}
+            counts["longest_prompt_and_reference"] = max(
+                counts["longest_prompt_and_reference"], len(ids) + answer_tokens
+            )
+            yield {
+                "prompt_index": index,
+                "prompt_id": prompt_id(ids, index),
+                "prompt_ids": ids,
+                "reference_ids": reference,
+                "label_ids": label,
+                "answer": row.answer,
+                "text": row.text,
+                "reference_masked": spans,
+            }
         meter.advance(len(block), tokens=sum(map(len, prompts)))
 
 
@@ -155,31 +186,45 @@ def _check_known(row: PromptRow, both: Agreement, ids: list[int]) -> None:
     found = both.vocabulary.strange.intersection(ids)
     if found:
         token = both.tokenizer.convert_ids_to_tokens(min(found))
-        raise UserError(f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave the "
-                        "row out, or take the teacher's tokenizer (models.tokenizer)")
+        raise UserError(
+            f"{row.where}: it has the token {token!r}, which only the student's tokenizer knows; leave the "
+            "row out, or take the teacher's tokenizer (models.tokenizer)"
+        )
 
 
-def _answers(block: list[PromptRow], heads: list[str], prompts: list[list[int]],
-             template: Template) -> tuple[list[list[int] | None], list[list[int] | None]]:
+def _answers(
+    block: list[PromptRow], heads: list[str], prompts: list[list[int]], template: Template
+) -> tuple[list[list[int] | None], list[list[int] | None]]:
     """Token ids of reference answers and of their labels, None where a row has none."""
     references: list[list[int] | None] = [None] * len(block)
     labels: list[list[int] | None] = [None] * len(block)
     for field, out in (("response", references), ("labels", labels)):
         which = [i for i, row in enumerate(block) if getattr(row, field) is not None]
-        ids = template.answers([block[i].messages for i in which], [heads[i] for i in which],
-                               [prompts[i] for i in which], [getattr(block[i], field) for i in which],
-                               [block[i].tools for i in which])
+        ids = template.answers(
+            [block[i].messages for i in which],
+            [heads[i] for i in which],
+            [prompts[i] for i in which],
+            [getattr(block[i], field) for i in which],
+            [block[i].tools for i in which],
+        )
         for i, row_ids in zip(which, ids, strict=True):
             out[i] = row_ids
     for row, reference, label in zip(block, references, labels, strict=True):
         if reference is not None and label is not None and len(reference) != len(label):
-            raise UserError(f"{row.where}: {len(label)} label tokens for {len(reference)} response tokens (end token "
-                            "included); labels must align one to one")
+            raise UserError(
+                f"{row.where}: {len(label)} label tokens for {len(reference)} response tokens (end token "
+                "included); labels must align one to one"
+            )
     return references, labels
 
 
-def _trajectories(block: list[PromptRow], heads: list[str], prompts: list[list[int]], template: Template,
-                  references: list[list[int] | None]) -> list[list[int] | None]:
+def _trajectories(
+    block: list[PromptRow],
+    heads: list[str],
+    prompts: list[list[int]],
+    template: Template,
+    references: list[list[int] | None],
+) -> list[list[int] | None]:
     """Puts references of several turns into ``references``; returns the masked spans, None where there are none."""
     masked: list[list[int] | None] = [None] * len(block)
     which = [i for i, row in enumerate(block) if row.turns is not None]

@@ -91,8 +91,10 @@ def _why(path: Path, code: int, said: bytes) -> str:
         place = f"{path}, row {event['row']}" if event["row"] else f"prompt file {path}"
         return f"{place}: {event['text']}"
     except (ValueError, KeyError, TypeError):
-        return (f"prompt file {path}: not a readable {_format(str(path))} file (its reader ended with "
-                f"{'signal' if code < 0 else 'exit code'} {abs(code)})")
+        return (
+            f"prompt file {path}: not a readable {_format(str(path))} file (its reader ended with "
+            f"{'signal' if code < 0 else 'exit code'} {abs(code)})"
+        )
 
 
 def _format(path: str) -> str:
@@ -131,8 +133,11 @@ def _write(path: str) -> None:
         out.flush()
     except MemoryError:  # Arrow's is a kind of it
         last = "the end of a batch" if _format(path) == "Arrow" else done // _BATCH * _BATCH + _BATCH
-        raise _Refused(None, f"rows {done + 1} to {last} take more than {MEMORY >> 30} GB to decode; write the file "
-                             f"with rows of at most {MAX_ROW >> 20} MB") from None
+        raise _Refused(
+            None,
+            f"rows {done + 1} to {last} take more than {MEMORY >> 30} GB to decode; write the file "
+            f"with rows of at most {MAX_ROW >> 20} MB",
+        ) from None
     except (pa.ArrowException, OSError, UnicodeError) as e:
         if isinstance(e, BrokenPipeError):
             raise
@@ -201,8 +206,15 @@ def _plain(kind: Any) -> bool:
         return _plain(kind.value_type)
     if t.is_struct(kind):
         return all(_plain(field.type) for field in kind)
-    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_integer(kind)
-                or t.is_floating(kind) or t.is_boolean(kind) or t.is_null(kind))
+    return bool(
+        t.is_string(kind)
+        or t.is_large_string(kind)
+        or t.is_string_view(kind)
+        or t.is_integer(kind)
+        or t.is_floating(kind)
+        or t.is_boolean(kind)
+        or t.is_null(kind)
+    )
 
 
 def main() -> None:

@@ -80,11 +80,15 @@ class Template:
 
     def __init__(self, tokenizer: Any, mode: str, eos: Sequence[int]):
         if mode == "chat" and not tokenizer.chat_template:
-            raise UserError("data.template is chat but the tokenizer has no chat template; set data.template: raw, "
-                            "or add chat_template to its tokenizer_config.json")
+            raise UserError(
+                "data.template is chat but the tokenizer has no chat template; set data.template: raw, "
+                "or add chat_template to its tokenizer_config.json"
+            )
         if not eos:
-            raise UserError("the tokenizer has no end-of-sequence token: no answer could ever end; set eos_token in "
-                            "its tokenizer_config.json")
+            raise UserError(
+                "the tokenizer has no end-of-sequence token: no answer could ever end; set eos_token in "
+                "its tokenizer_config.json"
+            )
         self.tokenizer, self.eos = tokenizer, list(eos)
         self.chat = mode == "chat" or (mode == "auto" and bool(tokenizer.chat_template))
         bos = tokenizer.bos_token_id
@@ -115,8 +119,14 @@ class Template:
         rows = encode(self.tokenizer, heads, special=True)
         return [row[:-1] if len(row) > 1 and row[-1] in self.eos else row for row in rows]
 
-    def answers(self, conversations: Sequence[Messages], heads: Sequence[str], prompt_ids: Sequence[list[int]],
-                texts: Sequence[str], tools: Sequence[Tools] | None = None) -> list[list[int]]:
+    def answers(
+        self,
+        conversations: Sequence[Messages],
+        heads: Sequence[str],
+        prompt_ids: Sequence[list[int]],
+        texts: Sequence[str],
+        tools: Sequence[Tools] | None = None,
+    ) -> list[list[int]]:
         """Token ids of answers as they follow their prompts, end token included.
 
         The whole conversation is tokenised and cut where its prompt ends, so that a tokenizer which treats the
@@ -125,13 +135,20 @@ class Template:
         """
         if not self.chat:
             return [ids + self.end_ids for ids in encode(self.tokenizer, list(texts))]
-        wholes = self._render_all([[*c, {"role": "assistant", "content": t}]
-                                   for c, t in zip(conversations, texts, strict=True)], generation=False, tools=tools)
-        rests = [whole[len(head):] if whole.startswith(head) else text + self._tail
-                 for head, whole, text in zip(heads, wholes, texts, strict=True)]
+        wholes = self._render_all(
+            [[*c, {"role": "assistant", "content": t}] for c, t in zip(conversations, texts, strict=True)],
+            generation=False,
+            tools=tools,
+        )
+        rests = [
+            whole[len(head) :] if whole.startswith(head) else text + self._tail
+            for head, whole, text in zip(heads, wholes, texts, strict=True)
+        ]
         full = self.prompts([head + rest for head, rest in zip(heads, rests, strict=True)])
-        cut = [row[len(prompt):] if row[: len(prompt)] == prompt else None
-               for row, prompt in zip(full, prompt_ids, strict=True)]
+        cut = [
+            row[len(prompt) :] if row[: len(prompt)] == prompt else None
+            for row, prompt in zip(full, prompt_ids, strict=True)
+        ]
         alone = iter(encode(self.tokenizer, [rest for rest, row in zip(rests, cut, strict=True) if row is None]))
         return [self._close(row if row is not None else next(alone)) for row in cut]
 
@@ -169,8 +186,11 @@ class Template:
         for index, (item, whole) in enumerate(zip(items, wholes, strict=True)):
             starts = [place for place, m in enumerate(item.turns) if m["role"] == "assistant"]
             if len(starts) > MAX_TURNS:
-                raise Unrenderable(index, f"the reference has {len(starts)} turns of the assistant, at most "
-                                   f"{MAX_TURNS} are read; set data.reference_turns: last, or leave the row out")
+                raise Unrenderable(
+                    index,
+                    f"the reference has {len(starts)} turns of the assistant, at most "
+                    f"{MAX_TURNS} are read; set data.reference_turns: last, or leave the row out",
+                )
             cuts = [len(item.head), *self._cuts(index, item, whole, starts[1:]), len(whole)]
             if not whole.startswith(item.head) or any(a >= b for a, b in zip(cuts, cuts[1:], strict=False)):
                 raise self._unstable(index, len(item.messages))
@@ -196,9 +216,12 @@ class Template:
 
     @staticmethod
     def _unstable(index: int, message: int) -> Unrenderable:
-        return Unrenderable(index, f"the chat template renders what comes before message {message + 1} in another way "
-                            "once others follow, so the assistant's tokens cannot be separated from those of tools and "
-                            "users; set data.reference_turns: last")
+        return Unrenderable(
+            index,
+            f"the chat template renders what comes before message {message + 1} in another way "
+            "once others follow, so the assistant's tokens cannot be separated from those of tools and "
+            "users; set data.reference_turns: last",
+        )
 
     def _check_shown(self, index: int, item: Trajectory, starts: list[int], segments: list[str]) -> None:
         """A template that knows nothing of tools leaves their turns out without a word."""
@@ -208,9 +231,12 @@ class Template:
             words += re.findall(r"\w+", message["content"])[:1] if message["role"] != "assistant" else []
             if not all(word in segment for word in words):
                 what = "tool calls" if message.get("tool_calls") else f"turn of role {message['role'][:40]!r}"
-                raise Unrenderable(index, f"the chat template leaves out the {what} in message "
-                                   f"{len(item.messages) + place + 1}; take a template that shows them "
-                                   "(data.chat_template), or set data.reference_turns: last")
+                raise Unrenderable(
+                    index,
+                    f"the chat template leaves out the {what} in message "
+                    f"{len(item.messages) + place + 1}; take a template that shows them "
+                    "(data.chat_template), or set data.reference_turns: last",
+                )
 
     def _in_context(self, item: Trajectory, segments: list[str]) -> list[list[int]]:
         """Tokens of each segment as they follow what comes before it, where they differ from those of the segment
@@ -219,7 +245,7 @@ class Template:
         for segment in segments:
             text += segment
             whole = self.prompts([text])[0]
-            out.append(whole[len(ids):] if whole[: len(ids)] == ids else encode(self.tokenizer, [segment])[0])
+            out.append(whole[len(ids) :] if whole[: len(ids)] == ids else encode(self.tokenizer, [segment])[0])
             ids = ids + out[-1]
         return out
 
@@ -229,9 +255,12 @@ class Template:
         for tokens in segments[:-1]:
             end = next((place + 1 for place, token in enumerate(tokens) if token in self.eos), None)
             if end is None:
-                raise Unrenderable(index, "the chat template ends the assistant's turns in no stop token when others "
-                                   "follow, so they cannot be separated from those of tools and users; set "
-                                   "data.reference_turns: last")
+                raise Unrenderable(
+                    index,
+                    "the chat template ends the assistant's turns in no stop token when others "
+                    "follow, so they cannot be separated from those of tools and users; set "
+                    "data.reference_turns: last",
+                )
             spans += [len(ids) + end, len(ids) + len(tokens)] if end < len(tokens) else []
             ids += tokens
         return ids + self._close(segments[-1]), spans
@@ -239,8 +268,9 @@ class Template:
     def _render(self, messages: Messages, generation: bool) -> str:
         return self._render_all([messages], generation)[0]
 
-    def _render_all(self, conversations: Sequence[Messages], generation: bool,
-                    tools: Sequence[Tools] | None = None) -> list[str]:
+    def _render_all(
+        self, conversations: Sequence[Messages], generation: bool, tools: Sequence[Tools] | None = None
+    ) -> list[str]:
         try:
             return render(self.tokenizer, conversations, generation, tools)
         except TemplateFault as e:
@@ -250,11 +280,12 @@ class Template:
     # ---- what the template puts around an answer
 
     def _derive_tail(self) -> str:
-        whole = self._render([{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _ANSWER}],
-                             generation=False)
+        whole = self._render(
+            [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _ANSWER}], generation=False
+        )
         if _ANSWER not in whole:
             raise UserError("the chat template does not show the assistant's answer; set data.template: raw")
-        return whole[whole.rindex(_ANSWER) + len(_ANSWER):]
+        return whole[whole.rindex(_ANSWER) + len(_ANSWER) :]
 
     def _derive_end(self) -> list[int]:
         # A turn may end in a token that the checkpoint does not list as an end (a base model with a chat template).
@@ -292,5 +323,5 @@ class Template:
             return []
         before = self.prompts([without])[0]
         if prompt[: len(before)] == before:
-            return prompt[len(before):]
-        return encode(self.tokenizer, [with_header[len(without):]])[0]
+            return prompt[len(before) :]
+        return encode(self.tokenizer, [with_header[len(without) :]])[0]

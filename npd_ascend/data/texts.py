@@ -95,8 +95,9 @@ def _decoded(where: str, raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise UserError(f"{where}: not UTF-8 (byte {e.object[e.start]:#04x} at column {e.start + 1}); convert the "
-                        "file to UTF-8") from None
+        raise UserError(
+            f"{where}: not UTF-8 (byte {e.object[e.start]:#04x} at column {e.start + 1}); convert the file to UTF-8"
+        ) from None
 
 
 # ---- JSON
@@ -111,8 +112,10 @@ def _lines_of_json(path: Path, f: IO[bytes]) -> Rows:
         try:
             yield where, _object(where, json.loads(line))
         except json.JSONDecodeError as e:
-            raise UserError(f"{where}: not valid JSON ({e.msg} at column {e.colno}); each line must hold one whole "
-                            "object, or the file one array of objects") from None
+            raise UserError(
+                f"{where}: not valid JSON ({e.msg} at column {e.colno}); each line must hold one whole "
+                "object, or the file one array of objects"
+            ) from None
         except (ValueError, RecursionError) as e:
             raise UserError(_unusable(where, e)) from None
 
@@ -123,14 +126,21 @@ def _unusable(where: str, e: Exception) -> str:
 
 def _object(where: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: holds {type_name(record)}, expected an object such as {{\"prompt\": \"...\"}}")
+        raise UserError(f'{where}: holds {type_name(record)}, expected an object such as {{"prompt": "..."}}')
     return record
 
 
 def type_name(value: Any) -> str:
     """What a value of JSON is, for messages."""
-    names = {list: "a list" if value else "an empty list", dict: "an object", str: "text", bool: "true or false",
-             int: "a number", float: "a number", type(None): "null"}
+    names = {
+        list: "a list" if value else "an empty list",
+        dict: "an object",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return names.get(type(value), type(value).__name__)
 
 
@@ -156,14 +166,19 @@ class _Array:
             yield where, _object(where, self._element(where))
             mark = self._next()
             if mark not in (",", "]"):
-                raise UserError(f"{where}: {self._cut_off()}" if not mark else
-                                f"{where}: not valid JSON ({mark!r} after it in line {self._line}); separate the "
-                                "objects by commas")
+                raise UserError(
+                    f"{where}: {self._cut_off()}"
+                    if not mark
+                    else f"{where}: not valid JSON ({mark!r} after it in line {self._line}); separate the "
+                    "objects by commas"
+                )
             self._at += 1
         self._at += not self._number  # the bracket of an empty one
         if self._next():
-            raise UserError(f"{self.path}, line {self._line}: there is more behind the end of the array; a file holds "
-                            "one array, or one object a line")
+            raise UserError(
+                f"{self.path}, line {self._line}: there is more behind the end of the array; a file holds "
+                "one array, or one object a line"
+            )
 
     def _next(self) -> str:
         """The next character that is no blank, which stays; empty at the end."""
@@ -217,8 +232,10 @@ class _Array:
         try:
             more = self._decode.decode(raw, final=self._ended)
         except UnicodeDecodeError as e:
-            raise UserError(f"{self.path}, row {max(1, self._number)}: not UTF-8 (byte {e.object[e.start]:#04x} there "
-                            "or in a later row); convert the file to UTF-8") from None
+            raise UserError(
+                f"{self.path}, row {max(1, self._number)}: not UTF-8 (byte {e.object[e.start]:#04x} there "
+                "or in a later row); convert the file to UTF-8"
+            ) from None
         self._text, self._at = self._text[self._at :] + more, 0
         return not self._ended
 
@@ -246,8 +263,9 @@ def _table(path: Path, f: IO[bytes]) -> Rows:
         try:
             cells = next(reader, None)
         except csv.Error as e:
-            raise UserError(f"{where}: not a readable row ({e}); quote cells that hold separators, quotes or line "
-                            "feeds") from None
+            raise UserError(
+                f"{where}: not a readable row ({e}); quote cells that hold separators, quotes or line feeds"
+            ) from None
         if cells is None:
             return
         if not cells:
@@ -255,7 +273,8 @@ def _table(path: Path, f: IO[bytes]) -> Rows:
         if not names:
             names = [c.strip() for c in cells]
         elif len(cells) != len(names):
-            raise UserError(f"{where}: {len(cells)} cells, but line 1 names {len(names)} columns; quote cells that "
-                            "hold separators")
+            raise UserError(
+                f"{where}: {len(cells)} cells, but line 1 names {len(names)} columns; quote cells that hold separators"
+            )
         else:
             yield where, dict(zip(names, cells, strict=True))

@@ -42,8 +42,10 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     if not folder.is_dir():
         raise UserError(f"tokenizer {folder}: no such folder")
     if not has_tokenizer(folder):
-        raise UserError(f"tokenizer {folder}: none of {', '.join(TOKENIZER_FILES)} is there; set models.tokenizer "
-                        "to a folder that has them")
+        raise UserError(
+            f"tokenizer {folder}: none of {', '.join(TOKENIZER_FILES)} is there; set models.tokenizer "
+            "to a folder that has them"
+        )
     if is_pangu(folder) and not any((folder / name).is_file() for name in (MODEL_FILE, "tokenizer.json")):
         raise UserError(f"tokenizer {folder}: {MODEL_FILE} is missing; copy it from the checkpoint as it was released")
     tokenizer = _load(folder, trust_remote_code)
@@ -86,8 +88,9 @@ def encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list
     if many := getattr(tokenizer, "encode_many", None):
         ids: list[list[int]] = many(texts, special)
     else:
-        ids = tokenizer(texts, add_special_tokens=special, return_attention_mask=False,
-                        return_token_type_ids=False, verbose=False)["input_ids"]
+        ids = tokenizer(
+            texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
     return ids
 
 
@@ -103,8 +106,10 @@ def _load(folder: Path, trust_remote_code: bool) -> Any:
         return _by_class(folder, trust_remote_code)
     except Exception as e:  # the loaders raise whatever their parsers do
         if _NEEDS_CODE in str(e) and not trust_remote_code:
-            raise UserError(f"tokenizer {folder}: it brings its own Python code; if you trust it, set "
-                            "models.trust_remote_code: true") from None
+            raise UserError(
+                f"tokenizer {folder}: it brings its own Python code; if you trust it, set "
+                "models.trust_remote_code: true"
+            ) from None
         detail = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"tokenizer {folder}: cannot be loaded ({detail}); its files may be incomplete") from None
 
@@ -124,7 +129,8 @@ def _by_class(folder: Path, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=True, **options)
     except ValueError as e:
         if not (folder / "tokenizer.json").is_file() or not any(
-                reason in str(e) for reason in (_NEEDS_CODE, "not currently imported")):
+            reason in str(e) for reason in (_NEEDS_CODE, "not currently imported")
+        ):
             raise
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of the class

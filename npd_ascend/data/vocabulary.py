@@ -10,9 +10,17 @@ from npd_ascend.data.tokenizer import encode, tokenizer_size
 from npd_ascend.errors import UserError
 
 _PROBES = [
-    "The quick brown fox jumps over the lazy dog.", "  two  spaces\tand\ttabs\n\n\nlines ", "3.14159 + 2,718 = 1e-5 %",
-    "def f(x):\n    return {'a': [x ** 2]}\n", "自然语言处理：你好，世界。", "Größe, façade, naïve, Ωμέγα, ёлка",
-    "نص عربي", "日本語テキスト", "한국어", "👩‍🔬🚀 ½ ﬁ Ａ", "\\frac{1}{2} \\boxed{42} #### 7",
+    "The quick brown fox jumps over the lazy dog.",
+    "  two  spaces\tand\ttabs\n\n\nlines ",
+    "3.14159 + 2,718 = 1e-5 %",
+    "def f(x):\n    return {'a': [x ** 2]}\n",
+    "自然语言处理：你好，世界。",
+    "Größe, façade, naïve, Ωμέγα, ёлка",
+    "نص عربي",
+    "日本語テキスト",
+    "한국어",
+    "👩‍🔬🚀 ½ ﬁ Ａ",
+    "\\frac{1}{2} \\boxed{42} #### 7",
 ]
 
 
@@ -64,13 +72,16 @@ def compare(ours: Any, theirs: Any, pair: str) -> Vocabulary:
         first = min(differing, key=lambda t: (min(a.get(t, 1 << 30), b.get(t, 1 << 30)), t))
         theirs_id, ours_id = a.get(first, "none"), b.get(first, "none")
         rival = f", where the other has {by_id[a[first]]!r}" if first in only_a and a[first] in by_id else ""
-        raise UserError(f"{pair} have different vocabularies ({len(differing)} tokens differ, first {first!r}: id "
-                        f"{theirs_id} and {ours_id}{rival}); distillation over logits needs the same")
+        raise UserError(
+            f"{pair} have different vocabularies ({len(differing)} tokens differ, first {first!r}: id "
+            f"{theirs_id} and {ours_id}{rival}); distillation over logits needs the same"
+        )
     plain = [encode(t, _PROBES) for t in (theirs, ours)]
     for probe, x, y in zip(_PROBES, *plain, strict=True):
         if x != y:
-            raise UserError(f"{pair} have the same tokens but cut text differently, e.g. {probe!r}; use one tokenizer "
-                            "for both")
+            raise UserError(
+                f"{pair} have the same tokens but cut text differently, e.g. {probe!r}; use one tokenizer for both"
+            )
     begins = tuple(t.decode(_put_before(encode(t, _PROBES[:1], special=True)[0], plain[0][0])) for t in (ours, theirs))
     shared = max(i for t, i in b.items() if t in a) + 1
     return Vocabulary(shared, only_b, only_a, begins if begins[0] != begins[1] else ("", ""))
@@ -78,4 +89,4 @@ def compare(ours: Any, theirs: Any, pair: str) -> Vocabulary:
 
 def _put_before(whole: list[int], text: list[int]) -> list[int]:
     """What comes before ``text`` in ``whole``."""
-    return whole[: next((k for k in range(len(whole)) if whole[k: k + len(text)] == text), 0)]
+    return whole[: next((k for k in range(len(whole)) if whole[k : k + len(text)] == text), 0)]

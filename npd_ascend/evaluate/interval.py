@@ -53,8 +53,11 @@ def bootstrap(values: Array, seed: int = 0, draws: int = 2000, level: float = 0.
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     block = max(1, 2_000_000 // len(values))
-    means = np.concatenate([
-        values[rng.integers(0, len(values), (min(block, draws - at), len(values)))].mean(1)
-        for at in range(0, draws, block)])
+    means = np.concatenate(
+        [
+            values[rng.integers(0, len(values), (min(block, draws - at), len(values)))].mean(1)
+            for at in range(0, draws, block)
+        ]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

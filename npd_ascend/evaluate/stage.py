@@ -53,15 +53,31 @@ def run(job: EvaluateJob) -> None:
             unfinished += bool(thinking) and not answer
             tokens, count = tokens + len(row["response_ids"]), count + 1
             if row["path"] == 0 and len(samples) < SAMPLES:
-                samples.append({"prompt": attempt.prompt, "answer": attempt.answer, "response": attempt.response,
-                                "correct": correct, **({"thinking": thinking} if thinking else {})})
+                samples.append(
+                    {
+                        "prompt": attempt.prompt,
+                        "answer": attempt.answer,
+                        "response": attempt.response,
+                        "correct": correct,
+                        **({"thinking": thinking} if thinking else {}),
+                    }
+                )
             meter.advance(tokens=len(row["response_ids"]))
     if not count:
         raise UserError(f"{job.rollouts}: there are no answers to check")
-    write_sealed(job.out, {
-        "name": job.name, "fingerprint": job.fingerprint, **summarise(results, job.settings.samples),
-        "truncated": truncated / count, "mean_tokens": tokens / count,
-        "thinking": thoughtful / count, "unfinished_thinking": unfinished / count, "samples": samples})
+    write_sealed(
+        job.out,
+        {
+            "name": job.name,
+            "fingerprint": job.fingerprint,
+            **summarise(results, job.settings.samples),
+            "truncated": truncated / count,
+            "mean_tokens": tokens / count,
+            "thinking": thoughtful / count,
+            "unfinished_thinking": unfinished / count,
+            "samples": samples,
+        },
+    )
 
 
 def summarise(results: dict[int, list[tuple[int, bool]]], samples: int) -> dict[str, Any]:
@@ -75,18 +91,25 @@ def summarise(results: dict[int, list[tuple[int, bool]]], samples: int) -> dict[
         ``n``, ``correct``, ``accuracy``, ``interval``, ``pass_at``, ``pass_at_interval``.
     """
     greedy = [dict(answers).get(0) for answers in results.values() if len(answers) > samples]
-    sampled = [[right for path, right in answers if path or len(answers) <= samples]
-               for answers in results.values()]
+    sampled = [[right for path, right in answers if path or len(answers) <= samples] for answers in results.values()]
     sampled = [s for s in sampled if s]
     out: dict[str, Any] = {}
     if greedy:
         right = sum(map(bool, greedy))
-        out = {"n": len(greedy), "correct": right, "accuracy": right / len(greedy),
-               "interval": list(wilson(right, len(greedy)))}
+        out = {
+            "n": len(greedy),
+            "correct": right,
+            "accuracy": right / len(greedy),
+            "interval": list(wilson(right, len(greedy))),
+        }
     elif sampled:
         shares = np.array([np.mean(s) for s in sampled])
-        out = {"n": len(shares), "correct": int(sum(map(sum, sampled))), "accuracy": float(shares.mean()),
-               "interval": list(bootstrap(shares))}
+        out = {
+            "n": len(shares),
+            "correct": int(sum(map(sum, sampled))),
+            "accuracy": float(shares.mean()),
+            "interval": list(bootstrap(shares)),
+        }
     out["pass_at"], out["pass_at_interval"] = {}, {}
     if sampled:
         n, right_of = np.array([len(s) for s in sampled]), np.array([sum(s) for s in sampled])
@@ -154,16 +177,19 @@ def _plain(text: str) -> str:
 def _rows(prompts: Dataset, rollouts: Dataset) -> Iterator[dict[str, Any]]:
     """Rollout rows joined with text and answer of their prompts, shard by shard."""
     if prompts.shards != rollouts.shards:
-        raise UserError(f"{rollouts.folder}: answers {rollouts.shards} shards of prompts, {prompts.folder} has "
-                        f"{prompts.shards}")
+        raise UserError(
+            f"{rollouts.folder}: answers {rollouts.shards} shards of prompts, {prompts.folder} has {prompts.shards}"
+        )
     for shard in range(prompts.shards):
         asked = prompts.read(shard, ["prompt_index", "text", "answer"]).to_pylist()
         by_index = {row["prompt_index"]: row for row in asked}
         answers = rollouts.read(shard, ["prompt_index", "path", "response_ids", "finish_reason"])
         for row in answers.to_pylist():
             if row["prompt_index"] not in by_index:
-                raise UserError(f"{rollouts.folder}: shard {shard} answers prompt {row['prompt_index']}, which is not "
-                                f"in shard {shard} of {prompts.folder}")
+                raise UserError(
+                    f"{rollouts.folder}: shard {shard} answers prompt {row['prompt_index']}, which is not "
+                    f"in shard {shard} of {prompts.folder}"
+                )
             yield {**row, **by_index[row["prompt_index"]]}
 
 

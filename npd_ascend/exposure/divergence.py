@@ -53,9 +53,14 @@ class _Gap(nn.Cell):
         """Log-probs [R, V] of both, targets [R] int32 -> [4, R]: the fields of ``Tokens``."""
         gap = student - teacher
         column = targets.reshape(-1, 1)
-        return ops.stack(((ops.exp(student) * gap).sum(-1), -(ops.exp(teacher) * gap).sum(-1),
-                          ops.gather_elements(student, 1, column).reshape(-1),
-                          ops.gather_elements(teacher, 1, column).reshape(-1)))
+        return ops.stack(
+            (
+                (ops.exp(student) * gap).sum(-1),
+                -(ops.exp(teacher) * gap).sum(-1),
+                ops.gather_elements(student, 1, column).reshape(-1),
+                ops.gather_elements(teacher, 1, column).reshape(-1),
+            )
+        )
 
 
 class PairScorer:
@@ -74,8 +79,10 @@ class PairScorer:
 
     def __init__(self, student: CausalLM, teacher: CausalLM, micro_batch: int = 4, chunk_rows: int = 1024):
         if student.row_length != teacher.row_length:
-            raise UserError(f"student and teacher are built for rows of {student.row_length} and {teacher.row_length} "
-                            f"tokens; to compare them build both for the same")
+            raise UserError(
+                f"student and teacher are built for rows of {student.row_length} and {teacher.row_length} "
+                f"tokens; to compare them build both for the same"
+            )
         self.student, self.teacher, self.micro_batch = student, teacher, micro_batch
         self.vocab = min(student.spec.vocabulary, teacher.spec.vocabulary)
         self._chunk = min(chunk_rows, micro_batch * student.row_length)
@@ -109,11 +116,14 @@ class PairScorer:
     def _pass(self, student: Tensor, teacher: Tensor, at: Array, targets: Array) -> Array:
         parts = []
         for start in range(0, len(at), self._chunk):
-            n = len(at[start: start + self._chunk])
+            n = len(at[start : start + self._chunk])
             padded = np.zeros((2, self._chunk), np.int32)
-            padded[0, :n], padded[1, :n] = at[start: start + n], targets[start: start + n]
+            padded[0, :n], padded[1, :n] = at[start : start + n], targets[start : start + n]
             where = Tensor(padded[0])
-            values = self._gap(self._of_student(student, self.student.head_weight, where),
-                               self._of_teacher(teacher, self.teacher.head_weight, where), Tensor(padded[1]))
+            values = self._gap(
+                self._of_student(student, self.student.head_weight, where),
+                self._of_teacher(teacher, self.teacher.head_weight, where),
+                Tensor(padded[1]),
+            )
             parts.append(values.asnumpy()[:, :n])
         return np.concatenate(parts, 1)

@@ -17,8 +17,9 @@ Compare = Callable[[Sequence[Array], Sequence[Array]], "list[Tokens]"]
 _FIRST_BUCKET = 4
 
 
-def measure(compare: Compare, prompts: Sequence[Array], rollouts: Sequence[Array],
-            references: Sequence[Array] | None = None) -> dict[str, Any]:
+def measure(
+    compare: Compare, prompts: Sequence[Array], rollouts: Sequence[Array], references: Sequence[Array] | None = None
+) -> dict[str, Any]:
     """On-policy divergence, likelihoods and excess accumulated error on held-out prompts.
 
     A prompt with several answers is given once for each.
@@ -101,8 +102,11 @@ def by_answer(own: Sequence[Tokens], rollouts: Sequence[Array]) -> dict[str, Any
     """
     tokens = np.concatenate(rollouts) if len(rollouts) else np.zeros(0, np.int32)
     loops = looping(tokens, np.cumsum([0, *map(len, rollouts)]))
-    columns = {"kl_ts": [t.kl_ts for t in own], "kl_st": [t.kl_st for t in own],
-               "teacher_nll": [-t.teacher for t in own]}
+    columns = {
+        "kl_ts": [t.kl_ts for t in own],
+        "kl_st": [t.kl_st for t in own],
+        "teacher_nll": [-t.teacher for t in own],
+    }
     out: dict[str, Any] = {"loops": float(loops.mean()) if len(loops) else None, "by_answer": {}}
     for name, values in columns.items():
         out[f"{name}_no_loops"] = clustered_mean([v for v, loop in zip(values, loops, strict=True) if not loop])[0]
@@ -114,8 +118,9 @@ def by_answer(own: Sequence[Tokens], rollouts: Sequence[Array]) -> dict[str, Any
     return out
 
 
-def excess_accumulated_error(own: Sequence[Array], expert: Sequence[Array], share: float = 0.25,
-                             least: int = 8) -> Array:
+def excess_accumulated_error(
+    own: Sequence[Array], expert: Sequence[Array], share: float = 0.25, least: int = 8
+) -> Array:
     """ExAccErr(l) for l = 1, 2, ..., see ``summarise``.
 
     Args:
@@ -128,8 +133,9 @@ def excess_accumulated_error(own: Sequence[Array], expert: Sequence[Array], shar
     """
     (mean_own, alive_own), (mean_expert, alive_expert) = _by_position(own), _by_position(expert)
     enough = min(len(alive_own), len(alive_expert))
-    reach = ((alive_own[:enough] >= max(least, share * len(own)))
-             & (alive_expert[:enough] >= max(least, share * len(expert))))
+    reach = (alive_own[:enough] >= max(least, share * len(own))) & (
+        alive_expert[:enough] >= max(least, share * len(expert))
+    )
     length = enough if reach.all() else int(np.argmin(reach))
     regret, per_expert = np.cumsum(mean_own[:length]), np.cumsum(mean_expert[:length])
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -115,8 +115,9 @@ class _Attend(nn.Cell):
         p = self.softmax(s + mask.reshape(s.shape))
         return self.by_values(p, v), p
 
-    def bprop(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor, out: Any, dout: Any) \
-            -> tuple[ms.Tensor, ...]:
+    def bprop(
+        self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor, out: Any, dout: Any
+    ) -> tuple[ms.Tensor, ...]:
         """The probabilities are nobody's input."""
         o, p = out
         do = dout[0]
@@ -198,8 +199,9 @@ class RotaryTables(nn.Cell):
         self.repeats = config.num_attention_heads // config.num_query_groups
         self.scale = config.softmax_scale
 
-    def construct(self, max_seq_len: int, offset: int = 0, position_ids: ms.Tensor | None = None) \
-            -> tuple[ms.Tensor, ms.Tensor]:
+    def construct(
+        self, max_seq_len: int, offset: int = 0, position_ids: ms.Tensor | None = None
+    ) -> tuple[ms.Tensor, ms.Tensor]:
         """Two [S·B·G·(N/G + 2), D]: rows of queries hold the softmax's scale as well, those of values 1 and 0."""
         angles, _ = self.angles(max_seq_len, offset, position_ids)
         cos, sin = ops.cos(angles), ops.sin(angles)
@@ -222,10 +224,17 @@ class DenseSelfAttention(SelfAttention):
         self.turn, self.product = ms.Tensor(turn), ops.MatMul()
         self.linear_qkv.skip_bias_add = self.linear_proj.skip_bias_add = True
 
-    def construct(self, hidden_states: ms.Tensor, attention_mask: ms.Tensor, key_value_states: None = None,
-                  rotary_pos_emb: Any = None, prefix_keys_values: None = None,
-                  actual_seq_len: None = None, sharded_key: None = None, sharded_value: None = None) \
-            -> tuple[ms.Tensor, None]:
+    def construct(
+        self,
+        hidden_states: ms.Tensor,
+        attention_mask: ms.Tensor,
+        key_value_states: None = None,
+        rotary_pos_emb: Any = None,
+        prefix_keys_values: None = None,
+        actual_seq_len: None = None,
+        sharded_key: None = None,
+        sharded_value: None = None,
+    ) -> tuple[ms.Tensor, None]:
         """hidden_states [S, B, H] -> [S, B, H]."""
         length, batch, _ = hidden_states.shape
         cos, sin = rotary_pos_emb
@@ -236,8 +245,12 @@ class DenseSelfAttention(SelfAttention):
         turned = flat * cos + self.product(flat, self.turn) * sin
         turned = turned.reshape(length, batch, self.kv_num_heads, self.n_rep + 2, self.head_dim)
         query, key, value = self.split_qkv(turned, (self.n_rep, 1, 1), 3)
-        context = self.core_attention(query.reshape(length, batch, self.num_heads, self.head_dim), key.squeeze(3),
-                                      value.squeeze(3), attention_mask).astype(hidden_states.dtype)
+        context = self.core_attention(
+            query.reshape(length, batch, self.num_heads, self.head_dim),
+            key.squeeze(3),
+            value.squeeze(3),
+            attention_mask,
+        ).astype(hidden_states.dtype)
         return self._biased(*self.linear_proj(context)), None
 
     def _normed(self, flat: ms.Tensor) -> ms.Tensor:
@@ -258,5 +271,3 @@ class OuterProduct(nn.Cell):
 
     def construct(self, positions: ms.Tensor, frequencies: ms.Tensor) -> ms.Tensor:
         return positions.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)
-
-

@@ -54,8 +54,13 @@ class Graphs:
         compiling: held open while a graph is compiled.
     """
 
-    def __init__(self, stage: str, folder: Path | None, key: dict[str, Any],
-                 compiling: Callable[[], AbstractContextManager[Any]] = nullcontext):
+    def __init__(
+        self,
+        stage: str,
+        folder: Path | None,
+        key: dict[str, Any],
+        compiling: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
         self._stage, self._key, self._compiling = stage, key, compiling
         self._folder = None if "MS_ROLE" in os.environ else folder
         self._done: set[tuple[int, Any]] = set()
@@ -144,6 +149,12 @@ class _Engine:
 def _surroundings() -> list[Any]:
     """Of what all graphs are made: versions of the engine, content of this package, entry script, environment."""
     root = Path(__file__).parents[1]
-    return [ms.__version__, version("mindformers"), sys.version, platform.machine(), sys.argv[0],
-            {k: v for k, v in os.environ.items() if k.startswith("MS_")},
-            [file_sha256(p) for p in sorted(root.rglob("*.py"))]]
+    return [
+        ms.__version__,
+        version("mindformers"),
+        sys.version,
+        platform.machine(),
+        sys.argv[0],
+        {k: v for k, v in os.environ.items() if k.startswith("MS_")},
+        [file_sha256(p) for p in sorted(root.rglob("*.py"))],
+    ]

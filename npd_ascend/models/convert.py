@@ -34,4 +34,3 @@ def convert(source: Path, target: Path, dtype: str | None = None) -> str:
     found = checked(spec, source)
     rewrite(target, source, found, dtype, lambda name: finite(found[name]))
     return f"{target}: {spec.model_type}, {spec.parameters:,} parameters, {dtype or 'types as they were'}"
-

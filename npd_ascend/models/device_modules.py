@@ -159,8 +159,9 @@ class DenseMLP(MLP):
         self.enter = getattr(self.linear_fc1, "enter", nn.Identity())
         self.leave = getattr(self.linear_fc2, "leave", nn.Identity())
 
-    def construct(self, hidden_states: ms.Tensor, per_token_scale: None = None, extra_loss: float = 0.0) \
-            -> tuple[ms.Tensor, None, float]:
+    def construct(
+        self, hidden_states: ms.Tensor, per_token_scale: None = None, extra_loss: float = 0.0
+    ) -> tuple[ms.Tensor, None, float]:
         """hidden_states [S, B, H] -> [S, B, H]."""
         rows = self.enter(hidden_states).reshape(-1, hidden_states.shape[2])
         out, _, _ = self.products(rows, self.linear_fc1.weight, self.linear_fc2.weight)

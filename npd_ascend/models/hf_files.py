@@ -22,8 +22,11 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     rope = rope if isinstance(rope, dict) else {}
     scaled = rope.get("rope_type", "default") != "default"
-    old = {"rope_theta": rope.get("rope_theta"), "torch_dtype": config.get("dtype"),
-           "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"} if scaled else None}
+    old = {
+        "rope_theta": rope.get("rope_theta"),
+        "torch_dtype": config.get("dtype"),
+        "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"} if scaled else None,
+    }
     return config | {k: v for k, v in old.items() if v is not None and config.get(k) is None}
 
 
@@ -41,7 +44,9 @@ def shared_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
 def make_readable(folder: Path) -> None:
     """Rewrites those of a folder's files that one of the versions would not read, or would read otherwise."""
     forms: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "config.json": shared_config, "tokenizer_config.json": shared_tokenizer_config}
+        "config.json": shared_config,
+        "tokenizer_config.json": shared_tokenizer_config,
+    }
     for name, form in forms.items():
         value = read_object(folder / name)
         if value and form(value) != value:

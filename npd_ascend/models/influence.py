@@ -26,8 +26,13 @@ _IN_LAYER = "model.decoder.layers.0."
 _SMALL_VOCABULARY = 16
 
 
-def block_influence(folder: Path, texts: Sequence[Array], device: Device, row_length: int,
-                    done: Callable[[int], None] = lambda layer: None) -> Array:
+def block_influence(
+    folder: Path,
+    texts: Sequence[Array],
+    device: Device,
+    row_length: int,
+    done: Callable[[int], None] = lambda layer: None,
+) -> Array:
     """Block influence of every layer: 1 - E[cos(input, output)] over tokens (ShortGPT, arXiv:2403.03853, eq. 1).
 
     A network of a single layer takes the weights of one layer after the other, so a model of any depth needs the
@@ -70,8 +75,9 @@ class _Layer:
 
     def __init__(self, spec: ModelSpec, device: Device, row_length: int):
         # Embedding and head are never used, so a small vocabulary saves their memory.
-        one = replace(spec, num_layers=1, vocab_size=_SMALL_VOCABULARY, vocabulary=_SMALL_VOCABULARY,
-                      tie_embeddings=True)
+        one = replace(
+            spec, num_layers=1, vocab_size=_SMALL_VOCABULARY, vocabulary=_SMALL_VOCABULARY, tie_embeddings=True
+        )
         self._net = build(one, device, row_length, params_dtype=device.dtype)
         self._forward = _Forward(self._net)
         self._parameters = {p.name: p for p in self._net.get_parameters()}
@@ -101,8 +107,14 @@ class _Forward(nn.Cell):
         net.model.decoder.post_layer_norm = False
         self.net = net
 
-    def construct(self, hidden: ms.Tensor, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor,
-                  window: ms.Tensor | None = None) -> ms.Tensor:
+    def construct(
+        self,
+        hidden: ms.Tensor,
+        input_ids: ms.Tensor,
+        position_ids: ms.Tensor,
+        segment_ids: ms.Tensor,
+        window: ms.Tensor | None = None,
+    ) -> ms.Tensor:
         """hidden [S, B, H] -> the same shape; the other arguments as of ``CausalLM``."""
         mask, ends = self.net.mask(segment_ids, window)
         return self.net.model(input_ids, position_ids, mask, decoder_input=hidden, actual_seq_len=ends)

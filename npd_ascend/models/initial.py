@@ -20,8 +20,17 @@ from npd_ascend.store.atomic import atomic_folder
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def initial_checkpoint(folder: Path, config: dict[str, Any], *, seed: int = 0, dtype: str = "F32", std: float = 0.02,
-                       norm_std: float = 0.0, bias_std: float = 0.0, shard_bytes: int = 5_000_000_000) -> ModelSpec:
+def initial_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    seed: int = 0,
+    dtype: str = "F32",
+    std: float = 0.02,
+    norm_std: float = 0.0,
+    bias_std: float = 0.0,
+    shard_bytes: int = 5_000_000_000,
+) -> ModelSpec:
     """Writes config.json and random weights, one tensor at a time; the folder appears whole or not at all.
 
     Matrices are N(0, std²), norm weights N(1, norm_std²), biases N(0, bias_std²). A tensor's values depend on the seed

@@ -49,8 +49,10 @@ def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
     q, kv, ffn = spec.num_heads * d, spec.num_kv_heads * d, spec.intermediate_size
     merge_qkv, split_qkv = _qkv(spec)
     merge_gate_up, split_gate_up = (_interleave, _deinterleave) if interleaved else (np.concatenate, _halves)
-    table = [_same("model.embedding.word_embeddings.weight", "model.embed_tokens.weight", v, h, cut=0),
-             _same("model.decoder.final_layernorm.weight", "model.norm.weight", h)]
+    table = [
+        _same("model.embedding.word_embeddings.weight", "model.embed_tokens.weight", v, h, cut=0),
+        _same("model.decoder.final_layernorm.weight", "model.norm.weight", h),
+    ]
     if not spec.tie_embeddings:
         table.append(_same("lm_head", "lm_head.weight", v, h, cut=0))
     for i in range(spec.num_layers):
@@ -67,13 +69,22 @@ def rules(spec: ModelSpec, *, interleaved: bool = False) -> list[Rule]:
             _same(mf + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", h, ffn, cut=1),
         ]  # fmt: skip
         if spec.qkv_bias:
-            table.append(Rule(mf + "self_attention.linear_qkv.bias", tuple(n + "bias" for n in names),
-                              ((q,), (kv,), (kv,)), merge_qkv, split_qkv, cut=0))
+            table.append(
+                Rule(
+                    mf + "self_attention.linear_qkv.bias",
+                    tuple(n + "bias" for n in names),
+                    ((q,), (kv,), (kv,)),
+                    merge_qkv,
+                    split_qkv,
+                    cut=0,
+                )
+            )
         if spec.o_bias:
             table.append(_same(mf + "self_attention.linear_proj.bias", hf + "self_attn.o_proj.bias", h))
         if spec.qk_norm:
-            table += [_same(f"{mf}self_attention.{x}_layernorm.weight", f"{hf}self_attn.{x}_norm.weight", d)
-                      for x in "qk"]
+            table += [
+                _same(f"{mf}self_attention.{x}_layernorm.weight", f"{hf}self_attn.{x}_norm.weight", d) for x in "qk"
+            ]
     return table
 
 
@@ -83,13 +94,23 @@ def shard_of(spec: ModelSpec, size: int) -> ModelSpec:
     Raises:
         UserError: the architecture cannot be cut into that many equal parts.
     """
-    for what, count in (("attention heads", spec.num_heads), ("key-value heads", spec.num_kv_heads),
-                        ("MLP columns", spec.intermediate_size), ("vocabulary entries", spec.vocab_size)):
+    for what, count in (
+        ("attention heads", spec.num_heads),
+        ("key-value heads", spec.num_kv_heads),
+        ("MLP columns", spec.intermediate_size),
+        ("vocabulary entries", spec.vocab_size),
+    ):
         if count % size:
-            raise UserError(f"tensor_parallel {size} does not divide the model's {count} {what}; choose a divisor of "
-                            f"{count}")
-    return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size,
-                   intermediate_size=spec.intermediate_size // size, vocab_size=spec.vocab_size // size)
+            raise UserError(
+                f"tensor_parallel {size} does not divide the model's {count} {what}; choose a divisor of {count}"
+            )
+    return replace(
+        spec,
+        num_heads=spec.num_heads // size,
+        num_kv_heads=spec.num_kv_heads // size,
+        intermediate_size=spec.intermediate_size // size,
+        vocab_size=spec.vocab_size // size,
+    )
 
 
 def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
@@ -99,8 +120,10 @@ def heads_of(spec: ModelSpec, size: int) -> ModelSpec:
         UserError: its heads cannot be dealt out evenly.
     """
     if spec.num_kv_heads % size:  # of which the query heads are a multiple
-        raise UserError(f"context_parallel {size} does not divide the {spec.num_kv_heads} key-value heads that a "
-                        f"device holds; choose a divisor of {spec.num_kv_heads}")
+        raise UserError(
+            f"context_parallel {size} does not divide the {spec.num_kv_heads} key-value heads that a "
+            f"device holds; choose a divisor of {spec.num_kv_heads}"
+        )
     return replace(spec, num_heads=spec.num_heads // size, num_kv_heads=spec.num_kv_heads // size)
 
 

@@ -57,17 +57,25 @@ def setup_context(device: Device) -> None:
         return
     context: dict[str, Any] = {"mode": 0, "device_target": {"cpu": "CPU", "ascend": "Ascend"}[device.target]}
     if device.target == "ascend":
-        context |= {"max_device_memory": device.max_device_memory,
-                    "device_id": int(os.environ.get("DEVICE_ID", "0"))}
-    build_context({"use_legacy": False, "use_parallel": False, "context": context, "parallel": {},
-                   "parallel_config": {}})
+        context |= {"max_device_memory": device.max_device_memory, "device_id": int(os.environ.get("DEVICE_ID", "0"))}
+    build_context(
+        {"use_legacy": False, "use_parallel": False, "context": context, "parallel": {}, "parallel_config": {}}
+    )
     ms.set_deterministic(True)
     get_logger().setLevel(logging.WARNING)
     _context_made = True
 
 
-def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str = "float32",
-          group: ProcessGroup = ALONE, context: ProcessGroup = ALONE, bound: int | None = None) -> CausalLM:
+def build(
+    spec: ModelSpec,
+    device: Device,
+    row_length: int,
+    *,
+    params_dtype: str = "float32",
+    group: ProcessGroup = ALONE,
+    context: ProcessGroup = ALONE,
+    bound: int | None = None,
+) -> CausalLM:
     """An evaluation-mode network with zero weights; fill it with ``weights.load_hf``.
 
     Args:
@@ -86,13 +94,16 @@ def build(spec: ModelSpec, device: Device, row_length: int, *, params_dtype: str
     if device.target == "cpu" and (device.dtype, params_dtype) != ("float32", "float32"):
         raise UserError("device.dtype bfloat16 needs an NPU; on cpu set device.dtype: float32")
     if device.target == "ascend" and (row_length < _FLASH_ROW or row_length % 16):
-        raise UserError(f"row_length {row_length}: the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
-                        f"a row and a multiple of 16")
+        raise UserError(
+            f"row_length {row_length}: the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
+            f"a row and a multiple of 16"
+        )
     if row_length % context.size:
         raise UserError(f"row_length {row_length}: not a multiple of context_parallel {context.size}")
     setup_context(device)
-    return CausalLM(spec, DEVICE_MODULES[device.target], row_length, device.dtype, params_dtype, group,
-                    context, bound).set_train(False)
+    return CausalLM(
+        spec, DEVICE_MODULES[device.target], row_length, device.dtype, params_dtype, group, context, bound
+    ).set_train(False)
 
 
 class CausalLM(nn.Cell):
@@ -109,8 +120,17 @@ class CausalLM(nn.Cell):
         bound: as ``build`` has it.
     """
 
-    def __init__(self, spec: ModelSpec, modules: DeviceModules, row_length: int, compute_dtype: str, params_dtype: str,
-                 group: ProcessGroup = ALONE, context: ProcessGroup = ALONE, bound: int | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        modules: DeviceModules,
+        row_length: int,
+        compute_dtype: str,
+        params_dtype: str,
+        group: ProcessGroup = ALONE,
+        context: ProcessGroup = ALONE,
+        bound: int | None = None,
+    ):
         super().__init__(auto_prefix=True)
         self.spec, self.group, self._bound = spec, group, bound
         self._tp_shards: TPShards | None = None
@@ -124,12 +144,17 @@ class CausalLM(nn.Cell):
         config = _config(own, modules, row_length, compute_dtype, params_dtype)
         core: Any = modules.core_attention
         if context.size > 1:
-            core = ModuleSpec(module=WholeRows, params={"core": core, "group": context,
-                                                        "length": row_length // context.size})
+            core = ModuleSpec(
+                module=WholeRows, params={"core": core, "group": context, "length": row_length // context.size}
+            )
         self.model = GPTModel(
-            config=config, transformer_layer_spec=_block(own, modules, core, group),
-            vocab_size=own.vocab_size, max_sequence_length=spec.max_positions, position_embedding_type="rope",
-            post_process=False)
+            config=config,
+            transformer_layer_spec=_block(own, modules, core, group),
+            vocab_size=own.vocab_size,
+            max_sequence_length=spec.max_positions,
+            position_embedding_type="rope",
+            post_process=False,
+        )
         # In place of MindFormers' own: of scalings it knows some, with fixed parameters, and it would multiply angles
         # by YaRN's attention factor, which belongs to cosines and sines (here: to the softmax's scale).
         self.model.rotary_pos_emb.inv_freq = ms.Tensor(spec.rope.inverse_frequencies(spec.head_dim), ms.float32)
@@ -159,8 +184,13 @@ class CausalLM(nn.Cell):
         """How the parameters map to those of the whole model; gathering takes all ranks of the group."""
         if self._tp_shards is None:  # kept, because each of the cells compiles a graph for each shape
             group, cell = self.group, AllGather(self.group)
-            self._tp_shards = TPShards(self.spec, interleaved=self.interleaved, rank=group.rank, size=group.size,
-                                  gather=lambda x: cell(ms.Tensor(x)).asnumpy())
+            self._tp_shards = TPShards(
+                self.spec,
+                interleaved=self.interleaved,
+                rank=group.rank,
+                size=group.size,
+                gather=lambda x: cell(ms.Tensor(x)).asnumpy(),
+            )
         return self._tp_shards
 
     def hold_in_compute_type(self) -> None:
@@ -176,8 +206,9 @@ class CausalLM(nn.Cell):
         for layer in self.model.decoder.layers:
             layer.recompute()
 
-    def construct(self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor,
-                  window: ms.Tensor | None = None) -> ms.Tensor:
+    def construct(
+        self, input_ids: ms.Tensor, position_ids: ms.Tensor, segment_ids: ms.Tensor, window: ms.Tensor | None = None
+    ) -> ms.Tensor:
         """Hidden states after the final norm.
 
         Args:
@@ -199,16 +230,35 @@ class CausalLM(nn.Cell):
 def _config(spec: ModelSpec, modules: DeviceModules, row_length: int, compute_dtype: str, params_dtype: str) -> Any:
     dtype = {"float32": ms.float32, "bfloat16": ms.bfloat16}[params_dtype]
     return TransformerConfig(
-        num_layers=spec.num_layers, hidden_size=spec.hidden_size, ffn_hidden_size=spec.intermediate_size,
-        num_attention_heads=spec.num_heads, num_query_groups=spec.num_kv_heads, kv_channels=spec.head_dim,
-        layernorm_epsilon=spec.rms_norm_eps, normalization="RMSNorm", gated_linear_unit=True,
-        add_bias_linear=False, add_qkv_bias=spec.qkv_bias, softmax_scale=spec.softmax_scale,
-        position_embedding_type="rope", use_eod_reset=True, hidden_dropout=0.0, attention_dropout=0.0,
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        ffn_hidden_size=spec.intermediate_size,
+        num_attention_heads=spec.num_heads,
+        num_query_groups=spec.num_kv_heads,
+        kv_channels=spec.head_dim,
+        layernorm_epsilon=spec.rms_norm_eps,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=spec.qkv_bias,
+        softmax_scale=spec.softmax_scale,
+        position_embedding_type="rope",
+        use_eod_reset=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
         # MindFormers builds a causal [S, S] constant from this even when the mask is handed in.
-        seq_length=row_length if modules.flash else 16, pad_token_id=spec.pad_token_id,
-        params_dtype=params_dtype, compute_dtype=compute_dtype, layernorm_compute_dtype="float32",
-        softmax_compute_dtype="float32", rotary_dtype="float32", is_dynamic=False,
-        init_method=init_method_zero(dtype), output_layer_init_method=init_method_zero(dtype), **modules.config)
+        seq_length=row_length if modules.flash else 16,
+        pad_token_id=spec.pad_token_id,
+        params_dtype=params_dtype,
+        compute_dtype=compute_dtype,
+        layernorm_compute_dtype="float32",
+        softmax_compute_dtype="float32",
+        rotary_dtype="float32",
+        is_dynamic=False,
+        init_method=init_method_zero(dtype),
+        output_layer_init_method=init_method_zero(dtype),
+        **modules.config,
+    )
 
 
 def _block(spec: ModelSpec, modules: DeviceModules, core: Any, group: ProcessGroup) -> TransformerBlockSubmodules:
@@ -219,10 +269,18 @@ def _block(spec: ModelSpec, modules: DeviceModules, core: Any, group: ProcessGro
         column = ModuleSpec(module=ColumnShard, params={"group": group})
         out, down = (ModuleSpec(module=RowShard, params={"group": group, "biased": b}) for b in (spec.o_bias, False))
     head: Any = ModuleSpec(module=modules.norm, params={"group": group}) if spec.qk_norm else None
-    attention = ModuleSpec(module=modules.self_attention, submodules=SelfAttentionSubmodules(
-        linear_qkv=column, core_attention=core, linear_proj=out, q_layernorm=head, k_layernorm=head))
+    attention = ModuleSpec(
+        module=modules.self_attention,
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=column, core_attention=core, linear_proj=out, q_layernorm=head, k_layernorm=head
+        ),
+    )
     mlp = ModuleSpec(module=modules.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=down))
-    layer = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
-        input_layernorm=modules.norm, self_attention=attention, pre_mlp_layernorm=modules.norm, mlp=mlp))
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=modules.norm, self_attention=attention, pre_mlp_layernorm=modules.norm, mlp=mlp
+        ),
+    )
     # A bare layer spec would bring the fused final norm, which no CPU has.
     return TransformerBlockSubmodules(layer_specs=[layer] * spec.num_layers, layer_norm=modules.norm)

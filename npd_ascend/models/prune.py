@@ -40,8 +40,9 @@ def check_layers(layers: Sequence[int], spec: ModelSpec, source: Path) -> None:
         raise UserError(f"--layers {','.join(map(str, layers))}: expected numbers in ascending order, each once")
     wrong = [n for n in layers if not 0 <= n < spec.num_layers]
     if wrong:
-        raise UserError(f"--layers: there is no layer {wrong[0]}; {source} has {spec.num_layers}, from 0 to "
-                        f"{spec.num_layers - 1}")
+        raise UserError(
+            f"--layers: there is no layer {wrong[0]}; {source} has {spec.num_layers}, from 0 to {spec.num_layers - 1}"
+        )
 
 
 def prune(source: Path, layers: Sequence[int], out: Path, influence: Array | None = None) -> ModelSpec:
@@ -75,8 +76,15 @@ def prune(source: Path, layers: Sequence[int], out: Path, influence: Array | Non
 
     def declare(folder: Path) -> None:
         _declare(folder, layers, layout)
-        write_json(folder / RECORD, {"source": source.resolve().name, "layers": list(layers), "of": spec.num_layers,
-                                     **({} if influence is None else {"block_influence": influence.tolist()})})
+        write_json(
+            folder / RECORD,
+            {
+                "source": source.resolve().name,
+                "layers": list(layers),
+                "of": spec.num_layers,
+                **({} if influence is None else {"block_influence": influence.tolist()}),
+            },
+        )
 
     rewrite(out, source, layout, None, lambda name: finite(origin[name]), declare)
     return replace(spec, num_layers=len(layers))
@@ -88,14 +96,17 @@ def _renamed(name: str, place: dict[int, int]) -> str | None:
     if match is None:
         return name
     new = place.get(int(match[1]))
-    return None if new is None else f"model.layers.{new}.{name[match.end():]}"
+    return None if new is None else f"model.layers.{new}.{name[match.end() :]}"
 
 
 def _layout(origin: dict[str, Entry]) -> dict[str, Entry]:
     """The new tensors, in files that are numbered without gaps."""
     files = sorted({e.path for e in origin.values()})
-    names = [tensorfile.SINGLE] if len(files) == 1 else [
-        f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    names = (
+        [tensorfile.SINGLE]
+        if len(files) == 1
+        else [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    )
     new = dict(zip(files, names, strict=True))
     return {name: replace(e, name=name, path=e.path.with_name(new[e.path])) for name, e in origin.items()}
 

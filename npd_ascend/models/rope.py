@@ -49,8 +49,9 @@ class Linear(Scaling):
     def read(cls, get: Reader, max_positions: int) -> Linear:
         factor = _factor(get)
         if isinstance(get.config["factor"], int):
-            raise UserError(f"{get.where}: factor is the whole number {factor:g}, over which vLLM stops; write "
-                            f"{factor:.1f}")
+            raise UserError(
+                f"{get.where}: factor is the whole number {factor:g}, over which vLLM stops; write {factor:.1f}"
+            )
         return cls(factor)
 
     def stretch(self, plain: Sequence[float], theta: float) -> tuple[float, ...]:
@@ -90,8 +91,16 @@ class Yarn(Scaling):
     frequency, those that turn less than ``beta_slow`` times are stretched, with a ramp over the dimensions between
     (section 3.2; ``attention_factor``: section 3.4; as transformers' ``_compute_yarn_parameters``)."""
 
-    KEYS: ClassVar = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate",
-                      "attention_factor", "mscale", "mscale_all_dim")
+    KEYS: ClassVar = (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+    )
     factor: float
     original: int
     attention_factor: float = 1.0
@@ -103,11 +112,19 @@ class Yarn(Scaling):
     def read(cls, get: Reader, max_positions: int) -> Yarn:
         factor, original = _factor(get), get.count("original_max_position_embeddings", max_positions)
         if original * factor < max_positions:
-            raise UserError(f"{get.where}: yarn stretches {original} positions by {factor:g}, which does not reach "
-                            f"max_position_embeddings {max_positions}; vLLM has no angles for the rest. Lower "
-                            "max_position_embeddings")
-        return cls(factor, original, _attention_factor(get, factor), get.positive("beta_fast", 32.0),
-                   get.positive("beta_slow", 1.0), get.flag("truncate", True))
+            raise UserError(
+                f"{get.where}: yarn stretches {original} positions by {factor:g}, which does not reach "
+                f"max_position_embeddings {max_positions}; vLLM has no angles for the rest. Lower "
+                "max_position_embeddings"
+            )
+        return cls(
+            factor,
+            original,
+            _attention_factor(get, factor),
+            get.positive("beta_fast", 32.0),
+            get.positive("beta_slow", 1.0),
+            get.flag("truncate", True),
+        )
 
     def stretch(self, plain: Sequence[float], theta: float) -> tuple[float, ...]:
         pairs = len(plain)
@@ -167,11 +184,13 @@ def read_rope(config: Reader, max_positions: int) -> Rope:
     given = {key: value for key, value in given.items() if value}
     forms = [_form(value) for value in given.values()]
     if len(forms) == 2 and forms[0] != forms[1]:
-        raise UserError(f"{where}: rope_scaling and rope_parameters describe two different models; remove the wrong "
-                        "one")
+        raise UserError(
+            f"{where}: rope_scaling and rope_parameters describe two different models; remove the wrong one"
+        )
     key, form = (next(iter(given)), forms[0]) if forms else ("rope_scaling", {"rope_type": "default"})
-    partial = [c["partial_rotary_factor"] for c in (config.config, form)
-               if c.get("partial_rotary_factor") not in (None, 1)]
+    partial = [
+        c["partial_rotary_factor"] for c in (config.config, form) if c.get("partial_rotary_factor") not in (None, 1)
+    ]
     if config.config.get("rope_interleaved") or partial:
         raise UserError(f"{where}: interleaved or partial rotary embeddings are not supported")
     return Rope(_theta(config, given), _scaling(Reader(form, f"{where}: {key}"), max_positions))
@@ -193,11 +212,14 @@ def _form(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _theta(config: Reader, given: dict[str, dict[str, Any]]) -> float:
-    bases = [b for b in (config.config.get("rope_theta"), *(v.get("rope_theta") for v in given.values()))
-             if b is not None]
+    bases = [
+        b for b in (config.config.get("rope_theta"), *(v.get("rope_theta") for v in given.values())) if b is not None
+    ]
     if any(b != bases[0] for b in bases):
-        raise UserError(f"{config.where}: rope_theta is {bases[0]!r}, but {bases[-1]!r} in {' and '.join(given)}, so "
-                        "transformers 4 and 5 would run two different models; remove the wrong one")
+        raise UserError(
+            f"{config.where}: rope_theta is {bases[0]!r}, but {bases[-1]!r} in {' and '.join(given)}, so "
+            "transformers 4 and 5 would run two different models; remove the wrong one"
+        )
     theta = Reader({"rope_theta": bases[0] if bases else None}, config.where).positive("rope_theta", 10000.0)
     if theta <= 1:
         raise UserError(f"{config.where}: rope_theta is {theta}, expected a number above 1")
@@ -207,13 +229,16 @@ def _theta(config: Reader, given: dict[str, dict[str, Any]]) -> float:
 def _scaling(get: Reader, max_positions: int) -> Scaling | None:
     kind = get.config["rope_type"]
     if not isinstance(kind, str) or kind not in ("default", *SCALINGS):
-        raise UserError(f"{get.where}: rope type {kind!r} is not supported; supported are default, "
-                        f"{', '.join(SCALINGS)}")
+        raise UserError(
+            f"{get.where}: rope type {kind!r} is not supported; supported are default, {', '.join(SCALINGS)}"
+        )
     scaling = SCALINGS.get(kind)
     unknown = sorted(set(get.config) - {"rope_type", "partial_rotary_factor", *(scaling.KEYS if scaling else ())})
     if unknown:
-        raise UserError(f"{get.where}: rope type {kind!r} has no {unknown[0]!r}; vLLM and transformers may read it "
-                        "differently. Remove it, or check the type")
+        raise UserError(
+            f"{get.where}: rope type {kind!r} has no {unknown[0]!r}; vLLM and transformers may read it "
+            "differently. Remove it, or check the type"
+        )
     return scaling.read(get, max_positions) if scaling else None
 
 

@@ -42,5 +42,7 @@ def shape_of(folder: Path) -> tuple[dict[str, Any], bool]:
         return config, False
     if (known := known_shape(folder.name)) is not None and not folder.exists():
         return known, True
-    raise UserError(f"{folder}: no config.json there, and {folder.name} is not one of the checkpoints whose shape is "
-                    f"known ({', '.join(known_shapes())})")
+    raise UserError(
+        f"{folder}: no config.json there, and {folder.name} is not one of the checkpoints whose shape is "
+        f"known ({', '.join(known_shapes())})"
+    )

@@ -88,18 +88,30 @@ class ModelSpec:
             raise UserError(f"{where}: head_dim {head_dim} is odd; rotary embeddings need pairs")
         vocab = get.count("vocab_size")
         max_positions = get.count("max_position_embeddings", 2048)
-        ids = {name: _ids(generation.get(name), f"{where} (generation_config): {name}", vocab)
-               or _ids(config.get(name), f"{where}: {name}", vocab)
-               for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {
+            name: _ids(generation.get(name), f"{where} (generation_config): {name}", vocab)
+            or _ids(config.get(name), f"{where}: {name}", vocab)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
         spec = cls(
-            model_type=family.model_type, vocab_size=vocab, hidden_size=hidden,
-            intermediate_size=get.count("intermediate_size"), num_layers=get.count("num_hidden_layers"),
-            num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, rope=read_rope(get, max_positions),
-            rms_norm_eps=get.positive("rms_norm_eps", 1e-6), max_positions=max_positions,
+            model_type=family.model_type,
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=get.count("intermediate_size"),
+            num_layers=get.count("num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rope=read_rope(get, max_positions),
+            rms_norm_eps=get.positive("rms_norm_eps", 1e-6),
+            max_positions=max_positions,
             tie_embeddings=get.flag("tie_word_embeddings"),
-            bos_token_id=next(iter(ids["bos_token_id"]), None), eos_token_ids=ids["eos_token_id"],
-            pad_token_id=next(iter(ids["pad_token_id"] + ids["eos_token_id"]), 0), vocabulary=vocab,
-            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+            bos_token_id=next(iter(ids["bos_token_id"]), None),
+            eos_token_ids=ids["eos_token_id"],
+            pad_token_id=next(iter(ids["pad_token_id"] + ids["eos_token_id"]), 0),
+            vocabulary=vocab,
+            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        )
         return family.complete(spec, get)
 
     def sharing(self, vocabulary: int, where: Path) -> ModelSpec:
@@ -113,8 +125,10 @@ class ModelSpec:
             UserError: the logits do not cover them.
         """
         if self.vocab_size < vocabulary:
-            raise UserError(f"{where}: its logits cover {self.vocab_size} ids but the tokenizer has {vocabulary}; the "
-                            "checkpoint and the tokenizer do not belong together")
+            raise UserError(
+                f"{where}: its logits cover {self.vocab_size} ids but the tokenizer has {vocabulary}; the "
+                "checkpoint and the tokenizer do not belong together"
+            )
         return replace(self, vocabulary=vocabulary)
 
     @property
@@ -138,8 +152,9 @@ def _refuse_unsupported(config: dict[str, Any], family: Family, where: str) -> N
     # Better refused than run as another model than the checkpoint is.
     named, ours = config.get("architectures"), family.architecture
     if named is not None and (not isinstance(named, list) or ours not in named):
-        raise UserError(f"{where}: architectures is {named!r}, expected [{ours!r}]; vLLM would take it for another "
-                        "model")
+        raise UserError(
+            f"{where}: architectures is {named!r}, expected [{ours!r}]; vLLM would take it for another model"
+        )
     act = config.get("hidden_act", "silu")
     if act != "silu":
         raise UserError(f"{where}: hidden_act {act!r} is not supported; only silu is")
@@ -147,8 +162,9 @@ def _refuse_unsupported(config: dict[str, Any], family: Family, where: str) -> N
         raise UserError(f"{where}: mlp_bias is not supported")
     kinds = config.get("layer_types") or []
     if config.get("use_sliding_window") or any(k != "full_attention" for k in kinds):
-        raise UserError(f"{where}: sliding windows are not supported (use_sliding_window, layer_types); only full "
-                        "attention is")
+        raise UserError(
+            f"{where}: sliding windows are not supported (use_sliding_window, layer_types); only full attention is"
+        )
     if config.get("quantization_config"):
         raise UserError(f"{where}: the checkpoint is quantised; give the unquantised weights")
 

@@ -41,7 +41,7 @@ class Entry:
 
     def check_dtype(self) -> None:
         """Raises:
-            UserError: the tensor is of a dtype that no weight has.
+        UserError: the tensor is of a dtype that no weight has.
         """
         if self.dtype not in _BITS:
             raise UserError(f"{self.path}: tensor {self.name} has dtype {self.dtype}; supported: {', '.join(_BITS)}")
@@ -129,17 +129,20 @@ def entries(folder: Path) -> dict[str, Entry]:
     if (folder / SINGLE).is_file():
         others = sorted(p.name for p in folder.glob("*.safetensors") if p.name != SINGLE)
         if others:  # vLLM reads whatever is there
-            raise UserError(f"{folder}: beside {SINGLE} there is {_some(others)}, and no {INDEX} says which files "
-                            "count; move it out of the folder")
+            raise UserError(
+                f"{folder}: beside {SINGLE} there is {_some(others)}, and no {INDEX} says which files "
+                "count; move it out of the folder"
+            )
         return _header(folder / SINGLE)
     if any(p for suffix in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{suffix}")):
-        raise UserError(f"{folder}: holds pickled weights (.bin, .pt, .pth or .ckpt), which can run code when read and "
-                        "are refused; convert them to safetensors first")
+        raise UserError(
+            f"{folder}: holds pickled weights (.bin, .pt, .pth or .ckpt), which can run code when read and "
+            "are refused; convert them to safetensors first"
+        )
     raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} there")
 
 
-def write(path: Path, layout: Iterable[tuple[str, str, tuple[int, ...]]],
-          values: Callable[[str], Array]) -> None:
+def write(path: Path, layout: Iterable[tuple[str, str, tuple[int, ...]]], values: Callable[[str], Array]) -> None:
     """Writes one file, asking for each tensor when its turn comes.
 
     Args:

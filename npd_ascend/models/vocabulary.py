@@ -94,8 +94,12 @@ class Summary(nn.Cell):
         peak = logits.max(-1, keepdims=True)
         shifted = logits - peak
         exp = ops.exp(shifted)
-        columns: tuple[ms.Tensor, ...] = (peak, exp.sum(-1, keepdims=True), (exp * shifted).sum(-1, keepdims=True),
-                                          ops.gather_elements(logits, 1, column) * mine)
+        columns: tuple[ms.Tensor, ...] = (
+            peak,
+            exp.sum(-1, keepdims=True),
+            (exp * shifted).sum(-1, keepdims=True),
+            ops.gather_elements(logits, 1, column) * mine,
+        )
         count = min(self.k, width)
         if self.k:
             best, ids = self.top(logits, count)
@@ -112,7 +116,7 @@ class Summary(nn.Cell):
         sampled = parts[:, :, 3].sum(0) - logz
         if self.k == 0:
             return logz, sampled, entropy
-        values = parts[:, :, 4: 4 + count].transpose(1, 0, 2).reshape(rows, self.size * count)
-        found = parts[:, :, 4 + count:].transpose(1, 0, 2).reshape(rows, self.size * count)
+        values = parts[:, :, 4 : 4 + count].transpose(1, 0, 2).reshape(rows, self.size * count)
+        found = parts[:, :, 4 + count :].transpose(1, 0, 2).reshape(rows, self.size * count)
         best, at = self.top(values, self.k)
         return logz, sampled, entropy, best - logz.reshape(-1, 1), ops.gather_elements(found, 1, at).astype(ms.int32)

@@ -62,8 +62,15 @@ def load_hf(net: CausalLM, folder: Path, also: Callable[[str, Array], None] | No
             also(param, merged)
 
 
-def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, leads: bool = True,
-            declare: Callable[[Path], None] | None = None) -> None:
+def save_hf(
+    net: CausalLM,
+    out: Path,
+    like: Path,
+    dtype: str | None = None,
+    *,
+    leads: bool = True,
+    declare: Callable[[Path], None] | None = None,
+) -> None:
     """Writes the network as a checkpoint folder with the files, shards and tensor order of ``like``.
 
     Config and tokenizer files are copied, in the form that transformers 4 and 5 both read. The folder appears whole or
@@ -95,8 +102,14 @@ def save_hf(net: CausalLM, out: Path, like: Path, dtype: str | None = None, *, l
             values(entry.name)
 
 
-def rewrite(out: Path, like: Path, found: dict[str, Entry], dtype: str | None,
-            values: Callable[[str], Array], declare: Callable[[Path], None] | None = None) -> None:
+def rewrite(
+    out: Path,
+    like: Path,
+    found: dict[str, Entry],
+    dtype: str | None,
+    values: Callable[[str], Array],
+    declare: Callable[[Path], None] | None = None,
+) -> None:
     """Writes a folder with the files, shards and tensor order of ``like`` and other values or another dtype.
 
     Args:
@@ -193,15 +206,18 @@ def checked(spec: ModelSpec, folder: Path) -> dict[str, Entry]:
     if spec.tie_embeddings and _HEAD in extra:
         extra.remove(_HEAD)
         if not _equal(found[_HEAD], found.get(_EMBEDDING)):
-            raise UserError(f"{folder}: config.json ties the embeddings, but {_HEAD} differs from {_EMBEDDING}; "
-                            f"set tie_word_embeddings: false there")
+            raise UserError(
+                f"{folder}: config.json ties the embeddings, but {_HEAD} differs from {_EMBEDDING}; "
+                f"set tie_word_embeddings: false there"
+            )
     if missing or extra:
         parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"not expected: {_some(extra)}"] * bool(extra)
         raise UserError(f"{folder}: tensors do not fit its config.json; " + "; ".join(parts))
     for name, shape in expected.items():
         if found[name].shape != shape:
-            raise UserError(f"{folder}: tensor {name} has shape {list(found[name].shape)}, config.json asks for "
-                            f"{list(shape)}")
+            raise UserError(
+                f"{folder}: tensor {name} has shape {list(found[name].shape)}, config.json asks for {list(shape)}"
+            )
         found[name].check_dtype()
     return found
 

@@ -25,8 +25,14 @@ Row = dict[str, Any]
 _EVERY_S = 2.0
 _CLOSE_S = 30.0
 _TAGS = {
-    "train": {"loss": "loss/total", "ce": "loss/ce", "kd": "loss/kd", "grad_norm": "train/grad_norm", "lr": "train/lr",
-              "progress": "train/epoch"},
+    "train": {
+        "loss": "loss/total",
+        "ce": "loss/ce",
+        "kd": "loss/kd",
+        "grad_norm": "train/grad_norm",
+        "lr": "train/lr",
+        "progress": "train/epoch",
+    },
     "lag": {"forward": "lag/forward", "reverse": "lag/reverse"},
     "evaluate": {"accuracy": "accuracy"},
 }
@@ -34,8 +40,9 @@ _TAGS = {
 
 def point(row: Row) -> Point | None:
     """What a row of metrics.jsonl says; None when there is no curve in it."""
-    tags = _TAGS.get(row["kind"], {}) | ({k: f"loss/{k.removeprefix(TERM)}" for k in row if k.startswith(TERM)}
-                                         if row["kind"] == "train" else {})
+    tags = _TAGS.get(row["kind"], {}) | (
+        {k: f"loss/{k.removeprefix(TERM)}" for k in row if k.startswith(TERM)} if row["kind"] == "train" else {}
+    )
     values = {tag: float(row[key]) for key, tag in tags.items() if isinstance(row.get(key), int | float)}
     seconds = row.get("seconds")
     if row["kind"] == "train" and seconds and row.get("tokens"):

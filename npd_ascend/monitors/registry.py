@@ -57,8 +57,9 @@ class Monitor(Protocol):
 
 
 Open = Callable[[Subject, str], Monitor]
-MONITORS: Registry[Open] = Registry("monitor", "report.monitors", "npd_ascend.monitors.backends", wrap=lambda f: f,
-                                    takes_argument=True)
+MONITORS: Registry[Open] = Registry(
+    "monitor", "report.monitors", "npd_ascend.monitors.backends", wrap=lambda f: f, takes_argument=True
+)
 
 
 def register(name: str) -> Callable[[Open], Open]:

@@ -71,8 +71,9 @@ class ChunkedLoss(nn.Cell):
         self.scales = ms.Tensor([s.scale for s in self.terms], ms.float32)
         at = {name: i for i, name in enumerate(self.names)}
         self.labels, self.weights, self.support = at["labels"], at["weights"], at.get("teacher_ids", -1)
-        self.value = ms.value_and_grad(_objective(self.terms, loss.topk_norm, at), (0, 1) if self.support >= 0 else 0,
-                                       has_aux=True)
+        self.value = ms.value_and_grad(
+            _objective(self.terms, loss.topk_norm, at), (0, 1) if self.support >= 0 else 0, has_aux=True
+        )
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
         self.to_head = ops.MatMul(transpose_a=True)
@@ -126,8 +127,9 @@ class ChunkedLoss(nn.Cell):
         merged = self.sum(merged[:rows] if rest else merged)
         return (sums * self.scales).sum(), sums, merged, d_head
 
-    def bprop(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...], out: Any, dout: Any
-              ) -> tuple[Any, ...]:
+    def bprop(
+        self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...], out: Any, dout: Any
+    ) -> tuple[Any, ...]:
         """Only the loss has a gradient, and only towards ``hidden`` and ``head``."""
         scale = dout[0]
         nothing: tuple[ms.Tensor, ...] = ()
@@ -172,8 +174,9 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
     order = tuple(READS)
     parts = tuple(_weighted(s.term, j, tuple(order.index(name) for name in s.term.reads)) for j, s in enumerate(terms))
     scales = tuple(s.scale for s in terms)
-    weights, logp, rollout, advantages, parameters = (at.get(name, -1) for name in (
-        "weights", "teacher_logprobs", "rollout_logprobs", "advantages", "parameters"))
+    weights, logp, rollout, advantages, parameters = (
+        at.get(name, -1) for name in ("weights", "teacher_logprobs", "rollout_logprobs", "advantages", "parameters")
+    )
 
     def objective(label: ms.Tensor, support: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ms.Tensor]:
         # In the order of READS; what is not among the inputs is read by no term. The parameter's column follows.

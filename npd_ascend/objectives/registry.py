@@ -65,8 +65,9 @@ class Term:
     parameter: float | None
 
     @classmethod
-    def of(cls, function: Callable[..., Any], name: str = "", *, student_weighted: bool = False,
-           parameter: float = 0.5) -> Term:
+    def of(
+        cls, function: Callable[..., Any], name: str = "", *, student_weighted: bool = False, parameter: float = 0.5
+    ) -> Term:
         """A term from a function.
 
         Raises:
@@ -75,8 +76,9 @@ class Term:
         reads = tuple(inspect.signature(function).parameters)
         name = name or function.__name__
         if unknown := [a for a in reads if a not in READS]:
-            raise UserError(f"loss term {name}: there is no input {unknown[0]!r}; its arguments may be "
-                            f"{', '.join(READS)}")
+            raise UserError(
+                f"loss term {name}: there is no input {unknown[0]!r}; its arguments may be {', '.join(READS)}"
+            )
         return cls(name, function, reads, student_weighted, parameter if "parameter" in reads else None)
 
     @property
@@ -144,20 +146,29 @@ class TokenWeight:
 
 CROSS_ENTROPY = "cross_entropy"
 TERMS: Registry[Term] = Registry(
-    "loss term", "train.loss.terms", "npd_ascend.objectives.terms", wrap=Term.of, takes_argument=True)
+    "loss term", "train.loss.terms", "npd_ascend.objectives.terms", wrap=Term.of, takes_argument=True
+)
 TOKEN_WEIGHTS: Registry[TokenWeight] = Registry(
-    "token weight", "train.loss.token_weight", "npd_ascend.objectives.token_weights",
-    wrap=lambda function: TokenWeight(function.__name__, function, frozenset()))
+    "token weight",
+    "train.loss.token_weight",
+    "npd_ascend.objectives.token_weights",
+    wrap=lambda function: TokenWeight(function.__name__, function, frozenset()),
+)
 
 
 def term(name: str, *, student_weighted: bool = False, parameter: float = 0.5) -> Callable[[Any], Any]:
     """Decorator that enters a term of the loss; see ``Term``. ``parameter`` is for functions with such an argument."""
     return TERMS.decorator(
-        lambda function: Term.of(function, name, student_weighted=student_weighted, parameter=parameter), name)
+        lambda function: Term.of(function, name, student_weighted=student_weighted, parameter=parameter), name
+    )
 
 
-def token_weight(name: str, needs: Collection[str] = (), stats: Callable[[Iterable[Tokens]], Any] | None = None,
-                 uniform: bool = False) -> Callable[[Any], Any]:
+def token_weight(
+    name: str,
+    needs: Collection[str] = (),
+    stats: Callable[[Iterable[Tokens]], Any] | None = None,
+    uniform: bool = False,
+) -> Callable[[Any], Any]:
     """Decorator that enters a token weight; see ``TokenWeight``."""
     return TOKEN_WEIGHTS.decorator(lambda weight: TokenWeight(name, weight, frozenset(needs), stats, uniform), name)
 
@@ -174,13 +185,16 @@ def summands(loss: LossConfig) -> list[Summand]:
     if loss.terms:
         found = [_summand(text, scale, loss, "train.loss.terms") for text, scale in loss.terms.items()]
     else:
-        found = [_summand(part.strip(), loss.kd_weight, loss, "train.loss.divergence")
-                 for part in loss.divergence.split("+")]
+        found = [
+            _summand(part.strip(), loss.kd_weight, loss, "train.loss.divergence") for part in loss.divergence.split("+")
+        ]
         if other := next((s.term for s in found if not s.term.is_divergence), None):
-            raise UserError(f"train.loss.divergence: {other.name} does not look at the teacher; name it in "
-                            f"train.loss.terms")
-        found.insert(0, Summand(TERMS.find(CROSS_ENTROPY), 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight,
-                                0.0))
+            raise UserError(
+                f"train.loss.divergence: {other.name} does not look at the teacher; name it in train.loss.terms"
+            )
+        found.insert(
+            0, Summand(TERMS.find(CROSS_ENTROPY), 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight, 0.0)
+        )
     entropy = [s for s in found if s.term.name == CROSS_ENTROPY] or [Summand(TERMS.find(CROSS_ENTROPY), 0.0, 0.0)]
     return entropy + [s for s in found if s.term.name != CROSS_ENTROPY and s.scale]
 

@@ -72,8 +72,10 @@ def chosen_npus(choice: str | None, present: list[int]) -> list[int]:
         raise UserError(f"ASCEND_RT_VISIBLE_DEVICES={choice}: expected numbers with commas between them, such as 0,1,2")
     missing = [x for x in parts if int(x) not in present]
     if missing:
-        raise UserError(f"ASCEND_RT_VISIBLE_DEVICES={choice}: there is no NPU {', '.join(missing)}; this machine has "
-                        f"{', '.join(map(str, present))}")
+        raise UserError(
+            f"ASCEND_RT_VISIBLE_DEVICES={choice}: there is no NPU {', '.join(missing)}; this machine has "
+            f"{', '.join(map(str, present))}"
+        )
     return [int(x) for x in parts]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.models import tensorfile
 from npd_ascend.models.families import family_of
 from npd_ascend.models.hf_config import read_config
@@ -42,14 +43,18 @@ def load(folder: Path) -> Any:
     config = family_of(config, str(folder)).transformers(config)
     config = {k: v for k, v in config.items() if k not in ("auto_map", "pad_token_id")}  # never code of the checkpoint
     # The eager one computes its softmax in float32 whatever the type.
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32,
-                                             attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), dtype=torch.float32, attn_implementation="sdpa"
+    )
     model = model.float().eval()
     missing = {name for name, _ in model.named_parameters()}
     for file in sorted({e.path for e in tensorfile.entries(folder).values()}):  # one at a time: memory
         part = load_file(file)
-        unknown = [n for n in model.load_state_dict(part, strict=False).unexpected_keys
-                   if not n.endswith("rotary_emb.inv_freq")]
+        unknown = [
+            n
+            for n in model.load_state_dict(part, strict=False).unexpected_keys
+            if not n.endswith("rotary_emb.inv_freq")
+        ]
         if unknown:
             sys.exit(f"transformers does not know {sorted(unknown)[:3]} of {folder}")
         missing -= set(part)
@@ -59,7 +64,7 @@ def load(folder: Path) -> Any:
     return model
 
 
-def logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
+def logits(model: Any, texts: list[Array]) -> list[Array]:
     """[length, V] float32 of each sequence, in the model's type."""
     import torch
 
@@ -67,7 +72,7 @@ def logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
         return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().numpy() for ids in texts]
 
 
-def exact_logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
+def exact_logits(model: Any, texts: list[Array]) -> list[Array]:
     """[length, V] float64 of each sequence. Takes the memory of one layer beyond the model.
 
     ``model.double()`` would not do: transformers' norms and rotary tables are computed in float32 whatever the type.
@@ -76,17 +81,25 @@ def exact_logits(model: Any, texts: list[np.ndarray]) -> list[np.ndarray]:
 
     inner, undo = model.model, []
     for layer in inner.layers:  # each is widened for the time of its own work
-        undo += [layer.register_forward_pre_hook(lambda m, args: m.double() and None),
-                 layer.register_forward_hook(lambda m, args, out: m.float() and None)]
-    undo += [inner.embed_tokens.register_forward_hook(lambda m, args, out: out.double()),
-             inner.rotary_emb.register_forward_hook(lambda m, args, out: _rotary(m, out[0].shape[1]))]
+        undo += [
+            layer.register_forward_pre_hook(lambda m, args: m.double() and None),
+            layer.register_forward_hook(lambda m, args, out: m.float() and None),
+        ]
+    undo += [
+        inner.embed_tokens.register_forward_hook(lambda m, args, out: out.double()),
+        inner.rotary_emb.register_forward_hook(lambda m, args, out: _rotary(m, out[0].shape[1])),
+    ]
     norms = [m for m in inner.modules() if type(m).__name__.endswith("RMSNorm")]
     for norm in norms:
         norm.forward = _wide_norm(norm)
     try:
         with torch.no_grad():
-            return [_wide_head(model, inner(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False
-                                            ).last_hidden_state[0]) for ids in texts]
+            return [
+                _wide_head(
+                    model, inner(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).last_hidden_state[0]
+                )
+                for ids in texts
+            ]
     finally:
         for hook in undo:
             hook.remove()
@@ -110,13 +123,14 @@ def _rotary(embedding: Any, length: int) -> tuple[Any, Any]:
     return angles.cos() * embedding.attention_scaling, angles.sin() * embedding.attention_scaling
 
 
-def _wide_head(model: Any, hidden: Any) -> np.ndarray:
+def _wide_head(model: Any, hidden: Any) -> Array:
     """Rows of the head a few at a time: widened, a head of 150,000 ids takes gigabytes."""
     import torch
 
     weight = model.lm_head.weight
-    return torch.cat([hidden @ weight[i: i + _HEAD_ROWS].double().T
-                      for i in range(0, len(weight), _HEAD_ROWS)], -1).numpy()
+    return torch.cat(
+        [hidden @ weight[i : i + _HEAD_ROWS].double().T for i in range(0, len(weight), _HEAD_ROWS)], -1
+    ).numpy()
 
 
 def main() -> None:

@@ -49,8 +49,10 @@ def _check_loss(config: Config) -> None:
     """Terms and token weight exist, and what they read will be there."""
     read = asked(config.train.loss)
     if "rollout_logprobs" in read and config.rollout.source == "reference":
-        raise UserError("train.loss: a term or token weight reads rollout log-probs, which reference answers lack; "
-                        "change it or rollout.source")
+        raise UserError(
+            "train.loss: a term or token weight reads rollout log-probs, which reference answers lack; "
+            "change it or rollout.source"
+        )
     if "advantages" in read and not _stored("selection", "advantage"):
         raise UserError("train.loss: a term reads advantages, which no stage of this run stores; leave it out")
 
@@ -84,8 +86,14 @@ def check_models(config: Config) -> Agreement | None:
 def settle(config: Config) -> Agreement:
     """On what models that ``check_models`` takes agree: tokenizer, template, and where they differ."""
     models = config.models
-    return agree(models.tokenizer or models.student, config.data, models.student, models.teacher,
-                 _asks_teacher(config), models.trust_remote_code)
+    return agree(
+        models.tokenizer or models.student,
+        config.data,
+        models.student,
+        models.teacher,
+        _asks_teacher(config),
+        models.trust_remote_code,
+    )
 
 
 def check_prompts(config: Config, both: Agreement | None = None) -> dict[str, int]:
@@ -101,12 +109,22 @@ def check_prompts(config: Config, both: Agreement | None = None) -> dict[str, in
     Raises:
         UserError: what that stage would refuse.
     """
+
     def job(files: list[Path], evaluation: bool, limit: int | None) -> PrepareJob:
-        return PrepareJob(out=config.run.dir, fingerprint="", files=files, settings=config.data, limit=limit,
-                          tokenizer=config.models.tokenizer or config.models.student, need_answer=evaluation,
-                          need_reference=not evaluation and config.rollout.source == "reference",
-                          trust_remote_code=config.models.trust_remote_code, student=config.models.student,
-                          teacher=config.models.teacher, teacher_needed=_asks_teacher(config))
+        return PrepareJob(
+            out=config.run.dir,
+            fingerprint="",
+            files=files,
+            settings=config.data,
+            limit=limit,
+            tokenizer=config.models.tokenizer or config.models.student,
+            need_answer=evaluation,
+            need_reference=not evaluation and config.rollout.source == "reference",
+            trust_remote_code=config.models.trust_remote_code,
+            student=config.models.student,
+            teacher=config.models.teacher,
+            teacher_needed=_asks_teacher(config),
+        )
 
     found = look(job(config.data.prompts, False, config.data.limit), FIRST_ROWS, both)
     if config.evaluate.prompts:

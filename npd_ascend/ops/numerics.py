@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.selftest import TOLERANCE, announce, distance, sequences
 
 
-def logits(spec: ModelSpec, folder: Path, modules: str, dtype: Literal["float32", "bfloat16"], device: Device,
-           row_length: int) -> list[np.ndarray]:
+def logits(
+    spec: ModelSpec, folder: Path, modules: str, dtype: Literal["float32", "bfloat16"], device: Device, row_length: int
+) -> list[Array]:
     """Logits of the test's sequences in one packed row, each [length, V] float32, with the leaf modules of a device."""
     import mindspore as ms
 
@@ -35,7 +35,7 @@ def logits(spec: ModelSpec, folder: Path, modules: str, dtype: Literal["float32"
     batch = collate([sequences(spec.vocab_size)], row_length, spec.pad_token_id, 1, longest=row_length)
     hidden = net(*net.inputs(batch)).astype(ms.float32).asnumpy()
     head = net.head_weight.float().asnumpy()
-    return [hidden[a: a + n] @ head.T for a, n in zip(batch.starts, batch.lengths, strict=True)]
+    return [hidden[a : a + n] @ head.T for a, n in zip(batch.starts, batch.lengths, strict=True)]
 
 
 def main() -> None:

@@ -56,10 +56,12 @@ class Placement:
         if not isinstance(placement, Split):
             return cls(target, mine, mine)
         if placement.rollout + placement.train != len(mine):
-            raise UserError(f"device.placement is rollout: {placement.rollout}, train: {placement.train}, together "
-                            f"{placement.rollout + placement.train}, but the node has {len(mine)} {what}; change it "
-                            "or device.count")
-        return cls(target, mine[: placement.rollout], mine[placement.rollout:], True)
+            raise UserError(
+                f"device.placement is rollout: {placement.rollout}, train: {placement.train}, together "
+                f"{placement.rollout + placement.train}, but the node has {len(mine)} {what}; change it "
+                "or device.count"
+            )
+        return cls(target, mine[: placement.rollout], mine[placement.rollout :], True)
 
     def check(self, config: Config, nodes: int = 1) -> None:
         """Whether the workers and ranks of all stages find their devices.
@@ -71,11 +73,13 @@ class Placement:
         wanted: tuple[tuple[str, int, int, str, tuple[int, ...]], ...] = (
             ("rollout.workers", config.rollout.workers, config.rollout.tensor_parallel, "rollout", self.rollout),
             ("annotate.workers", annotate.workers, annotate.tensor_parallel, "annotate", self.rollout),
-            ("train.data_parallel", train.data_parallel, train.ranks // train.data_parallel, "train", self.train))
+            ("train.data_parallel", train.data_parallel, train.ranks // train.data_parallel, "train", self.train),
+        )
         for name, copies, width, section, devices in wanted:
             if nodes > 1 and copies > 1 and copies % nodes and section != "rollout":
-                raise UserError(f"{name} is {copies}, which {nodes} nodes cannot share evenly; make it a multiple "
-                                f"of {nodes}")
+                raise UserError(
+                    f"{name} is {copies}, which {nodes} nodes cannot share evenly; make it a multiple of {nodes}"
+                )
             if self.target != "ascend" and not self.split:
                 continue  # processes share the cores
             where = f"{len(devices)} devices" + (f" of device.placement.{_side(section)}" if self.split else "")
@@ -86,13 +90,19 @@ class Placement:
                 cuts = [("tensor_parallel", width)]
                 if section == "train":
                     cuts = [(cut, getattr(train, cut)) for cut in ("context_parallel", "tensor_parallel")]
-                raise UserError(f"{name} {copies}" + "".join(f" x {cut} {n}" for cut, n in cuts if n > 1) +
-                                f" needs {copies * width} devices but there are {where}"
-                                + (f" on each of {nodes} nodes" if nodes > 1 else "") + "; lower it")
+                raise UserError(
+                    f"{name} {copies}"
+                    + "".join(f" x {cut} {n}" for cut, n in cuts if n > 1)
+                    + f" needs {copies * width} devices but there are {where}"
+                    + (f" on each of {nodes} nodes" if nodes > 1 else "")
+                    + "; lower it"
+                )
         if config.sync.lead and not self.split and self.target == "ascend":
-            raise UserError("sync.lead lets rollouts run beside training, but with device.placement: shared both want "
-                            "the same NPUs; give each side its own, e.g. device.placement: {rollout: 6, train: 2}, or "
-                            "set sync.lead: 0")
+            raise UserError(
+                "sync.lead lets rollouts run beside training, but with device.placement: shared both want "
+                "the same NPUs; give each side its own, e.g. device.placement: {rollout: 6, train: 2}, or "
+                "set sync.lead: 0"
+            )
 
     def collide(self, stage: Side) -> bool:
         """Whether a stage of this side needs the devices that rollout engines hold."""
@@ -104,7 +114,7 @@ class Placement:
         On CPU a process in a shared placement may use all cores, and is given the number of threads of its share.
         """
         devices = getattr(self, side)
-        mine = devices[first: first + count] if count is not None else devices[first:]
+        mine = devices[first : first + count] if count is not None else devices[first:]
         if self.target == "ascend":
             return {VISIBLE: ",".join(map(str, mine))}
         return {"OMP_NUM_THREADS": str(max(1, len(mine)))} if self.split else {}
@@ -118,8 +128,10 @@ class Placement:
         what = "NPUs" if self.target == "ascend" else "cores"
         if not self.split:
             return f"shared: all stages use {what} {_numbers(self.rollout)} in turn"
-        return (f"split: {what} {_numbers(self.rollout)} for rollout, evaluation and annotation, "
-                f"{_numbers(self.train)} for training")
+        return (
+            f"split: {what} {_numbers(self.rollout)} for rollout, evaluation and annotation, "
+            f"{_numbers(self.train)} for training"
+        )
 
 
 def _side(section: str) -> str:

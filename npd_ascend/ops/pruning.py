@@ -21,8 +21,9 @@ from npd_ascend.progress import Meter, message
 _ROW = {"cpu": 512, "ascend": 2048}
 
 
-def prune_checkpoint(source: Path, out: Path, keep: int | None, layers: str | None, texts: Path | None,
-                     limit: int) -> str:
+def prune_checkpoint(
+    source: Path, out: Path, keep: int | None, layers: str | None, texts: Path | None, limit: int
+) -> str:
     """Chooses layers, by influence on texts or as they are given, and writes the pruned folder.
 
     Args:
@@ -55,8 +56,10 @@ def prune_checkpoint(source: Path, out: Path, keep: int | None, layers: str | No
         chosen = most_influential(influence, keep)
     check_layers(chosen, spec, source)
     pruned = prune(source, chosen, out, influence)
-    return (f"{out}: layers {','.join(map(str, chosen))} of {spec.num_layers}, {pruned.parameters:,} of "
-            f"{spec.parameters:,} parameters")
+    return (
+        f"{out}: layers {','.join(map(str, chosen))} of {spec.num_layers}, {pruned.parameters:,} of "
+        f"{spec.parameters:,} parameters"
+    )
 
 
 def _numbers(layers: str) -> list[int]:
@@ -87,7 +90,16 @@ def _tokens(source: Path, texts: Path, limit: int, most: int) -> list[Array]:
     heads = template.render(conversations)
     prompts = template.prompts(heads)
     answered = [i for i, row in enumerate(rows) if row.response is not None]
-    answers = dict(zip(answered, template.answers(
-        [conversations[i] for i in answered], [heads[i] for i in answered], [prompts[i] for i in answered],
-        [rows[i].response or "" for i in answered]), strict=True))
+    answers = dict(
+        zip(
+            answered,
+            template.answers(
+                [conversations[i] for i in answered],
+                [heads[i] for i in answered],
+                [prompts[i] for i in answered],
+                [rows[i].response or "" for i in answered],
+            ),
+            strict=True,
+        )
+    )
     return [np.array((prompt + answers.get(i, []))[:most], np.int32) for i, prompt in enumerate(prompts)]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
 
@@ -44,7 +45,7 @@ def tolerance(dtype: str, own: float) -> float:
     return min(max(TOLERANCE[dtype], _TIMES[dtype] * own), _MOST[dtype])
 
 
-def distance(difference: np.ndarray, dtype: str) -> float:
+def distance(difference: Array, dtype: str) -> float:
     """Of logits [n, V], or of a sequence's log-probs [n]: the largest difference; in bfloat16, where the largest of
     millions of rounding errors says little, the largest root mean square of a position, or that of the sequence."""
     if dtype == "float32":
@@ -52,7 +53,7 @@ def distance(difference: np.ndarray, dtype: str) -> float:
     return float(np.sqrt(np.square(difference, dtype=np.float64).mean(-1)).max())
 
 
-def sequences(vocab: int, seed: int = 0) -> list[np.ndarray]:
+def sequences(vocab: int, seed: int = 0) -> list[Array]:
     """Token ids of the test, int32."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, vocab, n).astype(np.int32) for n in _LENGTHS]
@@ -77,7 +78,7 @@ class Selftest:
         self.net = build(self.spec, device, row_length)
         load_hf(self.net, student)
         self.texts = sequences(min(self.spec.vocab_size, self.teacher_spec.vocab_size))
-        self.exact: list[np.ndarray] = []
+        self.exact: list[Array] = []
         own = 0.0
         if reference is not None:
             with np.load(reference) as found:
@@ -89,9 +90,14 @@ class Selftest:
 
     def run(self) -> None:
         """Prints a result for each test."""
-        for what, test in (("rows and their neighbours", self._packing), ("the loss", self._loss),
-                           ("annotation", self._annotation), ("scores", self._scores),
-                           ("writing and reading weights", self._round_trip), ("transformers", self._reference)):
+        for what, test in (
+            ("rows and their neighbours", self._packing),
+            ("the loss", self._loss),
+            ("annotation", self._annotation),
+            ("scores", self._scores),
+            ("writing and reading weights", self._round_trip),
+            ("transformers", self._reference),
+        ):
             announce(what)
             test()
 
@@ -103,8 +109,11 @@ class Selftest:
         gap = max(self._logit_gap(a, b) for a, b in zip(self.packed, alone, strict=True))
         _say("packed rows give the logits of single sequences", gap, self.tolerance)
         others = [t if i == 3 else t[::-1].copy() for i, t in enumerate(self.texts)]
-        _say("neighbours in a row do not matter", self._logit_gap(self._hidden(self.net, [others])[3], self.packed[3]),
-             self.tolerance)
+        _say(
+            "neighbours in a row do not matter",
+            self._logit_gap(self._hidden(self.net, [others])[3], self.packed[3]),
+            self.tolerance,
+        )
 
     def _loss(self) -> None:
         """k = V: the loss over the stored support is the full KL; chunked = plain, values and gradients."""
@@ -120,14 +129,26 @@ class Selftest:
         whole = self._chunked(hidden, head, labels, ids, plain, chunk=_LOSS_ROWS)
         scale = max(1.0, abs(full_kl))
         _say("top-k loss with k = V is the full KL", abs(whole[1] - full_kl) / scale, 1e-4)
-        _say("student = teacher: KL is 0", abs(self._chunked(hidden, head, labels, ids, own[:, :vocab], _LOSS_ROWS)[1]
-                                              if vocab == head.shape[0] else 0.0), 1e-3)
+        _say(
+            "student = teacher: KL is 0",
+            abs(
+                self._chunked(hidden, head, labels, ids, own[:, :vocab], _LOSS_ROWS)[1]
+                if vocab == head.shape[0]
+                else 0.0
+            ),
+            1e-3,
+        )
         parts = self._chunked(hidden, head, labels, ids, plain, chunk=3)
         expected = self._plain_gradients(own, head, hidden, labels, plain, vocab)
         _say("chunked loss is the plain loss", abs(parts[0] - whole[0]) / scale, 1e-5)
-        _say("chunked gradients are the plain gradients",
-             max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
-                 for a, b in zip(parts[2:], expected, strict=True)), 1e-3)
+        _say(
+            "chunked gradients are the plain gradients",
+            max(
+                float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
+                for a, b in zip(parts[2:], expected, strict=True)
+            ),
+            1e-3,
+        )
 
     def _annotation(self) -> None:
         """What an NPU finds inside the graph, the best tokens among it, numpy finds on the host."""
@@ -137,14 +158,21 @@ class Selftest:
 
         hidden, targets = np.concatenate(self.packed).astype(np.float32), np.concatenate(self.texts)
         at, k = np.arange(len(hidden)), min(10, self.spec.vocab_size)
-        graph, host = (ChunkedHead(self.net.head_weight, 32, on_host=on_host)(ms.Tensor(hidden), at, targets, k)
-                       for on_host in (False, True))
+        graph, host = (
+            ChunkedHead(self.net.head_weight, 32, on_host=on_host)(ms.Tensor(hidden), at, targets, k)
+            for on_host in (False, True)
+        )
         logits = self._logits(hidden)
         chosen = np.take_along_axis(logits, graph.ids, 1) - host.logz[:, None]
-        gap = max(float(np.abs(getattr(graph, name) - getattr(host, name)).max())
-                  for name in ("logprobs", "logz", "sampled", "entropy"))
-        _say("annotation inside the graph is that of the host", max(gap, float(np.abs(chosen - host.logprobs).max())),
-             2e-3)
+        gap = max(
+            float(np.abs(getattr(graph, name) - getattr(host, name)).max())
+            for name in ("logprobs", "logz", "sampled", "entropy")
+        )
+        _say(
+            "annotation inside the graph is that of the host",
+            max(gap, float(np.abs(chosen - host.logprobs).max())),
+            2e-3,
+        )
 
     def _scores(self) -> None:
         """Student as its own teacher: Δ-IFD 0; scores do not depend on what else is scored."""
@@ -161,9 +189,11 @@ class Selftest:
             ifd.append([a.sampled.mean() / b.sampled.mean() for a, b in zip(with_prompt, without, strict=True)])
             single = [scorer.score([h], [b], 0)[0] for h, b in zip(heads, bodies, strict=True)]
         _say("student = teacher: delta IFD is 0", float(np.abs(np.subtract(ifd[0], ifd[1])).max()), 0.0)
-        _say("scores do not depend on the packing", max(distance(a.sampled - b.sampled, self.device.dtype)
-                                                        for a, b in zip(with_prompt, single, strict=True)),
-             self.tolerance)
+        _say(
+            "scores do not depend on the packing",
+            max(distance(a.sampled - b.sampled, self.device.dtype) for a, b in zip(with_prompt, single, strict=True)),
+            self.tolerance,
+        )
 
     def _round_trip(self) -> None:
         """Hugging Face -> MindFormers -> Hugging Face bit for bit; and what a refresh does: the lag after it is 0."""
@@ -175,8 +205,11 @@ class Selftest:
             save_hf(self.net, out, self.student)
             before, after = tensorfile.entries(self.student), tensorfile.entries(out)
             different = sum(not np.array_equal(before[n].read(), after[n].read(), equal_nan=True) for n in after)
-            _say("Hugging Face -> MindFormers -> Hugging Face: tensors that differ",
-                 different + len(set(before) ^ set(after)), 0)
+            _say(
+                "Hugging Face -> MindFormers -> Hugging Face: tensors that differ",
+                different + len(set(before) ^ set(after)),
+                0,
+            )
             load_hf(self.net, out)
         again = self._hidden(self.net, [self.texts])
         lag = max(self._logit_gap(a, b) for a, b in zip(again, self.packed, strict=True))
@@ -185,13 +218,14 @@ class Selftest:
     def _reference(self) -> None:
         """Logits of transformers in float64."""
         if self.exact:
-            gap = max(distance(self._logits(h) - e, self.device.dtype)
-                      for h, e in zip(self.packed, self.exact, strict=True))
+            gap = max(
+                distance(self._logits(h) - e, self.device.dtype) for h, e in zip(self.packed, self.exact, strict=True)
+            )
             _say("logits of MindFormers are those of transformers in float64", gap, self.tolerance)
 
     # ---- parts
 
-    def _hidden(self, net: Any, rows: list[list[np.ndarray]]) -> list[np.ndarray]:
+    def _hidden(self, net: Any, rows: list[list[Array]]) -> list[Array]:
         """Hidden states of each sequence, [length, H] float32."""
         import mindspore as ms
 
@@ -199,15 +233,15 @@ class Selftest:
 
         batch = collate(rows, self.row, net.spec.pad_token_id, len(rows))
         hidden = net(*net.inputs(batch)).astype(ms.float32).asnumpy()
-        return [hidden[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
+        return [hidden[a : a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
 
-    def _logits(self, hidden: np.ndarray) -> np.ndarray:
+    def _logits(self, hidden: Array) -> Array:
         return hidden @ self.net.head_weight.float().asnumpy().T
 
-    def _logit_gap(self, a: np.ndarray, b: np.ndarray) -> float:
+    def _logit_gap(self, a: Array, b: Array) -> float:
         return distance(self._logits(a - b), self.device.dtype)
 
-    def _teacher_logits(self) -> np.ndarray:
+    def _teacher_logits(self) -> Array:
         from npd_ascend.models.network import build
         from npd_ascend.models.weights import load_hf
 
@@ -216,8 +250,9 @@ class Selftest:
         hidden = np.concatenate(self._hidden(net, [self.texts]))[:_LOSS_ROWS]
         return hidden @ net.head_weight.float().asnumpy().T
 
-    def _chunked(self, hidden: np.ndarray, head: np.ndarray, labels: np.ndarray, ids: np.ndarray, teacher: np.ndarray,
-                 chunk: int) -> tuple[float, float, np.ndarray, np.ndarray]:
+    def _chunked(
+        self, hidden: Array, head: Array, labels: Array, ids: Array, teacher: Array, chunk: int
+    ) -> tuple[float, float, Array, Array]:
         """Loss, KL, dLoss/dHidden and dLoss/dHead of the default loss."""
         import mindspore as ms
 
@@ -226,13 +261,18 @@ class Selftest:
         from npd_ascend.objectives.inputs import LossInputs
 
         loss = ChunkedLoss(LossConfig(), chunk)
-        inputs = LossInputs(labels=labels, weights=np.ones((len(hidden), 2), np.float32), teacher_ids=ids,
-                            teacher_logprobs=teacher.astype(np.float32))
+        inputs = LossInputs(
+            labels=labels,
+            weights=np.ones((len(hidden), 2), np.float32),
+            teacher_ids=ids,
+            teacher_logprobs=teacher.astype(np.float32),
+        )
         value, terms, *gradients = (x.asnumpy() for x in loss(ms.Tensor(hidden), ms.Tensor(head), loss.tensors(inputs)))
         return float(value), float(terms[1]), *gradients
 
-    def _plain_gradients(self, own: np.ndarray, head: np.ndarray, hidden: np.ndarray, labels: np.ndarray,
-                         teacher: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    def _plain_gradients(
+        self, own: Array, head: Array, hidden: Array, labels: Array, teacher: Array, vocab: int
+    ) -> tuple[Array, Array]:
         """dLoss/dHidden and dLoss/dHead in float64: (1 − λ)(softmax − label) + λ(softmax − teacher)."""
         from npd_ascend.config.schema import LossConfig
 
@@ -243,7 +283,7 @@ class Selftest:
         return d @ head.astype(np.float64), d.T @ hidden.astype(np.float64)
 
 
-def _log_softmax(z: np.ndarray) -> np.ndarray:
+def _log_softmax(z: Array) -> Array:
     z = z - z.max(-1, keepdims=True)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
@@ -261,8 +301,13 @@ def main() -> None:
     """Runs the job in the file given as the only argument."""
     job = json.loads(Path(sys.argv[1]).read_text())
     announce("MindFormers loads the student")
-    Selftest(Path(job["teacher"]), Path(job["student"]), Device.model_validate(job["device"]), job["row_length"],
-             Path(job["reference"]) if job["reference"] else None).run()
+    Selftest(
+        Path(job["teacher"]),
+        Path(job["student"]),
+        Device.model_validate(job["device"]),
+        job["row_length"],
+        Path(job["reference"]) if job["reference"] else None,
+    ).run()
 
 
 if __name__ == "__main__":

@@ -77,14 +77,30 @@ def small(config: Config, out: Path, device: dict[str, str]) -> Config:
     row = step * math.ceil(max(_ROW[target], longest + ANSWER) / step)
     tree["run"] = {"dir": str(out / "run"), "seed": 0}
     tree["data"] |= {"limit": PROMPTS, "too_long": "drop"}
-    tree["rollout"] |= {"source": "student", "max_new_tokens": ANSWER, "greedy": True, "samples": 1, "shard_size": 8,
-                        "workers": min(2, config.rollout.workers), "max_num_seqs": 16}
+    tree["rollout"] |= {
+        "source": "student",
+        "max_new_tokens": ANSWER,
+        "greedy": True,
+        "samples": 1,
+        "shard_size": 8,
+        "workers": min(2, config.rollout.workers),
+        "max_num_seqs": 16,
+    }
     tree["annotate"] |= {"row_length": row, "micro_batch": 1, "student_nll": "prefill", **cuts}
     tree["select"] = {"filter": "delta_ifd", "lower": None, "upper": None}
     tree["pack"]["row_length"] = row
-    tree["train"] |= {"epochs": 2, "global_batch": ranks, "micro_batch": 1, "data_parallel": ranks, "lr": 1e-5,
-                      "min_lr": 1e-6, "checkpoint_every": 0, **cuts, "context_parallel": context,
-                      "optimizer_sharding": config.train.optimizer_sharding and ranks * context > 1}
+    tree["train"] |= {
+        "epochs": 2,
+        "global_batch": ranks,
+        "micro_batch": 1,
+        "data_parallel": ranks,
+        "lr": 1e-5,
+        "min_lr": 1e-6,
+        "checkpoint_every": 0,
+        **cuts,
+        "context_parallel": context,
+        "optimizer_sharding": config.train.optimizer_sharding and ranks * context > 1,
+    }
     tree["sync"] = {"policy": "static", "refreshes": 1, "probe_samples": 8, "lag_every": 0}
     tree["evaluate"] = {}
     tree["device"] |= device
@@ -112,10 +128,17 @@ def judge_run(run: RunDir, dtype: str) -> list[Finding]:
         out.append(error(said, "at least two with finite loss were expected; look at logs/ of the run"))
     fresh = [r["forward"] for r in rows if r["kind"] == "lag"]
     out.append(judge({"name": "lag at the start of a generation", "value": min(fresh, default=math.nan), "limit": 0.0}))
-    seconds = {s: sum(r["seconds"] for r in rows if r["kind"] == "stage" and r["stage"] == s)
-               for s in ("rollout", "annotate_teacher", "annotate_student", "train")}
-    return [*out, ok("smoke: seconds of the stages, start-up and compilation included: "
-                     + ", ".join(f"{s} {t:.0f}" for s, t in seconds.items()))]
+    seconds = {
+        s: sum(r["seconds"] for r in rows if r["kind"] == "stage" and r["stage"] == s)
+        for s in ("rollout", "annotate_teacher", "annotate_student", "train")
+    }
+    return [
+        *out,
+        ok(
+            "smoke: seconds of the stages, start-up and compilation included: "
+            + ", ".join(f"{s} {t:.0f}" for s, t in seconds.items())
+        ),
+    ]
 
 
 def _run(config: Config, out: Path) -> None:
@@ -123,8 +146,9 @@ def _run(config: Config, out: Path) -> None:
     path = out / "smoke.yaml"
     path.write_text(dump_config(config))
     # Its progress goes where messages go: standard output is for the findings.
-    done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", str(path)], text=True, stdout=2,
-                          stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "-m", "npd_ascend.cli", "run", str(path)], text=True, stdout=2, stderr=subprocess.PIPE
+    )
     if done.returncode:
         last = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "no message")
         raise UserError(f"the smoke run stopped: {last.removeprefix('error: ')} (its logs: {config.run.dir / 'logs'})")
@@ -134,6 +158,13 @@ def _numerics(config: Config, steps: Steps) -> list[Finding]:
     """Kernels and types of the NPU, in a process of the MindSpore environment."""
     job = config.run.dir.parent / "numerics.json"
     job.parent.mkdir(parents=True, exist_ok=True)
-    job.write_text(json.dumps({"student": str(config.models.student), "row_length": _ROW["ascend"],
-                               "max_device_memory": config.device.max_device_memory}))
+    job.write_text(
+        json.dumps(
+            {
+                "student": str(config.models.student),
+                "row_length": _ROW["ascend"],
+                "max_device_memory": config.device.max_device_memory,
+            }
+        )
+    )
     return engine(Environments.find().mindspore, "npd_ascend.ops.numerics", job, steps)

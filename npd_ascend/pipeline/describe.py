@@ -63,8 +63,9 @@ class Outline:
         self._steps, self._policy = steps, policy_of(steps.config)
         self.lines: list[tuple[str, str]] = []
 
-    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
-                 ) -> None:
+    def __call__(
+        self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+    ) -> None:
         try:
             step = self._steps.step(stage, generation, quantities=quantities, evaluation=evaluation)
             state = "done" if step.complete else "to do"

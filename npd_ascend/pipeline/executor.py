@@ -87,16 +87,16 @@ class Executor:
         try:
             check_run_dir(self.config, self.run_dir, self.redo)
             sweep(self.run_dir.root)
-            self.runner = Runner(
-                self.config, self.run_dir, Environments.find(), self._view, self.placement, self.nodes
-            )
+            self.runner = Runner(self.config, self.run_dir, Environments.find(), self._view, self.placement, self.nodes)
             previous = {n: signal.signal(n, _stop) for n in _signals()}
             started = self.run_dir.read_state().get("started", time.time())
             self.run_dir.write_state(status="running", started=started, error="", environment=self._facts())
             status: dict[str, Any] = {"status": "stopped"}
             done = False
-            feeds = [Feed(name, self.run_dir.root, self.config.model_dump(mode="json"), fresh=self.redo)
-                     for name in dict.fromkeys(self.config.report.monitors)]
+            feeds = [
+                Feed(name, self.run_dir.root, self.config.model_dump(mode="json"), fresh=self.redo)
+                for name in dict.fromkeys(self.config.report.monitors)
+            ]
             try:
                 self.runner.start()
                 for feed in feeds:
@@ -155,8 +155,9 @@ class Executor:
                 self._discard(lost)
         raise UserError(f"{self.run_dir.root}: shards keep being damaged ({_MAX_REGENERATIONS} times): check the disk")
 
-    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
-                 ) -> None:
+    def __call__(
+        self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+    ) -> None:
         row = STAGES[stage]
         if "trained" in row.reads:
             self._join_training()
@@ -209,8 +210,14 @@ class Executor:
 
     def _steps_before(self, generation: int) -> int:
         """Optimiser steps of the student that a generation begins with; with a lead, of those done so far."""
-        return max((r["step"] for r in read_metrics(self.run_dir.metrics) if r["kind"] == "train"
-                    and r.get("generation", 0) < generation and isinstance(r.get("step"), int)), default=0)
+        return max(
+            (
+                r["step"]
+                for r in read_metrics(self.run_dir.metrics)
+                if r["kind"] == "train" and r.get("generation", 0) < generation and isinstance(r.get("step"), int)
+            ),
+            default=0,
+        )
 
     # ---- training in the background
 
@@ -321,8 +328,9 @@ class OneStage:
         except _Walked:
             pass
 
-    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
-                 ) -> None:
+    def __call__(
+        self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+    ) -> None:
         if stage not in self._names:
             return
         e = self._executor

@@ -76,9 +76,11 @@ class Follower:
         message(f"node {self.nodes.rank} of {self.nodes.count}: waiting for node 0 in {self._dir.root}")
         while not (pulse.look().get("state") == "running" and pulse.alive):
             if pulse.silent > patience:
-                raise UserError(f"node {self.nodes.rank}: no run has begun in {self._dir.root.resolve()} within "
-                                f"{patience:g} s; start node 0, and see that both find this directory under the same "
-                                "path (run.dir must be on shared storage)")
+                raise UserError(
+                    f"node {self.nodes.rank}: no run has begun in {self._dir.root.resolve()} within "
+                    f"{patience:g} s; start node 0, and see that both find this directory under the same "
+                    "path (run.dir must be on shared storage)"
+                )
             time.sleep(_POLL_S)
         return pulse
 

@@ -55,8 +55,15 @@ def command(python: Path, path: Path, job: Job, nodes: Nodes, logs: Path) -> lis
     where = [f"--master_port={free_port()}"]
     if spread > 1:
         where = [f"--master_port={nodes.port}", f"--master_addr={nodes.master}", f"--node_rank={nodes.rank}"]
-    return [str(python.parent / "msrun"), f"--worker_num={n}", f"--local_worker_num={n // spread}", "--join=True",
-            *where, f"--log_dir={logs}", *run]
+    return [
+        str(python.parent / "msrun"),
+        f"--worker_num={n}",
+        f"--local_worker_num={n // spread}",
+        "--join=True",
+        *where,
+        f"--log_dir={logs}",
+        *run,
+    ]
 
 
 def environment(job: Job, placement: Placement, nodes: Nodes) -> dict[str, str]:
@@ -95,18 +102,33 @@ def ray_node(config: Config, placement: Placement, nodes: Nodes, python: Path, l
         return None
     npus = len(placement.rollout) if placement.target == "ascend" else 0
     cpus = len(placement.rollout) if placement.target == "cpu" else os.cpu_count() or 1
-    return RayNode(python, nodes.rank, nodes.ray, logs, cpus=cpus, npus=npus,
-                   env=child_environment(python, progress_file(logs, nodes.rank)) | placement.environment("rollout"))
+    return RayNode(
+        python,
+        nodes.rank,
+        nodes.ray,
+        logs,
+        cpus=cpus,
+        npus=npus,
+        env=child_environment(python, progress_file(logs, nodes.rank)) | placement.environment("rollout"),
+    )
 
 
-def ray_cluster(config: Config, placement: Placement, nodes: Nodes, python: Path, logs: Path,
-                env: Mapping[str, str]) -> Cluster | None:
+def ray_cluster(
+    config: Config, placement: Placement, nodes: Nodes, python: Path, logs: Path, env: Mapping[str, str]
+) -> Cluster | None:
     """Where rollout workers run when it is not this node alone."""
     if not spreads(config, nodes):
         return None
     threads = max(1, len(placement.rollout) * nodes.count // config.rollout.workers)
-    return Cluster(python, nodes.ray, logs, target=placement.target, threads=threads,
-                   tensor_parallel=config.rollout.tensor_parallel, env=env)
+    return Cluster(
+        python,
+        nodes.ray,
+        logs,
+        target=placement.target,
+        threads=threads,
+        tensor_parallel=config.rollout.tensor_parallel,
+        env=env,
+    )
 
 
 def spreads(config: Config, nodes: Nodes) -> bool:

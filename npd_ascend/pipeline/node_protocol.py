@@ -138,7 +138,8 @@ class Followers:
                 raise UserError(
                     f"{who} has not answered within {wait_s():g} s: start it with NODE_RANK={missing[0]} "
                     "bash scripts/start_node.sh and the same configuration, and see that it finds "
-                    f"{self.folder.parent} under the same path (run.dir must be on shared storage)")
+                    f"{self.folder.parent} under the same path (run.dir must be on shared storage)"
+                )
             time.sleep(_POLL_S)
 
     def launch(self, step: str, node: int, log: Path) -> RemoteProcess:

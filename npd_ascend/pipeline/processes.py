@@ -86,8 +86,9 @@ class Child:
         cores: CPU cores that the group is tied to; None: all.
     """
 
-    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path,
-                 cores: Sequence[int] | None = None):
+    def __init__(
+        self, name: str, command: list[str], env: dict[str, str], log: Path, cores: Sequence[int] | None = None
+    ):
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()

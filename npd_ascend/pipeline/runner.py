@@ -135,8 +135,15 @@ class Runner:
         nodes: how many nodes there are; this is node 0.
     """
 
-    def __init__(self, config: Config, run: RunDir, environments: Environments, view: LiveView, placement: Placement,
-                 nodes: Nodes | None = None):
+    def __init__(
+        self,
+        config: Config,
+        run: RunDir,
+        environments: Environments,
+        view: LiveView,
+        placement: Placement,
+        nodes: Nodes | None = None,
+    ):
         self.config, self.run, self.environments = config, run, environments
         self.placement, self.nodes = placement, nodes or Nodes()
         run.logs.mkdir(parents=True, exist_ok=True)
@@ -164,8 +171,9 @@ class Runner:
         os.environ[PROGRESS_ENV] = str(self.progress.resolve())
         self.monitor.start()
         if self._followers:
-            self._ray = launch.ray_node(self.config, self.placement, self.nodes, self.environments.rollout,
-                                        self.run.logs)
+            self._ray = launch.ray_node(
+                self.config, self.placement, self.nodes, self.environments.rollout, self.run.logs
+            )
             self._followers.start()
 
     def close(self, error: str = "") -> None:

@@ -71,8 +71,9 @@ class Step:
         job = self.job
         if not isinstance(job, AnnotateJob) or job.settings.workers == 1:
             return [self]
-        return [replace(self, job=job.model_copy(update={"worker": i}), label=str(i))
-                for i in range(job.settings.workers)]
+        return [
+            replace(self, job=job.model_copy(update={"worker": i}), label=str(i)) for i in range(job.settings.workers)
+        ]
 
     def passes(self) -> list[Step]:
         """The forward passes that this step takes, as steps that make what comes of each."""
@@ -84,8 +85,13 @@ class Step:
             rest = dict.fromkeys(self.job.targets.keys() - targets.keys())
             if targets:
                 folders = {t.folder for t in targets.values()}
-                parts.append(replace(self, job=self.job.model_copy(update=rest),
-                                     outputs=[d for d in self.outputs if d.folder in folders]))
+                parts.append(
+                    replace(
+                        self,
+                        job=self.job.model_copy(update=rest),
+                        outputs=[d for d in self.outputs if d.folder in folders],
+                    )
+                )
         return parts
 
     @property
@@ -156,13 +162,17 @@ class StepBuilder:
     def _annotation(self, row: Stage, job: AnnotateJob, generation: int, quantities: Collection[str]) -> Step:
         """Each quantity has a fingerprint of its own, so that one which is asked for later is made alone."""
         asked = [name for name in row.writes if name in quantities]
-        outputs = {name: Dataset(self.run.data(name, generation), DATA[name].kind, found)
-                   for name, found in zip(asked, self.fingerprints.of(job, *asked), strict=True)}
-        targets = {QUANTITIES[name].target: Target(folder=d.folder, fingerprint=d.fingerprint)
-                   for name, d in outputs.items()}
+        outputs = {
+            name: Dataset(self.run.data(name, generation), DATA[name].kind, found)
+            for name, found in zip(asked, self.fingerprints.of(job, *asked), strict=True)
+        }
+        targets = {
+            QUANTITIES[name].target: Target(folder=d.folder, fingerprint=d.fingerprint) for name, d in outputs.items()
+        }
         both = combined([d.fingerprint for d in outputs.values()])
-        return Step(row, job.model_copy(update={**targets, "fingerprint": both}), generation,
-                    outputs=list(outputs.values()))
+        return Step(
+            row, job.model_copy(update={**targets, "fingerprint": both}), generation, outputs=list(outputs.values())
+        )
 
     # ---- what jobs are given
 
@@ -170,16 +180,20 @@ class StepBuilder:
         """Folders of the datasets that a stage reads; of a stored quantity only where it is needed."""
         asked = needs(self.config, row.name)
         folders = {name: self.run.data(name, at.generation) for name in asked}
-        fields = {name: self.run.data(data, at.generation, at.evaluation) for name, data in row.reads.items()
-                  if data in DATA}
+        fields = {
+            name: self.run.data(data, at.generation, at.evaluation) for name, data in row.reads.items() if data in DATA
+        }
         return {**fields, **dict.fromkeys(QUANTITIES), **folders, "quantities": folders}
 
     def _common(self, row: Stage, at: _At) -> dict[str, Any]:
         """What any job may ask for."""
         c = self.config
         return {
-            "out": (self.run.data(row.writes[0], at.generation, at.evaluation) if row.writes
-                    else self.run.note(row.name, at.generation)),
+            "out": (
+                self.run.data(row.writes[0], at.generation, at.evaluation)
+                if row.writes
+                else self.run.note(row.name, at.generation)
+            ),
             "generation": at.generation,
             "seed": c.run.seed,
             "device": self.device,
@@ -192,8 +206,10 @@ class StepBuilder:
 
     def _section(self, kind: Any) -> Section | None:
         """The section of settings of this type."""
-        return next((getattr(self.config, key) for key, f in type(self.config).model_fields.items()
-                     if f.annotation is kind), None)
+        return next(
+            (getattr(self.config, key) for key, f in type(self.config).model_fields.items() if f.annotation is kind),
+            None,
+        )
 
     def _tell_data(self, row: Stage, at: _At) -> dict[str, Any]:
         c, held_out = self.config, row.name == "prepare_eval"
@@ -214,13 +230,15 @@ class StepBuilder:
         """Held-out prompts are answered as the training prompts are, by the student and greedily."""
         c, settings, model = self.config, self.config.rollout, self.snapshot(at.generation)
         if row.name == "evaluate_rollout":
-            settings = settings.model_copy(update={
-                "source": "student",
-                "greedy": True,
-                "samples": c.evaluate.samples,
-                "temperature": c.evaluate.temperature,
-                "max_new_tokens": c.evaluate.max_new_tokens or c.rollout.max_new_tokens,
-            })
+            settings = settings.model_copy(
+                update={
+                    "source": "student",
+                    "greedy": True,
+                    "samples": c.evaluate.samples,
+                    "temperature": c.evaluate.temperature,
+                    "max_new_tokens": c.evaluate.max_new_tokens or c.rollout.max_new_tokens,
+                }
+            )
         elif settings.source == "teacher":
             model = c.models.teacher
         prompts = Dataset.open(self.run.data(row.reads["prompts"]), "prompts")
@@ -234,12 +252,18 @@ class StepBuilder:
 
     def _tell_annotate(self, row: Stage, at: _At) -> dict[str, Any]:
         c, role = self.config, row.name.removeprefix("annotate_")
-        settings, model = (c.annotate, c.models.teacher) if role == "teacher" else (
-            c.annotate_student, self.snapshot(at.generation))
+        settings, model = (
+            (c.annotate, c.models.teacher) if role == "teacher" else (c.annotate_student, self.snapshot(at.generation))
+        )
         if c.rollout.source != "student":  # then the rollouts' log-probs are not the student's
             settings = settings.model_copy(update={"student_nll": "prefill"})
-        return {"role": role, "model": model, "settings": settings, "vocabulary": _vocabulary(self._prompts),
-                "longest": self._longest}
+        return {
+            "role": role,
+            "model": model,
+            "settings": settings,
+            "vocabulary": _vocabulary(self._prompts),
+            "longest": self._longest,
+        }
 
     def _tell_pack(self, row: Stage, at: _At) -> dict[str, Any]:
         c, where = self.config, self.span(at.generation)
@@ -295,8 +319,9 @@ class StepBuilder:
         if annotated and asks(c, "teacher"):
             ModelSpec.from_folder(c.models.teacher).sharing(n, c.models.teacher)
             if c.annotate.k > n:
-                raise UserError(f"annotate.k is {c.annotate.k} but the tokenizer of {self.tokenizer} has {n} ids; "
-                                f"lower it")
+                raise UserError(
+                    f"annotate.k is {c.annotate.k} but the tokenizer of {self.tokenizer} has {n} ids; lower it"
+                )
         return n
 
     @property

@@ -17,8 +17,9 @@ from npd_ascend.registry import Registry, load
 class Run(Protocol):
     """What a recipe may ask for."""
 
-    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
-                 ) -> None:
+    def __call__(
+        self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+    ) -> None:
         """Does a stage, unless its output already exists, made from the same inputs.
 
         Args:

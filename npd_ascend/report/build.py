@@ -50,8 +50,14 @@ def build(run_dir: Path, out: Path | None = None) -> Path:
 def environment(templates: Path) -> Environment:
     """Where pages are rendered: what did not come from this package is escaped, and its control characters are shown
     as such, so that they cannot change the layout."""
-    return Environment(loader=FileSystemLoader([templates, _TEMPLATES]), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True, finalize=_harmless)
+    return Environment(
+        loader=FileSystemLoader([templates, _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_harmless,
+    )
 
 
 def _harmless(value: object) -> object:
@@ -68,11 +74,20 @@ def render(run: Run) -> str:
     env = environment(_TEMPLATES)
     env.filters.update(number=numbers.number)
     return env.get_template("report.html.j2").render(
-        run=run, name=run.root.resolve().name, tiles=_tiles(run), warnings=warnings_of(run),
+        run=run,
+        name=run.root.resolve().name,
+        tiles=_tiles(run),
+        warnings=warnings_of(run),
         figures={name: getattr(plots, name)(run) for name in _FIGURES},
-        tables={name: getattr(tables, name)(run) for name in _TABLES}, captions=captions(run),
-        lag_title=lag_title(run.config), loss_formula=loss_formula(run.config) if run.config else "",
-        author=author(run.config), samples=samples, answers=_answers(run), facts=_facts(run))
+        tables={name: getattr(tables, name)(run) for name in _TABLES},
+        captions=captions(run),
+        lag_title=lag_title(run.config),
+        loss_formula=loss_formula(run.config) if run.config else "",
+        author=author(run.config),
+        samples=samples,
+        answers=_answers(run),
+        facts=_facts(run),
+    )
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -81,17 +96,20 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     start, end = run.evaluation("start"), run.evaluation("end")
     if start and end:
         gain = 100 * (end.accuracy - start.accuracy)
-        tiles.append(("Accuracy, before → after",
-                      f"{100 * start.accuracy:.1f} → {100 * end.accuracy:.1f} %",
-                      f"{gain:+.1f} points; 95 % intervals {_interval(start)} and {_interval(end)}"))
+        tiles.append(
+            (
+                "Accuracy, before → after",
+                f"{100 * start.accuracy:.1f} → {100 * end.accuracy:.1f} %",
+                f"{gain:+.1f} points; 95 % intervals {_interval(start)} and {_interval(end)}",
+            )
+        )
     elif start:
         tiles.append(("Accuracy at the start", numbers.percent(start.accuracy), f"95 % interval {_interval(start)}"))
     wall = run.wall_seconds()
     if wall is not None:
         stages = sorted(run.times(), key=lambda t: -t.seconds)[:2]
         total = sum(t.seconds for t in run.times())
-        shares = ", ".join(f"{title(t.stage)} {numbers.percent(t.seconds / total, 0)}"
-                           for t in stages if total)
+        shares = ", ".join(f"{title(t.stage)} {numbers.percent(t.seconds / total, 0)}" for t in stages if total)
         tiles.append(("Total time", numbers.duration(wall), shares))
     if run.generations:
         at = [f"{r['progress']:g}" for r in run.refreshes if "progress" in r]
@@ -102,8 +120,13 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         latest = selected[-1].selection
         assert latest is not None
         beside = "paper: 96.2 %" if latest.rule_as_paper else rule(latest, run.config.select if run.config else None)
-        tiles.append(("Keep rate", numbers.percent(latest.keep_rate),
-                      f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; {beside}"))
+        tiles.append(
+            (
+                "Keep rate",
+                numbers.percent(latest.keep_rate),
+                f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; {beside}",
+            )
+        )
     lag = last(run.lag, "forward")
     if lag is not None:
         near = f"; near-policy: ≤ {run.lag_bound:g}" if author(run.config) == "the student" else ""
@@ -111,13 +134,23 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     train = next((t for t in run.times() if t.stage == "train"), None)
     if train and train.tokens_per_second:
         loss = last(run.train, "loss")
-        tiles.append(("Training speed", f"{numbers.number(train.tokens_per_second)} tokens/s",
-                      f"{len(run.train):,} steps; loss at the end {numbers.number(loss)}"))
+        tiles.append(
+            (
+                "Training speed",
+                f"{numbers.number(train.tokens_per_second)} tokens/s",
+                f"{len(run.train):,} steps; loss at the end {numbers.number(loss)}",
+            )
+        )
     stores = [g.store for g in run.generations if g.store and g.store.tokens]
     if stores:
         bytes_, tokens = sum(s.bytes for s in stores), sum(s.tokens for s in stores)
-        tiles.append(("Teacher store", f"{bytes_ / tokens:.1f} B/token",
-                      f"{numbers.size(bytes_)} for {tokens:,} response tokens"))
+        tiles.append(
+            (
+                "Teacher store",
+                f"{bytes_ / tokens:.1f} B/token",
+                f"{numbers.size(bytes_)} for {tokens:,} response tokens",
+            )
+        )
     return tiles
 
 
@@ -132,9 +165,19 @@ def _answers(run: Run) -> dict[str, Any] | None:
     if not shown:
         return None
     by_prompt = [{a["prompt"]: a for a in e.answers} for e in shown]
-    rows = [{"prompt": _cut(a["prompt"]), "answer": _cut(a["answer"]), "responses": [
-        {"response": _cut(x["response"]), "correct": x["correct"], "thinking": _cut(x.get("thinking"))} if x else None
-        for x in (answers.get(a["prompt"]) for answers in by_prompt)]} for a in shown[0].answers[:_ANSWERS]]
+    rows = [
+        {
+            "prompt": _cut(a["prompt"]),
+            "answer": _cut(a["answer"]),
+            "responses": [
+                {"response": _cut(x["response"]), "correct": x["correct"], "thinking": _cut(x.get("thinking"))}
+                if x
+                else None
+                for x in (answers.get(a["prompt"]) for answers in by_prompt)
+            ],
+        }
+        for a in shown[0].answers[:_ANSWERS]
+    ]
     return {"names": [e.name for e in shown], "rows": rows}
 
 
@@ -145,10 +188,15 @@ def _cut(text: object, at_most: int = 300) -> str:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     """What the run and this report were made with."""
-    facts = [("Run directory", str(run.root.resolve())), ("npd_ascend", __version__),
-             ("Report written", time.strftime("%Y-%m-%d %H:%M:%S %Z")),
-             ("Machine", f"{platform.machine()}, {platform.system()} {platform.release()}, "
-                         f"Python {platform.python_version()}")]
+    facts = [
+        ("Run directory", str(run.root.resolve())),
+        ("npd_ascend", __version__),
+        ("Report written", time.strftime("%Y-%m-%d %H:%M:%S %Z")),
+        (
+            "Machine",
+            f"{platform.machine()}, {platform.system()} {platform.release()}, Python {platform.python_version()}",
+        ),
+    ]
     for key, value in run.state.items():
         if value in (None, ""):  # no error, say
             continue

@@ -35,8 +35,15 @@ def captions(run: Run) -> dict[str, str]:
     c = run.config
     return {
         "accuracy": "Answers to held-out prompts. Bars are 95 % intervals: a gain counts when they do not overlap.",
-        "evaluations": _evaluations(c), "loss": _loss(run), "optimiser": _optimiser(run), "lag": _lag(run),
-        "zones": _zones(run), "delta": _delta(run), "lengths": _lengths(run), "time": _time(run)}
+        "evaluations": _evaluations(c),
+        "loss": _loss(run),
+        "optimiser": _optimiser(run),
+        "lag": _lag(run),
+        "zones": _zones(run),
+        "delta": _delta(run),
+        "lengths": _lengths(run),
+        "time": _time(run),
+    }
 
 
 def lag_title(config: Config | None) -> str:
@@ -70,8 +77,10 @@ def _selections(run: Run) -> list[Selection]:
 
 def _evaluations(c: Config | None) -> str:
     key = "evaluate" if c and c.evaluate.max_new_tokens else "rollout"
-    return ("Tokens: mean of an answer. Cut off: answers that ran into the length limit. Many of them mean that "
-            f"{key}.max_new_tokens is short or the student does not stop.")
+    return (
+        "Tokens: mean of an answer. Cut off: answers that ran into the length limit. Many of them mean that "
+        f"{key}.max_new_tokens is short or the student does not stop."
+    )
 
 
 def _loss(run: Run) -> str:
@@ -84,8 +93,11 @@ def _loss(run: Run) -> str:
             formula = "Divergence from the teacher alone"
         elif loss.kd_weight == 0:
             formula = "Cross-entropy alone"
-    refreshed = (" A jump at a refresh is new data, not a fault; spikes elsewhere deserve a look." if run.refreshes
-                 else " Spikes deserve a look.")
+    refreshed = (
+        " A jump at a refresh is new data, not a fault; spikes elsewhere deserve a look."
+        if run.refreshes
+        else " Spikes deserve a look."
+    )
     return f"{formula}, mean over response tokens.{refreshed}"
 
 
@@ -96,8 +108,11 @@ def _optimiser(run: Run) -> str:
 
 def _lag(run: Run) -> str:
     lead = run.config.sync.lead if run.config else 0.0
-    start = (f"Measured against the snapshot, which is taken {lead:g} epochs before a refresh. "
-             if lead and run.refreshes else "Zero at the start of each generation, growing with every step. ")
+    start = (
+        f"Measured against the snapshot, which is taken {lead:g} epochs before a refresh. "
+        if lead and run.refreshes
+        else "Zero at the start of each generation, growing with every step. "
+    )
     if run.policy.lag_bound is not None:
         return f"{start}The dashed bound is the refresh policy's own."
     near = f"Under the dashed bound of {LAG:g} nats the paper (C.1) counts data as near-policy"
@@ -112,8 +127,10 @@ def _zones(run: Run) -> str:
         return ""
     deltas = sorted({s.zone_upper for s in found})
     paper = " Pale bars: the paper's Table 13." if all(s.zones_as_paper for s in found if s.scored) else ""
-    return (f"Proximal: 0 ≤ Δ-IFD ≤ {', '.join(f'{d:.3g}' for d in deltas)}; degenerate below, disconnect above."
-            f"{paper} Large outer zones mean that the two models disagree in kind.")
+    return (
+        f"Proximal: 0 ≤ Δ-IFD ≤ {', '.join(f'{d:.3g}' for d in deltas)}; degenerate below, disconnect above."
+        f"{paper} Large outer zones mean that the two models disagree in kind."
+    )
 
 
 def _delta(run: Run) -> str:
@@ -127,7 +144,7 @@ def _delta(run: Run) -> str:
         dashed = "The filter has no bounds."
     else:
         dashed = f"Dashed: what the filter keeps, {rule(s, run.config.select if run.config else None)}."
-    removed = (" What lies left of it the lower bound removes." if s.filtered and s.lower is not None else "")
+    removed = " What lies left of it the lower bound removes." if s.filtered and s.lower is not None else ""
     return f"{dashed} The outermost bars also hold what lies beyond.{removed}"
 
 
@@ -143,6 +160,10 @@ def _lengths(run: Run) -> str:
 
 
 def _time(run: Run) -> str:
-    what = ("Shares are of the six stages of the paper, summed over generations; the paper's 82 % for rollouts is 1.2 "
-            "million prompts on eight NPUs. " if complete_time(run) else "Summed over generations. ")
+    what = (
+        "Shares are of the six stages of the paper, summed over generations; the paper's 82 % for rollouts is 1.2 "
+        "million prompts on eight NPUs. "
+        if complete_time(run)
+        else "Summed over generations. "
+    )
     return what + "Rates count only the time at work on data; start-up is loading engines and compiling."

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.load import load_config
 from npd_ascend.config.schema import Config, SyncConfig
 from npd_ascend.errors import UserError
@@ -155,18 +156,31 @@ def collect(run_dir: Path) -> Run:
     run = RunDir(Path(run_dir))
     metrics = read_metrics(run.metrics)
     if not (run.config.is_file() or run.state.is_file() or metrics or run.generations()):
-        raise UserError(f"{run_dir}: no run there (neither config.yaml nor run.json nor metrics.jsonl); "
-                        "give the run.dir of a run that was started")
+        raise UserError(
+            f"{run_dir}: no run there (neither config.yaml nor run.json nor metrics.jsonl); "
+            "give the run.dir of a run that was started"
+        )
     problems: list[str] = []
     config, text = _config(run, problems)
     rows = {kind: [plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "refresh", "stage")}
     prompts = prompt_hashes(run.prompts)
     generations = [read_generation(run.generation(i), i, prompts, problems) for i in run.generations()]
-    return Run(run.root, config, text, run.read_state(), rows["train"], rows["lag"], rows["refresh"], rows["stage"],
-               _evaluations(run.evaluations, rows, problems), generations, problems)
+    return Run(
+        run.root,
+        config,
+        text,
+        run.read_state(),
+        rows["train"],
+        rows["lag"],
+        rows["refresh"],
+        rows["stage"],
+        _evaluations(run.evaluations, rows, problems),
+        generations,
+        problems,
+    )
 
 
-def series(rows: list[dict[str, Any]], key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+def series(rows: list[dict[str, Any]], key: str, x: str = "step") -> tuple[Array, Array]:
     """Values of ``key`` over ``x`` as float arrays [N]; rows without both are left out."""
     pairs = np.array([(r[x], r[key]) for r in rows if x in r and key in r], float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
@@ -197,12 +211,25 @@ def _evaluations(folder: Path, rows: dict[str, list[dict[str, Any]]], problems: 
             raw = json.loads(path.read_text())
             low, high = raw["interval"]
             name = str(raw["name"])
-            answers = [{k: a.get(k) for k in ("prompt", "answer", "response", "correct", "thinking")}
-                       for a in raw.get("samples") or []]
-            found.append(Evaluation(
-                name, int(raw["n"]), int(raw["correct"]), float(raw["accuracy"]), (float(low), float(high)),
-                {str(k): float(v) for k, v in (raw.get("pass_at") or {}).items()}, raw.get("truncated"),
-                raw.get("mean_tokens"), _place_of(name, rows, "progress"), _place_of(name, rows, "step"), answers))
+            answers = [
+                {k: a.get(k) for k in ("prompt", "answer", "response", "correct", "thinking")}
+                for a in raw.get("samples") or []
+            ]
+            found.append(
+                Evaluation(
+                    name,
+                    int(raw["n"]),
+                    int(raw["correct"]),
+                    float(raw["accuracy"]),
+                    (float(low), float(high)),
+                    {str(k): float(v) for k, v in (raw.get("pass_at") or {}).items()},
+                    raw.get("truncated"),
+                    raw.get("mean_tokens"),
+                    _place_of(name, rows, "progress"),
+                    _place_of(name, rows, "step"),
+                    answers,
+                )
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             problems.append(f"evaluations/{path.name} cannot be read ({type(e).__name__}: {e})")
     return sorted(found, key=lambda e: (e.progress is None, e.progress or 0.0, e.name != "start", e.name))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from npd_ascend.arrays import Array
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.report.paper import DELTA
 from npd_ascend.store.dataset import Dataset
@@ -31,7 +32,7 @@ class Rollouts:
     """
 
     samples: int
-    lengths: np.ndarray
+    lengths: Array
     truncated: float
     loops: float
     identical: float
@@ -55,7 +56,7 @@ class Selection:
     filter: str
     zones: dict[str, int]
     reasons: dict[str, int]
-    delta: np.ndarray
+    delta: Array
     lower: float | None
     upper: float | None
     filtered: bool
@@ -145,7 +146,7 @@ class Generation:
     entropy: float | None
 
 
-def read_generation(folder: GenerationDir, index: int, prompts: np.ndarray, problems: list[str]) -> Generation:
+def read_generation(folder: GenerationDir, index: int, prompts: Array, problems: list[str]) -> Generation:
     """Reads the finished datasets of a generation; damage is named in ``problems``, not raised.
 
     Args:
@@ -174,7 +175,7 @@ def read_generation(folder: GenerationDir, index: int, prompts: np.ndarray, prob
     return Generation(index, rollouts, selection, packing, store, entropy)
 
 
-def prompt_hashes(folder: Path) -> np.ndarray:
+def prompt_hashes(folder: Path) -> Array:
     """[P] int64, the same for equal prompts; empty where they cannot be read."""
     try:
         return np.asarray(Dataset.open(folder, "prompts").read_all(["prompt_hash"])["prompt_hash"].to_numpy())
@@ -182,19 +183,22 @@ def prompt_hashes(folder: Path) -> np.ndarray:
         return np.zeros(0, np.int64)
 
 
-def _rollouts(dataset: Dataset, prompts: np.ndarray) -> Rollouts:
+def _rollouts(dataset: Dataset, prompts: Array) -> Rollouts:
     # A few bytes an answer, so that those of all shards can be compared with each other.
     table = dataset.read_all(["prompt_index", "tokens", "response_hash", "loops"])
     lengths, asked = table["tokens"].to_numpy().astype(np.int64), table["prompt_index"].to_numpy()
     asked = prompts[asked] if len(prompts) > asked.max(initial=-1) else asked
     said = lengths > 0
-    counts = (int(dataset.extra["truncated"]), int(pc.sum(table["loops"]).as_py() or 0),
-              shared(table["response_hash"].to_numpy()[said], asked[said]))
+    counts = (
+        int(dataset.extra["truncated"]),
+        int(pc.sum(table["loops"]).as_py() or 0),
+        shared(table["response_hash"].to_numpy()[said], asked[said]),
+    )
     truncated, loops, identical = (c / max(dataset.rows, 1) for c in counts)
     return Rollouts(dataset.rows, lengths, truncated, loops, identical)
 
 
-def shared(answers: np.ndarray, prompts: np.ndarray) -> int:
+def shared(answers: Array, prompts: Array) -> int:
     """How many answers were given to more than one prompt.
 
     Args:
@@ -216,10 +220,20 @@ def _selection(dataset: Dataset) -> Selection:
     extra = dataset.extra
     filtered = bool(extra["on_delta"])
     bounds = extra["bounds"] if filtered else {"lower": 0.0, "upper": extra["zone_upper"]}
-    return Selection(table.num_rows, int(pc.sum(table["keep"]).as_py() or 0), str(extra["filter"]),
-                     _counts(table["zone"]), _counts(table["reason"]), delta[np.isfinite(delta)], bounds["lower"],
-                     bounds["upper"], filtered, extra.get("note"), float(extra["zone_upper"]),
-                     str(extra.get("ifd_form", "loss_ratio")))
+    return Selection(
+        table.num_rows,
+        int(pc.sum(table["keep"]).as_py() or 0),
+        str(extra["filter"]),
+        _counts(table["zone"]),
+        _counts(table["reason"]),
+        delta[np.isfinite(delta)],
+        bounds["lower"],
+        bounds["upper"],
+        filtered,
+        extra.get("note"),
+        float(extra["zone_upper"]),
+        str(extra.get("ifd_form", "loss_ratio")),
+    )
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
@@ -244,6 +258,16 @@ def _store(dataset: Dataset) -> Store:
 def _packing(dataset: Dataset) -> Packing:
     e: dict[str, Any] = dataset.extra
     rows, row_length, tokens = int(e["rows"]), int(e["row_length"]), int(e["tokens"])
-    return Packing(dataset.shards, rows, e.get("lower_bound_rows"), int(e["samples"]), tokens, row_length,
-                   tokens / (rows * row_length) if rows else float("nan"), e.get("imbalance"), e.get("slices"),
-                   int(e["truncated_samples"]), int(e["dropped_samples"]))
+    return Packing(
+        dataset.shards,
+        rows,
+        e.get("lower_bound_rows"),
+        int(e["samples"]),
+        tokens,
+        row_length,
+        tokens / (rows * row_length) if rows else float("nan"),
+        e.get("imbalance"),
+        e.get("slices"),
+        int(e["truncated_samples"]),
+        int(e["dropped_samples"]),
+    )

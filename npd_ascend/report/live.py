@@ -68,8 +68,7 @@ class StageState:
 
     def remarks(self) -> str:
         """``loss 0.312, lag 0.04``."""
-        return ", ".join(f"{k} {_number(v) if isinstance(v, int | float) else v}"
-                         for k, v in self.notes.items())
+        return ", ".join(f"{k} {_number(v) if isinstance(v, int | float) else v}" for k, v in self.notes.items())
 
 
 class LiveView:
@@ -83,8 +82,7 @@ class LiveView:
         every: seconds between two plain lines of one stage.
     """
 
-    def __init__(self, file: IO[str] | None = None, terminal: bool | None = None,
-                 every: float = _PLAIN_EVERY_S):
+    def __init__(self, file: IO[str] | None = None, terminal: bool | None = None, every: float = _PLAIN_EVERY_S):
         file = file or sys.stdout
         self.terminal = file.isatty() if terminal is None else terminal
         self.stages: dict[str, StageState] = {}
@@ -96,11 +94,18 @@ class LiveView:
         if self.terminal:
             console = Console(file=file, force_terminal=True, highlight=False)
             self._progress = Progress(
-                SpinnerColumn(finished_text="✓"), _Part(lambda s: Text(s.name, style="bold")),
-                BarColumn(bar_width=24), _Part(lambda s: s.count()),
-                _Part(lambda s: Text(s.speed(), style="cyan")), _Part(_eta_text),
+                SpinnerColumn(finished_text="✓"),
+                _Part(lambda s: Text(s.name, style="bold")),
+                BarColumn(bar_width=24),
+                _Part(lambda s: s.count()),
+                _Part(lambda s: Text(s.speed(), style="cyan")),
+                _Part(_eta_text),
                 _Part(lambda s: Text(s.remarks(), style="dim"), shrinks=True),
-                console=console, refresh_per_second=4, transient=True, expand=False)
+                console=console,
+                refresh_per_second=4,
+                transient=True,
+                expand=False,
+            )
 
     def __enter__(self) -> LiveView:
         self.start()
@@ -144,8 +149,14 @@ class LiveView:
         state.update(event)
         kind = event["event"]
         if kind == "end":
-            self._say(_join(f"{name}: done, {state.count()} in {_duration(state.seconds)}",
-                            state.speed(whole=True), state.remarks()), "green")
+            self._say(
+                _join(
+                    f"{name}: done, {state.count()} in {_duration(state.seconds)}",
+                    state.speed(whole=True),
+                    state.remarks(),
+                ),
+                "green",
+            )
             self._forget(name)
         elif self._progress:
             if name not in self._tasks:
@@ -158,8 +169,14 @@ class LiveView:
             else:
                 eta = state.eta()
                 percent = f" ({100 * state.done / state.total:.0f} %)" if state.total else ""
-                self._say(_join(f"{name}: {state.count()}{percent}", state.speed(),
-                                f"{_duration(eta)} to go" if eta is not None else "", state.remarks()))
+                self._say(
+                    _join(
+                        f"{name}: {state.count()}{percent}",
+                        state.speed(),
+                        f"{_duration(eta)} to go" if eta is not None else "",
+                        state.remarks(),
+                    )
+                )
 
     def _forget(self, name: str) -> None:
         self.stages.pop(name, None)

@@ -11,7 +11,7 @@ def number(x: float | int | None, digits: int = 3) -> str:
     """``12,345``, ``40.1``, ``0.0031``: thousands separated, otherwise ``digits`` significant digits."""
     if x is None or not math.isfinite(x):
         return MISSING
-    if float(x).is_integer() or abs(x) >= 10 ** digits:
+    if float(x).is_integer() or abs(x) >= 10**digits:
         return f"{x:,.0f}"
     if abs(x) < 1e-4:
         return f"{x:.{digits - 1}e}"

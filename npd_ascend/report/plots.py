@@ -40,10 +40,18 @@ def accuracy(run: Run) -> Markup | None:
         ax.plot(x, y, color=C1, marker="o", markersize=5)
         for i, e in enumerate(points):
             ends = "left" if i == 0 and len(points) > 1 else "right" if i == len(points) - 1 and i else "center"
-            ax.annotate(f"{100 * e.accuracy:.1f} %", (x[i], high[i]), xytext=(0, 5), textcoords="offset points",
-                        ha=ends, color=INK, fontweight="bold")
-            ax.annotate(e.name, (x[i], low[i]), xytext=(0, -11), textcoords="offset points", ha=ends, color=MUTED,
-                        fontsize=7.5)
+            ax.annotate(
+                f"{100 * e.accuracy:.1f} %",
+                (x[i], high[i]),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha=ends,
+                color=INK,
+                fontweight="bold",
+            )
+            ax.annotate(
+                e.name, (x[i], low[i]), xytext=(0, -11), textcoords="offset points", ha=ends, color=MUTED, fontsize=7.5
+            )
         ax.margins(x=0.06, y=0.25)
         ax.yaxis.set_major_formatter(_PERCENT)
         ax.yaxis.set_major_locator(MaxNLocator(5))
@@ -57,8 +65,11 @@ def loss(run: Run) -> Markup | None:
     names = {"loss": "total", "kd": "divergence from teacher", "ce": "cross-entropy"}
     names |= {key: key.removeprefix("term_").replace("_", " ") for key in run.terms}
     colours = (INK, C1, C2, C3, C4, C5)
-    parts = [(name, key, colours[i % len(colours)]) for i, (key, name) in enumerate(names.items())
-             if len(series(run.train, key)[0])]
+    parts = [
+        (name, key, colours[i % len(colours)])
+        for i, (key, name) in enumerate(names.items())
+        if len(series(run.train, key)[0])
+    ]
     if not parts:
         return None
     with svg.style():
@@ -86,8 +97,16 @@ def optimiser(run: Run) -> Markup | None:
         top.set_title("gradient norm before clipping")
         if run.config:
             top.axhline(run.config.train.clip, color=C4, linewidth=1, linestyle=(0, (5, 2)))
-            top.annotate("clip", (1, run.config.train.clip), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                         textcoords="offset points", ha="right", color=C4, fontsize=7.5)
+            top.annotate(
+                "clip",
+                (1, run.config.train.clip),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="right",
+                color=C4,
+                fontsize=7.5,
+            )
         svg.line(bottom, *rate, C5)
         bottom.set_title("learning rate")
         bottom.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0e}" if v else "0"))
@@ -104,9 +123,15 @@ def lag(run: Run) -> Markup | None:
     """KL between the current student and the generator of its data, both directions, over steps."""
     # A refresh starts a new curve: the generator is another one from there on.
     generations = sorted({r.get("generation", 0) for r in run.lag})
-    curves = [(None if g != generations[0] else name, series([r for r in run.lag if r.get("generation", 0) == g], key),
-               colour) for name, key, colour in (("KL(current‖generator)", "forward", C1),
-                                                 ("KL(generator‖current)", "reverse", C2)) for g in generations]
+    curves = [
+        (
+            None if g != generations[0] else name,
+            series([r for r in run.lag if r.get("generation", 0) == g], key),
+            colour,
+        )
+        for name, key, colour in (("KL(current‖generator)", "forward", C1), ("KL(generator‖current)", "reverse", C2))
+        for g in generations
+    ]
     if not any(len(x) for _, (x, _), _ in curves):
         return None
 
@@ -118,8 +143,15 @@ def lag(run: Run) -> Markup | None:
                 svg.line(ax, x, y, colour, name)
             bound = run.lag_bound
             ax.axhline(bound, color=C4, linewidth=1, linestyle=(0, (5, 2)))
-            ax.annotate(f"near-policy bound {bound:g}", (0, bound), xycoords=("axes fraction", "data"), xytext=(2, 2),
-                        textcoords="offset points", color=C4, fontsize=7.5)
+            ax.annotate(
+                f"near-policy bound {bound:g}",
+                (0, bound),
+                xycoords=("axes fraction", "data"),
+                xytext=(2, 2),
+                textcoords="offset points",
+                color=C4,
+                fontsize=7.5,
+            )
             ax.set_ylim(bottom=0)
             _syncs(ax, run)
             svg.legend(ax)
@@ -150,8 +182,16 @@ def zones(run: Run) -> Markup | None:
                 continue
             pale = [0.45 if name in paper else 1.0 for name, _ in rows]
             for i in range(len(rows)):
-                ax.barh(at[i], width[i], 0.68, left[i], color=colour, alpha=pale[i], linewidth=0,
-                        label=zone if i == 0 else None)
+                ax.barh(
+                    at[i],
+                    width[i],
+                    0.68,
+                    left[i],
+                    color=colour,
+                    alpha=pale[i],
+                    linewidth=0,
+                    label=zone if i == 0 else None,
+                )
             left += width
         ax.set_yticks(at, [name for name, _ in rows], color=INK)
         ax.set_xlim(0, 1)
@@ -166,7 +206,7 @@ def delta(run: Run) -> Markup | None:
     found = [(g.index, g.selection) for g in run.generations if g.selection and len(g.selection.delta)]
     if not found:
         return None
-    shown = found if len(found) <= _MAX_CURVES else [found[0], *found[-(_MAX_CURVES - 1):]]
+    shown = found if len(found) <= _MAX_CURVES else [found[0], *found[-(_MAX_CURVES - 1) :]]
     bounds = [b for b in (shown[-1][1].lower, shown[-1][1].upper) if b is not None]
     values = np.concatenate([s.delta for _, s in shown])
     low, high = np.quantile(values, [0.002, 0.998])
@@ -182,9 +222,17 @@ def delta(run: Run) -> Markup | None:
         for bound, name, side in ((shown[-1][1].lower, "lower", "right"), (shown[-1][1].upper, "upper", "left")):
             if bound is not None:
                 ax.axvline(bound, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-                ax.annotate(f"{name} {bound:.3g}", (bound, 1), xycoords=("data", "axes fraction"), va="top",
-                            xytext=(-3 if side == "right" else 3, 0), textcoords="offset points", ha=side,
-                            color=MUTED, fontsize=7.5)
+                ax.annotate(
+                    f"{name} {bound:.3g}",
+                    (bound, 1),
+                    xycoords=("data", "axes fraction"),
+                    va="top",
+                    xytext=(-3 if side == "right" else 3, 0),
+                    textcoords="offset points",
+                    ha=side,
+                    color=MUTED,
+                    fontsize=7.5,
+                )
         ax.margins(y=0.15)
         ax.yaxis.set_major_formatter(_PERCENT)
         ax.yaxis.set_major_locator(MaxNLocator(4))
@@ -199,7 +247,7 @@ def lengths(run: Run) -> Markup | None:
     found = [(g.index, g.rollouts) for g in run.generations if g.rollouts and len(g.rollouts.lengths)]
     if not found:
         return None
-    shown = found if len(found) <= _MAX_CURVES else [found[0], *found[-(_MAX_CURVES - 1):]]
+    shown = found if len(found) <= _MAX_CURVES else [found[0], *found[-(_MAX_CURVES - 1) :]]
     longest = max(int(r.lengths.max()) for _, r in shown)
     bins = min(longest + 1, 50)
     with svg.style():
@@ -237,8 +285,14 @@ def timeline(run: Run) -> Markup | None:
             ax = fig.subplots()
             for r, moved in zip(rows, shift, strict=True):
                 y = len(stages) - 1 - stages.index(str(r.get("stage")))
-                ax.barh(y, r["seconds"] / unit, 0.62, (r["time"] - r["seconds"] - moved) / unit, linewidth=0,
-                        color=_colour(r))
+                ax.barh(
+                    y,
+                    r["seconds"] / unit,
+                    0.62,
+                    (r["time"] - r["seconds"] - moved) / unit,
+                    linewidth=0,
+                    color=_colour(r),
+                )
             svg.mark(ax, [at / unit for at, _ in pauses], [f"pause {duration(s)}" for _, s in pauses])
             for index in sorted({int(r["generation"]) for r in rows if _colour(r) != C5})[: len(SERIES) - 1]:
                 ax.barh(0, 0, color=SERIES[index % (len(SERIES) - 1)], label=f"generation {index}")
@@ -246,8 +300,9 @@ def timeline(run: Run) -> Markup | None:
             ax.grid(True, axis="x", color=GRID)
             ax.grid(False, axis="y")
             ax.set_xlim(left=0)
-            ax.set_xlabel(("minutes" if minutes else "seconds") + " since the start"
-                          + (", without pauses" if pauses else ""))
+            ax.set_xlabel(
+                ("minutes" if minutes else "seconds") + " since the start" + (", without pauses" if pauses else "")
+            )
             svg.legend(ax)
             return svg.to_svg(fig, "When each stage was at work")
 

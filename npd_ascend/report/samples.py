@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import Config
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
@@ -77,7 +78,7 @@ def gallery(run: RunDir, config: Config | None, count: int, problems: list[str])
     return None
 
 
-def pick(zone: np.ndarray, delta: np.ndarray, count: int) -> list[int]:
+def pick(zone: Array, delta: Array, count: int) -> list[int]:
     """Ordinals worth a look: both outer zones at their extremes, the rest spread over the proximal zone.
 
     Args:
@@ -85,6 +86,7 @@ def pick(zone: np.ndarray, delta: np.ndarray, count: int) -> list[int]:
         delta: [N] Δ-IFD, NaN where undefined.
         count: how many.
     """
+
     def ordered(name: str) -> list[int]:
         at = np.flatnonzero((zone == name) & np.isfinite(delta))
         return list(map(int, at[np.argsort(delta[at], kind="stable")]))
@@ -109,7 +111,7 @@ def pieces(ids: list[int], decode: Decode) -> list[tuple[str, int]]:
         text = decode(ids[:end])
         if text.endswith("\ufffd") and end < len(ids) and end - start < 4:
             continue
-        out.append((text[len(before):] if text.startswith(before) else decode(ids[start:end]), end - start))
+        out.append((text[len(before) :] if text.startswith(before) else decode(ids[start:end]), end - start))
         before, start = text, end
     return out
 
@@ -133,18 +135,29 @@ def _gallery(run: RunDir, index: int, config: Config | None, count: int, problem
     for ordinal in chosen:
         shard = int(np.searchsorted(first, ordinal, side="right")) - 1
         row = rollouts.read(shard).slice(ordinal - int(first[shard]), 1).to_pylist()[0]
-        raw.append((ordinal, row, _prompt(prompts, shard, row["prompt_index"]),
-                    reader.read(ordinal) if reader else None))
+        raw.append(
+            (ordinal, row, _prompt(prompts, shard, row["prompt_index"]), reader.read(ordinal) if reader else None)
+        )
     entropies = np.concatenate([t.entropy for *_, t in raw if t is not None] or [np.zeros(0)])
     scale = max(float(np.quantile(entropies, 0.98)), 0.1) if len(entropies) else 1.0
     samples = []
     for ordinal, row, (text, answer), top in raw:
         chosen_row = {k: table[k][ordinal].as_py() for k in ("zone", "reason", "delta_ifd")} if table else {}
         ids = list(row["response_ids"] or [])
-        samples.append(Sample(
-            text[:_MAX_PROMPT] + ("…" if len(text) > _MAX_PROMPT else ""), answer,
-            _tokens(ids[:_MAX_TOKENS], decode, top, scale), max(len(ids) - _MAX_TOKENS, 0), len(ids), row["path"],
-            row["finish_reason"], chosen_row.get("zone"), chosen_row.get("reason"), chosen_row.get("delta_ifd")))
+        samples.append(
+            Sample(
+                text[:_MAX_PROMPT] + ("…" if len(text) > _MAX_PROMPT else ""),
+                answer,
+                _tokens(ids[:_MAX_TOKENS], decode, top, scale),
+                max(len(ids) - _MAX_TOKENS, 0),
+                len(ids),
+                row["path"],
+                row["finish_reason"],
+                chosen_row.get("zone"),
+                chosen_row.get("reason"),
+                chosen_row.get("delta_ifd"),
+            )
+        )
     return Gallery(index, samples, scale, decode is not None)
 
 
@@ -153,8 +166,8 @@ def _tokens(ids: list[int], decode: Decode | None, top: Any, scale: float) -> li
     out, at = [], 0
     for text, n in parts:
         known = top is not None and at + n <= len(top)
-        entropy = float(top.entropy[at:at + n].max()) if known else None
-        probability = float(np.exp(top.sampled[at:at + n].sum())) if known else None
+        entropy = float(top.entropy[at : at + n].max()) if known else None
+        probability = float(np.exp(top.sampled[at : at + n].sum())) if known else None
         out.append(Token(text, entropy, probability, min((entropy or 0.0) / scale, 1.0)))
         at += n
     return out

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from npd_ascend.arrays import Array
+
 # Stand-ins that become CSS variables, so that one SVG serves light and dark.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
 C1, C2, C3, C4, C5 = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
@@ -63,10 +65,11 @@ def to_svg(fig: Figure, title: str) -> Markup:
     """
     out = io.StringIO()
     with style():
-        fig.savefig(out, format="svg", transparent=True,
-                    metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
+        fig.savefig(
+            out, format="svg", transparent=True, metadata={"Creator": None, "Date": None, "Format": None, "Type": None}
+        )
     text = out.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     head, _, body = text.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
@@ -95,14 +98,14 @@ def adaptive(draw: Callable[[float], Markup | None]) -> Markup | None:
     return Markup('<div class="for-wide">{}</div><div class="for-narrow">{}</div>').format(wide, narrow)
 
 
-def bars_of(values: np.ndarray, low: float, high: float, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def bars_of(values: Array, low: float, high: float, bins: int) -> tuple[Array, Array]:
     """Shares [bins] of ``values`` and the edges [bins + 1]; what lies outside counts to the outermost bins."""
     edges = np.linspace(low, high, bins + 1)
     counts, _ = np.histogram(np.clip(values, low, high), edges)
     return counts / max(len(values), 1), edges
 
 
-def line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None = None) -> None:
+def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) -> None:
     """A line; of a long series the mean of each bucket, within a pale band from its smallest to its largest.
 
     What is not finite leaves a gap.
@@ -113,8 +116,14 @@ def line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None 
         filled = np.where(np.isfinite(y), y, np.nanmean(y)) if np.isfinite(y).any() else y
         n = np.diff(np.append(edges, len(x)))
         x = np.add.reduceat(x, edges) / n
-        ax.fill_between(x, np.minimum.reduceat(filled, edges), np.maximum.reduceat(filled, edges), color=colour,
-                        alpha=0.18, linewidth=0)
+        ax.fill_between(
+            x,
+            np.minimum.reduceat(filled, edges),
+            np.maximum.reduceat(filled, edges),
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
         y = np.add.reduceat(filled, edges) / n
     few = len(x) <= 30
     ax.plot(x, y, color=colour, label=label, marker="o" if few else None, markersize=2.5)
@@ -124,8 +133,16 @@ def mark(ax: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
     """Dashed verticals, labelled at the top."""
     for x, label in zip(at, labels, strict=True):
         ax.axvline(x, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
-        ax.annotate(label, (x, 1), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
-                    color=MUTED, fontsize=7.5, va="top")
+        ax.annotate(
+            label,
+            (x, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 1),
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=7.5,
+            va="top",
+        )
 
 
 def legend(ax: Axes) -> None:

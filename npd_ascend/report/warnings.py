@@ -25,8 +25,10 @@ def _status(run: Run) -> list[str]:
     status = run.state.get("status")
     if status == "failed":
         why = run.state.get("error")
-        return [f"The run failed{f': {why}' if why else ''}. Figures stop where it stopped; the same command goes on "
-                "from there."]
+        return [
+            f"The run failed{f': {why}' if why else ''}. Figures stop where it stopped; the same command goes on "
+            "from there."
+        ]
     if status in ("running", "stopped"):
         return [f"The run is not finished ({status}): figures are of what is there so far."]
     return []
@@ -37,8 +39,10 @@ def _accuracy(run: Run) -> list[str]:
     if not start or not end:
         return []
     if end.accuracy < start.accuracy:
-        return [f"Accuracy fell from {percent(start.accuracy)} to {percent(end.accuracy)}: look at the keep rate, "
-                "the lag and the samples first."]
+        return [
+            f"Accuracy fell from {percent(start.accuracy)} to {percent(end.accuracy)}: look at the keep rate, "
+            "the lag and the samples first."
+        ]
     if end.interval[0] <= start.interval[1]:
         return ["The confidence intervals of start and end overlap: the gain may be chance; evaluate on more prompts."]
     return []
@@ -46,16 +50,21 @@ def _accuracy(run: Run) -> list[str]:
 
 def _selection(run: Run) -> list[str]:
     bound = run.config.select.warn_keep_below if run.config else 0.85
-    low = [(g.index, g.selection) for g in run.generations
-           if g.selection and g.selection.samples and g.selection.keep_rate < bound]
+    low = [
+        (g.index, g.selection)
+        for g in run.generations
+        if g.selection and g.selection.samples and g.selection.keep_rate < bound
+    ]
     if not low:
         return []
     worst = min((s for _, s in low), key=lambda s: s.keep_rate)
     reason = next((r for r in worst.reasons if r != "kept"), "")
     paper = " (the paper keeps 96 %)" if worst.rule_as_paper else ""
-    return [f"{_which([i for i, _ in low])}: only {percent(worst.keep_rate)} of the samples are kept{paper}, most of "
-            f"the others are left out as {reason}. The filter may remove just what the student should learn from"
-            f"{_other_bounds(run.config)}."]
+    return [
+        f"{_which([i for i, _ in low])}: only {percent(worst.keep_rate)} of the samples are kept{paper}, most of "
+        f"the others are left out as {reason}. The filter may remove just what the student should learn from"
+        f"{_other_bounds(run.config)}."
+    ]
 
 
 def _other_bounds(config: Config | None) -> str:
@@ -63,8 +72,11 @@ def _other_bounds(config: Config | None) -> str:
     if config is None or config.select.filter == "none":
         return ""
     c = config.select
-    asked = [f"select.{side}_quantile: {q:g}" for side, q in (("lower", c.lower_quantile), ("upper", c.upper_quantile))
-             if q is not None]
+    asked = [
+        f"select.{side}_quantile: {q:g}"
+        for side, q in (("lower", c.lower_quantile), ("upper", c.upper_quantile))
+        if q is not None
+    ]
     if asked:
         return f"; {' and '.join(asked)} asks for as much"
     lower = "select.lower: null, " if c.lower is not None else ""
@@ -80,14 +92,18 @@ def _training(run: Run) -> list[str]:
     if len(norm) and run.config:
         share = float((norm > run.config.train.clip).mean())
         if share > _CLIPPED:
-            out.append(f"{percent(share, 0)} of the steps had their gradient clipped at {run.config.train.clip:g}: the "
-                       "learning rate or the batch may be ill chosen.")
+            out.append(
+                f"{percent(share, 0)} of the steps had their gradient clipped at {run.config.train.clip:g}: the "
+                "learning rate or the batch may be ill chosen."
+            )
     _, lag = series(run.lag, "forward")
     lag = lag[np.isfinite(lag)]
     written = run.config is None or run.config.rollout.source == "student"
     if written and len(lag) and lag.max() > run.lag_bound:
-        out.append(f"The lag reached {number(float(lag.max()))} nats, above {run.lag_bound:g}: part of the data was no "
-                   f"longer near the student's policy. {run.policy.lag_advice}")
+        out.append(
+            f"The lag reached {number(float(lag.max()))} nats, above {run.lag_bound:g}: part of the data was no "
+            f"longer near the student's policy. {run.policy.lag_advice}"
+        )
     return out
 
 
@@ -100,23 +116,41 @@ def rise_of_truncated(generation: int, before: float, now: float) -> str | None:
     """
     if now - before <= _RISE:
         return None
-    return (f"Generation {generation}: {percent(now)} of the answers ran into rollout.max_new_tokens, against "
-            f"{percent(before)} a generation earlier: the student is forgetting to stop. See whether the teacher ends "
-            "its answers in a token that the student knows (npd doctor), and within rollout.max_new_tokens; "
-            "select.keep_truncated: false leaves such answers out.")
+    return (
+        f"Generation {generation}: {percent(now)} of the answers ran into rollout.max_new_tokens, against "
+        f"{percent(before)} a generation earlier: the student is forgetting to stop. See whether the teacher ends "
+        "its answers in a token that the student knows (npd doctor), and within rollout.max_new_tokens; "
+        "select.keep_truncated: false leaves such answers out."
+    )
 
 
 def _data(run: Run) -> list[str]:
     found: list[tuple[str, list[tuple[int, float]]]] = [
-        ("{} of the answers ran into rollout.max_new_tokens; raise it, or see whether the student stops at all.",
-         [(g.index, g.rollouts.truncated) for g in run.generations
-          if g.rollouts and g.rollouts.truncated > _TRUNCATED]),
-        ("the stored top-k holds only {} of the teacher's probability; raise annotate.k.",
-         [(g.index, g.store.mass) for g in run.generations
-          if g.store and g.store.mass is not None and g.store.mass < _TOPK_MASS]),
-        ("rows are only {} full; a longer pack.row_length packs better.",
-         [(g.index, g.packing.density) for g in run.generations
-          if g.packing and g.packing.rows > _FEW_ROWS and g.packing.density < _DENSITY])]
+        (
+            "{} of the answers ran into rollout.max_new_tokens; raise it, or see whether the student stops at all.",
+            [
+                (g.index, g.rollouts.truncated)
+                for g in run.generations
+                if g.rollouts and g.rollouts.truncated > _TRUNCATED
+            ],
+        ),
+        (
+            "the stored top-k holds only {} of the teacher's probability; raise annotate.k.",
+            [
+                (g.index, g.store.mass)
+                for g in run.generations
+                if g.store and g.store.mass is not None and g.store.mass < _TOPK_MASS
+            ],
+        ),
+        (
+            "rows are only {} full; a longer pack.row_length packs better.",
+            [
+                (g.index, g.packing.density)
+                for g in run.generations
+                if g.packing and g.packing.rows > _FEW_ROWS and g.packing.density < _DENSITY
+            ],
+        ),
+    ]
     rolled = [(g.index, g.rollouts.truncated) for g in run.generations if g.rollouts]
     rises = [rise_of_truncated(i, before, now) for (_, before), (i, now) in zip(rolled, rolled[1:], strict=False)]
     out = [line for line in rises if line]
@@ -128,8 +162,10 @@ def _data(run: Run) -> list[str]:
     lost = [(g.index, g.packing) for g in run.generations if g.packing and (g.packing.dropped or g.packing.truncated)]
     if lost:
         dropped, cut = sum(p.dropped for _, p in lost), sum(p.truncated for _, p in lost)
-        out.append(f"{_which([i for i, _ in lost])}: packing left out {dropped:,} samples and cut {cut:,} that are "
-                   "longer than pack.row_length.")
+        out.append(
+            f"{_which([i for i, _ in lost])}: packing left out {dropped:,} samples and cut {cut:,} that are "
+            "longer than pack.row_length."
+        )
     return out
 
 

@@ -111,8 +111,10 @@ class AnswerCheck:
     def _unmoved(self, did: Array, should: Array) -> bool:
         """Whether the answers of prefill or of decode steps changed by far less than they should have."""
         split = len(should) - self.decoded + 1  # the first token after the prompt comes from prefill too
-        return any(part.size and (most := np.abs(part).max()) > _FLOOR[self._dtype] and np.abs(own).max() < most / 3
-                   for own, part in ((did[:split], should[:split]), (did[split:], should[split:])))
+        return any(
+            part.size and (most := np.abs(part).max()) > _FLOOR[self._dtype] and np.abs(own).max() < most / 3
+            for own, part in ((did[:split], should[:split]), (did[split:], should[split:]))
+        )
 
 
 def _worst(a: Array, b: Array) -> float:

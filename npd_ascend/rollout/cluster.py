@@ -34,11 +34,23 @@ class Cluster:
         command: argv of a worker in place of ``worker.py``.
     """
 
-    def __init__(self, python: Path, address: str, logs: Path, *, target: str = "cpu", tensor_parallel: int = 1,
-                 threads: int = 1, env: Mapping[str, str] | None = None, command: Sequence[str] = ()):
+    def __init__(
+        self,
+        python: Path,
+        address: str,
+        logs: Path,
+        *,
+        target: str = "cpu",
+        tensor_parallel: int = 1,
+        threads: int = 1,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
+    ):
         self._python, self._address, self._log = Path(python), address, Path(logs) / "ray-driver.log"
-        self._needs = {"npus": tensor_parallel if target == "ascend" else 0,
-                       "cpus": 0 if target == "ascend" else threads}
+        self._needs = {
+            "npus": tensor_parallel if target == "ascend" else 0,
+            "cpus": 0 if target == "ascend" else threads,
+        }
         self._env = {**os.environ, **(env or {})}
         self._passed = {k: v for k, v in self._env.items() if k.startswith(_PASSED)}
         self._command = list(command)
@@ -53,8 +65,9 @@ class Cluster:
         with self._lock:
             self._workers[worker.number] = worker
         self._start()
-        self.tell(worker.number, "start", env=self._passed, log=str(log.resolve()), command=self._command,
-                  **self._needs)
+        self.tell(
+            worker.number, "start", env=self._passed, log=str(log.resolve()), command=self._command, **self._needs
+        )
         return worker
 
     def tell(self, number: int, do: str, **fields: Any) -> None:
@@ -92,8 +105,13 @@ class Cluster:
         try:
             with open(self._log, "ab") as err:
                 self._driver = subprocess.Popen(
-                    [str(self._python), "-m", "npd_ascend.rollout.ray_driver", self._address], stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=err, env=self._env, start_new_session=True)
+                    [str(self._python), "-m", "npd_ascend.rollout.ray_driver", self._address],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=err,
+                    env=self._env,
+                    start_new_session=True,
+                )
         except OSError as e:
             raise UserError(f"{self._python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
         threading.Thread(target=self._listen, args=(self._driver,), daemon=True).start()
@@ -129,8 +147,9 @@ class Cluster:
 class RemoteWorker:
     """A worker in a cluster; the interface of ``local.Worker``."""
 
-    def __init__(self, cluster: Cluster, number: int, index: int, log: Path,
-                 events: queue.Queue[tuple[Any, dict[str, Any]]]):
+    def __init__(
+        self, cluster: Cluster, number: int, index: int, log: Path, events: queue.Queue[tuple[Any, dict[str, Any]]]
+    ):
         self.number, self.index, self.log = number, index, log
         self.busy, self.why, self.heard, self.settled = False, "", time.monotonic(), False
         self.alive = True
@@ -176,14 +195,16 @@ class RayNode:
         env: environment; on Ascend with the devices that rollouts may use.
     """
 
-    def __init__(self, python: Path, rank: int, address: str, logs: Path, *, cpus: int, npus: int,
-                 env: Mapping[str, str]):
+    def __init__(
+        self, python: Path, rank: int, address: str, logs: Path, *, cpus: int, npus: int, env: Mapping[str, str]
+    ):
         logs.mkdir(parents=True, exist_ok=True)
         self.log = logs / f"ray-node{rank}.log"
         argv = [str(python), "-m", "npd_ascend.rollout.ray_node", str(rank), address, str(cpus), str(npus)]
         with open(self.log, "ab") as out:
-            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out, stderr=out, env=dict(env),
-                                             start_new_session=True)
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=out, stderr=out, env=dict(env), start_new_session=True
+            )
 
     def close(self) -> None:
         """Ends Ray on this node."""

@@ -24,19 +24,16 @@ ENVIRONMENT = {
     "cpu": {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: starts in a third of the time
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers and trainer share the cores
-        "OMP_WAIT_POLICY": "passive",           # spinning threads cost a contended run four fifths of its speed
-        "TORCHDYNAMO_DISABLE": "1",             # compiling the samplers takes 3 to 20 s and gains nothing here
+        "OMP_WAIT_POLICY": "passive",  # spinning threads cost a contended run four fifths of its speed
+        "TORCHDYNAMO_DISABLE": "1",  # compiling the samplers takes 3 to 20 s and gains nothing here
     },
     "ascend": {
-        "VLLM_ASCEND_ENABLE_NZ": "0",           # weights in NZ layout cannot be reloaded in place
+        "VLLM_ASCEND_ENABLE_NZ": "0",  # weights in NZ layout cannot be reloaded in place
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     },
 }
 _COMMON_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "cpu": {},
-    "ascend": {"additional_config": {"weight_nz_mode": 0}},
-}
+_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {}, "ascend": {"additional_config": {"weight_nz_mode": 0}}}
 _BATCHED_TOKENS = {"cpu": 2048, "ascend": 8192}
 
 
@@ -65,8 +62,10 @@ class Engine:
         config = read_architecture(job.model)
         check_servable(job.model, job.device.target, job.max_model_len)
         if config["vocab_size"] < job.vocabulary:
-            raise UserError(f"{job.model}: its logits cover {config['vocab_size']} ids but the tokenizer has "
-                            f"{job.vocabulary}; the checkpoint and the tokenizer do not belong together")
+            raise UserError(
+                f"{job.model}: its logits cover {config['vocab_size']} ids but the tokenizer has "
+                f"{job.vocabulary}; the checkpoint and the tokenizer do not belong together"
+            )
         self._config, self._job, self._model = config, job, job.model
         self.reloads = 0
         self._weights = weights_of(job.model)
@@ -80,21 +79,33 @@ class Engine:
         self.eager = s.enforce_eager if s.enforce_eager is not None else target == "cpu"
         try:
             self.llm = LLM(
-                model=str(job.model), skip_tokenizer_init=True, trust_remote_code=False, generation_config="vllm",
+                model=str(job.model),
+                skip_tokenizer_init=True,
+                trust_remote_code=False,
+                generation_config="vllm",
                 # Mistral's folders hold the weights a second time, in its own format, which vLLM would prefer.
-                config_format="hf", load_format="safetensors",
-                dtype=job.device.dtype, max_model_len=job.max_model_len, max_num_seqs=s.max_num_seqs,
+                config_format="hf",
+                load_format="safetensors",
+                dtype=job.device.dtype,
+                max_model_len=job.max_model_len,
+                max_num_seqs=s.max_num_seqs,
                 # A prefill that is split in two breaks the generators of seeded requests.
                 enable_chunked_prefill=False,
                 max_num_batched_tokens=max(_BATCHED_TOKENS[target], job.max_model_len, s.max_num_seqs),
-                tensor_parallel_size=s.tensor_parallel, gpu_memory_utilization=s.memory_fraction,
-                enforce_eager=self.eager, disable_log_stats=True, seed=0,
-                worker_extension_cls="npd_ascend.rollout.extension.ReloadExtension", **options)
+                tensor_parallel_size=s.tensor_parallel,
+                gpu_memory_utilization=s.memory_fraction,
+                enforce_eager=self.eager,
+                disable_log_stats=True,
+                seed=0,
+                worker_extension_cls="npd_ascend.rollout.extension.ReloadExtension",
+                **options,
+            )
         except ValueError as e:
             if "KV cache" in str(e) or "memory" in str(e):
                 knob = "rollout.kv_cache_gib" if target == "cpu" else "rollout.memory_fraction"
-                raise UserError(f"{knob} is too small for sequences of {job.max_model_len} tokens: "
-                                f"{str(e).splitlines()[0]}") from e
+                raise UserError(
+                    f"{knob} is too small for sequences of {job.max_model_len} tokens: {str(e).splitlines()[0]}"
+                ) from e
             raise
         self._engine = self.llm.llm_engine
         self.llm.collective_rpc("npd_mask_padding", args=(job.vocabulary,))
@@ -104,10 +115,16 @@ class Engine:
     def suits(self, job: RolloutJob) -> bool:
         """Whether this engine can take a job, possibly after a reload of weights."""
         mine, its = self._job, job
-        return (read_architecture(its.model) == self._config and its.max_model_len <= mine.max_model_len
-                and its.device == mine.device and its.vocabulary == mine.vocabulary
-                and all(getattr(its.settings, k) == getattr(mine.settings, k) for k in
-                        ("max_num_seqs", "tensor_parallel", "kv_cache_gib", "memory_fraction", "enforce_eager")))
+        return (
+            read_architecture(its.model) == self._config
+            and its.max_model_len <= mine.max_model_len
+            and its.device == mine.device
+            and its.vocabulary == mine.vocabulary
+            and all(
+                getattr(its.settings, k) == getattr(mine.settings, k)
+                for k in ("max_num_seqs", "tensor_parallel", "kv_cache_gib", "memory_fraction", "enforce_eager")
+            )
+        )
 
     def holds(self, model: Path) -> bool:
         """Whether the loaded weights are those that now stand in a folder."""
@@ -148,8 +165,15 @@ class Engine:
         if request.seed is not None:
             sampled = {"temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "seed": request.seed}
         return SamplingParams(
-            n=1, max_tokens=request.max_tokens, stop_token_ids=sorted({*job.eos_token_ids, *s.stop_token_ids}),
-            detokenize=False, logprobs=0, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **sampled)
+            n=1,
+            max_tokens=request.max_tokens,
+            stop_token_ids=sorted({*job.eos_token_ids, *s.stop_token_ids}),
+            detokenize=False,
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **sampled,
+        )
 
     def submit(self, name: str, request: Request, params: Any) -> None:
         """Queues a request under a name of its own."""
@@ -188,10 +212,21 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         check = self._check
-        self._engine.add_request("check", TokensPrompt(prompt_token_ids=check.prompt), SamplingParams(
-            temperature=0.0, max_tokens=check.decoded, ignore_eos=True, allowed_token_ids=[check.forced],
-            detokenize=False, prompt_logprobs=0, logprobs=0, flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY))
+        self._engine.add_request(
+            "check",
+            TokensPrompt(prompt_token_ids=check.prompt),
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=check.decoded,
+                ignore_eos=True,
+                allowed_token_ids=[check.forced],
+                detokenize=False,
+                prompt_logprobs=0,
+                logprobs=0,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
         outputs: list[Any] = []
         while not outputs:
             outputs = [o for o in self._engine.step() if o.finished]
@@ -200,5 +235,7 @@ class Engine:
     def _verify(self, model: Path) -> None:
         for compared, different in self.llm.collective_rpc("npd_differences", args=(str(model),)):
             if different or not compared:
-                raise RuntimeError(f"the engine does not hold the weights of {model}: {len(different)} of {compared} "
-                                   f"parameters differ, e.g. {different[:3]}")
+                raise RuntimeError(
+                    f"the engine does not hold the weights of {model}: {len(different)} of {compared} "
+                    f"parameters differ, e.g. {different[:3]}"
+                )

@@ -53,8 +53,10 @@ class ReloadExtension:
             if logits is None:  # a rank that does not sample
                 return
             if logits.shape[-1] != layer.org_vocab_size:
-                raise RuntimeError(f"logits of {logits.shape[-1]} columns, expected {layer.org_vocab_size}: they are "
-                                   "not gathered, so padding and vocabulary cannot be distinguished")
+                raise RuntimeError(
+                    f"logits of {logits.shape[-1]} columns, expected {layer.org_vocab_size}: they are "
+                    "not gathered, so padding and vocabulary cannot be distinguished"
+                )
             logits[..., vocabulary:] = float("-inf")
 
         layers = [m for m in self.model_runner.get_model().modules() if isinstance(m, LogitsProcessor)]

@@ -22,8 +22,13 @@ from npd_ascend.models.spec import ModelSpec
 _HEAD_ROWS = 8192
 
 
-def token_logprobs(folder: Path, ids: Sequence[int], dtype: torch.dtype = torch.float32,
-                   stored: torch.dtype | None = None, vocabulary: int | None = None) -> Array:
+def token_logprobs(
+    folder: Path,
+    ids: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    stored: torch.dtype | None = None,
+    vocabulary: int | None = None,
+) -> Array:
     """Log-prob of each token of one sequence given those before it.
 
     Of T tokens it takes 2 T floating point operations a parameter, and reads and converts the files once. For a handful
@@ -50,8 +55,9 @@ def token_logprobs(folder: Path, ids: Sequence[int], dtype: torch.dtype = torch.
         angles = _angles(spec, len(ids), _wide(dtype))
         for layer in range(spec.num_layers):
             name = f"model.layers.{layer}."
-            x = x + _attention(spec, weights, f"{name}self_attn.", weights.norm(f"{name}input_layernorm", x, spec),
-                               angles)
+            x = x + _attention(
+                spec, weights, f"{name}self_attn.", weights.norm(f"{name}input_layernorm", x, spec), angles
+            )
             x = x + _mlp(weights, f"{name}mlp.", weights.norm(f"{name}post_attention_layernorm", x, spec))
         x = weights.norm("model.norm", x, spec)[:-1]
         head = "model.embed_tokens.weight" if spec.tie_embeddings else "lm_head.weight"
@@ -76,7 +82,7 @@ class _Weights:
 
     def rows(self, name: str, ids: Sequence[int]) -> torch.Tensor:
         table = self.slice(name)
-        return self.convert(torch.cat([table[i: i + 1] for i in ids]))
+        return self.convert(torch.cat([table[i : i + 1] for i in ids]))
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         bias = self.whole(f"{name}.bias") if f"{name}.bias" in self._files else None
@@ -91,8 +97,9 @@ class _Weights:
         return (tensor if self._stored is None else tensor.to(self._stored)).to(self._dtype)
 
 
-def _attention(spec: ModelSpec, weights: _Weights, name: str, x: torch.Tensor,
-               angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _attention(
+    spec: ModelSpec, weights: _Weights, name: str, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """Causal self-attention of one sequence, [T, hidden] to [T, hidden]."""
     t = len(x)
 
@@ -129,14 +136,15 @@ def _rotate(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch
     return (wide * angles[0] + torch.cat([-second, first], -1) * angles[1]).to(x.dtype)
 
 
-def _logprobs(weights: _Weights, head: str, x: torch.Tensor, targets: torch.Tensor, wide: torch.dtype,
-              vocabulary: int | None) -> Array:
+def _logprobs(
+    weights: _Weights, head: str, x: torch.Tensor, targets: torch.Tensor, wide: torch.dtype, vocabulary: int | None
+) -> Array:
     table = weights.slice(head)
     rows = vocabulary or table.get_shape()[0]
     log_z = torch.full((len(x),), -torch.inf, dtype=wide)
     own = torch.full((len(x),), torch.nan, dtype=wide)
     for start in range(0, rows, _HEAD_ROWS):
-        logits = (x @ weights.convert(table[start: min(start + _HEAD_ROWS, rows)]).T).to(wide)
+        logits = (x @ weights.convert(table[start : min(start + _HEAD_ROWS, rows)]).T).to(wide)
         log_z = torch.logaddexp(log_z, logits.logsumexp(-1))
         here = (targets >= start) & (targets < start + logits.shape[1])
         own[here] = logits[here].gather(1, (targets[here] - start)[:, None])[:, 0]

@@ -47,8 +47,9 @@ def generate(job: RolloutJob, engine: Engine, report: Callable[..., None]) -> No
 
 
 class _Run:
-    def __init__(self, job: RolloutJob, engine: Engine, board: Board, report: Callable[..., None],
-                 writer: ThreadPoolExecutor):
+    def __init__(
+        self, job: RolloutJob, engine: Engine, board: Board, report: Callable[..., None], writer: ThreadPoolExecutor
+    ):
         self.job, self.engine, self.board, self.report = job, engine, board, report
         self._writer = writer
         self._writing: deque[tuple[Future[None], Shard, list[tuple[Request, Answer]], bool]] = deque()

@@ -49,8 +49,12 @@ def ask(job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) 
         prompts: token ids of each prompt.
         seeds: of each answer; None: greedy.
     """
-    return {"cmd": "answer", "job": job.model_dump(mode="json"), "prompts": [p.tolist() for p in prompts],
-            "seeds": list(seeds)}
+    return {
+        "cmd": "answer",
+        "job": job.model_dump(mode="json"),
+        "prompts": [p.tolist() for p in prompts],
+        "seeds": list(seeds),
+    }
 
 
 def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +68,10 @@ def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str
     for row, (ids, seed) in enumerate(zip(command["prompts"], command["seeds"], strict=True)):
         room = min(job.settings.max_new_tokens, job.max_model_len - len(ids))
         if not ids or room < 1 or max(ids) >= job.vocabulary:
-            raise UserError(f"prompt {row} of a live batch has {len(ids)} tokens up to id {max(ids, default=-1)}: it "
-                            f"must leave room within {job.max_model_len} tokens and have ids below {job.vocabulary}")
+            raise UserError(
+                f"prompt {row} of a live batch has {len(ids)} tokens up to id {max(ids, default=-1)}: it "
+                f"must leave room within {job.max_model_len} tokens and have ids below {job.vocabulary}"
+            )
         request = Request(0, row, ids, seed, room)
         engine.submit(str(row), request, engine.params(job, request))
     left = len(out)

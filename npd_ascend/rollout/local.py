@@ -47,16 +47,28 @@ class Worker(Protocol):
 class LocalWorker:
     """One worker process, its pipes and what is known of it."""
 
-    def __init__(self, index: int, python: Path, log: Path, env: dict[str, str], cores: Sequence[int] | None,
-                 events: queue.Queue[tuple[Any, dict[str, Any]]]):
+    def __init__(
+        self,
+        index: int,
+        python: Path,
+        log: Path,
+        env: dict[str, str],
+        cores: Sequence[int] | None,
+        events: queue.Queue[tuple[Any, dict[str, Any]]],
+    ):
         self.index, self.log = index, log
         self.busy, self.why, self.heard, self.settled = False, "", time.monotonic(), False
         self._kills = out_of_memory.kernel_kills()
         try:
             with open(log, "ab") as err:
                 self._popen = subprocess.Popen(
-                    [str(python), "-m", "npd_ascend.rollout.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=err, env=env, start_new_session=True)
+                    [str(python), "-m", "npd_ascend.rollout.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=err,
+                    env=env,
+                    start_new_session=True,
+                )
         except OSError as e:
             helps = out_of_memory.no_thread(e) or "run scripts/setup_env.sh"
             raise UserError(f"{python}: cannot be started ({e.strerror}); {helps}") from None

@@ -54,9 +54,19 @@ class RolloutPool:
         meter: makes the progress meter of a job.
     """
 
-    def __init__(self, python: Path, workers: int, logs: Path, *, target: str = "cpu", tensor_parallel: int = 1,
-                 env: Mapping[str, str] | None = None, cores: Sequence[int] | None = None,
-                 cluster: Cluster | None = None, meter: Callable[..., Meter] = Meter):
+    def __init__(
+        self,
+        python: Path,
+        workers: int,
+        logs: Path,
+        *,
+        target: str = "cpu",
+        tensor_parallel: int = 1,
+        env: Mapping[str, str] | None = None,
+        cores: Sequence[int] | None = None,
+        cluster: Cluster | None = None,
+        meter: Callable[..., Meter] = Meter,
+    ):
         self.python, self.logs, self._meter = Path(python), Path(logs), meter
         self._size = workers
         self._env = {**os.environ, **(env or {})}
@@ -225,8 +235,10 @@ class RolloutPool:
             failures += 1
             why = _cause(worker)
             if failures > job.settings.max_failures:
-                raise UserError(f"rollout worker {worker.index} failed ({why}), failure {failures} of this job "
-                                f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}")
+                raise UserError(
+                    f"rollout worker {worker.index} failed ({why}), failure {failures} of this job "
+                    f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}"
+                )
             message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
             self._assign(worker.index, command, restart=True)
         return failures
@@ -241,8 +253,11 @@ class RolloutPool:
                 message(text)
         elif event["how"] == "reload":
             worker.settled = False  # a start follows
-            message(f"{text}: it does not answer with the new weights and is started afresh; where captured graphs are "
-                    "the cause, rollout.enforce_eager: true avoids that", level="warning")
+            message(
+                f"{text}: it does not answer with the new weights and is started afresh; where captured graphs are "
+                "the cause, rollout.enforce_eager: true avoids that",
+                level="warning",
+            )
         else:
             message(f"{text}: more than rounding explains; npd doctor --selftest compares further", level="warning")
 
@@ -273,8 +288,9 @@ class RolloutPool:
             if self._cluster is not None:
                 self._workers[index] = self._cluster.hire(index, log, self._events)
             else:
-                self._workers[index] = LocalWorker(index, self.python, log, self._environment(index), self._cores,
-                                                   self._events)
+                self._workers[index] = LocalWorker(
+                    index, self.python, log, self._environment(index), self._cores, self._events
+                )
         return self._workers[index]
 
     def _environment(self, index: int) -> dict[str, str]:
@@ -282,10 +298,12 @@ class RolloutPool:
         if self._target == "ascend":
             visible = env.get("ASCEND_RT_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(i) for i in range(self._size * self._tp)]
-            mine = devices[index * self._tp: (index + 1) * self._tp]
+            mine = devices[index * self._tp : (index + 1) * self._tp]
             if len(mine) < self._tp:
-                raise UserError(f"rollout.workers {self._size} x tensor_parallel {self._tp} need "
-                                f"{self._size * self._tp} devices, {len(devices)} are visible")
+                raise UserError(
+                    f"rollout.workers {self._size} x tensor_parallel {self._tp} need "
+                    f"{self._size * self._tp} devices, {len(devices)} are visible"
+                )
             env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(mine)
         else:
             cores = len(self._cores or os.sched_getaffinity(0))

@@ -57,8 +57,10 @@ class Driver:
         try:
             import ray
         except ImportError:
-            raise RuntimeError("rollouts on several nodes need Ray, which the rollout environment lacks: pip install "
-                               "'npd-ascend[ray]' there (requirements/rollout-cpu.txt names the version)") from None
+            raise RuntimeError(
+                "rollouts on several nodes need Ray, which the rollout environment lacks: pip install "
+                "'npd-ascend[ray]' there (requirements/rollout-cpu.txt names the version)"
+            ) from None
         self._ray, deadline = ray, time.monotonic() + self._place_s
         host, _, port = address.rpartition(":")
         while True:  # Ray itself ends the process when nobody answers
@@ -67,8 +69,9 @@ class Driver:
                 break
             except (OSError, ValueError) as e:
                 if isinstance(e, ValueError) or time.monotonic() > deadline:
-                    raise RuntimeError(f"no Ray cluster at {address} ({e}); is ray running on node 0, and is its port "
-                                       "open?") from None
+                    raise RuntimeError(
+                        f"no Ray cluster at {address} ({e}); is ray running on node 0, and is its port open?"
+                    ) from None
                 time.sleep(0.5)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="npd")
 
@@ -87,7 +90,8 @@ class Driver:
             if command["npus"]:
                 needs["resources"] = {"NPU": command["npus"]}
             kind = self._ray.remote(WorkerActor).options(
-                max_restarts=0, max_task_retries=0, max_concurrency=4, scheduling_strategy="SPREAD", **needs)
+                max_restarts=0, max_task_retries=0, max_concurrency=4, scheduling_strategy="SPREAD", **needs
+            )
             actor = kind.remote(command["env"], command["log"], command["command"])
             self._places[number] = _Place(actor, actor.where.remote(), time.monotonic())
         elif (place := self._places.get(number)) is None:

@@ -25,8 +25,17 @@ def command(rank: int, address: str, cpus: int, npus: int) -> list[str]:
     where = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
     if rank:
         where = [f"--address={address}"]
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block", "--disable-usage-stats",
-            f"--num-cpus={cpus}", f"--resources={json.dumps({'NPU': npus} if npus else {})}"]
+    return [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        *where,
+        "--block",
+        "--disable-usage-stats",
+        f"--num-cpus={cpus}",
+        f"--resources={json.dumps({'NPU': npus} if npus else {})}",
+    ]
 
 
 def main() -> None:

@@ -25,9 +25,15 @@ def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None
     with Board(job) as board:
         while (taken := board.take()) is not None:
             index, prompts = taken
-            answers = [_answer(job, *row) for row in zip(
-                prompts["prompt_index"].to_pylist(), prompts["reference_ids"].to_pylist(),
-                prompts["label_ids"].to_pylist(), strict=True)]
+            answers = [
+                _answer(job, *row)
+                for row in zip(
+                    prompts["prompt_index"].to_pylist(),
+                    prompts["reference_ids"].to_pylist(),
+                    prompts["label_ids"].to_pylist(),
+                    strict=True,
+                )
+            ]
             masked = prompts["reference_masked"] if "reference_masked" in prompts.column_names else None
             table = table_of(job, prompts, answers, prompts["label_ids"], masked)
             commit_table(job, board.dataset, index, table, seconds=0.0)
@@ -38,9 +44,13 @@ def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None
 
 def _answer(job: RolloutJob, index: int, ids: list[int] | None, labels: list[int] | None) -> Answer:
     if ids is None:
-        raise UserError(f"{job.prompts}: prompt {index} has no reference answer; set data.response_field, or use "
-                        "another rollout.source")
+        raise UserError(
+            f"{job.prompts}: prompt {index} has no reference answer; set data.response_field, or use "
+            "another rollout.source"
+        )
     if labels is not None and len(labels) != len(ids):
-        raise UserError(f"{job.prompts}: prompt {index} has {len(labels)} labels for {len(ids)} tokens; "
-                        "data.labels_field must give one label a token")
+        raise UserError(
+            f"{job.prompts}: prompt {index} has {len(labels)} labels for {len(ids)} tokens; "
+            "data.labels_field must give one label a token"
+        )
     return Answer(np.asarray(ids, np.int32), None, "reference")

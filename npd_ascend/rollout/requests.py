@@ -58,8 +58,11 @@ class Answer:
     def unpacked(cls, record: dict[str, Any]) -> Answer:
         """Of what ``packed`` gave."""
         ids, logprobs = (base64.b64decode(record[k]) for k in ("ids", "logprobs"))
-        return cls(np.frombuffer(ids, "<i4").astype(np.int32), np.frombuffer(logprobs, "<f4").astype(np.float32),
-                   record["finish"])
+        return cls(
+            np.frombuffer(ids, "<i4").astype(np.int32),
+            np.frombuffer(logprobs, "<f4").astype(np.float32),
+            record["finish"],
+        )
 
 
 def requests_of(job: RolloutJob, shard: int, prompts: pa.Table) -> list[Request]:
@@ -80,12 +83,15 @@ def requests_of(job: RolloutJob, shard: int, prompts: pa.Table) -> list[Request]
         if not ids:
             raise UserError(f"{where} has no tokens; remove the row from the prompt file")
         if max(ids) >= job.vocabulary or min(ids) < 0:
-            raise UserError(f"{where} has token id {max(ids)} but the tokenizer knows ids below {job.vocabulary}; use "
-                            "a new run.dir")
+            raise UserError(
+                f"{where} has token id {max(ids)} but the tokenizer knows ids below {job.vocabulary}; use a new run.dir"
+            )
         room = min(settings.max_new_tokens, job.max_model_len - len(ids))
         if room < 1:
-            raise UserError(f"{where} has {len(ids)} tokens, which leaves no room for an answer within "
-                            f"{job.max_model_len}; lower data.max_prompt_tokens")
+            raise UserError(
+                f"{where} has {len(ids)} tokens, which leaves no room for an answer within "
+                f"{job.max_model_len}; lower data.max_prompt_tokens"
+            )
         for path in range(settings.paths):
             greedy = settings.greedy and path == 0
             seed = None if greedy else sample_seed(job.seed, sample_id(prompt, path, job.generation))
@@ -93,8 +99,13 @@ def requests_of(job: RolloutJob, shard: int, prompts: pa.Table) -> list[Request]
     return out
 
 
-def table_of(job: RolloutJob, prompts: pa.Table, answers: list[Answer],
-             labels: pa.ChunkedArray | None = None, masked: pa.ChunkedArray | None = None) -> pa.Table:
+def table_of(
+    job: RolloutJob,
+    prompts: pa.Table,
+    answers: list[Answer],
+    labels: pa.ChunkedArray | None = None,
+    masked: pa.ChunkedArray | None = None,
+) -> pa.Table:
     """Rollouts table (``store.schemas.ROLLOUTS``) of one shard.
 
     Args:
@@ -115,12 +126,18 @@ def table_of(job: RolloutJob, prompts: pa.Table, answers: list[Answer],
         logprobs = _lists(offsets, [a.logprobs for a in answers if a.logprobs is not None], np.float32)
     finishes = ["stop", "length", "reference"]
     code = pa.array(np.array([finishes.index(a.finish) for a in answers], np.int8))
-    return pa.table({
-        **({} if masked is None else {"masked": masked}),
-        "sample_id": pa.array(ids, pa.int64()), "prompt_index": pa.array(index, pa.int64()),
-        "path": pa.array(path, pa.int8()), "response_ids": tokens, "logprobs": logprobs,
-        "label_ids": pa.nulls(n, pa.list_(pa.int32())) if labels is None else labels,
-        "finish_reason": pa.DictionaryArray.from_arrays(code, pa.array(finishes))})
+    return pa.table(
+        {
+            **({} if masked is None else {"masked": masked}),
+            "sample_id": pa.array(ids, pa.int64()),
+            "prompt_index": pa.array(index, pa.int64()),
+            "path": pa.array(path, pa.int8()),
+            "response_ids": tokens,
+            "logprobs": logprobs,
+            "label_ids": pa.nulls(n, pa.list_(pa.int32())) if labels is None else labels,
+            "finish_reason": pa.DictionaryArray.from_arrays(code, pa.array(finishes)),
+        }
+    )
 
 
 def _lists(offsets: pa.Array, parts: list[Array], dtype: type) -> pa.Array:

@@ -11,8 +11,18 @@ from npd_ascend.models.hf_files import shared_config
 
 _CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's CPU attention is compiled for."""
-_ARCHITECTURE_FREE = ("_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache",
-                      "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
+_ARCHITECTURE_FREE = (
+    "_name_or_path",
+    "auto_map",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "initializer_range",
+)
 
 
 def check_servable(model: Path, target: str, length: int) -> None:
@@ -29,13 +39,16 @@ def check_servable(model: Path, target: str, length: int) -> None:
     config = read_architecture(model)
     limit = config.get("max_position_embeddings")
     if limit is not None and length > limit:
-        raise UserError(f"{model} was made for {limit} positions but prompts and answers need {length}; "
-                        "lower rollout.max_new_tokens or data.max_prompt_tokens")
+        raise UserError(
+            f"{model} was made for {limit} positions but prompts and answers need {length}; "
+            "lower rollout.max_new_tokens or data.max_prompt_tokens"
+        )
     if target == "cpu" and {"hidden_size", "num_attention_heads"} <= config.keys():
         dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         if dim not in _CPU_HEAD_DIMS:
-            raise UserError(f"{model} has heads of {dim}; vLLM's CPU attention knows "
-                            f"{', '.join(map(str, _CPU_HEAD_DIMS))}")
+            raise UserError(
+                f"{model} has heads of {dim}; vLLM's CPU attention knows {', '.join(map(str, _CPU_HEAD_DIMS))}"
+            )
     if not weights_of(model):
         raise UserError(f"{model}: no *.safetensors there; expected a Hugging Face checkpoint folder")
 

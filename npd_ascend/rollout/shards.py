@@ -132,8 +132,15 @@ def commit_table(job: RolloutJob, dataset: Dataset, index: int, table: pa.Table,
     truncated = table["finish_reason"].to_pylist().count("length")
     sampled = job.settings.source != "reference"
     greedy = len(table) // job.settings.paths if sampled and job.settings.greedy else 0
-    dataset.write_table(index, table, tokens=tokens, truncated=truncated, greedy=greedy,
-                        sampled=len(table) - greedy if sampled else 0, seconds=round(seconds, 3))
+    dataset.write_table(
+        index,
+        table,
+        tokens=tokens,
+        truncated=truncated,
+        greedy=greedy,
+        sampled=len(table) - greedy if sampled else 0,
+        seconds=round(seconds, 3),
+    )
 
 
 class Board:
@@ -202,9 +209,15 @@ class Board:
         for left in self.dataset.folder.glob("shard-*.journal"):
             left.unlink(missing_ok=True)
         sweep(self.dataset.folder)  # every shard is committed: no writer is at work
-        total = {key: sum(r["meta"][key] for r in records)
-                 for key in ("tokens", "truncated", "greedy", "sampled", "seconds")}
+        total = {
+            key: sum(r["meta"][key] for r in records) for key in ("tokens", "truncated", "greedy", "sampled", "seconds")
+        }
         total["seconds"] = round(total["seconds"], 3)
-        self.dataset.finish(self.shards, samples=sum(r["rows"] for r in records), generation=self.job.generation,
-                            source=self.job.settings.source, **total)
+        self.dataset.finish(
+            self.shards,
+            samples=sum(r["rows"] for r in records),
+            generation=self.job.generation,
+            source=self.job.settings.source,
+            **total,
+        )
         return True

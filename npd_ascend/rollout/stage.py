@@ -40,8 +40,9 @@ def run(job: RolloutJob) -> None:
         engine.close()
 
 
-def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
-         loaded: Loaded = lambda how, verdict: None) -> Engine | None:
+def work(
+    job: RolloutJob, engine: Engine | None, report: Callable[..., None], loaded: Loaded = lambda how, verdict: None
+) -> Engine | None:
     """Does a worker's share of a job with a living engine, or with a new one where there is none.
 
     Args:
@@ -60,13 +61,14 @@ def work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
         return _work(job, engine, report, loaded)
     except OSError as e:
         if e.errno in _NO_ROOM:
-            raise UserError(f"{e.filename or job.out}: {e.strerror}; make room there or use another run.dir, then run "
-                            "the same command again") from e
+            raise UserError(
+                f"{e.filename or job.out}: {e.strerror}; make room there or use another run.dir, then run "
+                "the same command again"
+            ) from e
         raise
 
 
-def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None],
-          loaded: Loaded) -> Engine | None:
+def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None], loaded: Loaded) -> Engine | None:
     with Board(job) as board:
         if not board.open:
             board.finish()
@@ -118,12 +120,17 @@ def _start(job: RolloutJob, loaded: Loaded, limit: float = math.inf) -> Engine:
     engine = Engine(job)
     verdict = engine.check()
     if verdict.difference > limit:
-        helps = ("compare vLLM's version with what npd doctor expects" if engine.eager else
-                 "set rollout.enforce_eager: true (no captured graphs) and run the same command again")
+        helps = (
+            "compare vLLM's version with what npd doctor expects"
+            if engine.eager
+            else "set rollout.enforce_eager: true (no captured graphs) and run the same command again"
+        )
         engine.close()
-        raise UserError(f"vLLM does not answer with the weights of {job.model}: after a reload and in a new engine, "
-                        f"log-probs of a fixed request are off by {verdict.difference:.2g} nats (at most {limit:.2g}); "
-                        f"{helps}")
+        raise UserError(
+            f"vLLM does not answer with the weights of {job.model}: after a reload and in a new engine, "
+            f"log-probs of a fixed request are off by {verdict.difference:.2g} nats (at most {limit:.2g}); "
+            f"{helps}"
+        )
     loaded("start", verdict)
     return engine
 

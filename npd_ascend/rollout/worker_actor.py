@@ -35,8 +35,13 @@ class WorkerActor:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as err:
             self._popen = subprocess.Popen(
-                command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env}, start_new_session=True)
+                command or COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+                start_new_session=True,
+            )
         threading.Thread(target=self._listen, daemon=True).start()
 
     def where(self) -> str:

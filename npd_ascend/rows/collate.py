@@ -37,8 +37,9 @@ class RowBatch:
         return int(self.lengths.sum())
 
 
-def collate(rows: Sequence[Sequence[Array]], row_length: int, pad_id: int, batch: int,
-            longest: int | None = None) -> RowBatch:
+def collate(
+    rows: Sequence[Sequence[Array]], row_length: int, pad_id: int, batch: int, longest: int | None = None
+) -> RowBatch:
     """Token arrays of samples into fixed arrays; missing rows are all padding.
 
     Args:
@@ -59,8 +60,9 @@ def collate(rows: Sequence[Sequence[Array]], row_length: int, pad_id: int, batch
     return collate_flat(tokens, lengths, in_row, row_length, pad_id, batch, longest)
 
 
-def collate_flat(tokens: Array, lengths: Array, in_row: Array, row_length: int, pad_id: int,
-                 batch: int, longest: int | None = None) -> RowBatch:
+def collate_flat(
+    tokens: Array, lengths: Array, in_row: Array, row_length: int, pad_id: int, batch: int, longest: int | None = None
+) -> RowBatch:
     """``collate`` for samples that stand one behind the other in one array.
 
     Args:
@@ -101,8 +103,14 @@ def collate_flat(tokens: Array, lengths: Array, in_row: Array, row_length: int, 
         position_ids[flat] = position
         segment_ids[flat] = np.repeat(np.arange(len(lengths)) - row_first[row], lengths)
     shape = (batch, row_length)
-    return RowBatch(input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape), starts, lengths,
-                    longest or found)
+    return RowBatch(
+        input_ids.reshape(shape),
+        position_ids.reshape(shape),
+        segment_ids.reshape(shape),
+        starts,
+        lengths,
+        longest or found,
+    )
 
 
 def segment_ends(segment_ids: Array, places: int) -> Array:

@@ -38,8 +38,9 @@ class PrefillBatch:
             start = end
 
 
-def prefill_batches(contexts: Sequence[Array], responses: Sequence[Array], row_length: int, batch: int,
-                    pad_id: int) -> Iterator[PrefillBatch]:
+def prefill_batches(
+    contexts: Sequence[Array], responses: Sequence[Array], row_length: int, batch: int, pad_id: int
+) -> Iterator[PrefillBatch]:
     """Packs samples into passes of ``batch`` rows; rows depend on the arguments alone.
 
     Args:
@@ -62,8 +63,17 @@ def prefill_batches(contexts: Sequence[Array], responses: Sequence[Array], row_l
     for first in range(0, len(bins), batch):
         rows = [scored[bins[b]] for b in range(first, min(first + batch, len(bins)))]
         samples = np.concatenate(rows)
-        packed = collate([[np.concatenate([contexts[i], responses[i][:-1]]) for i in row] for row in rows],
-                         row_length, pad_id, batch, longest)
-        yield PrefillBatch(samples, packed, response_positions(packed.starts, head[samples], body[samples]),
-                           np.concatenate([responses[i] for i in samples]).astype(np.int32, copy=False),
-                           np.cumsum(body[samples]))
+        packed = collate(
+            [[np.concatenate([contexts[i], responses[i][:-1]]) for i in row] for row in rows],
+            row_length,
+            pad_id,
+            batch,
+            longest,
+        )
+        yield PrefillBatch(
+            samples,
+            packed,
+            response_positions(packed.starts, head[samples], body[samples]),
+            np.concatenate([responses[i] for i in samples]).astype(np.int32, copy=False),
+            np.cumsum(body[samples]),
+        )

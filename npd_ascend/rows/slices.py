@@ -19,7 +19,7 @@ class Slice:
     def cut(self, rows: Array) -> Array:
         """[B, S] -> [B, S / size]."""
         own = rows.shape[1] // self.size
-        return np.ascontiguousarray(rows[:, self.rank * own: (self.rank + 1) * own])
+        return np.ascontiguousarray(rows[:, self.rank * own : (self.rank + 1) * own])
 
     def find(self, flat: Array, row_length: int) -> tuple[Array, Array]:
         """Which flat positions ``b * S + s`` lie in the slice, and where in it.

@@ -20,8 +20,7 @@ from npd_ascend.store.dataset import Dataset
 _CUT = strings(["length"])
 
 
-def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str
-                ) -> tuple[Array, Array, Scores]:
+def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str) -> tuple[Array, Array, Scores]:
     """All samples of a generation; some 100 bytes a sample stay in memory, texts do not.
 
     Args:
@@ -47,8 +46,22 @@ def read_scores(rollouts: Dataset, stored: Mapping[str, Dataset], ifd_form: str
 
     teacher, teacher_alone, student, student_alone = (column(name, "nll") for name in IFD)
     ifd_teacher, ifd_student = ifd(teacher, teacher_alone, ifd_form), ifd(student, student_alone, ifd_form)
-    return ids, first, Scores(tokens, truncated, teacher, teacher_alone, student, student_alone, ifd_teacher,
-                              ifd_student, delta_ifd(ifd_teacher, ifd_student), partial(column, which="entropy"))
+    return (
+        ids,
+        first,
+        Scores(
+            tokens,
+            truncated,
+            teacher,
+            teacher_alone,
+            student,
+            student_alone,
+            ifd_teacher,
+            ifd_student,
+            delta_ifd(ifd_teacher, ifd_student),
+            partial(column, which="entropy"),
+        ),
+    )
 
 
 def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[Array, ...]]:
@@ -57,9 +70,7 @@ def _rollout_columns(rollouts: Dataset) -> Iterator[tuple[Array, ...]]:
         yield to_numpy(table["sample_id"]), to_numpy(table["tokens"]), to_numpy(pc.cast(truncated, pa.uint8()))
 
 
-def _score_column(
-    scores: Dataset, which: str, rollouts: Path, ids: Array, first: Array
-) -> Iterator[tuple[Array]]:
+def _score_column(scores: Dataset, which: str, rollouts: Path, ids: Array, first: Array) -> Iterator[tuple[Array]]:
     if scores.shards != len(first) - 1:
         raise UserError(
             f"{scores.folder}: {scores.shards} shards of scores for {len(first) - 1} shards of {rollouts}; "

@@ -97,8 +97,7 @@ def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
     )
     if n and not keep.any():
         raise UserError(
-            f"select: filter {chosen.name} keeps none of {n} samples ({_dropped(decisions)}); "
-            f"{_advice(decisions)}"
+            f"select: filter {chosen.name} keeps none of {n} samples ({_dropped(decisions)}); {_advice(decisions)}"
         )
     return decisions
 
@@ -170,8 +169,10 @@ def _advice(decisions: Decisions) -> str:
     )
     unfit = counts.get("empty", 0) + counts["truncated"] + counts["undefined"]
     if 2 * unfit > len(decisions.reason) - counts["kept"]:
-        return ("most of these are empty, truncated or without a value: see the answers, rollout.max_new_tokens, the "
-                "chat template and select.keep_truncated")
+        return (
+            "most of these are empty, truncated or without a value: see the answers, rollout.max_new_tokens, the "
+            "chat template and select.keep_truncated"
+        )
     return decisions.advice
 
 

@@ -32,8 +32,9 @@ def run(job: SelectJob) -> None:
         return
     chosen = FILTERS.find(job.settings.filter)
     if lacking := sorted(chosen.needs - set(job.quantities)):
-        raise UserError(f"select.filter {chosen.name} needs {', '.join(lacking)}; annotate first, or set "
-                        f"select.filter: none")
+        raise UserError(
+            f"select.filter {chosen.name} needs {', '.join(lacking)}; annotate first, or set select.filter: none"
+        )
     rollouts = Dataset.open(job.rollouts, "rollouts")
     stored = {name: Dataset.open(job.quantities[name], "scores") for name in QUANTITIES if name in chosen.needs}
     ids, first, scores = read_scores(rollouts, stored, job.settings.ifd_form)
@@ -53,8 +54,9 @@ def run(job: SelectJob) -> None:
     out.finish(rollouts.shards, **summary(decisions, scores, job.settings))
 
 
-def _table(ids: Array, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array,
-           zones: pa.Array) -> pa.Table:
+def _table(
+    ids: Array, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array, zones: pa.Array
+) -> pa.Table:
     columns = {
         "sample_id": ids[rows],
         "keep": decisions.keep[rows],

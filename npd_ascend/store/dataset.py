@@ -156,14 +156,16 @@ class Dataset:
         Yields:
             Rows of each shard that is committed, in the order given.
         """
+
         def commit(item: tuple[int, pa.Table]) -> int:
             self.write_table(*item, sync=False)
             return int(item[1].num_rows)
 
         yield from _ahead(commit, tables, _WRITERS)
 
-    def write(self, index: int, rows: int, fill: Callable[[IO[bytes]], None], *, sync: bool = True,
-              **meta: Any) -> None:
+    def write(
+        self, index: int, rows: int, fill: Callable[[IO[bytes]], None], *, sync: bool = True, **meta: Any
+    ) -> None:
         """Commits one shard of any format: ``fill(file)`` writes its bytes; ``meta`` goes into the record.
 
         Without ``sync`` a loss of power before ``finish`` may take the shard back; a killed process never does.

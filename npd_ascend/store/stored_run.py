@@ -47,8 +47,9 @@ def open_run(path: str | Path) -> StoredRun:
     """
     found = StoredRun(Path(path))
     if not (found.paths.config.is_file() or found.paths.state.is_file()):
-        raise UserError(f"{path}: no run there (neither config.yaml nor run.json); give the run.dir of a run that was "
-                        "started")
+        raise UserError(
+            f"{path}: no run there (neither config.yaml nor run.json); give the run.dir of a run that was started"
+        )
     return found
 
 
@@ -178,8 +179,10 @@ class StoredGeneration:
         if not len(reader):
             raise UserError(f"{reader.dataset.folder}: holds no sample")
         if len(rows) and not (0 <= rows.min() and rows.max() < len(reader)):
-            raise UserError(f"{reader.dataset.folder}: has the samples 0 to {len(reader) - 1}, asked for "
-                            f"{rows.min()} to {rows.max()}")
+            raise UserError(
+                f"{reader.dataset.folder}: has the samples 0 to {len(reader) - 1}, asked for "
+                f"{rows.min()} to {rows.max()}"
+            )
         top, lengths = reader.read_many(rows)
         return top, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 

@@ -34,8 +34,7 @@ def fit(form: TopKFormat, symbols: Sequence[Array]) -> list[Alphabet]:
     return alphabets
 
 
-def encode(form: TopKFormat, alphabets: Sequence[Alphabet], symbols: Array,
-           lengths: Array) -> tuple[Array, Array]:
+def encode(form: TopKFormat, alphabets: Sequence[Alphabet], symbols: Array, lengths: Array) -> tuple[Array, Array]:
     """Blocks of samples, one behind the other.
 
     Args:
@@ -134,12 +133,12 @@ class Decoder:
             until = max(done + 1, int(np.searchsorted(ends, before + _CHUNK, side="right")))
             part = slice(done, until)
             symbols[before : int(ends[until - 1])] = self._symbols(
-                wide, starts[part], lengths[part], np.asarray(shards)[part], fields)
+                wide, starts[part], lengths[part], np.asarray(shards)[part], fields
+            )
             done = until
         return self.form.values(symbols, extras)
 
-    def _symbols(self, wide: Array, starts: Array, lengths: Array, shards: Array,
-                 fields: int) -> Array:
+    def _symbols(self, wide: Array, starts: Array, lengths: Array, shards: Array, fields: int) -> Array:
         """[tokens, fields] uint32 of some samples whose blocks begin at the bits ``starts``."""
         tokens, firsts = int(lengths.sum()), np.cumsum(lengths) - lengths
         of = np.repeat(np.arange(len(lengths)), lengths)

@@ -89,8 +89,16 @@ class TopKFormat:
     def columns(self) -> list[tuple[int, slice]]:
         """(raw bits, symbols of a token) of each alphabet, in the order of the symbols; see ``symbols``."""
         k, b = self.k, self.value_bits
-        groups = [(self.id_bits, 1), (self.id_bits, k - 1), (b, 1), (b, min(k - 1, 1)), (b, max(k - 2, 0)),
-                  (self._sampled_raw + 1, 1), (_LOGZ_BITS, 1), (_ENTROPY_BITS, 1)]
+        groups = [
+            (self.id_bits, 1),
+            (self.id_bits, k - 1),
+            (b, 1),
+            (b, min(k - 1, 1)),
+            (b, max(k - 2, 0)),
+            (self._sampled_raw + 1, 1),
+            (_LOGZ_BITS, 1),
+            (_ENTROPY_BITS, 1),
+        ]
         out, at = [], 0
         for bits, width in groups:
             if width:

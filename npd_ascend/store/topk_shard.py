@@ -246,7 +246,14 @@ def _parse(f: IO[bytes]) -> _Shard:
         raise ValueError("index checksum differs")
     index = np.frombuffer(after, _INDEX, entries)
     tables = np.split(np.frombuffer(after, _TABLE, offset=index.nbytes), np.cumsum(sizes)[:-1])
-    alphabets = [Alphabet(bits, a["widths"], table) for (bits, _), a, table in
-                 zip(form.columns(), header["alphabets"], tables, strict=True)]
-    return _Shard(form, alphabets, f.tell() + index["offset"].astype(np.int64), index["tokens"][:-1].astype(np.int64),
-                  index["crc"][:-1])
+    alphabets = [
+        Alphabet(bits, a["widths"], table)
+        for (bits, _), a, table in zip(form.columns(), header["alphabets"], tables, strict=True)
+    ]
+    return _Shard(
+        form,
+        alphabets,
+        f.tell() + index["offset"].astype(np.int64),
+        index["tokens"][:-1].astype(np.int64),
+        index["crc"][:-1],
+    )

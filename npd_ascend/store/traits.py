@@ -29,16 +29,16 @@ def looping(tokens: Array, offsets: Array) -> Array:
     reach = LONGEST_CYCLE + max(LEAST_REPEATED, LEAST_CYCLES * LONGEST_CYCLE)
     found = np.zeros(len(offsets) - 1, bool)
     for first in range(0, len(found), _BLOCK):
-        starts, ends = offsets[first: first + _BLOCK], offsets[first + 1: first + 1 + _BLOCK]
+        starts, ends = offsets[first : first + _BLOCK], offsets[first + 1 : first + 1 + _BLOCK]
         starts = starts[: len(ends)]
         places = ends[:, None] - np.arange(reach, 0, -1)  # last tokens, the newest at the right
         rows = np.where(places >= starts[:, None], tokens[np.maximum(places, 0)] if len(tokens) else 0, -1)
         for p in range(1, LONGEST_CYCLE + 1):
             repeated = max(LEAST_REPEATED, LEAST_CYCLES * p)
-            open_ = np.flatnonzero(~found[first: first + len(ends)] & (ends - starts >= repeated + p))
+            open_ = np.flatnonzero(~found[first : first + len(ends)] & (ends - starts >= repeated + p))
             # Most sequences fail at the last token.
             open_ = open_[rows[open_, -1] == rows[open_, -1 - p]]
-            tail = rows[open_, reach - repeated - p:]
+            tail = rows[open_, reach - repeated - p :]
             found[first + open_[(tail[:, p:] == tail[:, :-p]).all(1)]] = True
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.study import LiveConfig
 from npd_ascend.errors import UserError
 from npd_ascend.rows.bfd import best_fit_decreasing
@@ -35,8 +36,16 @@ class Layout:
     longest: int
 
     @classmethod
-    def of(cls, live: LiveConfig, samples: int, row_length: int, micro_batch: int, prompts: Sequence[np.ndarray],
-           longest: int, pad: int) -> Layout:
+    def of(
+        cls,
+        live: LiveConfig,
+        samples: int,
+        row_length: int,
+        micro_batch: int,
+        prompts: Sequence[Array],
+        longest: int,
+        pad: int,
+    ) -> Layout:
         """The layout of an arm.
 
         Args:
@@ -73,13 +82,19 @@ class Layout:
             rows = [bins[b].tolist() for b in range(len(bins))]
         else:
             rows = [[i] for i in range(len(samples))]
-        length = next(x for x in self.lengths if x >= (head + body).max(initial=0)) if not self.packed else (
-            self.lengths[0])
+        length = (
+            next(x for x in self.lengths if x >= (head + body).max(initial=0)) if not self.packed else (self.lengths[0])
+        )
         for first in range(0, len(rows), self.rows):
             mine = rows[first : first + self.rows]
             which = np.array([i for row in mine for i in row])
-            batch = collate([[np.concatenate((samples[i].prompt, samples[i].response)) for i in row] for row in mine],
-                            length, self.pad, self.rows, self.longest)
+            batch = collate(
+                [[np.concatenate((samples[i].prompt, samples[i].response)) for i in row] for row in mine],
+                length,
+                self.pad,
+                self.rows,
+                self.longest,
+            )
             at = response_positions(batch.starts, head[which], body[which])
             positions = np.zeros(self.head_rows(length), np.int32)
             positions[: len(at)] = at
@@ -102,7 +117,7 @@ class Part:
         tokens: response tokens.
     """
 
-    samples: np.ndarray
+    samples: Array
     rows: RowBatch
-    positions: np.ndarray
+    positions: Array
     tokens: int

@@ -77,8 +77,9 @@ def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
         elif arm in left:
             run.append(arm)
         lines.append(f"  {arm.key:44s} {arm.method:10s} {what}{', alone' if arm.timed else ''}")
-    lines.append(f"{len(run)} runs, about {estimate.all(run, study.study.workers) / 60:.0f} min, a guess before any "
-                 f"has run")
+    lines.append(
+        f"{len(run)} runs, about {estimate.all(run, study.study.workers) / 60:.0f} min, a guess before any has run"
+    )
     return "\n".join(lines)
 
 
@@ -138,8 +139,10 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         serves = sources(left)
         own = [a for a in left if serves[a.key] is a]
         twins = [a for a in left if serves[a.key] is not a]
-        say(f"study {root}: {len(arms)} arms, {len(left)} to run"
-            + (f", {len(twins)} of them served by others that do the same" if twins else ""))
+        say(
+            f"study {root}: {len(arms)} arms, {len(left)} to run"
+            + (f", {len(twins)} of them served by others that do the same" if twins else "")
+        )
         progress = _Progress(results, own, study.study.workers, say)
 
         def phase(part: list[Arm], workers: int) -> int:
@@ -286,7 +289,12 @@ class _Worker:
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [str(python), "-m", "npd_ascend.study.worker", str(self._resolved), str(self.index)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True)
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=env,
+                start_new_session=True,
+            )
         threading.Thread(target=self._listen, args=(self._process, events), daemon=True).start()
 
     def _listen(self, process: subprocess.Popen[bytes], events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
@@ -56,8 +57,9 @@ class DatasetCache:
                     shutil.copytree(dataset.folder, folder / "data", copy_function=os.link)
                     write_sealed(folder / "made.json", {"seconds": seconds})
 
-    def answers(self, key: Sequence[object], make: Callable[[], tuple[list[np.ndarray], float]]
-                ) -> tuple[list[np.ndarray], float]:
+    def answers(
+        self, key: Sequence[object], make: Callable[[], tuple[list[Array], float]]
+    ) -> tuple[list[Array], float]:
         """A model's answers and the seconds they took, made when they are not here.
 
         Args:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import save_hf
@@ -42,16 +43,24 @@ class LiveSource:
         loss: the student's mean NLL of held-out references.
     """
 
-    def __init__(self, bench: Workbench, job: RolloutJob, trainer: Trainer, prompts: Prompts,
-                 teacher_answers: Callable[[], list[np.ndarray]], weights: Path, like: Path,
-                 loss: Callable[[], float]):
+    def __init__(
+        self,
+        bench: Workbench,
+        job: RolloutJob,
+        trainer: Trainer,
+        prompts: Prompts,
+        teacher_answers: Callable[[], list[Array]],
+        weights: Path,
+        like: Path,
+        loss: Callable[[], float],
+    ):
         self.bench, self.job, self.trainer, self.prompts = bench, job, trainer, prompts
         self.weights, self.like = weights, like
         self.rng = np.random.default_rng([job.seed, 0])
         self.epoch, self.progress, self.step = 0, 0.0, 0
         self.answered = 0
         self._teacher_answers, self._loss = teacher_answers, loss
-        self._teacher: list[np.ndarray] | None = None
+        self._teacher: list[Array] | None = None
 
     def student(self, prompts: Sequence[int]) -> list[Sample]:
         clock = self.bench.clock
@@ -60,22 +69,28 @@ class LiveSource:
         greedy = self.job.settings.greedy
         seeds = [None if greedy else sample_seed(self.job.seed, self.step << 32 | i) for i in prompts]
         with clock.on("rollout"):
-            out = self.bench.answer(self.job.model_copy(update={"model": self.weights}),
-                                    [self.prompts.ids[i] for i in prompts], seeds)
+            out = self.bench.answer(
+                self.job.model_copy(update={"model": self.weights}), [self.prompts.ids[i] for i in prompts], seeds
+            )
             clock.move("rollout", "start" if out.started else "reload", out.load_seconds)
         self.answered += len(prompts)
-        return [Sample(i, self.prompts.ids[i], a.ids, "student", a.logprobs)
-                for i, a in zip(prompts, out.answers, strict=True)]
+        return [
+            Sample(i, self.prompts.ids[i], a.ids, "student", a.logprobs)
+            for i, a in zip(prompts, out.answers, strict=True)
+        ]
 
     def reference(self, prompts: Sequence[int]) -> list[Sample]:
         p = self.prompts
         if p.masked:
-            raise UserError("this method trains on whole references, some of which have turns of tools or users in "
-                            "between; set data.reference_turns: last")
+            raise UserError(
+                "this method trains on whole references, some of which have turns of tools or users in "
+                "between; set data.reference_turns: last"
+            )
         missing = [i for i in prompts if not len(p.references[i])]
         if missing:
-            raise UserError(f"prompt {missing[0]} has no reference answer, which this method needs: set "
-                            f"data.response_field")
+            raise UserError(
+                f"prompt {missing[0]} has no reference answer, which this method needs: set data.response_field"
+            )
         return [Sample(i, p.ids[i], p.references[i], "reference") for i in prompts]
 
     def teacher(self, prompts: Sequence[int]) -> list[Sample]:
@@ -105,8 +120,17 @@ class LiveLoop:
         stepped: called with (steps done, progress, prompts processed, loss row) after each step.
     """
 
-    def __init__(self, config: Config, method: LiveMethod, source: LiveSource, layout: Layout, teacher: Prefill,
-                 student: Prefill, clock: Clock, stepped: Callable[[int, float, int, dict[str, float]], None]):
+    def __init__(
+        self,
+        config: Config,
+        method: LiveMethod,
+        source: LiveSource,
+        layout: Layout,
+        teacher: Prefill,
+        student: Prefill,
+        clock: Clock,
+        stepped: Callable[[int, float, int, dict[str, float]], None],
+    ):
         self.config, self.method, self.source, self.layout = config, method, source, layout
         self.teacher, self.student, self.clock, self.stepped = teacher, student, clock, stepped
         self.trainer = source.trainer
@@ -145,18 +169,29 @@ class LiveLoop:
                 self.teacher(part)
                 if self.method.needs_student:
                     self.student(part)
-                self.trainer.accumulate(self._batch(part, [], [], np.zeros((len(part.positions), self.vocab),
-                                                                           np.float32)), 1)
+                self.trainer.accumulate(
+                    self._batch(part, [], [], np.zeros((len(part.positions), self.vocab), np.float32)), 1
+                )
                 self.trainer.update(0.0, 1)
                 self.trainer.reset()
 
-            bench.once((id(self.trainer), id(self.teacher), self.layout.rows, length, len(part.positions), self.k,
-                        self.method.needs_student), work)
+            bench.once(
+                (
+                    id(self.trainer),
+                    id(self.teacher),
+                    self.layout.rows,
+                    length,
+                    len(part.positions),
+                    self.k,
+                    self.method.needs_student,
+                ),
+                work,
+            )
 
     def _train(self, samples: list[Sample], step: int, lr: float) -> dict[str, float]:
         with self.clock.on("pack"):
             parts = list(self.layout.parts(samples))
-        known: list[np.ndarray] = []
+        known: list[Array] = []
         scored: list[Scored | None] = [None] * len(samples)
         for part in parts:
             with self.clock.on("teacher"):
@@ -170,8 +205,10 @@ class LiveLoop:
             found = [s for s in scored if s is not None]
             weights = self.method.weigh(samples, found)
             parameters = self.method.parameters(samples, found)
-            batches = [self._batch(part, samples, weights, teacher, parameters)
-                       for part, teacher in zip(parts, known, strict=True)]
+            batches = [
+                self._batch(part, samples, weights, teacher, parameters)
+                for part, teacher in zip(parts, known, strict=True)
+            ]
         tokens = sum(p.tokens for p in parts)
         self.tokens += tokens
         self.positions += sum(p.rows.input_ids.size for p in parts)
@@ -183,8 +220,9 @@ class LiveLoop:
         means = {name: value / max(1, tokens) for name, value in sums.items()}
         return {**means, "grad_norm": norm, "tokens": tokens, "lr": lr}
 
-    def _score(self, part: Part, samples: list[Sample], teacher: np.ndarray, own: np.ndarray | None,
-               out: list[Scored | None]) -> None:
+    def _score(
+        self, part: Part, samples: list[Sample], teacher: Array, own: Array | None, out: list[Scored | None]
+    ) -> None:
         """Log-probs of the answers' own tokens, sample by sample."""
         at = 0
         for i in part.samples:
@@ -193,12 +231,16 @@ class LiveLoop:
             out[i] = Scored(teacher[here, response], None if own is None else own[here, response])
             at += len(response)
 
-    def _batch(self, part: Part, samples: list[Sample], weights: list[np.ndarray], teacher: np.ndarray,
-               given: list[np.ndarray] | None = None) -> MicroBatch:
+    def _batch(
+        self, part: Part, samples: list[Sample], weights: list[Array], teacher: Array, given: list[Array] | None = None
+    ) -> MicroBatch:
         """``given``: parameters of the terms behind cross-entropy, sample by sample; None: those configured."""
         n, t, m = len(part.positions), part.tokens, len(self.defaults)
-        found = {"labels": np.zeros(n, np.int32), "weights": np.zeros((n, m), np.float32),
-                 "parameters": np.tile(self.defaults, (n, 1))}
+        found = {
+            "labels": np.zeros(n, np.int32),
+            "weights": np.zeros((n, m), np.float32),
+            "parameters": np.tile(self.defaults, (n, 1)),
+        }
         if "teacher_ids" in self.names:
             ids, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
             ids[:t], values[:t] = best(teacher[:t], self.k)
@@ -207,12 +249,13 @@ class LiveLoop:
             found["labels"][:t] = np.concatenate([samples[i].response for i in part.samples])
             found["weights"][:t] = np.concatenate([weights[i] for i in part.samples])
             if given is not None:
-                found["parameters"][:t, 1:] = np.repeat([given[i] for i in part.samples],
-                                                        [len(samples[i].response) for i in part.samples], 0)
+                found["parameters"][:t, 1:] = np.repeat(
+                    [given[i] for i in part.samples], [len(samples[i].response) for i in part.samples], 0
+                )
         return MicroBatch(part.rows, part.positions, LossInputs(**found), t, part.samples)
 
 
-def best(logprobs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best(logprobs: Array, k: int) -> tuple[Array, Array]:
     """Ids and values of the k largest of each row, in no order; all of them in the order of the vocabulary.
 
     Args:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.config.study import LiveConfig, Settings
 from npd_ascend.objectives.registry import summands
@@ -32,10 +33,10 @@ class Sample:
     """
 
     index: int
-    prompt: np.ndarray
-    response: np.ndarray
+    prompt: Array
+    response: Array
     origin: Origin
-    logprobs: np.ndarray | None = None
+    logprobs: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Scored:
         student: the same of the present student; None unless the method asks for it.
     """
 
-    teacher: np.ndarray
-    student: np.ndarray | None
+    teacher: Array
+    student: Array | None
 
 
 class Source(Protocol):
@@ -105,11 +106,11 @@ class LiveMethod(Method):
         """Samples of a step."""
         return source.student(prompts)
 
-    def weigh(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[np.ndarray]:
+    def weigh(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[Array]:
         """Weights of each sample's tokens, [T, 1 + M]: of CE and of each divergence."""
         return [np.ones((len(s.response), 1 + self.terms), np.float32) for s in samples]
 
-    def parameters(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[np.ndarray] | None:
+    def parameters(self, samples: Sequence[Sample], scored: Sequence[Scored]) -> list[Array] | None:
         """Parameters of the divergences for each sample, [M]; None: those of the configuration."""
         return None
 
@@ -123,8 +124,13 @@ METHODS: Registry[type[Method]] = Registry("method", "method", "npd_ascend.study
 _M = TypeVar("_M", bound=type[Method])
 
 ONE_GENERATION: Settings = {
-    "sync.refreshes": 0, "select.filter": "none", "select.lower": "auto", "select.upper": "auto",
-    "select.lower_quantile": None, "select.upper_quantile": None}
+    "sync.refreshes": 0,
+    "select.filter": "none",
+    "select.lower": "auto",
+    "select.upper": "auto",
+    "select.lower_quantile": None,
+    "select.upper_quantile": None,
+}
 """Of methods that take all answers and refresh none."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import Config
 from npd_ascend.data.tokenizer import load_tokenizer
@@ -30,8 +31,8 @@ class Prompts:
         vocabulary: ids of the tokenizer lie below this.
     """
 
-    ids: list[np.ndarray]
-    references: list[np.ndarray]
+    ids: list[Array]
+    references: list[Array]
     texts: list[str]
     answers: list[str | None]
     eos: list[int]
@@ -42,19 +43,27 @@ class Prompts:
     def read(cls, dataset: Dataset) -> Prompts:
         """All shards."""
         table = dataset.read_all(["prompt_ids", "reference_ids", "text", "answer", "reference_masked"])
-        ids, references = ([np.array(v or [], np.int32) for v in table[c].to_pylist()]
-                           for c in ("prompt_ids", "reference_ids"))
-        return cls(ids, references, table["text"].to_pylist(), table["answer"].to_pylist(),
-                   list(dataset.extra["eos_token_ids"]), dataset.extra["tokenizer_size"],
-                   table["reference_masked"].null_count < len(table))
+        ids, references = (
+            [np.array(v or [], np.int32) for v in table[c].to_pylist()] for c in ("prompt_ids", "reference_ids")
+        )
+        return cls(
+            ids,
+            references,
+            table["text"].to_pylist(),
+            table["answer"].to_pylist(),
+            list(dataset.extra["eos_token_ids"]),
+            dataset.extra["tokenizer_size"],
+            table["reference_masked"].null_count < len(table),
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def first(self, n: int) -> Prompts:
         """The first ``n``."""
-        return Prompts(self.ids[:n], self.references[:n], self.texts[:n], self.answers[:n], self.eos,
-                       self.vocabulary, self.masked)
+        return Prompts(
+            self.ids[:n], self.references[:n], self.texts[:n], self.answers[:n], self.eos, self.vocabulary, self.masked
+        )
 
 
 class Judge:
@@ -71,10 +80,14 @@ class Judge:
         models = config.models
         self._decode = Decoder(load_tokenizer(models.tokenizer or models.student, models.trust_remote_code), eos)
 
-    def __call__(self, prompts: Prompts, responses: Sequence[np.ndarray]) -> np.ndarray:
+    def __call__(self, prompts: Prompts, responses: Sequence[Array]) -> Array:
         """[N] bool."""
-        return np.array([bool(self._checker(Attempt(text, self._decode(response.tolist()), answer), self._data))
-                         for text, answer, response in zip(prompts.texts, prompts.answers, responses, strict=True)])
+        return np.array(
+            [
+                bool(self._checker(Attempt(text, self._decode(response.tolist()), answer), self._data))
+                for text, answer, response in zip(prompts.texts, prompts.answers, responses, strict=True)
+            ]
+        )
 
 
 def live_job(config: Config, device: Device, model: ModelSpec, prompts: Sequence[Prompts]) -> RolloutJob:
@@ -82,7 +95,16 @@ def live_job(config: Config, device: Device, model: ModelSpec, prompts: Sequence
     longest = max(len(p) for some in prompts for p in some.ids) + config.rollout.max_new_tokens
     eos = {*model.eos_token_ids, *(e for some in prompts for e in some.eos)}
     nowhere = config.run.dir / "live"
-    return RolloutJob(out=nowhere, fingerprint="live", prompts=nowhere, model=config.models.student, generation=0,
-                      seed=config.run.seed, settings=config.rollout, device=device,
-                      max_model_len=min(longest, model.max_positions), eos_token_ids=sorted(eos),
-                      vocabulary=prompts[0].vocabulary)
+    return RolloutJob(
+        out=nowhere,
+        fingerprint="live",
+        prompts=nowhere,
+        model=config.models.student,
+        generation=0,
+        seed=config.run.seed,
+        settings=config.rollout,
+        device=device,
+        max_model_len=min(longest, model.max_positions),
+        eos_token_ids=sorted(eos),
+        vocabulary=prompts[0].vocabulary,
+    )

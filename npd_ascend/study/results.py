@@ -20,8 +20,19 @@ TOTAL = "total"
 def identity(arm: Arm) -> str:
     """What an arm's results depend on, as far as settings say; places of files do not matter."""
     config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
-    return digest([arm.key, arm.method, config, arm.live.model_dump(mode="json"), arm.evaluations, arm.exposure,
-                   arm.timed, arm.subset, arm.exposure_prompts])
+    return digest(
+        [
+            arm.key,
+            arm.method,
+            config,
+            arm.live.model_dump(mode="json"),
+            arm.evaluations,
+            arm.exposure,
+            arm.timed,
+            arm.subset,
+            arm.exposure_prompts,
+        ]
+    )
 
 
 def content(arm: Arm) -> str:
@@ -48,9 +59,18 @@ class Recorder:
     def log(self, kind: str, step: int, progress: float, seconds: float, prompts: int, **values: Any) -> None:
         """Appends a row; ``values`` may overwrite nothing of what every row has."""
         a = self._arm
-        self._writer.log(kind, task=a.task, group=a.group, arm=a.name, seed=a.seed, step=step,
-                         progress=round(progress, 6), seconds=round(seconds, 3), prompts=prompts,
-                         **values)
+        self._writer.log(
+            kind,
+            task=a.task,
+            group=a.group,
+            arm=a.name,
+            seed=a.seed,
+            step=step,
+            progress=round(progress, 6),
+            seconds=round(seconds, 3),
+            prompts=prompts,
+            **values,
+        )
 
 
 class Results:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from npd_ascend.annotate.job import AnnotateJob
+from npd_ascend.arrays import Array
 from npd_ascend.config.study import Arm
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
@@ -102,13 +103,22 @@ class _Run:
         n = len(self.prompts)
         for row in read_metrics(self.dir.metrics):
             if row["kind"] == "lag":
-                self.record.log("lag", row["step"], row["progress"], 0.0, round(row["progress"] * n),
-                                forward=row["forward"], reverse=row["reverse"], generation=row["generation"])
+                self.record.log(
+                    "lag",
+                    row["step"],
+                    row["progress"],
+                    0.0,
+                    round(row["progress"] * n),
+                    forward=row["forward"],
+                    reverse=row["reverse"],
+                    generation=row["generation"],
+                )
 
     # ---- what a recipe asks for
 
-    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
-                 ) -> None:
+    def __call__(
+        self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+    ) -> None:
         if evaluation:
             return  # the watch measures, at points of its own
         step = self.steps.step(stage, generation, quantities=quantities)
@@ -160,51 +170,95 @@ class _Run:
     def _log_selection(self, generation: int) -> None:
         found = Dataset.open(self.dir.generation(generation).selection, "selection").extra
         start = self.steps.span(generation).start
-        where: dict[str, Any] = {"step": 0, "progress": start, "seconds": self.clock.seconds,
-                                 "prompts": round(start * len(self.prompts))}
+        where: dict[str, Any] = {
+            "step": 0,
+            "progress": start,
+            "seconds": self.clock.seconds,
+            "prompts": round(start * len(self.prompts)),
+        }
         zones = {z: v["share"] for z, v in found["zones"].items()}
-        self.record.log("zones", **where, generation=generation, below=zones["degenerate"], inside=zones["proximal"],
-                        above=zones["disconnect"], undefined=zones["undefined"], kept=found["keep_rate"],
-                        zone_upper=found["zone_upper"], samples=found["samples"], filter=found["filter"])
+        self.record.log(
+            "zones",
+            **where,
+            generation=generation,
+            below=zones["degenerate"],
+            inside=zones["proximal"],
+            above=zones["disconnect"],
+            undefined=zones["undefined"],
+            kept=found["keep_rate"],
+            zone_upper=found["zone_upper"],
+            samples=found["samples"],
+            filter=found["filter"],
+        )
         if found["delta_ifd"]:
-            self.record.log("scores", **where, generation=generation, delta_ifd=found["delta_ifd"],
-                            bounds=found["bounds"])
+            self.record.log(
+                "scores", **where, generation=generation, delta_ifd=found["delta_ifd"], bounds=found["bounds"]
+            )
 
     # ---- data made at each step
 
     def _live(self, kind: Callable[..., Any]) -> None:
         c, bench, arm = self.config, self.bench, self.arm
         method = kind(arm.live, c.train)
-        layout = Layout.of(arm.live, arm.live.prompts_per_step * method.samples_per_prompt, c.pack.row_length,
-                           c.train.micro_batch, self.prompts.ids, self._longest(), self.spec.pad_token_id)
+        layout = Layout.of(
+            arm.live,
+            arm.live.prompts_per_step * method.samples_per_prompt,
+            c.pack.row_length,
+            c.train.micro_batch,
+            self.prompts.ids,
+            self._longest(),
+            self.spec.pad_token_id,
+        )
         row = max(*layout.lengths, c.pack.row_length)
         chunk = min(c.train.vocab_chunk_rows, layout.head_rows(layout.lengths[-1]))
         trainer = bench.live_trainer(self.spec, self.device, row, c.train, chunk)
         spec = ModelSpec.from_folder(c.models.teacher).sharing(self.prompts.vocabulary, c.models.teacher)
         teacher = bench.network(c.models.teacher, spec, self.device, row, "live")
         dev = self.held_out.first(arm.live.dev_samples)
-        source = LiveSource(bench, self.job, trainer, self.prompts, self._teacher_answers, self.scratch / "live",
-                            c.models.student, lambda: self.watch.loss(trainer.net, dev))
-        loop = LiveLoop(c, method, source, layout, bench.prefill(teacher), bench.prefill(trainer.net), self.clock,
-                        lambda step, progress, prompts, row: self.watch.stepped(trainer.net, step, progress, prompts,
-                                                                                row))
+        source = LiveSource(
+            bench,
+            self.job,
+            trainer,
+            self.prompts,
+            self._teacher_answers,
+            self.scratch / "live",
+            c.models.student,
+            lambda: self.watch.loss(trainer.net, dev),
+        )
+        loop = LiveLoop(
+            c,
+            method,
+            source,
+            layout,
+            bench.prefill(teacher),
+            bench.prefill(trainer.net),
+            self.clock,
+            lambda step, progress, prompts, row: self.watch.stepped(trainer.net, step, progress, prompts, row),
+        )
         loop.compile(bench)
         load_hf(trainer.net, c.models.student)
         loop.run()
         self._count("train", loop.steps * arm.live.prompts_per_step, loop.tokens)
         self._count("rollout", source.answered, 0)
         shutil.rmtree(source.weights, ignore_errors=True)
-        self.record.log("note", loop.steps, c.train.epochs, self.clock.seconds, loop.steps * arm.live.prompts_per_step,
-                        text=f"{loop.tokens} response tokens in {loop.positions} computed positions",
-                        density=loop.tokens / max(1, loop.positions))
+        self.record.log(
+            "note",
+            loop.steps,
+            c.train.epochs,
+            self.clock.seconds,
+            loop.steps * arm.live.prompts_per_step,
+            text=f"{loop.tokens} response tokens in {loop.positions} computed positions",
+            density=loop.tokens / max(1, loop.positions),
+        )
 
     def _longest(self) -> int:
         """Tokens that a prompt and its answer may have, references included."""
-        reference = max((len(p) + len(r) for p, r in zip(self.prompts.ids, self.prompts.references, strict=True)),
-                        default=0)
+        reference = max(
+            (len(p) + len(r) for p, r in zip(self.prompts.ids, self.prompts.references, strict=True)), default=0
+        )
         return max(self.job.max_model_len, reference)
 
-    def _teacher_answers(self) -> list[np.ndarray]:
+    def _teacher_answers(self) -> list[Array]:
         self.bench.ready(self.job.model_copy(update={"model": self.config.models.teacher}), self.prompts.ids[0])
         with self.clock.on("start"):
             answers, seconds = self.watch.teacher_answers(self.prompts)
@@ -222,11 +276,27 @@ class _Run:
         c, n = self.config, len(self.prompts)
         at: dict[str, Any] = {"step": 0, "progress": c.train.epochs, "prompts": round(c.train.epochs * n)}
         for heading, seconds in totals.items():
-            self.record.log("time", **at, seconds=seconds, stage=heading, aside=heading in ASIDE,
-                            tokens=self.counts.get(f"{heading} tokens"), samples=self.counts.get(f"{heading} samples"))
-        self.record.log("time", **at, seconds=total, stage=TOTAL, aside=False, identity=identity(self.arm),
-                        timed=self.arm.timed, wall=round(sum(totals.values()), 3), method=self.arm.method,
-                        epochs=c.train.epochs)
+            self.record.log(
+                "time",
+                **at,
+                seconds=seconds,
+                stage=heading,
+                aside=heading in ASIDE,
+                tokens=self.counts.get(f"{heading} tokens"),
+                samples=self.counts.get(f"{heading} samples"),
+            )
+        self.record.log(
+            "time",
+            **at,
+            seconds=total,
+            stage=TOTAL,
+            aside=False,
+            identity=identity(self.arm),
+            timed=self.arm.timed,
+            wall=round(sum(totals.values()), 3),
+            method=self.arm.method,
+            epochs=c.train.epochs,
+        )
 
 
 def _with_subset(arm: Arm, root: Path) -> Any:

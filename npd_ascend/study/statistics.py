@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
+
 _T975 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
 """Quantile 0.975 of Student's t with 1 to 10 degrees of freedom."""
 _Z975 = 1.959963984540054
@@ -47,8 +49,12 @@ def t_quantile(df: int) -> float:
     if df <= len(_T975):
         return _T975[df - 1]
     z = _Z975
-    return (z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
-            + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3))
+    return (
+        z
+        + (z**3 + z) / (4 * df)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+    )
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -65,8 +71,9 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(x))
 
 
-def paired(a: Sequence[float], b: Sequence[float], hits_a: Sequence[np.ndarray] | None = None,
-           hits_b: Sequence[np.ndarray] | None = None) -> Estimate:
+def paired(
+    a: Sequence[float], b: Sequence[float], hits_a: Sequence[Array] | None = None, hits_b: Sequence[Array] | None = None
+) -> Estimate:
     """Mean difference a − b of runs that share seed and prompts.
 
     Two things are drawn at random: seeds, and the held-out prompts, which all seeds share. The half-width is

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.study import Arm
 from npd_ascend.exposure.divergence import PairScorer
 from npd_ascend.exposure.measures import measure
@@ -38,17 +39,28 @@ class Watch:
         scratch: folder for weights on their way to the engine.
     """
 
-    def __init__(self, arm: Arm, bench: Workbench, job: RolloutJob, held_out: Prompts, record: Recorder,
-                 cache: DatasetCache, scratch: Path):
+    def __init__(
+        self,
+        arm: Arm,
+        bench: Workbench,
+        job: RolloutJob,
+        held_out: Prompts,
+        record: Recorder,
+        cache: DatasetCache,
+        scratch: Path,
+    ):
         self.arm, self.bench, self.held_out, self.record, self.cache = arm, bench, held_out, record, cache
         tokens = arm.config.evaluate.max_new_tokens or arm.config.rollout.max_new_tokens
-        self.job = job.model_copy(update={"settings": job.settings.model_copy(
-            update={"greedy": True, "samples": 0, "max_new_tokens": tokens})})
+        self.job = job.model_copy(
+            update={
+                "settings": job.settings.model_copy(update={"greedy": True, "samples": 0, "max_new_tokens": tokens})
+            }
+        )
         self.weights = scratch / "watched"
         self.judge = Judge(arm.config, job.eos_token_ids)
         epochs, n = arm.config.train.epochs, arm.evaluations
         self._points = [epochs * i / n for i in range(1, n + 1)]
-        self._responses: list[np.ndarray] = []
+        self._responses: list[Array] = []
 
     def start(self) -> None:
         """Accuracy of the student that all begin with."""
@@ -75,12 +87,12 @@ class Watch:
         tokens = self._pair(self.weights)(prompts.ids, prompts.references)
         return -float(np.concatenate([t.student for t in tokens]).mean(dtype=np.float64))
 
-    def teacher_answers(self, prompts: Prompts) -> tuple[list[np.ndarray], float]:
+    def teacher_answers(self, prompts: Prompts) -> tuple[list[Array], float]:
         """The teacher's greedy answers, and the seconds that they took."""
         teacher = self.arm.config.models.teacher
         job = self.job.model_copy(update={"model": teacher})
 
-        def make() -> tuple[list[np.ndarray], float]:
+        def make() -> tuple[list[Array], float]:
             batch = self.bench.answer(job, prompts.ids, [None] * len(prompts))
             return [a.ids for a in batch.answers], batch.seconds
 
@@ -97,10 +109,18 @@ class Watch:
         batch = self.bench.answer(job, self.held_out.ids, [None] * len(self.held_out))
         self._responses = [a.ids for a in batch.answers]
         right = self.judge(self.held_out, self._responses)
-        self.record.log("eval", step, progress, seconds, prompts, accuracy=float(right.mean()), n=len(right),
-                        hits="".join("01"[r] for r in right.astype(int)),
-                        ended=float(np.mean([a.finish != "length" for a in batch.answers])),
-                        mean_tokens=float(np.mean([len(a.ids) for a in batch.answers])))
+        self.record.log(
+            "eval",
+            step,
+            progress,
+            seconds,
+            prompts,
+            accuracy=float(right.mean()),
+            n=len(right),
+            hits="".join("01"[r] for r in right.astype(int)),
+            ended=float(np.mean([a.finish != "length" for a in batch.answers])),
+            mean_tokens=float(np.mean([len(a.ids) for a in batch.answers])),
+        )
 
     def _expose(self, step: int, progress: float, prompts: int) -> None:
         seconds = self.bench.clock.seconds
@@ -118,7 +138,8 @@ class Watch:
     def _pair(self, student: Path) -> PairScorer:
         c, device = self.arm.config, self.job.device
         row, micro = c.annotate.row_length, c.annotate.micro_batch
-        nets = [self.bench.network(path, ModelSpec.from_folder(path).sharing(self.job.vocabulary, path), device, row,
-                                   role)
-                for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))]
+        nets = [
+            self.bench.network(path, ModelSpec.from_folder(path).sharing(self.job.vocabulary, path), device, row, role)
+            for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))
+        ]
         return self.bench.pair(nets[0], nets[1], micro)

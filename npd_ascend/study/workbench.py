@@ -16,6 +16,7 @@ import numpy as np
 from mindspore import nn
 
 from npd_ascend.annotate.prefill import Scorer
+from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
 from npd_ascend.exposure.divergence import PairScorer
@@ -85,11 +86,11 @@ class Workbench(TrainHooks):
             self._pools[key] = RolloutPool(self._python, 1, self._logs / name, env=self._env)
         return self._pools[key]
 
-    def answer(self, job: RolloutJob, prompts: Sequence[np.ndarray], seeds: Sequence[int | None]) -> LiveBatch:
+    def answer(self, job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) -> LiveBatch:
         """Answers of ``job.model``."""
         return self.pool(job.model).answer(job, prompts, seeds)
 
-    def ready(self, job: RolloutJob, prompt: np.ndarray) -> None:
+    def ready(self, job: RolloutJob, prompt: Array) -> None:
         """Starts the engine of ``job.model`` and lets it answer once in each mode, booked aside."""
         with self.clock.on("start"):
             for seed in (None, 1):
@@ -132,12 +133,21 @@ class Workbench(TrainHooks):
                 work()
             self._compiled.add(key)
 
-    def live_trainer(self, spec: ModelSpec, device: Device, row_length: int, settings: TrainConfig,
-                     chunk: int) -> Trainer:
+    def live_trainer(
+        self, spec: ModelSpec, device: Device, row_length: int, settings: TrainConfig, chunk: int
+    ) -> Trainer:
         """A trainer with zero moments; the weights are loaded by the caller."""
         loss = settings.loss
-        compiled = (tuple(summands(loss)), loss.topk_norm, settings.beta1, settings.beta2, settings.eps,
-                    settings.weight_decay, settings.clip, settings.recompute)
+        compiled = (
+            tuple(summands(loss)),
+            loss.topk_norm,
+            settings.beta1,
+            settings.beta2,
+            settings.eps,
+            settings.weight_decay,
+            settings.clip,
+            settings.recompute,
+        )
         key = (repr(spec), device, row_length, chunk, compiled)
         if key not in self._trainers:
             with self.clock.on("compile"):
@@ -161,8 +171,16 @@ class Workbench(TrainHooks):
             trainer.reset()
 
         window = window_of(reader.longest, job.row_length)
-        self.once((id(trainer), job.settings.micro_batch, reader.head_rows, None if window is None else len(window),
-                   reader.k), compile_)
+        self.once(
+            (
+                id(trainer),
+                job.settings.micro_batch,
+                reader.head_rows,
+                None if window is None else len(window),
+                reader.k,
+            ),
+            compile_,
+        )
         return trainer
 
     def divergence(self, spec: ModelSpec, mesh: DeviceMesh) -> nn.Cell:

@@ -48,8 +48,13 @@ class AdamW:
         tp_shards: of the network, where it is cut.
     """
 
-    def __init__(self, params: list[Parameter], settings: TrainConfig, owners: ProcessGroup = ALONE,
-                 tp_shards: TPShards | None = None):
+    def __init__(
+        self,
+        params: list[Parameter],
+        settings: TrainConfig,
+        owners: ProcessGroup = ALONE,
+        tp_shards: TPShards | None = None,
+    ):
         self.settings, self.owners, self.tp_shards = settings, owners, tp_shards
         self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.sharded = owners.size > 1
@@ -161,5 +166,9 @@ class AdamW:
 
 
 def _zeros(part: str, names: list[str], shapes: Sequence[tuple[int, ...]]) -> ParameterTuple:
-    return ParameterTuple([Parameter(ops.zeros(s, ms.float32), name=f"{part}.{name}", requires_grad=False)
-                           for name, s in zip(names, shapes, strict=True)])
+    return ParameterTuple(
+        [
+            Parameter(ops.zeros(s, ms.float32), name=f"{part}.{name}", requires_grad=False)
+            for name, s in zip(names, shapes, strict=True)
+        ]
+    )

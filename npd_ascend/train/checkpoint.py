@@ -148,8 +148,9 @@ class Checkpoints:
                 raise ValueError(f"state.json is of step {state.step}")
             return state
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
-            progress.message(f"checkpoint {path.name} is damaged ({type(e).__name__}: {e}); using an older one",
-                             level="warning")
+            progress.message(
+                f"checkpoint {path.name} is damaged ({type(e).__name__}: {e}); using an older one", level="warning"
+            )
             return None
 
 

@@ -70,8 +70,10 @@ class Corpus:
 def _advantages(selection: Dataset) -> Array:
     """[samples] float32, as they are stored."""
     if "advantage" not in SCHEMAS[selection.kind].names:
-        raise UserError(f"{selection.folder}: holds no advantages, for which train.loss asks; only a recipe with "
-                        f"rewards stores them")
+        raise UserError(
+            f"{selection.folder}: holds no advantages, for which train.loss asks; only a recipe with "
+            f"rewards stores them"
+        )
     return selection.read_all(["advantage"])["advantage"].to_numpy().astype(np.float32)
 
 

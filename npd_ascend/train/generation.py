@@ -33,9 +33,18 @@ class Generation:
         hooks: called after every optimiser step, and when lag is measured.
     """
 
-    def __init__(self, job: TrainJob, state: State, mesh: DeviceMesh, reader: Reader, trainer: Trainer, probe: LagProbe,
-                 checkpoints: Checkpoints, outcome: Outcome,
-                 hooks: TrainHooks):
+    def __init__(
+        self,
+        job: TrainJob,
+        state: State,
+        mesh: DeviceMesh,
+        reader: Reader,
+        trainer: Trainer,
+        probe: LagProbe,
+        checkpoints: Checkpoints,
+        outcome: Outcome,
+        hooks: TrainHooks,
+    ):
         self.job, self.state, self.mesh, self.reader, self.trainer = job, state, mesh, reader, trainer
         self.probe, self.checkpoints, self.outcome = probe, checkpoints, outcome
         self.hooks = hooks
@@ -104,8 +113,11 @@ class Generation:
         s = self.state
         s.step, s.index, s.progress = s.step + 1, place.index + 1, place.end
         s.train = {
-            "step": s.step, "progress": s.progress, "generation": s.generation,
-            "lr": learning_rate(self.job.settings, place.end), **loss,
+            "step": s.step,
+            "progress": s.progress,
+            "generation": s.generation,
+            "lr": learning_rate(self.job.settings, place.end),
+            **loss,
             "tokens": self.reader.tokens(place.epoch, place.batch),
         }
         if self.mesh.leads:

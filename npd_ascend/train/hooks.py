@@ -44,8 +44,11 @@ class TrainHooks:
             net.hold_in_compute_type()
         trainer = Trainer(net, job.settings, reader.chunk, mesh.replicas)
         # Beside the shapes of a batch, which the graphs' identities have in them anyway.
-        graphs = Graphs("train", job.compiled, network_key(
-            spec, job.device, settings=job.settings.model_dump(mode="json"), chunk=reader.chunk))
+        graphs = Graphs(
+            "train",
+            job.compiled,
+            network_key(spec, job.device, settings=job.settings.model_dump(mode="json"), chunk=reader.chunk),
+        )
         plan = reader.plans[0]
         batch = reader.make(plan, len(plan), len(plan))
         graphs.compile(net, *net.inputs(batch.rows))

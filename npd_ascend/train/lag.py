@@ -81,8 +81,9 @@ class LagProbe:
         divergence: what computes a chunk; it may be kept from an earlier probe.
     """
 
-    def __init__(self, net: CausalLM, reader: Reader, samples: int, mesh: DeviceMesh,
-                 divergence: nn.Cell | None = None):
+    def __init__(
+        self, net: CausalLM, reader: Reader, samples: int, mesh: DeviceMesh, divergence: nn.Cell | None = None
+    ):
         self.net, self.reader, self.mesh = net, reader, mesh
         plan = probe_plan(reader.plans[0], samples, reader.row_length)
         reader.check_segments(plan)
@@ -108,8 +109,13 @@ class LagProbe:
                 part = slice(start, start + self._chunk)
                 mask = np.zeros(self._chunk, np.float32)
                 mask[: len(new[part])] = 1
-                sums = self._divergence(Tensor(self._padded(new[part])), self.net.head_weight,
-                                        Tensor(self._padded(old[part])), old_head, Tensor(mask))
+                sums = self._divergence(
+                    Tensor(self._padded(new[part])),
+                    self.net.head_weight,
+                    Tensor(self._padded(old[part])),
+                    old_head,
+                    Tensor(mask),
+                )
                 total += sums.asnumpy()
         forward, reverse = self.mesh.sum(total) / max(1, self.tokens)
         return Lag(float(forward), float(reverse))

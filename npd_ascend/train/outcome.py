@@ -54,21 +54,41 @@ class Outcome:
         if mesh.agree(np.array([self.exported]))[0]:
             return
         job = self.job
-        save_hf(net, self.next, job.student, job.device.dtype, leads=mesh.leads,
-                declare=partial(declare, by=job.declares, like=job.student) if job.declares else None)
+        save_hf(
+            net,
+            self.next,
+            job.student,
+            job.device.dtype,
+            leads=mesh.leads,
+            declare=partial(declare, by=job.declares, like=job.student) if job.declares else None,
+        )
         if mesh.leads:
-            write_sealed(self._mark, {"fingerprint": self.job.fingerprint, "step": state.step,
-                                      "progress": state.progress, "files": file_seals(self.next)})
+            write_sealed(
+                self._mark,
+                {
+                    "fingerprint": self.job.fingerprint,
+                    "step": state.step,
+                    "progress": state.progress,
+                    "files": file_seals(self.next),
+                },
+            )
 
     def finish(self, state: State) -> None:
         """Declares the generation trained; batches on which an earlier try stopped are no longer of interest."""
         for left in self.job.out.glob("not-finite-step-*.json"):
             left.unlink(missing_ok=True)
-        write_sealed(self.done, {
-            "fingerprint": self.job.fingerprint, "generation": self.job.generation, "step": state.step,
-            "progress": state.progress, "reason": state.reason, "snapshot_progress": state.snapshot_progress,
-            "metrics": {**(state.train or {}), "lag": state.lag},
-        })
+        write_sealed(
+            self.done,
+            {
+                "fingerprint": self.job.fingerprint,
+                "generation": self.job.generation,
+                "step": state.step,
+                "progress": state.progress,
+                "reason": state.reason,
+                "snapshot_progress": state.snapshot_progress,
+                "metrics": {**(state.train or {}), "lag": state.lag},
+            },
+        )
 
     def stop_at_nan(self, what: str, step: int, samples: Array) -> UserError:
         """Keeps the ids of the batch after which something is not finite; returns the error to raise.
@@ -80,9 +100,11 @@ class Outcome:
         ids = [int(s) for s in samples]
         write_json(path, {"what": what, "step": step, "generation": self.job.generation, "sample_ids": ids})
         shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
-        return UserError(f"train: the {what} is NaN or infinite at step {step} (samples {shown}; all {len(ids)} in "
-                         f"{path}); lower train.lr and give --redo, or look at these samples and at the weights in "
-                         f"{self.job.snapshot}")
+        return UserError(
+            f"train: the {what} is NaN or infinite at step {step} (samples {shown}; all {len(ids)} in "
+            f"{path}); lower train.lr and give --redo, or look at these samples and at the weights in "
+            f"{self.job.snapshot}"
+        )
 
     def _ours(self, path: Path) -> bool:
         return (read_sealed(path) or {}).get("fingerprint") == self.job.fingerprint

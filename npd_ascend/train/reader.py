@@ -78,9 +78,21 @@ class Reader:
         UserError: the annotation is missing or of other samples, or a micro-batch holds too many.
     """
 
-    def __init__(self, corpus: Corpus, plans: Sequence[EpochPlan], topk: TopKReader | None, settings: TrainConfig,
-                 row_length: int, pad_token_id: int, vocabulary: int, rank: int = 0, world: int = 1,
-                 align: int = _ALIGN, max_segments: int | None = None, part: Slice = _WHOLE):
+    def __init__(
+        self,
+        corpus: Corpus,
+        plans: Sequence[EpochPlan],
+        topk: TopKReader | None,
+        settings: TrainConfig,
+        row_length: int,
+        pad_token_id: int,
+        vocabulary: int,
+        rank: int = 0,
+        world: int = 1,
+        align: int = _ALIGN,
+        max_segments: int | None = None,
+        part: Slice = _WHOLE,
+    ):
         self.corpus, self.plans, self.topk, self.settings = corpus, plans, topk, settings
         self.row_length, self.pad, self.vocab = row_length, pad_token_id, vocabulary
         self.rank, self.world = rank, world
@@ -95,14 +107,17 @@ class Reader:
         if not ("teacher_ids" in self.names or "topk" in self._token_weight.needs):
             self.topk = None
         elif topk is None:
-            raise UserError("the loss (train.loss) looks at the teacher, but there is no teacher annotation; run "
-                            "annotate first")
+            raise UserError(
+                "the loss (train.loss) looks at the teacher, but there is no teacher annotation; run annotate first"
+            )
         self.k = topk.k if topk is not None and "teacher_ids" in self.names else 0
         most = max(_group_maximum(p, settings.micro_batch, settings.global_batch) for p in plans)
         self.head_rows, self.chunk = loss_shape(most, self._positions, settings.vocab_chunk_rows, self.align)
         if self.topk is not None and len(self.topk) != len(corpus):
-            raise UserError(f"{self.topk.dataset.folder}: annotates {len(self.topk)} samples, the rollouts have "
-                            f"{len(corpus)}; run annotate again")
+            raise UserError(
+                f"{self.topk.dataset.folder}: annotates {len(self.topk)} samples, the rollouts have "
+                f"{len(corpus)}; run annotate again"
+            )
         stats = self._token_weight.stats
         self._stats = stats(self._generation()) if stats else None
 
@@ -144,9 +159,11 @@ class Reader:
         ends = np.minimum(np.arange(0, len(plan) + micro, micro), len(plan))
         most = int(np.diff(plan.first[ends]).max(initial=0))
         if self.max_segments is not None and most + micro > self.max_segments:
-            raise UserError(f"a micro-batch holds {most} samples in {micro} rows, flash attention tells "
-                            f"{self.max_segments} apart, padding of each row included: lower pack.row_length or "
-                            f"train.micro_batch")
+            raise UserError(
+                f"a micro-batch holds {most} samples in {micro} rows, flash attention tells "
+                f"{self.max_segments} apart, padding of each row included: lower pack.row_length or "
+                f"train.micro_batch"
+            )
 
     def micro_batches(self, epoch: int, batch: int) -> Iterator[MicroBatch]:
         """This rank's part of a global batch, in order."""
@@ -176,7 +193,8 @@ class Reader:
         weights = np.repeat(c.weights[samples], response_n).astype(np.float32)
         if not self._token_weight.uniform and len(samples):
             weights[c.written(samples, response_n)] *= np.concatenate(
-                [_NONE, *(self._token_weight.weight(t, self._stats) for t in self._tokens(samples, response_n, notes))])
+                [_NONE, *(self._token_weight.weight(t, self._stats) for t in self._tokens(samples, response_n, notes))]
+            )
         found: dict[str, Array] = {
             "labels": _rows_of(c.targets(samples, response_n)[mine], n),
             "weights": np.repeat(_rows_of(weights[mine], n)[:, None], m, 1),
@@ -199,15 +217,18 @@ class Reader:
     def _check_ids(self, found: dict[str, Array]) -> None:
         for ids in (found["labels"], found.get("teacher_ids", found["labels"])):
             if ids.min() < 0 or ids.max() >= self.vocab:
-                raise UserError(f"token id {int(ids.max())} lies beyond the vocabulary of {self.vocab}; teacher and "
-                                f"student must share one tokenizer")
+                raise UserError(
+                    f"token id {int(ids.max())} lies beyond the vocabulary of {self.vocab}; teacher and "
+                    f"student must share one tokenizer"
+                )
 
     def _rollout_logprobs(self, samples: Array, response_n: Array) -> Array:
         found = self.corpus.rollout_logprobs
         assert found is not None
         if (found.lengths_of(samples) < response_n).any():
-            raise UserError("a term of train.loss needs rollout log-probs, which reference answers lack; see "
-                            "rollout.source")
+            raise UserError(
+                "a term of train.loss needs rollout log-probs, which reference answers lack; see rollout.source"
+            )
         return found.take(samples, response_n)
 
     def _tokens(self, samples: Array, response_n: Array, notes: TopK | None) -> Iterator[Tokens]:
@@ -221,8 +242,11 @@ class Reader:
                 continue
             own = self.corpus.rollout_logprobs
             logprobs = own[ordinal][:n] if own is not None else None
-            yield Tokens(len(at), None if notes is None else notes[end - n + at],
-                         logprobs[at] if logprobs is not None and len(logprobs) == n else None)
+            yield Tokens(
+                len(at),
+                None if notes is None else notes[end - n + at],
+                logprobs[at] if logprobs is not None and len(logprobs) == n else None,
+            )
 
     def _generation(self) -> Iterator[Tokens]:
         """All samples that are trained on, in the order of the store: the first phase of a token weight."""
@@ -243,9 +267,15 @@ class Reader:
         """
         lo, hi = int(plan.first[begin]), int(plan.first[end])
         samples, prompt_n, response_n = (a[lo:hi] for a in (plan.samples, plan.prompt_tokens, plan.response_tokens))
-        rows = collate_flat(self.corpus.texts(samples, prompt_n, response_n), prompt_n.astype(np.int64) + response_n,
-                            np.diff(plan.first[begin : end + 1]), self.row_length, self.pad, self.settings.micro_batch,
-                            self.longest)
+        rows = collate_flat(
+            self.corpus.texts(samples, prompt_n, response_n),
+            prompt_n.astype(np.int64) + response_n,
+            np.diff(plan.first[begin : end + 1]),
+            self.row_length,
+            self.pad,
+            self.settings.micro_batch,
+            self.longest,
+        )
         mine, where = self.part.find(response_positions(rows.starts, prompt_n, response_n), self.row_length)
         written = self.corpus.written(samples, response_n)[mine]
         return rows, mine[written], where[written]
@@ -256,8 +286,10 @@ class Reader:
         notes, found = self.topk.read_many(samples, extras="topk" in self._token_weight.needs)
         if (found < tokens).any():
             i = int((found < tokens).argmax())
-            raise UserError(f"{self.topk.dataset.folder}: sample {samples[i]} has {found[i]} annotated tokens, its "
-                            f"response {tokens[i]}; run annotate again")
+            raise UserError(
+                f"{self.topk.dataset.folder}: sample {samples[i]} has {found[i]} annotated tokens, its "
+                f"response {tokens[i]}; run annotate again"
+            )
         return notes if (found == tokens).all() else notes[concat_ranges(np.cumsum(found) - found, tokens)]
 
 

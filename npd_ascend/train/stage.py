@@ -76,20 +76,37 @@ def run(job: TrainJob, hooks: TrainHooks | None = None) -> None:
 
 def _reader(job: TrainJob, spec: ModelSpec, mesh: DeviceMesh, align: int) -> Reader:
     packs = Dataset.open(job.packs, "packs")
-    corpus = Corpus(Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts"),
-                    Dataset.open(job.selection, "selection"), asked(job.settings.loss))
+    corpus = Corpus(
+        Dataset.open(job.prompts, "prompts"),
+        Dataset.open(job.rollouts, "rollouts"),
+        Dataset.open(job.selection, "selection"),
+        asked(job.settings.loss),
+    )
     plans = [EpochPlan.read(packs, e) for e in range(packs.shards)]
     if not plans or not len(plans[0]):
         raise UserError(f"{job.packs}: holds no rows to train on; see why select kept no samples")
     if packs.extra.get("row_length", job.row_length) != job.row_length:
         raise UserError(f"{job.packs}: rows of {packs.extra['row_length']} tokens, expected {job.row_length}")
     if job.settings.global_batch % (job.settings.micro_batch * mesh.data.size):
-        raise UserError(f"train.global_batch {job.settings.global_batch} is not a multiple of micro_batch x processes "
-                        f"= {job.settings.micro_batch} x {mesh.data.size}")
+        raise UserError(
+            f"train.global_batch {job.settings.global_batch} is not a multiple of micro_batch x processes "
+            f"= {job.settings.micro_batch} x {mesh.data.size}"
+        )
     topk = TopKReader(Dataset.open(job.topk, "topk")) if job.topk else None
-    return Reader(corpus, plans, topk, job.settings, job.row_length, job.pad_token_id, job.vocabulary,
-                  mesh.data.rank, mesh.data.size, align, MAX_SEGMENTS if job.device.target == "ascend" else None,
-                  Slice(mesh.context.rank, mesh.context.size))
+    return Reader(
+        corpus,
+        plans,
+        topk,
+        job.settings,
+        job.row_length,
+        job.pad_token_id,
+        job.vocabulary,
+        mesh.data.rank,
+        mesh.data.size,
+        align,
+        MAX_SEGMENTS if job.device.target == "ascend" else None,
+        Slice(mesh.context.rank, mesh.context.size),
+    )
 
 
 def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[State, bool]:
@@ -99,8 +116,10 @@ def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[S
     for state in checkpoints.valid():
         if state.generation == job.generation and state.fingerprint == job.fingerprint:
             # A snapshot taken in passing and lost since can only come from an earlier checkpoint.
-            if outcome.exported or state.snapshot_progress is None or (
-                state.ended and state.snapshot_progress == state.progress
+            if (
+                outcome.exported
+                or state.snapshot_progress is None
+                or (state.ended and state.snapshot_progress == state.progress)
             ):
                 return state, False
         elif state.generation == job.generation - 1 and state.ended and before is None:
@@ -108,14 +127,23 @@ def _start(job: TrainJob, outcome: Outcome, checkpoints: Checkpoints) -> tuple[S
     if job.generation == 0:
         return State(0, 0, 0, job.start_progress, job.fingerprint), True
     if before is None:
-        raise UserError(f"{job.checkpoints}: no sound checkpoint of the end of generation {job.generation - 1}; delete "
-                        f"done.json of that generation's train folder to have it trained again")
+        raise UserError(
+            f"{job.checkpoints}: no sound checkpoint of the end of generation {job.generation - 1}; delete "
+            f"done.json of that generation's train folder to have it trained again"
+        )
     return before, True
 
 
 def _begin(job: TrainJob, before: State) -> State:
-    return State(before.step, job.generation, 0, job.start_progress, job.fingerprint, end=job.end_progress,
-                 snapshot_at=job.snapshot_progress)
+    return State(
+        before.step,
+        job.generation,
+        0,
+        job.start_progress,
+        job.fingerprint,
+        end=job.end_progress,
+        snapshot_at=job.snapshot_progress,
+    )
 
 
 def _drop_rows(metrics: MetricsWriter, generation: int, step: int, fresh: bool) -> None:

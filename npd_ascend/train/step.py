@@ -28,8 +28,16 @@ class PackedLoss(nn.Cell):
         self.net, self.loss = net, loss
         self.head = net.head_weight
 
-    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
-                  scale: Tensor, positions: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def construct(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        window: Tensor | None,
+        scale: Tensor,
+        positions: Tensor,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
         """loss · scale; [1 + M] the loss and its M terms: sums over tokens, see ``ChunkedLoss``, which also names
         the ``inputs``; and the part of the gradient of loss · scale that the head has as the head. ``scale`` is
         1 / tokens; the tokens' weights take it."""
@@ -60,8 +68,20 @@ def _square_tensor(after: Tensor, value: Tensor) -> Tensor:
 
 @_step.register("Function", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
                 "Tensor", "Bool")  # fmt: skip
-def _step_tensor(kernel: Any, beta1: float, beta2: float, rate: Tensor, eps: Tensor, decay: Tensor, factor: Tensor,
-                 weight: Tensor, m: Tensor, v: Tensor, gradient: Tensor, decays: bool) -> Tensor:
+def _step_tensor(
+    kernel: Any,
+    beta1: float,
+    beta2: float,
+    rate: Tensor,
+    eps: Tensor,
+    decay: Tensor,
+    factor: Tensor,
+    weight: Tensor,
+    m: Tensor,
+    v: Tensor,
+    gradient: Tensor,
+    decays: bool,
+) -> Tensor:
     return kernel(weight, m, v, rate, beta1, beta2, eps, decay if decays else 0.0, gradient * factor)
 
 
@@ -114,8 +134,9 @@ class Accumulate(nn.Cell):
         # A head that is a parameter of its own has no other gradient.
         tied = forward.net.spec.tie_embeddings
         chosen = [i for i in range(len(optimizer.params)) if tied or i != head]
-        self.differentiate = ms.value_and_grad(forward, None, ParameterTuple([optimizer.params[i] for i in chosen]),
-                                               has_aux=True)
+        self.differentiate = ms.value_and_grad(
+            forward, None, ParameterTuple([optimizer.params[i] for i in chosen]), has_aux=True
+        )
         self.head, self.tied = head, tied
         self.gradients, self.sharded = optimizer.gradients, optimizer.sharded
         self.through = self.gradients if self.sharded else ParameterTuple([self.gradients[i] for i in chosen])
@@ -123,11 +144,20 @@ class Accumulate(nn.Cell):
         self.scatter = ReduceScatter(optimizer.owners)
         self.map = ops.HyperMap()
 
-    def construct(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, window: Tensor | None,
-                  scale: Tensor, positions: Tensor, *inputs: Tensor) -> Tensor:
+    def construct(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        window: Tensor | None,
+        scale: Tensor,
+        positions: Tensor,
+        *inputs: Tensor,
+    ) -> Tensor:
         """The micro-batch's loss sum."""
-        (_, sums, d_head), gradients = self.differentiate(input_ids, position_ids, segment_ids, window, scale,
-                                                          positions, *inputs)
+        (_, sums, d_head), gradients = self.differentiate(
+            input_ids, position_ids, segment_ids, window, scale, positions, *inputs
+        )
         i = self.head
         if self.sharded:
             if self.tied:
@@ -164,8 +194,14 @@ class Update(nn.Cell):
         model: ranks that hold one model together.
     """
 
-    def __init__(self, optimizer: AdamW, sums: Parameter, clip: float, replicas: ProcessGroup = ALONE,
-                 model: ProcessGroup = ALONE):
+    def __init__(
+        self,
+        optimizer: AdamW,
+        sums: Parameter,
+        clip: float,
+        replicas: ProcessGroup = ALONE,
+        model: ProcessGroup = ALONE,
+    ):
         super().__init__(auto_prefix=False)
         o = optimizer
         self.params, self.weights, self.gradients, self.m, self.v = o.params, o.weights, o.gradients, o.m, o.v
@@ -196,9 +232,14 @@ class Update(nn.Cell):
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
         last = factor
         for first, stop in self.groups:
-            stepped = self.map(ops.partial(_step, self.kernel, self.beta1, self.beta2, rate, eps, decay,
-                                           ops.depend(factor, last)), self.weights[first:stop], self.m[first:stop],
-                               self.v[first:stop], gradients[first:stop], self.decays[first:stop])
+            stepped = self.map(
+                ops.partial(_step, self.kernel, self.beta1, self.beta2, rate, eps, decay, ops.depend(factor, last)),
+                self.weights[first:stop],
+                self.m[first:stop],
+                self.v[first:stop],
+                gradients[first:stop],
+                self.decays[first:stop],
+            )
             last = self.map(ops.partial(_clear, ops.depend(factor, stepped)), self.gradients[first:stop])
         if self.sharded:
             last = self._published(ops.depend(norm, last))

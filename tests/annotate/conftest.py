@@ -27,8 +27,18 @@ def model(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     """Factory: writes finished prompts and rollouts; returns their folders and the samples."""
-    def make(shards=2, per_shard=7, paths=2, seed=0, empty=True, logprobs=True, longest=24, name="data",
-             masked=lambda row: None):
+
+    def make(
+        shards=2,
+        per_shard=7,
+        paths=2,
+        seed=0,
+        empty=True,
+        logprobs=True,
+        longest=24,
+        name="data",
+        masked=lambda row: None,
+    ):
         rng = np.random.default_rng(seed)
         prompts = Dataset(tmp_path / name / "prompts", "prompts", "p")
         rollouts = Dataset(tmp_path / name / "rollouts", "rollouts", "r")
@@ -36,23 +46,49 @@ def data(tmp_path):
         for s in range(shards):
             numbers = range(s * per_shard, (s + 1) * per_shard)
             ids = [rng.integers(3, VOCAB - 20, rng.integers(2, 12)).tolist() for _ in numbers]
-            prompts.write_table(s, pa.table({
-                "prompt_index": numbers, "prompt_id": numbers, "prompt_ids": ids, "reference_ids": [None] * per_shard,
-                "label_ids": [None] * per_shard, "answer": [""] * per_shard, "text": [""] * per_shard}))
-            rows = [(p, path, rng.integers(3, VOCAB - 20, rng.integers(1, longest)).tolist())
-                    for p in numbers for path in range(paths)]
+            prompts.write_table(
+                s,
+                pa.table(
+                    {
+                        "prompt_index": numbers,
+                        "prompt_id": numbers,
+                        "prompt_ids": ids,
+                        "reference_ids": [None] * per_shard,
+                        "label_ids": [None] * per_shard,
+                        "answer": [""] * per_shard,
+                        "text": [""] * per_shard,
+                    }
+                ),
+            )
+            rows = [
+                (p, path, rng.integers(3, VOCAB - 20, rng.integers(1, longest)).tolist())
+                for p in numbers
+                for path in range(paths)
+            ]
             if empty:
                 rows[1] = (*rows[1][:2], [])
             stored = [(-rng.random(len(r))).astype(np.float32).tolist() if logprobs else None for *_, r in rows]
-            rollouts.write_table(s, pa.table({
-                "sample_id": [1000 * s + i for i in range(len(rows))], "prompt_index": [r[0] for r in rows],
-                "path": [r[1] for r in rows], "response_ids": [r[2] for r in rows], "logprobs": stored,
-                "label_ids": pa.array([None] * len(rows), pa.list_(pa.int32())),
-                "finish_reason": ["stop"] * len(rows),
-                "masked": pa.array([masked(r) for *_, r in rows], pa.list_(pa.int32()))}))
-            samples += [(np.array(ids[p - s * per_shard]), np.array(r, np.int32), lp)
-                        for (p, _, r), lp in zip(rows, stored, strict=True)]
+            rollouts.write_table(
+                s,
+                pa.table(
+                    {
+                        "sample_id": [1000 * s + i for i in range(len(rows))],
+                        "prompt_index": [r[0] for r in rows],
+                        "path": [r[1] for r in rows],
+                        "response_ids": [r[2] for r in rows],
+                        "logprobs": stored,
+                        "label_ids": pa.array([None] * len(rows), pa.list_(pa.int32())),
+                        "finish_reason": ["stop"] * len(rows),
+                        "masked": pa.array([masked(r) for *_, r in rows], pa.list_(pa.int32())),
+                    }
+                ),
+            )
+            samples += [
+                (np.array(ids[p - s * per_shard]), np.array(r, np.int32), lp)
+                for (p, _, r), lp in zip(rows, stored, strict=True)
+            ]
         prompts.finish(shards, header_ids=HEADER, longest_prompt=11)
         rollouts.finish(shards)
         return prompts.folder, rollouts.folder, samples
+
     return make

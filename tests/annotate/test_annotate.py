@@ -46,7 +46,7 @@ def full_logprobs(model, vocabulary):
         positions[0, :n] = np.arange(n)
         segments[0, n:] = -1
         hidden = net(*map(ms.Tensor, (ids, positions, segments))).asnumpy()
-        x = hidden[len(context) - 1: n - 1] @ head.T
+        x = hidden[len(context) - 1 : n - 1] @ head.T
         x -= x.max(1, keepdims=True)
         return x - np.log(np.exp(x).sum(1, keepdims=True))
 
@@ -58,8 +58,16 @@ ALL = ("scores", "topk", "unconditioned")
 
 def job(tmp_path, model, prompts, rollouts, role="teacher", name="out", what=ALL, vocabulary=150, **settings):
     targets = {w: Target(folder=tmp_path / name / w, fingerprint=w) for w in what}
-    return AnnotateJob(fingerprint="", prompts=prompts, rollouts=rollouts, model=model, role=role, **targets,
-                       vocabulary=vocabulary, settings=AnnotateConfig(**{**SETTINGS, **settings}))
+    return AnnotateJob(
+        fingerprint="",
+        prompts=prompts,
+        rollouts=rollouts,
+        model=model,
+        role=role,
+        **targets,
+        vocabulary=vocabulary,
+        settings=AnnotateConfig(**{**SETTINGS, **settings}),
+    )
 
 
 def made(j, what):
@@ -182,8 +190,12 @@ def test_a_need_that_comes_later_is_computed_alone(tmp_path, model, data):
     counting = Counting()
     whole = job(tmp_path, model, prompts, rollouts, name="whole")
     run(whole)
-    for what, asked in ((("scores",), ("after", 0)), (("scores", "unconditioned"), ("alone", 0)), (ALL, ("after", 6)),
-                        (("scores",), None)):
+    for what, asked in (
+        (("scores",), ("after", 0)),
+        (("scores", "unconditioned"), ("alone", 0)),
+        (ALL, ("after", 6)),
+        (("scores",), None),
+    ):
         counting.asked.clear()
         run(job(tmp_path, model, prompts, rollouts, name="bit by bit", what=what), counting)
         assert counting.asked == ([("hf", *asked, len(samples))] if asked else [])
@@ -214,6 +226,7 @@ def test_student_from_the_rollout(tmp_path, model, data):
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_masked_tokens_do_not_count_in_scores(tmp_path, model, data, role):
     """They are read: what follows is scored after them. Top-k is of all tokens, so that it stays aligned."""
+
     def masked(ids):
         return [1, len(ids) - 1] if len(ids) > 4 else None
 
@@ -233,8 +246,9 @@ def test_masked_tokens_do_not_count_in_scores(tmp_path, model, data, role):
         values, entropy = [n.sampled for n in notes], [n.entropy for n in notes]
     got = scores(j)
     assert got["tokens"] == [len(kept(v)) for v in values] and any(len(v) > 4 for v in values)
-    np.testing.assert_allclose(got["nll"], [-kept(v).mean(dtype=np.float64) if len(v) else np.nan for v in values],
-                               atol=0.05)
+    np.testing.assert_allclose(
+        got["nll"], [-kept(v).mean(dtype=np.float64) if len(v) else np.nan for v in values], atol=0.05
+    )
     if entropy:
         np.testing.assert_allclose(got["entropy"], [kept(v).mean() if len(v) else np.nan for v in entropy], atol=0.05)
         whole = job(tmp_path, model, prompts, data(shards=1, logprobs=False, name="whole")[1], name="whole")
@@ -244,18 +258,19 @@ def test_masked_tokens_do_not_count_in_scores(tmp_path, model, data, role):
 
 def test_rollouts_without_logprobs_are_prefilled(tmp_path, model, data):
     prompts, rollouts, _ = data(shards=1, logprobs=False)
-    one, two = (job(tmp_path, model, prompts, rollouts, "student", nll, ("scores",), student_nll=nll)
-                for nll in ("rollout", "prefill"))
+    one, two = (
+        job(tmp_path, model, prompts, rollouts, "student", nll, ("scores",), student_nll=nll)
+        for nll in ("rollout", "prefill")
+    )
     run(one)
     run(two)
     assert scores(one)["nll"][0] > 0
     np.testing.assert_array_equal(scores(one)["nll"], scores(two)["nll"])
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"row_length": 16}, "annotate.row_length is 16"),
-    ({"k": 151}, "annotate.k is 151"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"row_length": 16}, "annotate.row_length is 16"), ({"k": 151}, "annotate.k is 151")]
+)
 def test_settings_that_cannot_work(tmp_path, model, data, settings, words):
     prompts, rollouts, _ = data(shards=1)
     with pytest.raises(UserError, match=words):

@@ -35,8 +35,9 @@ def test_top_k_of_wide_rows(vocab):
     assert np.array_equal(best, -np.sort(-values, axis=1)[:, :10])
 
 
-@pytest.mark.parametrize(("rows", "vocab", "k", "scale"), [(700, 131, 5, 1), (5, 40, 40, 8), (3, 153376, 10, 4),
-                                                          (9, 64, 0, 30)])
+@pytest.mark.parametrize(
+    ("rows", "vocab", "k", "scale"), [(700, 131, 5, 1), (5, 40, 40, 8), (3, 153376, 10, 4), (9, 64, 0, 30)]
+)
 def test_summary_equals_plain_formulas(rows, vocab, k, scale):
     rng = np.random.default_rng(rows)
     logits = (rng.standard_normal((rows, vocab)) * scale + 50).astype(np.float32)

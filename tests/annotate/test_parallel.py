@@ -28,9 +28,15 @@ def test_two_processes(tmp_path, model, data, under_msrun):
 
     def job(name, **settings):
         return AnnotateJob(
-            fingerprint="", prompts=prompts, rollouts=rollouts, model=model, role="teacher",
-            vocabulary=150, **{what: Target(folder=tmp_path / name / what, fingerprint=what) for what in WHAT},
-            settings=AnnotateConfig(k=6, row_length=64, micro_batch=2, vocab_chunk_rows=40, value_bits=16, **settings))
+            fingerprint="",
+            prompts=prompts,
+            rollouts=rollouts,
+            model=model,
+            role="teacher",
+            vocabulary=150,
+            **{what: Target(folder=tmp_path / name / what, fingerprint=what) for what in WHAT},
+            settings=AnnotateConfig(k=6, row_length=64, micro_batch=2, vocab_chunk_rows=40, value_bits=16, **settings),
+        )
 
     one, two = job("one"), job("two", tensor_parallel=2)
     run(one)

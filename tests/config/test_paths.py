@@ -25,17 +25,27 @@ def project(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     (home / "p.jsonl").write_text("{}")
     (home.parent / "shared" / "map.json").write_text("{}")
-    tree = {"run": {"dir": "runs/a"}, "models": {"teacher": "models/t", "student": "models/s"},
-            "data": {"prompts": ["p.jsonl"], "answer_field": "a", "chat_template": "student"},
-            "evaluate": {"prompts": ["p.jsonl"], "checker_data": "../shared/map.json"}}
+    tree = {
+        "run": {"dir": "runs/a"},
+        "models": {"teacher": "models/t", "student": "models/s"},
+        "data": {"prompts": ["p.jsonl"], "answer_field": "a", "chat_template": "student"},
+        "evaluate": {"prompts": ["p.jsonl"], "checker_data": "../shared/map.json"},
+    }
     (home / "c.yaml").write_text(yaml.safe_dump(tree))
     monkeypatch.chdir(work)
     return home
 
 
 def test_all_paths_that_a_run_reads_are_known():
-    assert set(input_keys(Config)) == {"models.teacher", "models.student", "models.tokenizer", "data.prompts",
-                                       "data.chat_template", "evaluate.prompts", "evaluate.checker_data"}
+    assert set(input_keys(Config)) == {
+        "models.teacher",
+        "models.student",
+        "models.tokenizer",
+        "data.prompts",
+        "data.chat_template",
+        "evaluate.prompts",
+        "evaluate.checker_data",
+    }
 
 
 def test_inputs_beside_the_file_are_found_from_anywhere(project):
@@ -54,7 +64,8 @@ def test_the_working_directory_goes_before(project):
 def test_overrides_are_relative_to_the_working_directory(project):
     Path("here.jsonl").write_text("{}")
     assert load_config(project / "c.yaml", ["data.prompts=[here.jsonl]"], inputs=True).data.prompts == [
-        Path("here.jsonl")]
+        Path("here.jsonl")
+    ]
     with pytest.raises(UserError, match="data.prompts: other.jsonl is neither"):
         load_config(project / "c.yaml", ["data.prompts=[other.jsonl]"], inputs=True)
 
@@ -64,8 +75,10 @@ def test_an_absent_input_is_one_line_with_both_places(project):
     load_config(project / "c.yaml")  # a report may do without
     with pytest.raises(UserError) as e:
         load_config(project / "c.yaml", inputs=True)
-    assert str(e.value) == (f"models.teacher: models/t is neither in the working directory ({Path.cwd()}) nor beside "
-                            f"the configuration ({project})")
+    assert str(e.value) == (
+        f"models.teacher: models/t is neither in the working directory ({Path.cwd()}) nor beside "
+        f"the configuration ({project})"
+    )
 
 
 @pytest.mark.parametrize("name", ["hf:openai/gsm8k", "data/*.jsonl"])
@@ -85,10 +98,15 @@ def test_a_split_of_a_folder_is_found_by_its_folder(project):
 
 def test_a_study_finds_its_tasks_and_what_they_set(project):
     (project / "q.jsonl").write_text("{}")
-    (project / "study.yaml").write_text(yaml.safe_dump({
-        "study": {"dir": "studies/a", "seeds": [0]},
-        "tasks": {"maze": {"config": "c.yaml", "set": {"data.prompts": ["q.jsonl"]}}},
-        "groups": {"g": {"tasks": ["maze"], "arms": {"a": {"set": {"models.student": "models/t"}}}}}}))
+    (project / "study.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "study": {"dir": "studies/a", "seeds": [0]},
+                "tasks": {"maze": {"config": "c.yaml", "set": {"data.prompts": ["q.jsonl"]}}},
+                "groups": {"g": {"tasks": ["maze"], "arms": {"a": {"set": {"models.student": "models/t"}}}}},
+            }
+        )
+    )
     study = load_study(project / "study.yaml")
     (arm,) = arms_of(study, lambda method, where: {})
     assert arm.config.data.prompts == [project / "q.jsonl"] and arm.config.models.student == project / "models/t"
@@ -100,6 +118,10 @@ def test_the_shipped_mini_configuration_works_from_elsewhere(tmp_path):
     shutil.copy(ROOT / "configs" / "mini.yaml", tmp_path / "mini.yaml")
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "work").mkdir()
-    done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", "../mini.yaml", "--dry-run"], text=True,
-                          capture_output=True, cwd=tmp_path / "work")
+    done = subprocess.run(
+        [sys.executable, "-m", "npd_ascend.cli", "run", "../mini.yaml", "--dry-run"],
+        text=True,
+        capture_output=True,
+        cwd=tmp_path / "work",
+    )
     assert done.returncode == 0 and "g001 train" in done.stdout, done.stderr

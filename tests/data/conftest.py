@@ -24,8 +24,9 @@ CORPUS = ["The way from here to there is long.", "How many clips did she sell? 4
 def save(tokenizer: Tokenizer, folder: Path, **config: Any) -> Path:
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config})
+    )
     return folder
 
 
@@ -46,11 +47,20 @@ def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.BPE(byte_fallback=False, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=200, show_progress=False, special_tokens=["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]))
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=200, show_progress=False, special_tokens=["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+        ),
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return save(tokenizer, tmp_path_factory.mktemp("tokenizers") / "metaspace", bos_token="<s>", eos_token="</s>",
-                unk_token="<unk>")
+    return save(
+        tokenizer,
+        tmp_path_factory.mktemp("tokenizers") / "metaspace",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
 
 
 @pytest.fixture
@@ -79,9 +89,16 @@ def prepare(tmp_path: Path, mini_tokenizer: Path) -> Callable[..., Dataset]:
 
     def go(*files: Path, out: str = "out", **given: Any) -> Dataset:
         fields = {k: given.pop(k) for k in list(given) if k in PrepareJob.model_fields}
-        job = PrepareJob(**{"out": tmp_path / out, "fingerprint": "f", "files": list(files),
-                            "tokenizer": mini_tokenizer, "settings": DataConfig(prompts=list(files), **given),
-                            **fields})
+        job = PrepareJob(
+            **{
+                "out": tmp_path / out,
+                "fingerprint": "f",
+                "files": list(files),
+                "tokenizer": mini_tokenizer,
+                "settings": DataConfig(prompts=list(files), **given),
+                **fields,
+            }
+        )
         run(job)
         return Dataset.open(tmp_path / out, "prompts")
 

@@ -33,15 +33,18 @@ CHAT = {"default": "You are Qwen.", "stops": [292, 290]}
 CODER = {"default": "You are a coder.", "stops": [292]}
 
 
-@pytest.mark.parametrize("teacher, student, system, source", [
-    (CHAT, BASE, None, "teacher"),                       # Qwen2.5's pairs as released
-    (CHAT, {**BASE, "eos": "<|im_end|>"}, None, "teacher"),  # a base model whose tokenizer alone says otherwise
-    (CHAT, {**BASE, "default": "You are Qwen."}, None, "student"),  # alike: no choice to make
-    (CHAT, BASE, "be kind", "student"),                  # alike, since every prompt brings a system turn
-    (CHAT, CODER, None, "student"),                      # both chat: only the default system turn differs
-    (CHAT, {**BASE, "default": None}, None, "teacher"),
-    ({**CHAT, "default": None}, BASE, None, "student"),
-])
+@pytest.mark.parametrize(
+    "teacher, student, system, source",
+    [
+        (CHAT, BASE, None, "teacher"),  # Qwen2.5's pairs as released
+        (CHAT, {**BASE, "eos": "<|im_end|>"}, None, "teacher"),  # a base model whose tokenizer alone says otherwise
+        (CHAT, {**BASE, "default": "You are Qwen."}, None, "student"),  # alike: no choice to make
+        (CHAT, BASE, "be kind", "student"),  # alike, since every prompt brings a system turn
+        (CHAT, CODER, None, "student"),  # both chat: only the default system turn differs
+        (CHAT, {**BASE, "default": None}, None, "teacher"),
+        ({**CHAT, "default": None}, BASE, None, "student"),
+    ],
+)
 def test_auto(speakers, teacher, student, system, source):
     both = speakers(teacher=dict(teacher), student=dict(student))
     chosen = choose("auto", both["student"], both["teacher"], system)
@@ -76,8 +79,10 @@ def test_by_path(speakers, tmp_path):
 
 
 def test_end_token_that_a_template_names_is_its_owners(speakers):
-    named = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}" \
-            "{% if add_generation_prompt %}assistant: {% endif %}"
+    named = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     both = speakers(teacher={"chat_template": named, "stops": 292}, student={**BASE, "default": None})
     chosen, tokenizer = choose("auto", both["student"], both["teacher"]), both["student"].tokenizer
     chosen.apply(tokenizer)

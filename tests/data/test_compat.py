@@ -25,11 +25,26 @@ def pair(tmp_path, chatml):
 
 
 def config(folder: Path, vocab_size: int = 304) -> None:
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": vocab_size, "hidden_size": 8,
-        "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "rope_theta": 10000.0, "bos_token_id": 1,
-        "eos_token_id": 2, "hidden_act": "silu"}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "architectures": ["LlamaForCausalLM"],
+                "vocab_size": vocab_size,
+                "hidden_size": 8,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 64,
+                "rope_theta": 10000.0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "hidden_act": "silu",
+            }
+        )
+    )
 
 
 def edit(path: Path, change) -> None:
@@ -45,8 +60,10 @@ def test_same_files_and_widths_that_differ_in_padding(pair):
 
 
 def test_the_usual_case_does_not_import_transformers(pair):
-    code = ("import sys; from npd_ascend.data.compat import check_pair; "
-            f"check_pair({str(pair[0])!r}, {str(pair[1])!r}); assert 'transformers' not in sys.modules")
+    code = (
+        "import sys; from npd_ascend.data.compat import check_pair; "
+        f"check_pair({str(pair[0])!r}, {str(pair[1])!r}); assert 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
@@ -99,24 +116,30 @@ def test_pair_as_released(qwen_pair, tmp_path):
     assert template.level == "info" and "data.chat_template" in template.text and "base model" in template.text
     assert stops.level == "warning" and stops.text.startswith(
         "stop tokens differ: student <|endoftext|> (290), teacher <|im_end|> (292) or <|endoftext|> (290), chat "
-        "template <|im_end|> (292)")
+        "template <|im_end|> (292)"
+    )
     assert "answers may run to rollout.max_new_tokens" in stops.text
 
 
-@pytest.mark.parametrize("theirs, ours, level, fragment", [
-    ([290, 292], [292, 290], None, ""),
-    ([292], [292, 290], "info", "each of them ends an answer"),
-    ([290], [292], "warning", "The teacher does not stop at the template's end of turn"),
-    ([292], [290], "warning", "The student does not stop at the template's end of turn yet"),
-])
+@pytest.mark.parametrize(
+    "theirs, ours, level, fragment",
+    [
+        ([290, 292], [292, 290], None, ""),
+        ([292], [292, 290], "info", "each of them ends an answer"),
+        ([290], [292], "warning", "The teacher does not stop at the template's end of turn"),
+        ([292], [290], "warning", "The student does not stop at the template's end of turn yet"),
+    ],
+)
 def test_stop_sets_are_compared(qwen_pair, tmp_path, theirs, ours, level, fragment):
     teacher, student = qwen_pair(tmp_path)
     shutil.copy(teacher / "tokenizer_config.json", student)  # one template, so that only the ids differ
     for folder, ids in ((teacher, theirs), (student, ours)):
         for name in ("config.json", "generation_config.json"):
             edit(folder / name, lambda tree, ids=ids: tree.update(eos_token_id=ids))
-        edit(folder / "tokenizer_config.json", lambda tree, ids=ids: tree.update(
-            eos_token={290: "<|endoftext|>", 292: "<|im_end|>"}[ids[0]]))
+        edit(
+            folder / "tokenizer_config.json",
+            lambda tree, ids=ids: tree.update(eos_token={290: "<|endoftext|>", 292: "<|im_end|>"}[ids[0]]),
+        )
     remarks = agree(student, DataConfig(prompts=[]), student, teacher).remarks
     assert [r.level for r in remarks] == [level] * bool(level) and all(fragment in r.text for r in remarks)
 

@@ -24,15 +24,28 @@ def test_forms_of_a_call_are_one():
     assert one(role="assistant", tool_calls=[CALL]) == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     sharegpt = one(**{"from": "function_call", "value": '{"name": "f", "arguments": {"a": [1, {"b": 2}]}}'})
     assert sharegpt["tool_calls"] == [{k: v for k, v in CALL.items() if k != "id"}]
-    assert one(role="assistant", content="hm", tool_calls=[{"function": {"name": "f", "arguments": ""}}])[
-        "tool_calls"][0]["function"]["arguments"] == {}
+    assert (
+        one(role="assistant", content="hm", tool_calls=[{"function": {"name": "f", "arguments": ""}}])["tool_calls"][0][
+            "function"
+        ]["arguments"]
+        == {}
+    )
 
 
 def test_nulls_that_a_table_puts_in_are_no_arguments(tmp_path):
     """A Parquet column has one type for all rows, so each call has the arguments of all others, null."""
+
     def chat(arguments):
-        return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [
-            {"function": {"name": "f", "arguments": arguments}}]}]}
+        return {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+                },
+            ]
+        }
 
     pq.write_table(pa.Table.from_pylist([chat({"city": "Oslo"}), chat({"day": 3})]), tmp_path / "t.parquet")
     rows = list(read_prompts([tmp_path / "t.parquet"], DataConfig(prompts=[]), need_reference=True))
@@ -54,10 +67,14 @@ def test_tools(value):
 
 REFUSED = {
     "role that ShareGPT lacks": ({"from": "narrator", "value": "x"}, "message 1 is from 'narrator'; known are system"),
-    "image": ({"role": "user", "content": [{"type": "image"}]},
-              "part 1 of the content of message 1 is of type 'image'"),
-    "part without text": ({"role": "user", "content": [{"type": "text"}]},
-                          "part 1 of the content of message 1 is null"),
+    "image": (
+        {"role": "user", "content": [{"type": "image"}]},
+        "part 1 of the content of message 1 is of type 'image'",
+    ),
+    "part without text": (
+        {"role": "user", "content": [{"type": "text"}]},
+        "part 1 of the content of message 1 is null",
+    ),
     "part that is a number": ({"role": "user", "content": [3]}, "is a number without a type"),
     "null": ({"role": "user", "content": None}, "content of message 1 is null, expected text"),
     "call without a name": ({"role": "assistant", "tool_calls": [{"function": {}}]}, "names no function"),
@@ -86,8 +103,14 @@ def row(lines, record, need=True, **settings):
 
 
 def test_precedence_of_fields(lines):
-    record = {"prompt": "p", "messages": [{"role": "user", "content": "m"}, {"role": "assistant", "content": "a"}],
-              "question": "q", "answer": "x", "output": "o", "mine": "own"}
+    record = {
+        "prompt": "p",
+        "messages": [{"role": "user", "content": "m"}, {"role": "assistant", "content": "a"}],
+        "question": "q",
+        "answer": "x",
+        "output": "o",
+        "mine": "own",
+    }
     assert (row(lines, record).text, row(lines, record).response) == ("p", "o")
     del record["prompt"]
     assert (row(lines, record).text, row(lines, record).response) == ("m", "a")
@@ -107,7 +130,12 @@ def test_named_instruction_takes_no_context_along(lines):
 def test_system_of_conversation_row_and_configuration(lines):
     chat = [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]
     own = [{"from": "system", "value": "first"}, *chat]
-    for record, wanted in (({"conversations": own, "system": "row"}, "first"),
-                           ({"conversations": chat, "system": "row"}, "row"), ({"conversations": chat}, "general")):
+    for record, wanted in (
+        ({"conversations": own, "system": "row"}, "first"),
+        ({"conversations": chat, "system": "row"}, "row"),
+        ({"conversations": chat}, "general"),
+    ):
         assert row(lines, record, system="general").messages == [
-            {"role": "system", "content": wanted}, {"role": "user", "content": "h"}]
+            {"role": "system", "content": wanted},
+            {"role": "user", "content": "h"},
+        ]

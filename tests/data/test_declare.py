@@ -25,8 +25,16 @@ def base(qwen_pair, tmp_path):
     """(teacher, student, declaration of a student that was trained with the teacher)."""
     teacher, student = qwen_pair(tmp_path)
     both = agree(student, DataConfig(prompts=[]), student, teacher)
-    return teacher, student, Declaration(tokenizer=student, stop_token_ids=[292, 290], chat_template=both.chosen.text,
-                                         special_tokens=both.special_tokens)
+    return (
+        teacher,
+        student,
+        Declaration(
+            tokenizer=student,
+            stop_token_ids=[292, 290],
+            chat_template=both.chosen.text,
+            special_tokens=both.special_tokens,
+        ),
+    )
 
 
 def test_files_of_a_base_student_become_those_of_a_chat_model(base, tmp_path):
@@ -41,7 +49,8 @@ def test_files_of_a_base_student_become_those_of_a_chat_model(base, tmp_path):
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
     messages = [{"role": "user", "content": "How many?"}]
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True) == theirs.apply_chat_template(
-        messages, add_generation_prompt=True)
+        messages, add_generation_prompt=True
+    )
     assert eos_token_ids(out, tokenizer) == [292, 290] and Speaker(tokenizer, out, out).ends_its_turns
 
 

@@ -46,7 +46,7 @@ class Naive:
                 run, text = run + text[0], text[1:]
             else:
                 out += self._run(run) + [self.sp.piece_to_id(mark)]
-                run, text = "", text[len(mark):]
+                run, text = "", text[len(mark) :]
         return out + self._run(run)
 
     def _run(self, text):
@@ -126,9 +126,13 @@ def test_template_file_and_missing_template(released, tmp_path):
     assert of_file.prompts(of_file.render([asked])) == put_in.prompts(put_in.render([asked]))
 
 
-@pytest.mark.parametrize("content,why", [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    (None, "tokenizer.model is missing")])
+@pytest.mark.parametrize(
+    "content,why",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (None, "tokenizer.model is missing"),
+    ],
+)
 def test_unusable_model_files(released, tmp_path, content, why):
     shutil.copy(released[0] / "tokenizer_config.json", tmp_path)
     if content is not None:
@@ -144,12 +148,29 @@ def tokenizer_end(folder):
 def test_pairs(released, tmp_path):
     for name in ("teacher", "student"):
         shutil.copytree(released[0], tmp_path / name)
-        (tmp_path / name / "config.json").write_text(json.dumps({
-            "model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausalLM"], "vocab_size": 544,
-            "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "rope_theta": 16e6,
-            "bias": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_act": "silu",
-            "auto_map": {"AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig"}}))
+        (tmp_path / name / "config.json").write_text(
+            json.dumps(
+                {
+                    "model_type": "PanguEmbedded",
+                    "architectures": ["PanguEmbeddedForCausalLM"],
+                    "vocab_size": 544,
+                    "hidden_size": 8,
+                    "intermediate_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "rms_norm_eps": 1e-5,
+                    "max_position_embeddings": 64,
+                    "rope_theta": 16e6,
+                    "bias": True,
+                    "bos_token_id": 1,
+                    "eos_token_id": 2,
+                    "pad_token_id": 0,
+                    "hidden_act": "silu",
+                    "auto_map": {"AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig"},
+                }
+            )
+        )
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     check_pair(teacher, student)
     path = teacher / "tokenizer_config.json"
@@ -165,8 +186,15 @@ def test_pairs(released, tmp_path):
     check_pair(teacher, student)  # the one put in is the released one, its BOS aside
     path.write_text(whole)
     out = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(PANGU_CORPUS), model_writer=out, model_type="bpe",
-                                   vocab_size=400, hard_vocab_limit=False, user_defined_symbols=MARKS, minloglevel=2)
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(PANGU_CORPUS),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        user_defined_symbols=MARKS,
+        minloglevel=2,
+    )
     (teacher / "tokenizer.model").write_bytes(out.getvalue())
     with pytest.raises(UserError, match="different vocabularies"):
         check_pair(teacher, student)

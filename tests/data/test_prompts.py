@@ -34,8 +34,9 @@ def test_all_formats_give_the_same_rows(tmp_path):
     (tmp_path / "plain.jsonl").write_text(text, encoding="utf-8")
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(text.encode()))
-    pq.write_table(pa.table({"prompt": ["a", "自然"], "response": ["b", None], "answer": ["c", "7"]}),
-                   tmp_path / "table.parquet")
+    pq.write_table(
+        pa.table({"prompt": ["a", "自然"], "response": ["b", None], "answer": ["c", "7"]}), tmp_path / "table.parquet"
+    )
     wanted = [("a", "b", "c"), ("自然", None, "7")]
     for name in ("plain.jsonl", "bom.json", "packed.jsonl.gz", "table.parquet"):
         rows = read(tmp_path / name)
@@ -53,8 +54,11 @@ def test_folder_stands_for_its_files_and_limit_counts_over_files(tmp_path):
 
 
 def test_messages_and_system_turn(lines):
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"},
-            {"role": "user", "content": "go"}]
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "go"},
+    ]
     own = [{"role": "system", "content": "own"}, {"role": "user", "content": "x"}]
     rows = read(lines({"prompt": chat}, {"prompt": own}), DataConfig(prompts=[], system="be brief"))
     assert rows[0].messages == [{"role": "system", "content": "be brief"}, *chat] and rows[0].text == "go"
@@ -84,8 +88,10 @@ BAD_LINES = {
     "no messages": ('{"prompt": []}', "line 2: field 'prompt' is an empty list"),
     "message of text": ('{"prompt": ["hi"]}', "line 2: message 1 has no role and content"),
     "no content": ('{"prompt": [{"role": "user"}]}', "line 2: message 1 has no role and content"),
-    "content list": ('{"prompt": [{"role": "user", "content": ["x"]}]}',
-                     "part 1 of the content of message 1 is text without a type"),
+    "content list": (
+        '{"prompt": [{"role": "user", "content": ["x"]}]}',
+        "part 1 of the content of message 1 is text without a type",
+    ),
     "ends with answer": ('{"prompt": [{"role": "assistant", "content": "x"}]}', "ends with the assistant's turn"),
     "empty message": ('{"prompt": [{"role": "user", "content": ""}]}', "line 2: the prompt is empty"),
     "half surrogate": ('{"prompt": "\\ud83d"}', "line 2: field 'prompt' has half of a surrogate pair"),
@@ -115,10 +121,17 @@ def test_bad_files(tmp_path):
     (tmp_path / "no.parquet").write_bytes(b"PAR1 but not really")
     (tmp_path / "table.txt").write_text("prompt\na\n")
     (tmp_path / "folder").mkdir()
-    cases = {"latin.jsonl": "line 1: not UTF-8 (byte 0xe9 at column 16)", "utf16.jsonl": "line 1: not UTF-8",
-             "empty.jsonl": "there are no rows", "cut.jsonl.gz": "cannot be read", "no.jsonl.gz": "cannot be read",
-             "no.parquet": "not a readable Parquet file", "table.txt": "unknown kind of file", "gone.jsonl": "no such",
-             "folder": "no prompt files"}
+    cases = {
+        "latin.jsonl": "line 1: not UTF-8 (byte 0xe9 at column 16)",
+        "utf16.jsonl": "line 1: not UTF-8",
+        "empty.jsonl": "there are no rows",
+        "cut.jsonl.gz": "cannot be read",
+        "no.jsonl.gz": "cannot be read",
+        "no.parquet": "not a readable Parquet file",
+        "table.txt": "unknown kind of file",
+        "gone.jsonl": "no such",
+        "folder": "no prompt files",
+    }
     for name, message in cases.items():
         with pytest.raises(UserError) as e:
             read(tmp_path / name, DataConfig(prompts=[]))
@@ -138,10 +151,16 @@ def test_settings_that_contradict_the_call(lines):
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=60) | st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "role", "content", "response"]), x),
-    max_leaves=8).map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda x: (
+            st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "role", "content", "response"]), x)
+        ),
+        max_leaves=8,
+    ).map(lambda v: json.dumps(v).encode())
+)
 def test_any_bytes_give_rows_or_one_clear_line(tmp_path, data):
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(data)
@@ -164,11 +183,15 @@ def test_parquet_reads_the_named_columns_only(tmp_path):
 
 
 BOMBS = {
-    "a dictionary": ({"prompt": pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()),
-                                                               pa.array(["x" * (60 << 20)]))}, "row 1: this row has"),
+    "a dictionary": (
+        {"prompt": pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * (60 << 20)]))},
+        "row 1: this row has",
+    ),
     "a long run": ({"prompt": pa.array(["a", "b", "x" * (600 << 20)])}, "rows 1 to 64 take more than 1 GB to decode"),
-    "nulls in a list": ({"prompt": pa.ListArray.from_arrays(pa.array([0, 10_000_000], pa.int32()),
-                                                            pa.nulls(10_000_000))}, "row 1: this row has|rows 1 to 64"),
+    "nulls in a list": (
+        {"prompt": pa.ListArray.from_arrays(pa.array([0, 10_000_000], pa.int32()), pa.nulls(10_000_000))},
+        "row 1: this row has|rows 1 to 64",
+    ),
 }
 
 
@@ -222,8 +245,17 @@ def _parent(proc: Path) -> int:
 
 
 def test_numbers_and_dictionaries_of_parquet(tmp_path):
-    pq.write_table(pa.table({"prompt": pa.array(["a", "b"]).dictionary_encode(), "answer": [7, 8], "response": [
-        "r", None], "other": [b"\xff", b""]}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "prompt": pa.array(["a", "b"]).dictionary_encode(),
+                "answer": [7, 8],
+                "response": ["r", None],
+                "other": [b"\xff", b""],
+            }
+        ),
+        tmp_path / "t.parquet",
+    )
     assert [(r.text, r.answer, r.response) for r in read(tmp_path / "t.parquet")] == [("a", "7", "r"), ("b", "8", None)]
 
 
@@ -250,8 +282,15 @@ def test_damaged_arrow_is_one_line(tmp_path, where):
     at = bytes(data).rindex((3).to_bytes(4, "little") + (6).to_bytes(4, "little"))
     if where == "offsets":
         data[at : at + 4] = (1 << 30).to_bytes(4, "little")
-    path.write_bytes({"cut": data[: len(data) // 2], "offsets": data, "schema": b"\xff" * 40 + data[40:],
-                      "nothing": b"", "text": b"prompt\na\n"}[where])
+    path.write_bytes(
+        {
+            "cut": data[: len(data) // 2],
+            "offsets": data,
+            "schema": b"\xff" * 40 + data[40:],
+            "nothing": b"",
+            "text": b"prompt\na\n",
+        }[where]
+    )
     with pytest.raises(UserError) as e:
         read(path, DataConfig(prompts=[]))
     assert "t.arrow" in str(e.value) and "\n" not in str(e.value) and len(str(e.value)) < 400

@@ -13,7 +13,7 @@ from npd_ascend.data.template import Template
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
 
-CHAT = [{"role": "user", "content": "hi\u2028 \\ \"q\" 自然"}]
+CHAT = [{"role": "user", "content": 'hi\u2028 \\ "q" 自然'}]
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def test_same_text_as_in_process(tokenizer, mini_tokenizer, generation):
     chats = [CHAT, [{"role": "system", "content": "s"}, *CHAT], [*CHAT, {"role": "assistant", "content": "a"}]]
     for t in (tokenizer, load_tokenizer(mini_tokenizer)):
         assert render(t, chats, generation) == [
-            t.apply_chat_template(c, tokenize=False, add_generation_prompt=generation) for c in chats]
+            t.apply_chat_template(c, tokenize=False, add_generation_prompt=generation) for c in chats
+        ]
 
 
 def test_tools_are_rendered_as_in_process(tokenizer):
@@ -41,7 +42,8 @@ def test_tools_are_rendered_as_in_process(tokenizer):
     tools, calls = [{"function": {"name": "f"}}], [{"function": {"name": "f", "arguments": {"a": [1]}}}]
     chats = [CHAT, [*CHAT, {"role": "assistant", "content": "", "tool_calls": calls}]]
     assert render(tokenizer, chats, False, [tools, None]) == [
-        tokenizer.apply_chat_template(c, tools=t, tokenize=False) for c, t in zip(chats, (tools, None), strict=True)]
+        tokenizer.apply_chat_template(c, tools=t, tokenize=False) for c, t in zip(chats, (tools, None), strict=True)
+    ]
 
 
 def test_nothing_to_render_does_not_hold_up_what_follows(tokenizer):
@@ -51,14 +53,18 @@ def test_nothing_to_render_does_not_hold_up_what_follows(tokenizer):
     assert time.monotonic() - begun < room.SECONDS
 
 
-LOOPS = ("{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
-         "{% endfor %}")
+LOOPS = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
+    "{% endfor %}"
+)
 COSTLY = {
     "nested loops": (LOOPS, "takes more than 1 s"),
     "a power that C computes": ("{{ 7 ** (7 ** 9) }}", "takes more than 1 s"),
     "a long constant": ("{{ 'a' * 10**10 }}", "takes more than 1 GB of memory"),
-    "doubling": ("{% set n = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-                 "takes more than 1 GB of memory|takes more than 1 s"),
+    "doubling": (
+        "{% set n = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "takes more than 1 GB of memory|takes more than 1 s",
+    ),
     "much text": ("{{ 'a' * 20000000 }}", "makes more than 16 MB"),
 }
 
@@ -82,16 +88,24 @@ def test_next_template_is_rendered_after_a_costly_one(tokenizer, hasty, monkeypa
 
 
 def test_fault_says_which_conversation_and_spares_the_others(tokenizer):
-    tokenizer.chat_template = ("{% if messages[0]['role'] == 'critic' %}{{ raise_exception('no critics') }}{% endif %}"
-                               "{{ messages[0]['content'] }}")
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'critic' %}{{ raise_exception('no critics') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
     with pytest.raises(TemplateFault, match="no critics") as e:
         render(tokenizer, [CHAT, [{"role": "critic", "content": "x"}], CHAT], True)
     assert e.value.index == 1
     assert render(tokenizer, [CHAT], True) == [CHAT[0]["content"]]
 
 
-@pytest.mark.parametrize("template,said", [("{{ messages.__class__.__mro__ }}", "unsafe"), ("{{ ", "unexpected"),
-                                           ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")])
+@pytest.mark.parametrize(
+    "template,said",
+    [
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ ", "unexpected"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
 def test_what_the_sandbox_refuses(tokenizer, template, said):
     tokenizer.chat_template = template
     with pytest.raises(TemplateFault, match=said):

@@ -33,8 +33,16 @@ from npd_ascend.store.layout import RunDir
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 PLAIN = [{"prompt": f"ask {i}", "response": f"say {i}", "answer": str(i)} for i in range(3)]
 WANTED = [(f"ask {i}", f"say {i}") for i in range(3)]
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {
-    "type": "object", "properties": {"city": {"type": "string"}}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "of a city",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
 
 
 @dataclass
@@ -94,14 +102,25 @@ def save_to_disk(folder: Path, rows: list[dict], files: int = 1) -> None:
         part = table(rows[i * len(rows) // files : (i + 1) * len(rows) // files])
         with pa.ipc.new_stream(str(folder / name), part.schema) as stream:
             stream.write_table(part)
-    (folder / "state.json").write_text(json.dumps({
-        "_data_files": [{"filename": n} for n in names], "_fingerprint": "0123456789abcdef", "_format_columns": None,
-        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None}))
+    (folder / "state.json").write_text(
+        json.dumps(
+            {
+                "_data_files": [{"filename": n} for n in names],
+                "_fingerprint": "0123456789abcdef",
+                "_format_columns": None,
+                "_format_kwargs": {},
+                "_format_type": None,
+                "_output_all_columns": False,
+                "_split": None,
+            }
+        )
+    )
     (folder / "dataset_info.json").write_text(json.dumps({"features": {}, "homepage": "", "license": ""}))
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, repository: str, files: dict[str, bytes],
-        ref: str | None = "main") -> Path:
+def hub(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, repository: str, files: dict[str, bytes], ref: str | None = "main"
+) -> Path:
     """What ``hf download`` leaves: blobs, and a snapshot of links to them."""
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     home = cache / f"datasets--{repository.replace('/', '--')}"
@@ -187,10 +206,18 @@ def _(root, env):
 @shape("hub")
 def _(root, env):
     rows = [{"question": r["prompt"], "answer": r["response"]} for r in PLAIN]
-    hub(env, root / "cache", "openai/gsm8k", {
-        "main/train-00000-of-00002.parquet": parquet(rows[:1]), "main/train-00001-of-00002.parquet": parquet(rows[1:2]),
-        "main/test-00000-of-00001.parquet": parquet(rows[2:]),
-        "socratic/train-00000-of-00001.parquet": parquet(rows[1:]), "README.md": b"# GSM8K"})
+    hub(
+        env,
+        root / "cache",
+        "openai/gsm8k",
+        {
+            "main/train-00000-of-00002.parquet": parquet(rows[:1]),
+            "main/train-00001-of-00002.parquet": parquet(rows[1:2]),
+            "main/test-00000-of-00001.parquet": parquet(rows[2:]),
+            "socratic/train-00000-of-00001.parquet": parquet(rows[1:]),
+            "README.md": b"# GSM8K",
+        },
+    )
     return Laid(["hf:openai/gsm8k", "hf:openai/gsm8k:test", "hf:openai/gsm8k/socratic:train"], WANTED + WANTED[1:])
 
 
@@ -203,8 +230,9 @@ def said(role: str, text: Any, **more: Any) -> dict:
 
 @shape("prompt-messages")
 def _(root, env):
-    rows = [{"prompt": [said("user", "hi"), said("assistant", "yes?"), said("user", p)], "response": r}
-            for p, r in WANTED]
+    rows = [
+        {"prompt": [said("user", "hi"), said("assistant", "yes?"), said("user", p)], "response": r} for p, r in WANTED
+    ]
     (root / "b.parquet").write_bytes(parquet(rows[1:]))
     return Laid([put(root / "a.jsonl", rows[0]), root / "b.parquet"], WANTED)
 
@@ -221,15 +249,32 @@ def _(root, env):
     def parts(text: str) -> list[dict]:
         return [{"type": "text", "text": text[:2]}, {"type": "text", "text": text[2:]}]
 
-    return Laid([put(root / "a.jsonl", *({"messages": [said("user", parts(p)), said("assistant", parts(r))]}
-                                         for p, r in WANTED))], WANTED)
+    return Laid(
+        [
+            put(
+                root / "a.jsonl",
+                *({"messages": [said("user", parts(p)), said("assistant", parts(r))]} for p, r in WANTED),
+            )
+        ],
+        WANTED,
+    )
 
 
 @shape("sharegpt")
 def _(root, env):
-    rows = [{"id": p, "system": "be brief", "conversations": [
-        {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes?"}, {"from": "human", "value": p},
-        {"from": "gpt", "value": r}]} for p, r in WANTED]
+    rows = [
+        {
+            "id": p,
+            "system": "be brief",
+            "conversations": [
+                {"from": "human", "value": "hi"},
+                {"from": "gpt", "value": "yes?"},
+                {"from": "human", "value": p},
+                {"from": "gpt", "value": r},
+            ],
+        }
+        for p, r in WANTED
+    ]
     (root / "a.json").write_text(json.dumps(rows))
     return Laid([root / "a.json"], WANTED)
 
@@ -240,24 +285,47 @@ TRAJECTORY = ["assistant", "tool", "assistant", "user", "assistant"]
 @shape("sharegpt-tools")
 def _(root, env):
     call = {"name": "weather", "arguments": {"city": "Oslo"}}
-    rows = [{"conversations": [
-        {"from": "human", "value": p}, {"from": "function_call", "value": json.dumps(call)},
-        {"from": "observation", "value": "rain, 7 degrees"}, {"from": "gpt", "value": "it rains"},
-        {"from": "human", "value": "sure?"}, {"from": "gpt", "value": r}], "tools": json.dumps(TOOLS)}
-        for p, r in WANTED]
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": p},
+                {"from": "function_call", "value": json.dumps(call)},
+                {"from": "observation", "value": "rain, 7 degrees"},
+                {"from": "gpt", "value": "it rains"},
+                {"from": "human", "value": "sure?"},
+                {"from": "gpt", "value": r},
+            ],
+            "tools": json.dumps(TOOLS),
+        }
+        for p, r in WANTED
+    ]
     return Laid([put(root / "a.jsonl", *rows)], [(p, TRAJECTORY) for p, _ in WANTED])
 
 
 @shape("tool-calls")
 def _(root, env):
     def call(arguments: Any) -> dict:
-        return {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}]}
+        return {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}],
+        }
 
-    rows = [{"messages": [
-        said("system", "you may call tools"), said("user", p), call('{"city": "Oslo"}'),
-        said("tool", "rain, 7 degrees", tool_call_id="c1"), said("assistant", "it rains"), said("user", "sure?"),
-        said("assistant", r)], "tools": TOOLS} for p, r in WANTED]
+    rows = [
+        {
+            "messages": [
+                said("system", "you may call tools"),
+                said("user", p),
+                call('{"city": "Oslo"}'),
+                said("tool", "rain, 7 degrees", tool_call_id="c1"),
+                said("assistant", "it rains"),
+                said("user", "sure?"),
+                said("assistant", r),
+            ],
+            "tools": TOOLS,
+        }
+        for p, r in WANTED
+    ]
     (root / "b.parquet").write_bytes(parquet(rows[1:]))
     return Laid([put(root / "a.jsonl", rows[0]), root / "b.parquet"], [(p, TRAJECTORY) for p, _ in WANTED])
 
@@ -267,43 +335,66 @@ def _(root, env):
 
 @shape("alpaca")
 def _(root, env):
-    rows = [{"instruction": "double it", "input": "4", "output": "8"},
-            {"instruction": "say hi", "input": "", "output": "hi"},
-            {"instruction": "sum up", "context": "long text", "response": "short", "category": "x"}]
-    return Laid([put(root / "a.jsonl", *rows)],
-                [("double it\n4", "8"), ("say hi", "hi"), ("sum up\nlong text", "short")])
+    rows = [
+        {"instruction": "double it", "input": "4", "output": "8"},
+        {"instruction": "say hi", "input": "", "output": "hi"},
+        {"instruction": "sum up", "context": "long text", "response": "short", "category": "x"},
+    ]
+    return Laid(
+        [put(root / "a.jsonl", *rows)], [("double it\n4", "8"), ("say hi", "hi"), ("sum up\nlong text", "short")]
+    )
 
 
 @shape("self-instruct")
 def _(root, env):
-    rows = [{"id": "seed_task_0", "name": "double", "instruction": "double it", "is_classification": False,
-             "instances": [{"input": "4", "output": "8"}, {"input": "5", "output": "10"}]},
-            {"id": "seed_task_1", "name": "hi", "instruction": "say hi", "instances": [{"input": "", "output": "hi"}]}]
+    rows = [
+        {
+            "id": "seed_task_0",
+            "name": "double",
+            "instruction": "double it",
+            "is_classification": False,
+            "instances": [{"input": "4", "output": "8"}, {"input": "5", "output": "10"}],
+        },
+        {"id": "seed_task_1", "name": "hi", "instruction": "say hi", "instances": [{"input": "", "output": "hi"}]},
+    ]
     return Laid([put(root / "a.jsonl", *rows)], [("double it\n4", "8"), ("say hi", "hi")])
 
 
 @shape("question-answer")
 def _(root, env):
-    rows = [{"question": "ask 0", "answer": "say 0"}, {"problem": "ask 1", "solution": "say 1", "answer": "1"},
-            {"query": "ask 2", "response": "say 2", "type": "x"}]
+    rows = [
+        {"question": "ask 0", "answer": "say 0"},
+        {"problem": "ask 1", "solution": "say 1", "answer": "1"},
+        {"query": "ask 2", "response": "say 2", "type": "x"},
+    ]
     return Laid([put(root / "a.jsonl", *rows)], WANTED)
 
 
 @shape("completion")
 def _(root, env):
-    rows = [{"prompt": "ask 0", "completion": "say 0"},
-            {"prompt": [said("user", "ask 1")], "completion": [said("assistant", "say 1")]},
-            {"task_id": "HumanEval/2", "prompt": "ask 2", "canonical_solution": "say 2", "entry_point": "f"}]
+    rows = [
+        {"prompt": "ask 0", "completion": "say 0"},
+        {"prompt": [said("user", "ask 1")], "completion": [said("assistant", "say 1")]},
+        {"task_id": "HumanEval/2", "prompt": "ask 2", "canonical_solution": "say 2", "entry_point": "f"},
+    ]
     return Laid([put(root / "a.jsonl", *rows)], WANTED)
 
 
 @shape("preference")
 def _(root, env):
-    rows = [{"prompt": "ask 0", "chosen": "say 0", "rejected": "no"},
-            {"prompt": "ask 1", "chosen": [said("user", "ask 1"), said("assistant", "say 1")],
-             "rejected": [said("user", "ask 1"), said("assistant", "no")]},
-            {"prompt": [said("user", "ask 2")], "chosen": [said("assistant", "say 2")],
-             "rejected": [said("assistant", "no")]}]
+    rows = [
+        {"prompt": "ask 0", "chosen": "say 0", "rejected": "no"},
+        {
+            "prompt": "ask 1",
+            "chosen": [said("user", "ask 1"), said("assistant", "say 1")],
+            "rejected": [said("user", "ask 1"), said("assistant", "no")],
+        },
+        {
+            "prompt": [said("user", "ask 2")],
+            "chosen": [said("assistant", "say 2")],
+            "rejected": [said("assistant", "no")],
+        },
+    ]
     return Laid([put(root / "a.jsonl", *rows)], WANTED)
 
 
@@ -345,16 +436,29 @@ TEMPLATE = (
     "{{- '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}"
     "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}"
     "{%- elif m.tool_calls %}{{- '<|im_start|>assistant' }}{%- if m.content %}{{- '\\n' + m.content }}{%- endif %}"
-    "{%- for call in m.tool_calls %}{{- '\\n<tool_call>\\n{\"name\": \"' + call.function.name }}"
-    "{{- '\", \"arguments\": ' }}"
+    '{%- for call in m.tool_calls %}{{- \'\\n<tool_call>\\n{"name": "\' + call.function.name }}'
+    '{{- \'", "arguments": \' }}'
     "{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}"
     "{%- elif m.role != 'system' or not loop.first %}"
     "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
-MODEL = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": 320, "hidden_size": 16,
-         "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
-         "torch_dtype": "float32", "tie_word_embeddings": True}
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+MODEL = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -367,11 +471,18 @@ def model(tmp_path_factory) -> Path:
 
 
 def configured(model: Path, tmp_path: Path, names: list[Any], source: str) -> Config:
-    return parse_config({
-        "run": {"dir": str(tmp_path / "run")}, "models": {"teacher": str(model), "student": str(model)},
-        "data": {"prompts": list(map(str, names))}, "rollout": {"source": source, "max_new_tokens": 8},
-        "annotate": {"row_length": 2048}, "sync": {"refreshes": 0},
-        "device": {"target": "cpu"}}, "test")
+    return parse_config(
+        {
+            "run": {"dir": str(tmp_path / "run")},
+            "models": {"teacher": str(model), "student": str(model)},
+            "data": {"prompts": list(map(str, names))},
+            "rollout": {"source": source, "max_new_tokens": 8},
+            "annotate": {"row_length": 2048},
+            "sync": {"refreshes": 0},
+            "device": {"target": "cpu"},
+        },
+        "test",
+    )
 
 
 def both(config: Config) -> tuple[dict[str, int] | str, Dataset | str]:
@@ -405,19 +516,44 @@ def test_doctor_and_run_take_all_of_them(tmp_path, monkeypatch, model):
 
 
 SPOILT = {
-    "a data set that is not in the cache": (lambda root: ["hf:org/nowhere"],
-                                            "hf download org/nowhere --repo-type dataset"),
+    "a data set that is not in the cache": (
+        lambda root: ["hf:org/nowhere"],
+        "hf download org/nowhere --repo-type dataset",
+    ),
     "a split that is not there": (lambda root: [f"{root}:tset"], "it has no 'tset'; its splits are test, train"),
-    "an image": (lambda root: [put(root / "i.jsonl", {"messages": [said("user", [
-        {"type": "image_url", "image_url": {"url": "x.png"}}]), said("assistant", "a")]})],
-        "i.jsonl, line 1: part 1 of the content of message 1 is of type 'image_url'"),
-    "arguments that are no JSON": (lambda root: [put(root / "c.jsonl", {"messages": [said("user", "a"), {
-        "role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{city: Oslo}"}}]}]})],
-        "c.jsonl, line 1: the tool call of message 2 is not valid JSON"),
-    "an array that is cut off": (lambda root: [cut(root / "a.json")],
-                                 "a.json, row 2: not valid JSON (the file ends"),
-    "no reference": (lambda root: [put(root / "n.jsonl", {"messages": [said("user", "a")]})],
-                     "n.jsonl, line 1: no reference answer"),
+    "an image": (
+        lambda root: [
+            put(
+                root / "i.jsonl",
+                {
+                    "messages": [
+                        said("user", [{"type": "image_url", "image_url": {"url": "x.png"}}]),
+                        said("assistant", "a"),
+                    ]
+                },
+            )
+        ],
+        "i.jsonl, line 1: part 1 of the content of message 1 is of type 'image_url'",
+    ),
+    "arguments that are no JSON": (
+        lambda root: [
+            put(
+                root / "c.jsonl",
+                {
+                    "messages": [
+                        said("user", "a"),
+                        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{city: Oslo}"}}]},
+                    ]
+                },
+            )
+        ],
+        "c.jsonl, line 1: the tool call of message 2 is not valid JSON",
+    ),
+    "an array that is cut off": (lambda root: [cut(root / "a.json")], "a.json, row 2: not valid JSON (the file ends"),
+    "no reference": (
+        lambda root: [put(root / "n.jsonl", {"messages": [said("user", "a")]})],
+        "n.jsonl, line 1: no reference answer",
+    ),
 }
 
 
@@ -470,7 +606,12 @@ def test_folders_that_the_library_itself_has_saved(tmp_path):
     datasets.DatasetDict({"train": part, "test": part.select([2, 0])}).save_to_disk(tmp_path / "dict")
     part.to_parquet(tmp_path / "c.parquet")
     part.to_json(tmp_path / "d.jsonl")
-    for name, wanted in (("one", WANTED), ("dict", WANTED), ("dict:test", [WANTED[2], WANTED[0]]),
-                         ("c.parquet", WANTED), ("d.jsonl", WANTED)):
+    for name, wanted in (
+        ("one", WANTED),
+        ("dict", WANTED),
+        ("dict:test", [WANTED[2], WANTED[0]]),
+        ("c.parquet", WANTED),
+        ("d.jsonl", WANTED),
+    ):
         rows = list(read_prompts([f"{tmp_path}/{name}"], DataConfig(prompts=[]), need_reference=True))
         assert [(r.text, r.response) for r in rows] == wanted, name

@@ -54,8 +54,15 @@ def found(root: Path, *names: str, split: str = "train") -> list[str]:
 
 
 def test_names_of_files_and_folders_say_what_they_are(cache):
-    root = cache("main/train-00000-of-00002.parquet", "main/train-00001-of-00002.parquet", "main/test.parquet",
-                 "socratic/train-00000-of-00001.parquet", ".hidden/train.jsonl", "main/dataset_infos.json", "x.py")
+    root = cache(
+        "main/train-00000-of-00002.parquet",
+        "main/train-00001-of-00002.parquet",
+        "main/test.parquet",
+        "socratic/train-00000-of-00001.parquet",
+        ".hidden/train.jsonl",
+        "main/dataset_infos.json",
+        "x.py",
+    )
     train = ["main/train-00000-of-00002.parquet", "main/train-00001-of-00002.parquet"]
     assert found(root, "hf:org/set") == found(root, "hf:org/set/main:train") == train
     assert found(root, "hf:org/set", split="test") == found(root, "hf:org/set:test") == ["main/test.parquet"]
@@ -63,8 +70,9 @@ def test_names_of_files_and_folders_say_what_they_are(cache):
 
 
 def test_readme_goes_first(cache):
-    root = cache("u/a-1.jsonl", "u/b.jsonl", "u/c.jsonl", "deep/er/t.jsonl", "o/dev.jsonl", "o/x/no.jsonl",
-                 readme=README)
+    root = cache(
+        "u/a-1.jsonl", "u/b.jsonl", "u/c.jsonl", "deep/er/t.jsonl", "o/dev.jsonl", "o/x/no.jsonl", readme=README
+    )
     assert found(root, "hf:org/set") == ["u/a-1.jsonl", "u/b.jsonl"]
     assert found(root, "hf:org/set:test") == ["deep/er/t.jsonl"]
     assert found(root, "hf:org/set/other:validation") == ["o/dev.jsonl"]
@@ -94,19 +102,24 @@ def test_canonical_name_without_an_owner(cache):
     assert found(cache("train.jsonl", repository="squad"), "hf:squad") == ["train.jsonl"]
 
 
-@pytest.mark.parametrize(("names", "asked", "said"), [
-    (["a/train.jsonl", "b/train.jsonl"], "hf:org/set",
-     "its configurations are a, b; name one, e.g. hf:org/set/a"),
-    (["a/train.jsonl", "b/train.jsonl"], "hf:org/set/c", "it has no 'c'; its configurations are a, b"),
-    (["one-00000-of-00001.jsonl", "two-00000-of-00001.jsonl"], "hf:org/set",
-     "its splits are one, two; name one, e.g. hf:org/set:one"),
-    (["train.jsonl"], "hf:org/set:dev", "it has no 'dev'; its splits are train"),
-    (["set.py"], "hf:org/set", "--revision refs/convert/parquet"),
-    (["train.jsonl"], "hf:org/none", "hf download org/none --repo-type dataset"),
-    (["train.jsonl"], "hf:", "expected hf:org/name"),
-    (["train.jsonl"], "hf:org/../x", "expected hf:org/name"),
-    (["train.jsonl"], "hf:a/b/c/d", "expected hf:org/name"),
-])
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (["a/train.jsonl", "b/train.jsonl"], "hf:org/set", "its configurations are a, b; name one, e.g. hf:org/set/a"),
+        (["a/train.jsonl", "b/train.jsonl"], "hf:org/set/c", "it has no 'c'; its configurations are a, b"),
+        (
+            ["one-00000-of-00001.jsonl", "two-00000-of-00001.jsonl"],
+            "hf:org/set",
+            "its splits are one, two; name one, e.g. hf:org/set:one",
+        ),
+        (["train.jsonl"], "hf:org/set:dev", "it has no 'dev'; its splits are train"),
+        (["set.py"], "hf:org/set", "--revision refs/convert/parquet"),
+        (["train.jsonl"], "hf:org/none", "hf download org/none --repo-type dataset"),
+        (["train.jsonl"], "hf:", "expected hf:org/name"),
+        (["train.jsonl"], "hf:org/../x", "expected hf:org/name"),
+        (["train.jsonl"], "hf:a/b/c/d", "expected hf:org/name"),
+    ],
+)
 def test_what_is_not_there_or_not_clear(cache, names, asked, said):
     cache(*names)
     with pytest.raises(UserError) as e:
@@ -119,8 +132,11 @@ def test_local_folder_in_the_layout_of_the_hub(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     assert found(tmp_path, str(tmp_path)) == ["data/train-00000-of-00001.parquet"]
-    assert found(tmp_path, f"{tmp_path}:test") == found(tmp_path, str(tmp_path), split="test") == [
-        "data/test-00000-of-00001.parquet"]
+    assert (
+        found(tmp_path, f"{tmp_path}:test")
+        == found(tmp_path, str(tmp_path), split="test")
+        == ["data/test-00000-of-00001.parquet"]
+    )
 
 
 def test_splits_of_a_flat_folder(tmp_path):
@@ -131,13 +147,16 @@ def test_splits_of_a_flat_folder(tmp_path):
     assert found(tmp_path, f"{tmp_path}:train") == ["more.jsonl", "train.jsonl"]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), [
-    ("state.json", {"_data_files": [{"filename": "../x.arrow"}]}, "lists no data files"),
-    ("state.json", {"_data_files": [{"filename": "data.arrow"}]}, "data.arrow: no such file"),
-    ("dataset_dict.json", {"splits": ["../.."]}, "lists no splits"),
-    ("dataset_dict.json", {"splits": ["a", "b"]}, "its splits are a, b; name one"),
-    ("dataset_dict.json", [], "not readable as JSON"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("state.json", {"_data_files": [{"filename": "../x.arrow"}]}, "lists no data files"),
+        ("state.json", {"_data_files": [{"filename": "data.arrow"}]}, "data.arrow: no such file"),
+        ("dataset_dict.json", {"splits": ["../.."]}, "lists no splits"),
+        ("dataset_dict.json", {"splits": ["a", "b"]}, "its splits are a, b; name one"),
+        ("dataset_dict.json", [], "not readable as JSON"),
+    ],
+)
 def test_saved_folder_that_is_damaged(tmp_path, name, content, said):
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(UserError, match=said):
@@ -146,5 +165,11 @@ def test_saved_folder_that_is_damaged(tmp_path, name, content, said):
 
 def test_kinds():
     assert [kind_of(Path(n)) for n in ("a.JSONL", "a.json.gz", "a.csv.zst", "a.tsv", "a.parquet", "a.arrow")] == [
-        "json", "json", "csv", "csv", "parquet", "arrow"]
+        "json",
+        "json",
+        "csv",
+        "csv",
+        "parquet",
+        "arrow",
+    ]
     assert [kind_of(Path(n)) for n in ("a.parquet.gz", "a.txt", "a.gz", "a", "json")] == [None] * 5

@@ -21,17 +21,30 @@ def test_rows_and_manifest(lines, prepare, mini_tokenizer):
     dataset = prepare(path, response_field="response", answer_field="answer")
     first, second = dataset.read_all().to_pylist()
     tokenizer = load_tokenizer(mini_tokenizer)
-    assert tokenizer.decode(first["prompt_ids"]) == "<s> [unused9] 系统 ： [unused10] [unused9] 用户 ： a1 a2 " \
+    assert (
+        tokenizer.decode(first["prompt_ids"]) == "<s> [unused9] 系统 ： [unused10] [unused9] 用户 ： a1 a2 "
         "[unused10] [unused9] 助手 ："
+    )
     assert tokenizer.convert_ids_to_tokens(first["reference_ids"]) == ["a2", "[unused10]"]
     assert second["reference_ids"] is None and first["label_ids"] is None
     assert (first["answer"], first["text"], second["answer"]) == ("5", "a1 a2", "x")
     assert first["prompt_id"] == prompt_id(first["prompt_ids"], 0) and second["prompt_index"] == 1
     assert dataset.extra == {
-        "prompts": 2, "dropped_too_long": 0, "longest_prompt": 15, "longest_reference": 2,
-        "longest_prompt_and_reference": 16, "header_ids": [1, 3, 9, 12], "eos_token_ids": [4], "end_token_id": 4,
-        "bos_token_id": 1, "pad_token_id": 0, "tokenizer_size": 77, "template": "chat",
-        "chat_template": tokenizer.chat_template, "special_tokens": {"bos_token": "<s>", "eos_token": "[unused10]"}}
+        "prompts": 2,
+        "dropped_too_long": 0,
+        "longest_prompt": 15,
+        "longest_reference": 2,
+        "longest_prompt_and_reference": 16,
+        "header_ids": [1, 3, 9, 12],
+        "eos_token_ids": [4],
+        "end_token_id": 4,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+        "tokenizer_size": 77,
+        "template": "chat",
+        "chat_template": tokenizer.chat_template,
+        "special_tokens": {"bos_token": "<s>", "eos_token": "[unused10]"},
+    }
 
 
 def test_labels_align_or_the_line_is_named(lines, prepare):
@@ -79,8 +92,12 @@ def test_limit_of_the_job(lines, prepare):
 
 
 def test_raw_template(lines, prepare, chatml):
-    dataset = prepare(lines({"prompt": "The way", "response": " is long"}), template="raw", tokenizer=chatml,
-                      response_field="response")
+    dataset = prepare(
+        lines({"prompt": "The way", "response": " is long"}),
+        template="raw",
+        tokenizer=chatml,
+        response_field="response",
+    )
     row = dataset.read(0).to_pylist()[0]
     tokenizer = load_tokenizer(chatml)
     assert tokenizer.decode(row["prompt_ids"]) == "The way"
@@ -89,14 +106,16 @@ def test_raw_template(lines, prepare, chatml):
     assert dataset.extra["chat_template"] is None and dataset.extra["special_tokens"] == {}
 
 
-def test_pair_as_released_is_rendered_by_the_teachers_template_and_ends_in_any_stop_token(lines, prepare, qwen_pair,
-                                                                                          tmp_path, progress_lines):
+def test_pair_as_released_is_rendered_by_the_teachers_template_and_ends_in_any_stop_token(
+    lines, prepare, qwen_pair, tmp_path, progress_lines
+):
     teacher, student = qwen_pair(tmp_path)
     files = {"tokenizer": student, "student": student, "teacher": teacher}
     dataset = prepare(lines({"prompt": "How many?", "response": "72"}), response_field="response", **files)
     row, tokenizer = dataset.read(0).to_pylist()[0], load_tokenizer(student)
     assert tokenizer.decode(row["prompt_ids"]) == (
-        "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")
+        "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tokenizer.decode(row["reference_ids"]) == "72<|im_end|>"
     extra, ids = dataset.extra, tokenizer.convert_tokens_to_ids
     assert extra["eos_token_ids"] == [ids("<|endoftext|>"), ids("<|im_end|>")]
@@ -119,8 +138,13 @@ def test_token_that_the_teacher_lacks_is_refused_with_its_line(lines, prepare, q
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.tuples(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip)),
-                      min_size=1, max_size=6), shard=st.integers(1, 4), data=st.data())
+@given(
+    texts=st.lists(
+        st.tuples(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip)), min_size=1, max_size=6
+    ),
+    shard=st.integers(1, 4),
+    data=st.data(),
+)
 def test_any_text_survives(tmp_path_factory, prepare, chatml, texts, shard, data):
     folder = tmp_path_factory.mktemp("any")
     path = folder / "p.jsonl"

@@ -29,7 +29,8 @@ def test_pangu(mini_tokenizer):
     template = Template(tokenizer, "auto", [tokenizer.eos_token_id])
     assert template.chat
     assert template.render([user("a1 b2")]) == [
-        "<s>[unused9]系统：[unused10][unused9]用户：a1 b2[unused10][unused9]助手："]
+        "<s>[unused9]系统：[unused10][unused9]用户：a1 b2[unused10][unused9]助手："
+    ]
     prompt, answer = answer_ids(template, "a1 b2", "b1 b2")
     assert tokenizer.convert_ids_to_tokens(template.header_ids) == ["<s>", "[unused9]", "助手", "："]
     assert prompt[-3:] == template.header_ids[1:] and prompt[0] == template.header_ids[0]
@@ -43,7 +44,8 @@ def test_pangu(mini_tokenizer):
 def test_pangu_template_is_put_in_where_it_is_missing(mini_tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((mini_tokenizer / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "[unused10]"}')
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "[unused10]"}'
+    )
     assert load_tokenizer(tmp_path).chat_template == PANGU_TEMPLATE
 
 
@@ -74,7 +76,8 @@ def test_end_token_inside_the_answer_text_is_kept_to_the_last(chatml):
 def test_template_that_opens_answers_with_an_empty_thought(chatml):
     tokenizer = load_tokenizer(chatml)
     tokenizer.chat_template = tokenizer.chat_template.replace(
-        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think></think>{% endif %}{{ m['content'] | trim }}")
+        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think></think>{% endif %}{{ m['content'] | trim }}"
+    )
     template = Template(tokenizer, "chat", [tokenizer.eos_token_id])
     _, answer = answer_ids(template, "q", " sold ")
     assert tokenizer.decode(answer) == "<think></think>sold<|im_end|>"
@@ -92,7 +95,8 @@ def test_template_without_generation_header_or_end(metaspace):
     tokenizer = load_tokenizer(metaspace)
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
-        "{% else %} {{ m['content'] }}{% endif %}{% endfor %}")
+        "{% else %} {{ m['content'] }}{% endif %}{% endfor %}"
+    )
     template = Template(tokenizer, "auto", [tokenizer.eos_token_id])
     assert template.header_ids == [tokenizer.bos_token_id]
     prompt, answer = answer_ids(template, "How many", "the way")
@@ -148,7 +152,8 @@ def test_tokenizer_folder_troubles(tmp_path, chatml):
     code = tmp_path / "code"
     code.mkdir()
     (code / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", null]}}')
+        '{"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", null]}}'
+    )
     (code / "vocab.json").write_text("{}")
     marker = tmp_path / "ran"
     (code / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass OwnTokenizer: pass\n")
@@ -180,7 +185,7 @@ def test_separate_bos_of_the_tokenizer_is_before_the_header(chatml, tmp_path):
     template = Template(tokenizer, "chat", [2])
     assert tokenizer.decode(template.header_ids) == "<|endoftext|><|im_start|>assistant\n"
     prompt, _ = answer_ids(template, "q", "sold")
-    assert prompt[0] == 0 and prompt[-len(template.header_ids) + 1:] == template.header_ids[1:]
+    assert prompt[0] == 0 and prompt[-len(template.header_ids) + 1 :] == template.header_ids[1:]
 
 
 def variant(chatml, folder, bos, added_by_tokenizer):
@@ -190,6 +195,7 @@ def variant(chatml, folder, bos, added_by_tokenizer):
     if added_by_tokenizer:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
         tokenizer.save(str(folder / "tokenizer.json"))
     return folder

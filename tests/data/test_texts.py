@@ -15,9 +15,11 @@ from npd_ascend.data import texts
 from npd_ascend.data.bounded import MAX_ROW
 from npd_ascend.errors import UserError
 
-VALUES = st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=8),
-                      lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
-                      max_leaves=6)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
+    max_leaves=6,
+)
 EACH = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -26,8 +28,12 @@ def rows(path):
 
 
 @EACH
-@given(st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), min_size=1, max_size=8),
-       st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40))
+@given(
+    st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), min_size=1, max_size=8),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.integers(1, 40),
+)
 def test_arrays_of_any_rows_in_any_pieces(tmp_path, monkeypatch, found, indent, ascii_only, chunk):
     monkeypatch.setattr(texts, "_CHUNK", chunk)
     path = tmp_path / "a.json"
@@ -128,4 +134,5 @@ def test_cells_with_line_feeds_keep_the_place_of_their_row(tmp_path):
     (tmp_path / "t.csv").write_bytes(b'\xef\xbb\xbfa,b\r\n"x\r\ny",1\r\n\r\n"z ""q""",2\r\n')
     assert list(texts.csv_rows(tmp_path / "t.csv")) == [
         (f"{tmp_path / 't.csv'}, line 2", {"a": "x\r\ny", "b": "1"}),
-        (f"{tmp_path / 't.csv'}, line 5", {"a": 'z "q"', "b": "2"})]
+        (f"{tmp_path / 't.csv'}, line 5", {"a": 'z "q"', "b": "2"}),
+    ]

@@ -46,16 +46,28 @@ def test_number():
 DRESSES = ["{}", "${:,}", "{:,}.00", "so: {}.", "\\boxed{{{:,}}}", "1 #### {}"]
 
 
-@given(st.integers(-10**12, 10**12), st.sampled_from(DRESSES))
+@given(st.integers(-(10**12), 10**12), st.sampled_from(DRESSES))
 def test_any_integer_is_found_in_any_dress(value, dress):
     text = dress.format(value) if value >= 0 or not dress.startswith("$") else f"-${-value:,}"
     assert final_number(text) == value
 
 
-@pytest.mark.parametrize("response, right", [
-    ("b c d", True), ("b a b c d", True), ("b c d c d", True), ("", False), ("b c", False), ("c d", False),
-    ("b c d e", False), ("a b c d", False), ("b d", False), ("b a " * 4 + "b c d", True),
-    ("b a " * 5 + "b c d", False)])
+@pytest.mark.parametrize(
+    "response, right",
+    [
+        ("b c d", True),
+        ("b a b c d", True),
+        ("b c d c d", True),
+        ("", False),
+        ("b c", False),
+        ("c d", False),
+        ("b c d e", False),
+        ("a b c d", False),
+        ("b d", False),
+        ("b a " * 4 + "b c d", True),
+        ("b a " * 5 + "b c d", False),
+    ],
+)
 def test_maze(response, right):
     assert maze(Attempt("a d", response, None), LINE) is right  # distance 3: up to 12 hops
 
@@ -90,16 +102,30 @@ def test_refusals(tmp_path):
         load_checker_data(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("rule, response, right", [
-    ({"any": ["Paris", "Lyon"]}, "It is paris.", True), ({"any": ["Paris"]}, "It is Rome.", False),
-    ({"all": ["salt", "sea"]}, "Seawater is salty.", True), ({"all": ["salt", "sea"]}, "Salt only", False),
-    ({"all": "salt"}, "no", False), ({"words": ["H"]}, "Its symbol is H.", True),
-    ({"words": ["H"]}, "He, not h", False),
-    ({"number": "15"}, "7 + 8 is 15.", True), ({"number": 15}, "15 or 16", False), ({"number": "15"}, "none", False),
-    ({"max_words": 3}, "one two three", True), ({"max_words": 3}, "one two three four", False),
-    ({"max_words": 3}, "  ", False), ({"min_commas": 2}, "a, b, c", True), ({"min_commas": 2}, "a, b", False),
-    ({"ends": "?"}, "Is it? \n", True), ({"ends": "?"}, "It is.", False), ({}, "", True),
-    ({"any": ["a"], "max_words": 1}, "a b", False)])
+@pytest.mark.parametrize(
+    "rule, response, right",
+    [
+        ({"any": ["Paris", "Lyon"]}, "It is paris.", True),
+        ({"any": ["Paris"]}, "It is Rome.", False),
+        ({"all": ["salt", "sea"]}, "Seawater is salty.", True),
+        ({"all": ["salt", "sea"]}, "Salt only", False),
+        ({"all": "salt"}, "no", False),
+        ({"words": ["H"]}, "Its symbol is H.", True),
+        ({"words": ["H"]}, "He, not h", False),
+        ({"number": "15"}, "7 + 8 is 15.", True),
+        ({"number": 15}, "15 or 16", False),
+        ({"number": "15"}, "none", False),
+        ({"max_words": 3}, "one two three", True),
+        ({"max_words": 3}, "one two three four", False),
+        ({"max_words": 3}, "  ", False),
+        ({"min_commas": 2}, "a, b, c", True),
+        ({"min_commas": 2}, "a, b", False),
+        ({"ends": "?"}, "Is it? \n", True),
+        ({"ends": "?"}, "It is.", False),
+        ({}, "", True),
+        ({"any": ["a"], "max_words": 1}, "a b", False),
+    ],
+)
 def test_rules(rule, response, right):
     assert rules(Attempt("q", response, json.dumps(rule))) is right
 

@@ -30,8 +30,10 @@ def test_wilson_known_value():
 
 def test_wilson_covers_95_percent_on_average():
     intervals = [wilson(c, 60) for c in range(61)]
-    coverage = [sum(comb(60, c) * p**c * (1 - p) ** (60 - c) for c, (low, high) in enumerate(intervals)
-                    if low <= p <= high) for p in np.linspace(0.02, 0.98, 97)]
+    coverage = [
+        sum(comb(60, c) * p**c * (1 - p) ** (60 - c) for c, (low, high) in enumerate(intervals) if low <= p <= high)
+        for p in np.linspace(0.02, 0.98, 97)
+    ]
     assert np.mean(coverage) == pytest.approx(0.95, abs=0.01) and min(coverage) > 0.9
 
 

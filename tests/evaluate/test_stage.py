@@ -36,18 +36,57 @@ def evaluate(tmp_path, tokenizer):
         asked, given = Dataset(tmp_path / "p", "prompts", "p"), Dataset(tmp_path / "r", "rollouts", "r")
         half = (len(prompts) + 1) // 2
         for shard, part in enumerate((range(half), range(half, len(prompts)))):
-            asked.write_table(shard, pa.Table.from_pylist([
-                {"prompt_index": i, "prompt_id": i, "prompt_ids": [1], "reference_ids": None, "label_ids": None,
-                 "answer": prompts[i][1], "text": prompts[i][0]} for i in part], schema=PROMPTS))
-            given.write_table(shard, pa.Table.from_pylist([
-                {"sample_id": 0, "prompt_index": i, "path": path, "response_ids": ids(text), "logprobs": None,
-                 "label_ids": None, "finish_reason": finish}
-                for i in part for text, path, finish in answers[i]], schema=ROLLOUTS))
+            asked.write_table(
+                shard,
+                pa.Table.from_pylist(
+                    [
+                        {
+                            "prompt_index": i,
+                            "prompt_id": i,
+                            "prompt_ids": [1],
+                            "reference_ids": None,
+                            "label_ids": None,
+                            "answer": prompts[i][1],
+                            "text": prompts[i][0],
+                        }
+                        for i in part
+                    ],
+                    schema=PROMPTS,
+                ),
+            )
+            given.write_table(
+                shard,
+                pa.Table.from_pylist(
+                    [
+                        {
+                            "sample_id": 0,
+                            "prompt_index": i,
+                            "path": path,
+                            "response_ids": ids(text),
+                            "logprobs": None,
+                            "label_ids": None,
+                            "finish_reason": finish,
+                        }
+                        for i in part
+                        for text, path, finish in answers[i]
+                    ],
+                    schema=ROLLOUTS,
+                ),
+            )
         asked.finish(2)
         given.finish(2)
-        run(EvaluateJob(out=tmp_path / "out" / "e.json", fingerprint=fingerprint, prompts=tmp_path / "p",
-                        rollouts=tmp_path / "r", tokenizer=MINI / "tokenizer", name="start", eos_token_ids=[4],
-                        settings=EvaluateConfig(checker=checker, checker_data=data, samples=samples)))
+        run(
+            EvaluateJob(
+                out=tmp_path / "out" / "e.json",
+                fingerprint=fingerprint,
+                prompts=tmp_path / "p",
+                rollouts=tmp_path / "r",
+                tokenizer=MINI / "tokenizer",
+                name="start",
+                eos_token_ids=[4],
+                settings=EvaluateConfig(checker=checker, checker_data=data, samples=samples),
+            )
+        )
         return json.loads((tmp_path / "out" / "e.json").read_text())
 
     return go
@@ -82,13 +121,20 @@ def test_sampled_only():
 
 def test_maze_assets_agree_with_their_checker(evaluate):
     rows = [json.loads(line) for line in (MINI / "eval.jsonl").read_text().splitlines()[:20]]
-    good = evaluate([(r["prompt"], r["answer"]) for r in rows],
-                    [[(r["answer"] + " [unused10]", 0, "stop")] for r in rows], checker="maze",
-                    data=MINI / "maze.json")
+    good = evaluate(
+        [(r["prompt"], r["answer"]) for r in rows],
+        [[(r["answer"] + " [unused10]", 0, "stop")] for r in rows],
+        checker="maze",
+        data=MINI / "maze.json",
+    )
     assert good["accuracy"] == 1.0
-    bad = evaluate([(r["prompt"], r["answer"]) for r in rows],
-                   [[(" ".join(r["answer"].split()[:-1]), 0, "stop")] for r in rows], checker="maze",
-                   data=MINI / "maze.json", fingerprint="g")
+    bad = evaluate(
+        [(r["prompt"], r["answer"]) for r in rows],
+        [[(" ".join(r["answer"].split()[:-1]), 0, "stop")] for r in rows],
+        checker="maze",
+        data=MINI / "maze.json",
+        fingerprint="g",
+    )
     assert bad["accuracy"] == 0.0
 
 
@@ -121,8 +167,11 @@ def test_thinking_is_left_out(tokenizer):
 
 
 def test_thinking_is_shown_and_counted(evaluate):
-    answers = [[("[unused16] a1 a2 [unused17] b1 [unused10]", 0, "stop")], [("[unused16] a1 a2", 0, "length")],
-               [("b3[unused10]", 0, "stop")]]
+    answers = [
+        [("[unused16] a1 a2 [unused17] b1 [unused10]", 0, "stop")],
+        [("[unused16] a1 a2", 0, "length")],
+        [("b3[unused10]", 0, "stop")],
+    ]
     out = evaluate([("q", "b1"), ("q", "b1"), ("q", "b3")], answers)
     assert out["correct"] == 2
     assert (out["thinking"], out["unfinished_thinking"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))

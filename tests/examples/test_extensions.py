@@ -40,11 +40,16 @@ from tests.faults.conftest import kit, make_kit, sound  # noqa: F401
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 KINDS: dict[str, tuple[Registry, str]] = {
-    "confident": (FILTERS, "confident:confident"), "contains": (CHECKERS, "contains:contains"),
-    "hellinger": (TERMS, "hellinger:hellinger"), "rare_first": (TOKEN_WEIGHTS, "rare_first:rare_first"),
-    "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"), "half_and_half": (METHODS, "half_and_half:HalfAndHalf"),
+    "confident": (FILTERS, "confident:confident"),
+    "contains": (CHECKERS, "contains:contains"),
+    "hellinger": (TERMS, "hellinger:hellinger"),
+    "rare_first": (TOKEN_WEIGHTS, "rare_first:rare_first"),
+    "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"),
+    "half_and_half": (METHODS, "half_and_half:HalfAndHalf"),
     "curves_as_csv": (MONITORS, "curves_as_csv:curves"),
-    "look_first": (RECIPES, "look_first:look_first"), "seed_oss": (FAMILIES, "seed_oss")}
+    "look_first": (RECIPES, "look_first:look_first"),
+    "seed_oss": (FAMILIES, "seed_oss"),
+}
 MODULE_FUNCTION = sorted(name for name, (_, text) in KINDS.items() if ":" in text)
 
 
@@ -92,7 +97,8 @@ def test_files_beside_the_test():
     rows = re.findall(r"\| `([^`]+)/` \| (\d) \| \[`(\w+)\.py`\]\(\.\./examples/(\w+)\.py\) \|", text)
     shown = {name: (folder, int(count)) for folder, count, name, link in rows if name == link}
     assert {name: shown[name] for name in KINDS} == {
-        name: (registry.package.replace(".", "/"), 1) for name, (registry, _) in KINDS.items()}
+        name: (registry.package.replace(".", "/"), 1) for name, (registry, _) in KINDS.items()
+    }
     assert "| stage | `npd_ascend/` | 2: a row, a package | [`survey/`](../examples/survey) |" in text
     for _, text_of in KINDS.values():
         assert text_of in text
@@ -112,8 +118,10 @@ def test_the_filter():
     assert decide(scores, chosen, SelectConfig(upper=1.0)).keep.tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize(("response", "data", "right"), [
-    ("It is Paris, of course", None, True), ("Lyon", None, False), ("Lutetia", ["Lutetia"], True), ("", [" "], False)])
+@pytest.mark.parametrize(
+    ("response", "data", "right"),
+    [("It is Paris, of course", None, True), ("Lyon", None, False), ("Lutetia", ["Lutetia"], True), ("", [" "], False)],
+)
 def test_the_checker(response, data, right):
     assert CHECKERS.find("contains:contains")(Attempt("Capital?", response, "paris"), data) is right
     assert not CHECKERS.find("contains:contains")(Attempt("Capital?", response, None), None)
@@ -155,8 +163,12 @@ def test_the_monitor(tmp_path):
 
 
 def test_the_sync_policy_is_asked_by_dry_run_plan_and_training(kit):  # noqa: F811
-    for key, value in {"sync.policy": "first_of_two:FirstOfTwo", "sync.refreshes": 1, "sync.epsilon": 0.3,
-                       "train.epochs": 4}.items():
+    for key, value in {
+        "sync.policy": "first_of_two:FirstOfTwo",
+        "sync.refreshes": 1,
+        "sync.epsilon": 0.3,
+        "train.epochs": 4,
+    }.items():
         kit.set(key, value)
     config = kit.config()
     told = describe(config)
@@ -184,19 +196,39 @@ def test_the_method():
 
 def test_the_recipe(kit):  # noqa: F811
     """It asks the models that the filter needs, and trains nothing."""
-    for name, asked in {"none": [], "fire": ["annotate_teacher"], "delta_ifd": ["annotate_teacher",
-                                                                               "annotate_student"]}.items():
+    for name, asked in {
+        "none": [],
+        "fire": ["annotate_teacher"],
+        "delta_ifd": ["annotate_teacher", "annotate_student"],
+    }.items():
         kit.set("run.recipe", "look_first:look_first")
         kit.set("select.filter", name)
         lines = describe(kit.config()).split("# stages")[1].split("# cost")[0].splitlines()
         assert [line.split()[1] for line in lines if line.strip().startswith("g000")] == ["rollout", *asked, "select"]
 
 
-SEED = {"model_type": "seed_oss", "architectures": ["SeedOssForCausalLM"], "vocab_size": 97, "hidden_size": 48,
-        "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-        "head_dim": 16, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 1e7, "hidden_act": "silu",
-        "attention_bias": True, "attention_out_bias": False, "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2,
-        "pad_token_id": 0, "torch_dtype": "float32"}
+SEED = {
+    "model_type": "seed_oss",
+    "architectures": ["SeedOssForCausalLM"],
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e7,
+    "hidden_act": "silu",
+    "attention_bias": True,
+    "attention_out_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "torch_dtype": "float32",
+}
 
 
 def test_the_model_family(in_package, tmp_path):
@@ -244,5 +276,9 @@ def test_the_stage(kit, in_package, monkeypatch):  # noqa: F811
     assert step.complete
     found = read_sealed(step.done_file) or {}
     assert {k: found[k] for k in ("answers", "mean_tokens", "truncated", "loops")} == {
-        "answers": 8, "mean_tokens": 5, "truncated": 0, "loops": 0}
+        "answers": 8,
+        "mean_tokens": 5,
+        "truncated": 0,
+        "loops": 0,
+    }
     assert StepBuilder(kit.config(), run, Device()).step("survey", 0).complete, "a resumed run finds it"

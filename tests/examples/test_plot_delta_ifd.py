@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def plot(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "examples/plot_delta_ifd.py", *map(str, args)], cwd=ROOT, text=True,
-                          capture_output=True)
+    return subprocess.run(
+        [sys.executable, "examples/plot_delta_ifd.py", *map(str, args)], cwd=ROOT, text=True, capture_output=True
+    )
 
 
 def test_plots_every_generation(tmp_path):

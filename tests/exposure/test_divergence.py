@@ -44,7 +44,7 @@ def plain_logprobs(net, prompt, answer, vocab):
     rows[2] = -1
     rows[0, 0, : len(ids)], rows[1, 0, : len(ids)], rows[2, 0, : len(ids)] = ids, np.arange(len(ids)), 0
     hidden = net(*(Tensor(r) for r in rows)).asnumpy().astype(np.float64)
-    z = hidden[len(prompt) - 1: len(ids)] @ net.head_weight.asnumpy()[:vocab].T.astype(np.float64)
+    z = hidden[len(prompt) - 1 : len(ids)] @ net.head_weight.asnumpy()[:vocab].T.astype(np.float64)
     z -= z.max(1, keepdims=True)
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
@@ -60,8 +60,12 @@ def test_against_plain_softmaxes(pair):
             continue
         s, t = (plain_logprobs(net, prompt, answer, 40) for net in pair)
         at = np.arange(len(answer))
-        for name, expected in (("kl_st", (np.exp(s) * (s - t)).sum(1)), ("kl_ts", (np.exp(t) * (t - s)).sum(1)),
-                               ("student", s[at, answer]), ("teacher", t[at, answer])):
+        for name, expected in (
+            ("kl_st", (np.exp(s) * (s - t)).sum(1)),
+            ("kl_ts", (np.exp(t) * (t - s)).sum(1)),
+            ("student", s[at, answer]),
+            ("teacher", t[at, answer]),
+        ):
             assert np.allclose(getattr(got, name), expected, atol=2e-5), name
 
 
@@ -76,8 +80,12 @@ def test_padding_of_either_model_is_left_out(tmp_path, loud_padding):
     got = PairScorer(*nets, micro_batch=2, chunk_rows=24)([prompt], [answer])[0]
     s, t = (plain_logprobs(net, prompt, answer, 33) for net in nets)
     at = np.arange(len(answer))
-    for name, expected in (("kl_st", (np.exp(s) * (s - t)).sum(1)), ("kl_ts", (np.exp(t) * (t - s)).sum(1)),
-                           ("student", s[at, answer]), ("teacher", t[at, answer])):
+    for name, expected in (
+        ("kl_st", (np.exp(s) * (s - t)).sum(1)),
+        ("kl_ts", (np.exp(t) * (t - s)).sum(1)),
+        ("student", s[at, answer]),
+        ("teacher", t[at, answer]),
+    ):
         assert np.allclose(getattr(got, name), expected, atol=2e-5), name
 
 

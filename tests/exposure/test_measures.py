@@ -17,12 +17,18 @@ class Along:
 
 def made(rng, n, longest, scale=1.0):
     lengths = rng.integers(0, longest + 1, n)
-    return [Along(*(scale * rng.random(t).astype(np.float32) for _ in range(2)),
-                  *(-rng.random(t).astype(np.float32) for _ in range(2))) for t in lengths]
+    return [
+        Along(
+            *(scale * rng.random(t).astype(np.float32) for _ in range(2)),
+            *(-rng.random(t).astype(np.float32) for _ in range(2)),
+        )
+        for t in lengths
+    ]
 
 
 def naive_excess(own, expert, length):
     """The definition, position by position."""
+
     def mean_at(answers, t):
         reached = [a[t] for a in answers if len(a) > t]
         return sum(reached) / len(reached)
@@ -100,5 +106,10 @@ def test_answer_by_answer_and_without_loops():
     mean, error = clustered_mean([a.kl_ts for a in own])
     assert values.mean() == pytest.approx(mean, abs=1e-4)
     assert values.std(ddof=1) / np.sqrt(30) == pytest.approx(error, rel=1e-3)
-    assert by_answer([], []) == {"loops": None, "by_answer": {}, "kl_ts_no_loops": None, "kl_st_no_loops": None,
-                                 "teacher_nll_no_loops": None}
+    assert by_answer([], []) == {
+        "loops": None,
+        "by_answer": {},
+        "kl_ts_no_loops": None,
+        "kl_st_no_loops": None,
+        "teacher_nll_no_loops": None,
+    }

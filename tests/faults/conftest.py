@@ -57,9 +57,14 @@ class Kit:
         self.teacher, self.student, self.prompts = root / "teacher", root / "student", root / "prompts.jsonl"
         self.run, self.file = root / "run", root / "config.yaml"
         self.tree: dict[str, Any] = {
-            "run": {"dir": str(self.run)}, "models": {"teacher": str(self.teacher), "student": str(self.student)},
-            "data": {"prompts": [str(self.prompts)], "answer_field": "answer"}, "rollout": {"max_new_tokens": 8},
-            "annotate": {"k": K, "row_length": 128}, "pack": {"row_length": 128}, "device": {"target": "cpu"}}
+            "run": {"dir": str(self.run)},
+            "models": {"teacher": str(self.teacher), "student": str(self.student)},
+            "data": {"prompts": [str(self.prompts)], "answer_field": "answer"},
+            "rollout": {"max_new_tokens": 8},
+            "annotate": {"k": K, "row_length": 128},
+            "pack": {"row_length": 128},
+            "device": {"target": "cpu"},
+        }
 
     def set(self, key: str, value: Any) -> None:
         """Changes one setting, ``a.b.c``."""
@@ -85,30 +90,91 @@ class Kit:
         """Prompts, rollouts, both scores, top-k and selection, ``SHARDS`` shards of ``PER`` samples each."""
         rng = np.random.default_rng(0)
         null = pa.nulls(PER, pa.list_(pa.int32()))
-        sets = {name: Dataset(self.root / "d" / name, kind, name) for name, kind in (
-            ("prompts", "prompts"), ("rollouts", "rollouts"), *((name, "scores") for name in SCORES),
-            ("selection", "selection"), ("topk", "topk"))}
+        sets = {
+            name: Dataset(self.root / "d" / name, kind, name)
+            for name, kind in (
+                ("prompts", "prompts"),
+                ("rollouts", "rollouts"),
+                *((name, "scores") for name in SCORES),
+                ("selection", "selection"),
+                ("topk", "topk"),
+            )
+        }
         for s in range(SHARDS):
             index = np.arange(s * PER, (s + 1) * PER)
             ids = pa.array([rng.integers(3, 60, 5).tolist() for _ in index], pa.list_(pa.int32()))
-            sets["prompts"].write_table(s, pa.table({
-                "prompt_index": index, "prompt_id": index, "prompt_ids": ids, "reference_ids": null,
-                "label_ids": null, "answer": [f"b{i}" for i in index], "text": [f"a{i}" for i in index]}))
-            sets["rollouts"].write_table(s, pa.table({
-                "sample_id": 100 + index, "prompt_index": index, "path": np.zeros(PER, np.int8), "response_ids": ids,
-                "logprobs": pa.array([[-1.0] * 5] * PER, pa.list_(pa.float32())), "label_ids": null,
-                "finish_reason": ["stop"] * PER}), tokens=5 * PER, truncated=0, greedy=PER, sampled=0, seconds=1.0)
+            sets["prompts"].write_table(
+                s,
+                pa.table(
+                    {
+                        "prompt_index": index,
+                        "prompt_id": index,
+                        "prompt_ids": ids,
+                        "reference_ids": null,
+                        "label_ids": null,
+                        "answer": [f"b{i}" for i in index],
+                        "text": [f"a{i}" for i in index],
+                    }
+                ),
+            )
+            sets["rollouts"].write_table(
+                s,
+                pa.table(
+                    {
+                        "sample_id": 100 + index,
+                        "prompt_index": index,
+                        "path": np.zeros(PER, np.int8),
+                        "response_ids": ids,
+                        "logprobs": pa.array([[-1.0] * 5] * PER, pa.list_(pa.float32())),
+                        "label_ids": null,
+                        "finish_reason": ["stop"] * PER,
+                    }
+                ),
+                tokens=5 * PER,
+                truncated=0,
+                greedy=PER,
+                sampled=0,
+                seconds=1.0,
+            )
             for name in SCORES:
                 nll = rng.uniform(0.5, 1, PER) + name.startswith("unconditioned")
-                sets[name].write_table(s, pa.table({
-                    "sample_id": 100 + index, "tokens": np.full(PER, 5), "nll": nll, "entropy": np.ones(PER)}))
-            sets["selection"].write_table(s, pa.table({
-                "sample_id": 100 + index, "keep": np.ones(PER, bool), "reason": ["kept"] * PER,
-                "zone": ["proximal"] * PER, "weight": np.ones(PER, np.float32), "metric": np.zeros(PER),
-                "ifd_teacher": np.ones(PER), "ifd_student": np.ones(PER), "delta_ifd": np.zeros(PER)}))
-            write_topk(sets["topk"], s, TopKFormat(K, 320), [TopK(
-                rng.integers(0, 320, (5, K)).astype(np.int32), np.sort(-rng.random((5, K)))[:, ::-1], np.ones(5),
-                -rng.random(5), np.ones(5)) for _ in index])
+                sets[name].write_table(
+                    s,
+                    pa.table(
+                        {"sample_id": 100 + index, "tokens": np.full(PER, 5), "nll": nll, "entropy": np.ones(PER)}
+                    ),
+                )
+            sets["selection"].write_table(
+                s,
+                pa.table(
+                    {
+                        "sample_id": 100 + index,
+                        "keep": np.ones(PER, bool),
+                        "reason": ["kept"] * PER,
+                        "zone": ["proximal"] * PER,
+                        "weight": np.ones(PER, np.float32),
+                        "metric": np.zeros(PER),
+                        "ifd_teacher": np.ones(PER),
+                        "ifd_student": np.ones(PER),
+                        "delta_ifd": np.zeros(PER),
+                    }
+                ),
+            )
+            write_topk(
+                sets["topk"],
+                s,
+                TopKFormat(K, 320),
+                [
+                    TopK(
+                        rng.integers(0, 320, (5, K)).astype(np.int32),
+                        np.sort(-rng.random((5, K)))[:, ::-1],
+                        np.ones(5),
+                        -rng.random(5),
+                        np.ones(5),
+                    )
+                    for _ in index
+                ],
+            )
         for name, d in sets.items():
             more = {"longest_prompt": 5, "eos_token_ids": [2], "header_ids": [1]} if name == "prompts" else {}
             d.finish(SHARDS, **({"truncated": 0} if name == "rollouts" else more))
@@ -119,23 +185,48 @@ class Kit:
 
     def prepare_job(self, **data: Any) -> PrepareJob:
         settings = DataConfig(**{"prompts": [self.prompts], "answer_field": "answer", **data})
-        return PrepareJob(out=self.at("prepared"), fingerprint="f", files=settings.prompts, tokenizer=self.student,
-                          settings=settings, shard_size=PER)
+        return PrepareJob(
+            out=self.at("prepared"),
+            fingerprint="f",
+            files=settings.prompts,
+            tokenizer=self.student,
+            settings=settings,
+            shard_size=PER,
+        )
 
     def select_job(self, **settings: Any) -> SelectJob:
-        return SelectJob(out=self.at("selected"), fingerprint="f", rollouts=self.at("rollouts"),
-                         quantities={name: self.at(name) for name in SCORES},
-                         settings=SelectConfig(**{"lower": None, "upper": None, **settings}))
+        return SelectJob(
+            out=self.at("selected"),
+            fingerprint="f",
+            rollouts=self.at("rollouts"),
+            quantities={name: self.at(name) for name in SCORES},
+            settings=SelectConfig(**{"lower": None, "upper": None, **settings}),
+        )
 
     def pack_job(self, **settings: Any) -> PackJob:
-        return PackJob(out=self.at("packed"), fingerprint="f", prompts=self.at("prompts"),
-                       rollouts=self.at("rollouts"), selection=self.at("selection"), epochs=2, first_epoch_seed=0,
-                       group=2, settings=PackConfig(**{"row_length": 32, **settings}))
+        return PackJob(
+            out=self.at("packed"),
+            fingerprint="f",
+            prompts=self.at("prompts"),
+            rollouts=self.at("rollouts"),
+            selection=self.at("selection"),
+            epochs=2,
+            first_epoch_seed=0,
+            group=2,
+            settings=PackConfig(**{"row_length": 32, **settings}),
+        )
 
     def evaluate_job(self, **settings: Any) -> EvaluateJob:
-        return EvaluateJob(out=self.at("result.json"), fingerprint="f", prompts=self.at("prompts"),
-                           rollouts=self.at("rollouts"), tokenizer=self.student, name="start",
-                           settings=EvaluateConfig(**settings), eos_token_ids=[2])
+        return EvaluateJob(
+            out=self.at("result.json"),
+            fingerprint="f",
+            prompts=self.at("prompts"),
+            rollouts=self.at("rollouts"),
+            tokenizer=self.student,
+            name="start",
+            settings=EvaluateConfig(**settings),
+            eos_token_ids=[2],
+        )
 
 
 @pytest.fixture(scope="session")

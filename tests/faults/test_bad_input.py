@@ -130,10 +130,16 @@ text("key of a number", b"1: 2\n", "Keys should be strings")
 text("sections missing", b"run: {dir: r}\n", "models is missing", "data is missing")
 row("config file missing", lambda k: load_config(k.root / "none.yaml"), "none.yaml", "No such file")
 row("config file is a folder", lambda k: load_config(k.root), "cannot be read", "directory")
-for item, said in {"train.lr": "expected section.key=value", "=3": "expected section.key=value",
-                   "train..lr=1": "expected section.key=value", "run.dir.x=1": "dir is a value, not a section",
-                   "train.lr=[": "not valid YAML", "run.dir=2026-13-45": "not valid YAML",
-                   "train.lr=abc": "train.lr", "a.b=1": "unknown key a"}.items():
+for item, said in {
+    "train.lr": "expected section.key=value",
+    "=3": "expected section.key=value",
+    "train..lr=1": "expected section.key=value",
+    "run.dir.x=1": "dir is a value, not a section",
+    "train.lr=[": "not valid YAML",
+    "run.dir=2026-13-45": "not valid YAML",
+    "train.lr=abc": "train.lr",
+    "a.b=1": "unknown key a",
+}.items():
     row(f"--set {item}", lambda k, item=item: (k.config(), load_config(k.file, [item])), said)
 
 
@@ -168,10 +174,15 @@ line("ends with answer", '{"prompt": [{"role": "assistant", "content": "x"}]}', 
 line("half surrogate", '{"prompt": "\\ud83d"}', "half of a surrogate pair")
 line("no answer", '{"prompt": "a"}', "no field 'answer'", "data.answer_field")
 line("answer of another type", '{"prompt": "a", "answer": true}', "is true or false")
-line("empty response", '{"prompt": "a", "answer": "1", "response": ""}', "'response' is empty",
-     response_field="response")
-line("messages for raw", '{"prompt": [{"role": "user", "content": "a"}], "answer": "1"}', "template is raw",
-     template="raw")
+line(
+    "empty response", '{"prompt": "a", "answer": "1", "response": ""}', "'response' is empty", response_field="response"
+)
+line(
+    "messages for raw",
+    '{"prompt": [{"role": "user", "content": "a"}], "answer": "1"}',
+    "template is raw",
+    template="raw",
+)
 
 
 def file(name: str, content: bytes, *fragments: str) -> None:
@@ -209,8 +220,11 @@ line("too long", '{"prompt": "' + "a" * (5 << 20) + '"}', "more than 4 MB", "sho
 parquet("without rows", pa.table({"prompt": pa.array([], pa.string())}), "there are no rows")
 parquet("of bytes", pa.table({"prompt": [b"a"]}), "row 1", "expected text")
 row("prompt file missing", lambda k: prepare(k.prepare_job(prompts=[k.root / "none.jsonl"])), "none.jsonl", "no such")
-row("prompt folder empty", lambda k: ((k.root / "e").mkdir(), prepare(k.prepare_job(prompts=[k.root / "e"]))),
-    "no prompt files in this folder")
+row(
+    "prompt folder empty",
+    lambda k: ((k.root / "e").mkdir(), prepare(k.prepare_job(prompts=[k.root / "e"]))),
+    "no prompt files in this folder",
+)
 row("prompt file of a long name", lambda k: prepare(k.prepare_job(prompts=[k.root / ("x" * 300 + ".jsonl")])), "xxx")
 row("no prompt files", lambda k: prepare(k.prepare_job(prompts=[])), "no prompt files are given")
 row("all prompts too long", lambda k: prepare(k.prepare_job(max_prompt_tokens=1)), "data.max_prompt_tokens")
@@ -238,10 +252,15 @@ spec("with odd head_dim", {"head_dim": 7}, "odd")
 spec("with gelu", {"hidden_act": "gelu"}, "only silu")
 spec("with dynamic rope", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'", "yarn")
 spec("with rope of no factor", {"rope_scaling": {"type": "yarn"}}, "rope_scaling: factor is missing")
-spec("with rope of another type's key", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}},
-     "beta_fast")
-spec("with two ropes", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {
-    "rope_type": "yarn", "factor": 2.0}}, "two different models", "remove")
+spec(
+    "with rope of another type's key", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast"
+)
+spec(
+    "with two ropes",
+    {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+    "two different models",
+    "remove",
+)
 spec("of experts", {"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts", "supported are")
 spec("of Gemma", {"model_type": "gemma2"}, "Gemma", "supported are")
 spec("with a window", {"model_type": "mistral", "architectures": None, "sliding_window": 64}, "sliding_window is 64")
@@ -249,8 +268,12 @@ spec("with rope of text", {"rope_scaling": "yarn"}, "expected an object")
 spec("with an end token outside", {"eos_token_id": 9999}, "expected token ids below")
 spec("with eps zero", {"rms_norm_eps": 0}, "rms_norm_eps")
 spec("with eps huge", {"rms_norm_eps": 10**400}, "rms_norm_eps")
-spec("of another class", {"architectures": ["Qwen2ForRewardModel"]}, "architectures is ['Qwen2ForRewardModel']",
-     "PanguEmbeddedForCausalLM")
+spec(
+    "of another class",
+    {"architectures": ["Qwen2ForRewardModel"]},
+    "architectures is ['Qwen2ForRewardModel']",
+    "PanguEmbeddedForCausalLM",
+)
 spec("of text for a class", {"architectures": "PanguEmbeddedForCausalLM"}, "architectures is", "expected [")
 spec("of a list as family", {"model_type": []}, "is not supported")
 spec("of other shapes", {"intermediate_size": 32}, "has shape", "config.json asks for")
@@ -294,6 +317,7 @@ row("weights with bytes after them", tensors(lambda d: d + b"1234"), "4 bytes fo
 
 def rewritten(change: Callable[[dict[str, np.ndarray]], None]) -> Act:
     """The weight file written anew by the public library, with other tensors."""
+
     def act(kit):
         path = kit.student / "model.safetensors"
         tensors = load_file(path)
@@ -309,15 +333,28 @@ row("weights a tensor lost", rewritten(lambda t: t.pop(NORM)), f"missing: {NORM}
 row("weights a tensor more", rewritten(lambda t: t.update(extra=t[NORM])), "not expected: extra")
 row("weights of float64", rewritten(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), NORM, "has dtype F64")
 row("weights of integers", rewritten(lambda t: t.update({NORM: t[NORM].astype(np.int8)})), NORM, "has dtype I8")
-row("weights beside others", lambda k: ((k.student / "adapter_model.safetensors").write_bytes(
-    (k.student / "model.safetensors").read_bytes()), check_checkpoint(k.student)),
-    "adapter_model.safetensors", "move it out")
+row(
+    "weights beside others",
+    lambda k: (
+        (k.student / "adapter_model.safetensors").write_bytes((k.student / "model.safetensors").read_bytes()),
+        check_checkpoint(k.student),
+    ),
+    "adapter_model.safetensors",
+    "move it out",
+)
 row("weights of unknown type", header(lambda h: first(h).update(dtype="F4")), "damaged safetensors file")
 row("weights with bad offsets", header(lambda h: first(h).update(data_offsets=[0, 1 << 60])), "does not fit its shape")
-row("weights pickled", lambda k: ((k.student / "model.safetensors").rename(k.student / "pytorch_model.bin"),
-                                  check_checkpoint(k.student)), "pickled weights", "refused")
-row("weights missing", lambda k: ((k.student / "model.safetensors").unlink(), check_checkpoint(k.student)),
-    "neither model.safetensors nor")
+row(
+    "weights pickled",
+    lambda k: ((k.student / "model.safetensors").rename(k.student / "pytorch_model.bin"), check_checkpoint(k.student)),
+    "pickled weights",
+    "refused",
+)
+row(
+    "weights missing",
+    lambda k: ((k.student / "model.safetensors").unlink(), check_checkpoint(k.student)),
+    "neither model.safetensors nor",
+)
 
 
 def indexed(weight_map: Any) -> Act:
@@ -332,13 +369,24 @@ row("weights index leads out", indexed({"a": "../../etc/passwd"}), "leads out of
 row("weights index of a missing file", indexed({"a": "model-2.safetensors"}), "is missing; the index names it")
 row("weights index of no files", indexed([1]), "not a safetensors index")
 row("checkpoint missing", lambda k: check_checkpoint(k.root / "none"), "no config.json")
-row("checkpoint config not JSON", lambda k: ((k.student / "config.json").write_text("{"), check_checkpoint(k.student)),
-    "config.json", "not readable as JSON")
-row("checkpoint config deep", lambda k: ((k.student / "config.json").write_text("[" * 100_000), check_checkpoint(
-    k.student)), "config.json", "not readable as JSON")
+row(
+    "checkpoint config not JSON",
+    lambda k: ((k.student / "config.json").write_text("{"), check_checkpoint(k.student)),
+    "config.json",
+    "not readable as JSON",
+)
+row(
+    "checkpoint config deep",
+    lambda k: ((k.student / "config.json").write_text("[" * 100_000), check_checkpoint(k.student)),
+    "config.json",
+    "not readable as JSON",
+)
 row("weights header deep", tensors(lambda d: struct.pack("<Q", 100_000) + b"[" * 100_000), "damaged safetensors file")
-row("checkpoint config a list", lambda k: ((k.student / "config.json").write_text("[]"), check_checkpoint(k.student)),
-    "expected a JSON object")
+row(
+    "checkpoint config a list",
+    lambda k: ((k.student / "config.json").write_text("[]"), check_checkpoint(k.student)),
+    "expected a JSON object",
+)
 row("fingerprint of no checkpoint", lambda k: model_fingerprint(k.root), "no config.json")
 
 
@@ -346,18 +394,35 @@ def pair(name: str, spoil: Act, *fragments: str) -> None:
     row(f"pair {name}", lambda k: (spoil(k), check_pair(k.teacher, k.student)), *fragments)
 
 
-pair("of different vocabularies", lambda k: k.edit(
-    k.teacher / "tokenizer.json", lambda t: t["model"]["vocab"].update({"zzz": 76})), "different vocabularies")
-pair("of different chat formats", lambda k: [
-    k.edit(k.student / "config.json", lambda c: c.update(eos_token_id=4)),
-    k.edit(k.teacher / "tokenizer_config.json", lambda t: t.update(
-        chat_template=t["chat_template"].replace("用户", "人类")))],
-    "different chat templates", "set data.chat_template")
-pair("with too few logits", lambda k: k.edit(k.student / "config.json", lambda c: c.update(vocab_size=50)),
-     "logits cover 50 ids")
+pair(
+    "of different vocabularies",
+    lambda k: k.edit(k.teacher / "tokenizer.json", lambda t: t["model"]["vocab"].update({"zzz": 76})),
+    "different vocabularies",
+)
+pair(
+    "of different chat formats",
+    lambda k: [
+        k.edit(k.student / "config.json", lambda c: c.update(eos_token_id=4)),
+        k.edit(
+            k.teacher / "tokenizer_config.json",
+            lambda t: t.update(chat_template=t["chat_template"].replace("用户", "人类")),
+        ),
+    ],
+    "different chat templates",
+    "set data.chat_template",
+)
+pair(
+    "with too few logits",
+    lambda k: k.edit(k.student / "config.json", lambda c: c.update(vocab_size=50)),
+    "logits cover 50 ids",
+)
 pair("without tokenizer", lambda k: [p.unlink() for p in k.student.glob("token*")], "none of tokenizer.json")
-pair("of a broken tokenizer", lambda k: [(f / "tokenizer.json").write_text("{}") for f in (k.student, k.teacher)],
-     "tokenizer", "cannot be")
+pair(
+    "of a broken tokenizer",
+    lambda k: [(f / "tokenizer.json").write_text("{}") for f in (k.student, k.teacher)],
+    "tokenizer",
+    "cannot be",
+)
 
 
 # ---- what is looked at before anything starts
@@ -382,8 +447,15 @@ before("sync.policy", "kll", "sync.policy: there is no sync policy 'kll'; did yo
 before("sync.policy", "kl", "sync.lag_every above 0", sync__lag_every=0, sync__refreshes=1)
 before("rollout.source", "teacher", "never changes: set sync.refreshes: 0", sync__refreshes=1)
 before("train.loss.token_weight", "entropy", "no token weight 'entropy'")
-before("train.loss.token_weight", "surprisal_gate", "reads rollout log-probs", "rollout.source",
-       rollout__source="reference", data__response_field="answer", sync__refreshes=0)
+before(
+    "train.loss.token_weight",
+    "surprisal_gate",
+    "reads rollout log-probs",
+    "rollout.source",
+    rollout__source="reference",
+    data__response_field="answer",
+    sync__refreshes=0,
+)
 before("train.loss.terms", {"forwardkl": 1}, "train.loss.terms", "no loss term 'forwardkl'", "did you mean forward_kl?")
 before("train.loss.terms", {"jsd:2": 1}, "between 0 and 1", train__loss__topk_norm="tail")
 before("train.loss.terms", {"no_such_package:loss": 1}, "train.loss.terms", "there is no module 'no_such_package'")
@@ -449,32 +521,87 @@ def top(kit: Any) -> Any:
     return TopKReader(Dataset.open(kit.at("topk"), "topk")).read(0)
 
 
-store("manifest missing", lambda k: (k.at("scores_teacher") / "manifest.json").unlink(),
-      lambda k: select(k.select_job()), "no finished scores")
-store("manifest cut", lambda k: os.truncate(k.at("rollouts") / "manifest.json", 90), lambda k: select(k.select_job()),
-      "manifest.json is damaged", "same command")
-store("manifest flipped", lambda k: flip(k.at("rollouts") / "manifest.json", 40), lambda k: select(k.select_job()),
-      "manifest.json is damaged")
-store("manifest without shards", lambda k: sealed(k, "rollouts", "manifest.json", shards=None),
-      lambda k: select(k.select_job()), "manifest.json is damaged")
-store("manifest of another kind", lambda k: sealed(k, "rollouts", "manifest.json", kind="packs"),
-      lambda k: select(k.select_job()), "holds packs, expected rollouts")
-store("manifest of another format", lambda k: sealed(k, "rollouts", "manifest.json", schema=7),
-      lambda k: select(k.select_job()), "format version 7", "new run.dir")
-store("record of another size", lambda k: recorded(k, "rollouts", 1, bytes=1), lambda k: select(k.select_job()),
-      "shard 1 is damaged", "same command")
-store("record of other inputs", lambda k: recorded(k, "rollouts", 0, fingerprint="x"),
-      lambda k: select(k.select_job()), "shard 0 is damaged")
-store("record without meta", lambda k: recorded(k, "rollouts", 0, meta=None), lambda k: select(k.select_job()),
-      "shard 0 is damaged")
-store("shard missing", lambda k: (k.at("rollouts") / "shard-00001.parquet").unlink(), lambda k: pack(k.pack_job()),
-      "shard 1 is damaged")
-store("shard cut", lambda k: os.truncate(k.at("selection") / "shard-00000.parquet", 200), lambda k: pack(k.pack_job()),
-      "shard 0 is damaged")
-store("shard flipped", lambda k: flip(k.at("prompts") / "shard-00000.parquet"), lambda k: pack(k.pack_job()),
-      "checksum differs")
-store("top-k block flipped", lambda k: flip(k.at("topk") / "shard-00000.topk"), lambda k: (top(k), TopKReader(
-    Dataset.open(k.at("topk"), "topk")).read(3)), "checksum of sample 3 differs")
+store(
+    "manifest missing",
+    lambda k: (k.at("scores_teacher") / "manifest.json").unlink(),
+    lambda k: select(k.select_job()),
+    "no finished scores",
+)
+store(
+    "manifest cut",
+    lambda k: os.truncate(k.at("rollouts") / "manifest.json", 90),
+    lambda k: select(k.select_job()),
+    "manifest.json is damaged",
+    "same command",
+)
+store(
+    "manifest flipped",
+    lambda k: flip(k.at("rollouts") / "manifest.json", 40),
+    lambda k: select(k.select_job()),
+    "manifest.json is damaged",
+)
+store(
+    "manifest without shards",
+    lambda k: sealed(k, "rollouts", "manifest.json", shards=None),
+    lambda k: select(k.select_job()),
+    "manifest.json is damaged",
+)
+store(
+    "manifest of another kind",
+    lambda k: sealed(k, "rollouts", "manifest.json", kind="packs"),
+    lambda k: select(k.select_job()),
+    "holds packs, expected rollouts",
+)
+store(
+    "manifest of another format",
+    lambda k: sealed(k, "rollouts", "manifest.json", schema=7),
+    lambda k: select(k.select_job()),
+    "format version 7",
+    "new run.dir",
+)
+store(
+    "record of another size",
+    lambda k: recorded(k, "rollouts", 1, bytes=1),
+    lambda k: select(k.select_job()),
+    "shard 1 is damaged",
+    "same command",
+)
+store(
+    "record of other inputs",
+    lambda k: recorded(k, "rollouts", 0, fingerprint="x"),
+    lambda k: select(k.select_job()),
+    "shard 0 is damaged",
+)
+store(
+    "record without meta",
+    lambda k: recorded(k, "rollouts", 0, meta=None),
+    lambda k: select(k.select_job()),
+    "shard 0 is damaged",
+)
+store(
+    "shard missing",
+    lambda k: (k.at("rollouts") / "shard-00001.parquet").unlink(),
+    lambda k: pack(k.pack_job()),
+    "shard 1 is damaged",
+)
+store(
+    "shard cut",
+    lambda k: os.truncate(k.at("selection") / "shard-00000.parquet", 200),
+    lambda k: pack(k.pack_job()),
+    "shard 0 is damaged",
+)
+store(
+    "shard flipped",
+    lambda k: flip(k.at("prompts") / "shard-00000.parquet"),
+    lambda k: pack(k.pack_job()),
+    "checksum differs",
+)
+store(
+    "top-k block flipped",
+    lambda k: flip(k.at("topk") / "shard-00000.topk"),
+    lambda k: (top(k), TopKReader(Dataset.open(k.at("topk"), "topk")).read(3)),
+    "checksum of sample 3 differs",
+)
 store("top-k header flipped", lambda k: flip(k.at("topk") / "shard-00000.topk", 20), top, "header checksum differs")
 store("top-k magic flipped", lambda k: flip(k.at("topk") / "shard-00000.topk", 0), top, "no top-k shard")
 store("top-k index flipped", lambda k: flip(k.at("topk") / "shard-00000.topk", 95), top, "checksum differs")
@@ -482,22 +609,50 @@ store("top-k index flipped", lambda k: flip(k.at("topk") / "shard-00000.topk", 9
 
 # ---- stages whose inputs do not fit together, and job files
 
-store("scores of other samples", lambda k: (Dataset(k.at("scores_teacher"), "scores", "scores_teacher").write_table(
-    0, Dataset.open(k.at("scores_teacher"), "scores").read(1))), lambda k: select(k.select_job()),
-      "shard 0 row 0 is sample")
+store(
+    "scores of other samples",
+    lambda k: Dataset(k.at("scores_teacher"), "scores", "scores_teacher").write_table(
+        0, Dataset.open(k.at("scores_teacher"), "scores").read(1)
+    ),
+    lambda k: select(k.select_job()),
+    "shard 0 row 0 is sample",
+)
 store("selection keeps none", lambda k: None, lambda k: select(k.select_job(upper=-9.0)), "keeps none of 8 samples")
-store("scores not made", lambda k: None, lambda k: select(k.select_job().model_copy(update={"quantities": {}})),
-      "needs scores_student, scores_teacher")
+store(
+    "scores not made",
+    lambda k: None,
+    lambda k: select(k.select_job().model_copy(update={"quantities": {}})),
+    "needs scores_student, scores_teacher",
+)
 store("unknown filter", lambda k: None, lambda k: select(k.select_job(filter="best")), "no filter 'best'")
-store("rows too short", lambda k: None, lambda k: pack(k.pack_job(row_length=16).model_copy(
-    update={"settings": k.pack_job(row_length=16).settings.model_copy(update={"row_length": 4})})), "row_length 4")
-store("samples too long", lambda k: None, lambda k: pack(k.pack_job(too_long="refuse").model_copy(
-    update={"settings": k.pack_job(too_long="refuse").settings.model_copy(update={"row_length": 8})})), "longer than")
-store("checker unknown", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="sympy")),
-      "no checker 'sympy'")
+store(
+    "rows too short",
+    lambda k: None,
+    lambda k: pack(
+        k.pack_job(row_length=16).model_copy(
+            update={"settings": k.pack_job(row_length=16).settings.model_copy(update={"row_length": 4})}
+        )
+    ),
+    "row_length 4",
+)
+store(
+    "samples too long",
+    lambda k: None,
+    lambda k: pack(
+        k.pack_job(too_long="refuse").model_copy(
+            update={"settings": k.pack_job(too_long="refuse").settings.model_copy(update={"row_length": 8})}
+        )
+    ),
+    "longer than",
+)
+store("checker unknown", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="sympy")), "no checker 'sympy'")
 store("checker without its data", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="maze")), "checker_data")
-store("checker data not JSON", lambda k: (k.root / "m.json").write_text("{"), lambda k: evaluate(
-    k.evaluate_job(checker="maze", checker_data=k.root / "m.json")), "not valid JSON")
+store(
+    "checker data not JSON",
+    lambda k: (k.root / "m.json").write_text("{"),
+    lambda k: evaluate(k.evaluate_job(checker="maze", checker_data=k.root / "m.json")),
+    "not valid JSON",
+)
 
 
 def job(name: str, content: str, *fragments: str) -> None:

@@ -30,12 +30,25 @@ COMMANDS: dict[str, tuple[Callable[[Any], list[str]], str]] = {
     "convert nothing": (lambda k: ["convert", "none", str(k.root / "out")], "no config.json"),
     "convert to int3": (lambda k: ["convert", str(k.student), str(k.root / "out"), "--dtype", "int3"], "int3"),
     "prune nothing": (lambda k: ["prune", "none", "--layers", "0", "--out", str(k.root / "out")], "no config.json"),
-    "prune what is not there": (lambda k: ["prune", str(k.student), "--layers", "0,99", "--out", str(k.root / "out")],
-                                "there is no layer 99"),
-    "compare with nothing": (lambda k: ["decontaminate", str(k.file.with_suffix(".jsonl")), "--against", "none.jsonl",
-                                        "--out", str(k.root / "clean.jsonl")], "none.jsonl: no such file"),
-    "evaluate nothing": (lambda k: ["evaluate", "none", "--config", str(k.file), "--out", str(k.root / "out")],
-                         "evaluate.prompts"),
+    "prune what is not there": (
+        lambda k: ["prune", str(k.student), "--layers", "0,99", "--out", str(k.root / "out")],
+        "there is no layer 99",
+    ),
+    "compare with nothing": (
+        lambda k: [
+            "decontaminate",
+            str(k.file.with_suffix(".jsonl")),
+            "--against",
+            "none.jsonl",
+            "--out",
+            str(k.root / "clean.jsonl"),
+        ],
+        "none.jsonl: no such file",
+    ),
+    "evaluate nothing": (
+        lambda k: ["evaluate", "none", "--config", str(k.file), "--out", str(k.root / "out")],
+        "evaluate.prompts",
+    ),
     "run directory taken": (lambda k: ["run", str(k.file), "--set", f"run.dir={k.student}"], "choose another run.dir"),
 }
 
@@ -63,9 +76,16 @@ def test_command(kit, name, monkeypatch, capsys):
     assert files(kit.root) == before
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["--version"], f"{__version__}\n"), (["version"], f"{__version__}\n"), (["-h"], "Near-Policy Distillation"),
-    (["run", "-h"], "Runs a configuration"), (["evaluate", "-h"], "accuracy")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--version"], f"{__version__}\n"),
+        (["version"], f"{__version__}\n"),
+        (["-h"], "Near-Policy Distillation"),
+        (["run", "-h"], "Runs a configuration"),
+        (["evaluate", "-h"], "accuracy"),
+    ],
+)
 def test_version_and_help(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["npd", *arguments])
     with pytest.raises(SystemExit) as end:

@@ -39,8 +39,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 STAGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Section]]] = {
-    "prepare": (prepare, lambda k: k.prepare_job()), "select": (select, lambda k: k.select_job()),
-    "pack": (pack, lambda k: k.pack_job()), "evaluate": (evaluate, lambda k: k.evaluate_job())}
+    "prepare": (prepare, lambda k: k.prepare_job()),
+    "select": (select, lambda k: k.select_job()),
+    "pack": (pack, lambda k: k.pack_job()),
+    "evaluate": (evaluate, lambda k: k.evaluate_job()),
+}
 
 
 @pytest.mark.parametrize("name", STAGES)

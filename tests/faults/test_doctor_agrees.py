@@ -52,8 +52,9 @@ def pickled(kit):
 
 
 def template(text):
-    return lambda k: [k.edit(f / "tokenizer_config.json", lambda c: c.update(chat_template=text))
-                      for f in (k.student, k.teacher)]
+    return lambda k: [
+        k.edit(f / "tokenizer_config.json", lambda c: c.update(chat_template=text)) for f in (k.student, k.teacher)
+    ]
 
 
 def tokenizer(name, text):
@@ -78,14 +79,20 @@ DAMAGE = {
     "a tensor more": (tensors(lambda t: t.update(extra=t[NORM])), "not expected: extra"),
     "another shape": (tensors(lambda t: t.update({NORM: t[NORM][:8]})), "has shape [8]"),
     "another type": (tensors(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), "has dtype F64"),
-    "a second file": (lambda k: shutil.copyfile(k.student / "model.safetensors", k.student / "x.safetensors"),
-                      "x.safetensors"),
-    "another class": (lambda k: k.edit(k.student / "config.json", lambda c: c.update(architectures=["GPT2Model"])),
-                      "architectures"),
+    "a second file": (
+        lambda k: shutil.copyfile(k.student / "model.safetensors", k.student / "x.safetensors"),
+        "x.safetensors",
+    ),
+    "another class": (
+        lambda k: k.edit(k.student / "config.json", lambda c: c.update(architectures=["GPT2Model"])),
+        "architectures",
+    ),
     "no config": (lambda k: (k.student / "config.json").unlink(), "no config.json"),
     "config not JSON": (lambda k: (k.student / "config.json").write_text("{"), "not readable as JSON"),
-    "heads that vLLM lacks": (lambda k: initial_checkpoint(k.student, json.loads((
-        k.student / "config.json").read_text()) | {"head_dim": 8}), ""),
+    "heads that vLLM lacks": (
+        lambda k: initial_checkpoint(k.student, json.loads((k.student / "config.json").read_text()) | {"head_dim": 8}),
+        "",
+    ),
     "tokenizer cut off": (tokenizer("tokenizer.json", '{"version": "1.0"'), "tokenizer"),
     "tokenizer config not JSON": (tokenizer("tokenizer_config.json", "{"), "cannot be loaded"),
     "tokenizer missing": (lambda k: [p.unlink() for p in k.student.glob("token*")], "none of tokenizer.json"),
@@ -94,8 +101,10 @@ DAMAGE = {
     "template that eats memory": (template("{{ 'a' * 10**10 }}"), "1 GB of memory"),
     "prompts missing": (lambda k: k.prompts.unlink(), "no such file"),
     "a prompt line broken": (lambda k: k.prompts.write_text('{"prompt": "a", "answer": "b"}\n{"promp'), "line 2"),
-    "no Parquet": (lambda k: (k.set("data.prompts", [str(k.root / "x.parquet")]),
-                              (k.root / "x.parquet").write_bytes(b"PAR1")), "not a readable Parquet file"),
+    "no Parquet": (
+        lambda k: (k.set("data.prompts", [str(k.root / "x.parquet")]), (k.root / "x.parquet").write_bytes(b"PAR1")),
+        "not a readable Parquet file",
+    ),
     "Parquet without prompts": (parquet(pa.table({"q": ["a"]})), "row 1: no field 'prompt'"),
     "too little disk": (lambda k: k.set("train.keep_checkpoints", 10**12), "disk: the run needs about"),
     "unknown filter": (lambda k: k.set("select.filter", "delta_idf"), "no filter 'delta_idf'"),
@@ -105,8 +114,12 @@ SHARDED = {
     "a shard missing": (lambda k: next(k.student.glob("*-00002-of-*")).unlink(), "is missing; the index names it"),
     "a shard cut off": (lambda k: os.truncate(next(k.student.glob("*-00002-of-*")), 900), "safetensors"),
     "index not JSON": (lambda k: (k.student / tensorfile.INDEX).write_text("{"), "not a safetensors index"),
-    "index of a tensor that is not there": (lambda k: k.edit(k.student / tensorfile.INDEX, lambda i: i[
-        "weight_map"].update(ghost=next(iter(i["weight_map"].values())))), "names ghost"),
+    "index of a tensor that is not there": (
+        lambda k: k.edit(
+            k.student / tensorfile.INDEX, lambda i: i["weight_map"].update(ghost=next(iter(i["weight_map"].values())))
+        ),
+        "names ghost",
+    ),
 }
 
 
@@ -114,8 +127,9 @@ def both(kit) -> tuple[list[str], str | None]:
     """Errors of doctor; what run says before its second stage, None when nothing."""
     config, known = kit.config(), checks()
     patient = Patient(Machine({}), None, config)
-    errors = [f.what for name in ("settings", "models", "prompts", "disk") for f in known[name](patient)
-              if f.level == "error"]
+    errors = [
+        f.what for name in ("settings", "models", "prompts", "disk") for f in known[name](patient) if f.level == "error"
+    ]
     try:
         Executor(config).run("prepare")
         return errors, None

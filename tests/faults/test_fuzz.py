@@ -33,13 +33,20 @@ from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.sync.registry import check as check_sync
 
-quick = settings(max_examples=60,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 HUGE = [0, -1, 1 << 31, 1 << 63, 1 << 64, 10**400, 1e308, -0.0, float("inf"), float("nan")]
-scalars = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(HUGE)
-           | st.sampled_from(["../../etc/passwd", "/etc/passwd", "\0", "\ud800", "x" * 300, "1e999"]))
-values = st.recursive(scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3),
-                      max_leaves=6)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(HUGE)
+    | st.sampled_from(["../../etc/passwd", "/etc/passwd", "\0", "\ud800", "x" * 300, "1e999"])
+)
+values = st.recursive(
+    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=6
+)
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -99,11 +106,16 @@ def calm(act: Callable[[], Any]) -> Any:
 
 # ---- configuration
 
-TREE = {"run": {"dir": "r", "seed": 0}, "models": {"teacher": "t", "student": "s", "tokenizer": None},
-        "data": {"prompts": ["p.jsonl"], "limit": 3, "answer_field": "a"}, "rollout": {"samples": 1, "top_p": 1.0},
-        "select": {"lower": None, "upper": 0.8, "upper_quantile": None}, "sync": {"at_epochs": [1, 2.5]},
-        "train": {"epochs": 4, "global_batch": 4, "loss": {"kd_weight": 0.5, "divergence": "jsd:0.1"}},
-        "evaluate": {"prompts": ["e.jsonl"]}}
+TREE = {
+    "run": {"dir": "r", "seed": 0},
+    "models": {"teacher": "t", "student": "s", "tokenizer": None},
+    "data": {"prompts": ["p.jsonl"], "limit": 3, "answer_field": "a"},
+    "rollout": {"samples": 1, "top_p": 1.0},
+    "select": {"lower": None, "upper": 0.8, "upper_quantile": None},
+    "sync": {"at_epochs": [1, 2.5]},
+    "train": {"epochs": 4, "global_batch": 4, "loss": {"kd_weight": 0.5, "divergence": "jsd:0.1"}},
+    "evaluate": {"prompts": ["e.jsonl"]},
+}
 
 
 @quick
@@ -116,16 +128,21 @@ def test_configuration_tree(tree):
 
 
 @quick
-@given(damaged(yaml.safe_dump(TREE).encode()) | st.binary(max_size=80) | st.text(max_size=80).map(
-    lambda t: t.encode(errors="replace")))
+@given(
+    damaged(yaml.safe_dump(TREE).encode())
+    | st.binary(max_size=80)
+    | st.text(max_size=80).map(lambda t: t.encode(errors="replace"))
+)
 def test_configuration_file(tmp_path, data):
     (tmp_path / "c.yaml").write_bytes(data)
     calm(lambda: load_config(tmp_path / "c.yaml"))
 
 
 @quick
-@given(st.text(max_size=30) | st.tuples(st.sampled_from(["train.lr", "run.dir", "data.prompts", "x"]), st.text(
-    max_size=20)).map("=".join))
+@given(
+    st.text(max_size=30)
+    | st.tuples(st.sampled_from(["train.lr", "run.dir", "data.prompts", "x"]), st.text(max_size=20)).map("=".join)
+)
 def test_override(tmp_path, item):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(TREE))
     calm(lambda: load_config(tmp_path / "c.yaml", [item]))
@@ -264,9 +281,15 @@ def test_journal(tmp_path, records, data):
 
 
 @quick
-@given(damaged(b'{"kind": "train", "step": 1, "loss": 0.5}\n{"kind": "lag", "step": 2, "forward": 0.1}\n') | st.lists(
-    spoilt({"kind": "train", "step": 1, "time": 1.0, "loss": 0.5, "seconds": 2.0}).map(
-        lambda v: json.dumps(v).encode()), max_size=4).map(b"\n".join))
+@given(
+    damaged(b'{"kind": "train", "step": 1, "loss": 0.5}\n{"kind": "lag", "step": 2, "forward": 0.1}\n')
+    | st.lists(
+        spoilt({"kind": "train", "step": 1, "time": 1.0, "loss": 0.5, "seconds": 2.0}).map(
+            lambda v: json.dumps(v).encode()
+        ),
+        max_size=4,
+    ).map(b"\n".join)
+)
 def test_metrics(tmp_path, data):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(data)
@@ -361,8 +384,11 @@ def test_job(kit_static, data):
     path = kit_static.root / "job.json"
     job = kit_static.select_job().model_dump(mode="json")
     write_json(path, {"stage": "select", "job": job})
-    path.write_bytes(data.draw(damaged(path.read_bytes()) | spoilt({"stage": "select", "job": job}).map(
-        lambda v: json.dumps(v).encode())))
+    path.write_bytes(
+        data.draw(
+            damaged(path.read_bytes()) | spoilt({"stage": "select", "job": job}).map(lambda v: json.dumps(v).encode())
+        )
+    )
     calm(lambda: read_job(path))
 
 

@@ -35,8 +35,11 @@ def offences(source: str) -> list[str]:
                 found.append(f.id)
             if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name) and (f.value.id, f.attr) in ATTRIBUTES:
                 found.append(f"{f.value.id}.{f.attr}")
-            found += [f"{k.arg}" for k in node.keywords
-                      if k.arg in ("shell", "allow_pickle") and getattr(k.value, "value", True)]
+            found += [
+                f"{k.arg}"
+                for k in node.keywords
+                if k.arg in ("shell", "allow_pickle") and getattr(k.value, "value", True)
+            ]
     return found
 
 
@@ -54,8 +57,12 @@ def test_code_that_a_checkpoint_brings_is_not_run(kit, tmp_path):
     for folder in (kit.student, kit.teacher):
         (folder / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
         for name in ("tokenizer_config.json", "config.json"):
-            kit.edit(folder / name, lambda c: c.update(
-                auto_map={"AutoTokenizer": ["tokenization_evil.Evil", None], "AutoConfig": "tokenization_evil.Evil"}))
+            kit.edit(
+                folder / name,
+                lambda c: c.update(
+                    auto_map={"AutoTokenizer": ["tokenization_evil.Evil", None], "AutoConfig": "tokenization_evil.Evil"}
+                ),
+            )
     check_config(kit.config())
     load_tokenizer(kit.student)
     (kit.student / "tokenizer.json").unlink()

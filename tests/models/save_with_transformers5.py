@@ -24,8 +24,15 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.models.samples import IDS, TEXTS  # noqa: E402
 
-SHAPE = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 
 
 def save(out, tokenizers):
@@ -37,8 +44,11 @@ def save(out, tokenizers):
     for source in tokenizers:
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokenizer.save_pretrained(out / source.name)
-        generic = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), eos_token=tokenizer.eos_token,
-                                          additional_special_tokens=["<tool>", tokenizer.eos_token])
+        generic = PreTrainedTokenizerFast(
+            tokenizer_file=str(source / "tokenizer.json"),
+            eos_token=tokenizer.eos_token,
+            additional_special_tokens=["<tool>", tokenizer.eos_token],
+        )
         generic.chat_template = tokenizer.chat_template
         generic.save_pretrained(out / f"{source.name}-generic")
 

@@ -33,8 +33,10 @@ class PlainCore(nn.Cell):
 
     def construct(self, query, key, value, attention_mask):
         s, b = query.shape[:2]
-        k, v = (ops.repeat_interleave(x.reshape(s, b, self.groups, self.dim).transpose(1, 2, 0, 3), self.rep, 1)
-                for x in (key, value))
+        k, v = (
+            ops.repeat_interleave(x.reshape(s, b, self.groups, self.dim).transpose(1, 2, 0, 3), self.rep, 1)
+            for x in (key, value)
+        )
         scores = ops.matmul(query.transpose(1, 2, 0, 3), k.transpose(0, 1, 3, 2)) * self.scale + attention_mask
         return ops.matmul(ops.softmax(scores, -1), v).transpose(2, 0, 1, 3).reshape(s, b, -1)
 
@@ -59,8 +61,13 @@ def test_equals_the_network_of_the_cpu(checkpoint, family):
     folder = checkpoint(family)
     spec = ModelSpec.from_folder(folder)
     ours = build(spec, Device(), ROW)
-    theirs = CausalLM(spec, Theirs(cpu.norm, TheirSelfAttention, PlainCore, cpu.mlp, interleaved=False, flash=False,
-                                   config=cpu.config), ROW, "float32", "float32").set_train(False)
+    theirs = CausalLM(
+        spec,
+        Theirs(cpu.norm, TheirSelfAttention, PlainCore, cpu.mlp, interleaved=False, flash=False, config=cpu.config),
+        ROW,
+        "float32",
+        "float32",
+    ).set_train(False)
     rng = np.random.default_rng(0)
     batch = collate([[rng.integers(0, 97, n) for n in (17, 30)]], ROW, 0, 1, longest=ROW)
     found = []

@@ -49,8 +49,13 @@ def pair(checkpoint, monkeypatch):
         ascend = CausalLM(spec, DEVICE_MODULES["ascend"], row, dtype, "float32").set_train(False)
         found = reference.put_in(ascend, exact=dtype == "float32")
         layers = spec.num_layers
-        assert found == {"Flash": layers, "Swiglu": layers, "Outer": 2, "Embedding": 1,
-                         "RmsNorm": 2 * layers + 1 + 2 * layers * spec.qk_norm}
+        assert found == {
+            "Flash": layers,
+            "Swiglu": layers,
+            "Outer": 2,
+            "Embedding": 1,
+            "RmsNorm": 2 * layers + 1 + 2 * layers * spec.qk_norm,
+        }
         for net in (cpu, ascend):
             load_hf(net, folder)
         return cpu, ascend
@@ -65,8 +70,9 @@ def kernels(monkeypatch):
 
 
 def packed(rng, rows, row=ROW, batch=None):
-    return collate([[rng.integers(0, 97, n) for n in lengths] for lengths in rows], row, 0, batch or len(rows),
-                   longest=row)
+    return collate(
+        [[rng.integers(0, 97, n) for n in lengths] for lengths in rows], row, 0, batch or len(rows), longest=row
+    )
 
 
 def loss_and_gradients(net, batch, inputs, positions, *, ascend):
@@ -76,7 +82,8 @@ def loss_and_gradients(net, batch, inputs, positions, *, ascend):
     forward = PackedLoss(net, loss)
     params = ms.ParameterTuple(net.trainable_params())
     (value, terms), gradients = ms.value_and_grad(forward, None, params, has_aux=True)(
-        *net.inputs(batch), ms.Tensor(np.float32(1 / 16)), ms.Tensor(positions), *loss.tensors(inputs))
+        *net.inputs(batch), ms.Tensor(np.float32(1 / 16)), ms.Tensor(positions), *loss.tensors(inputs)
+    )
     shards = net.tp_shards()
     found = {}
     for p, gradient in zip(params, gradients, strict=True):
@@ -86,9 +93,12 @@ def loss_and_gradients(net, batch, inputs, positions, *, ascend):
 
 
 def of_the_loss(rng, n=16, k=4):
-    return LossInputs(labels=rng.integers(0, 90, n).astype(np.int32), weights=np.ones((n, 2), np.float32),
-                      teacher_ids=np.stack([rng.permutation(90)[:k] for _ in range(n)]).astype(np.int32),
-                      teacher_logprobs=np.log(rng.dirichlet(np.ones(k), n) * 0.9).astype(np.float32))
+    return LossInputs(
+        labels=rng.integers(0, 90, n).astype(np.int32),
+        weights=np.ones((n, 2), np.float32),
+        teacher_ids=np.stack([rng.permutation(90)[:k] for _ in range(n)]).astype(np.int32),
+        teacher_logprobs=np.log(rng.dirichlet(np.ones(k), n) * 0.9).astype(np.float32),
+    )
 
 
 def compare(got, want, tolerance):
@@ -103,8 +113,9 @@ def compare(got, want, tolerance):
         assert gap < tolerance, (name, gap)
 
 
-@pytest.mark.parametrize("family", ["pangu_tied", *(pytest.param(f, marks=pytest.mark.slow) for f in (
-    "pangu", "qwen3_tied", "llama3"))])
+@pytest.mark.parametrize(
+    "family", ["pangu_tied", *(pytest.param(f, marks=pytest.mark.slow) for f in ("pangu", "qwen3_tied", "llama3"))]
+)
 def test_equals_the_table_of_the_cpu(pair, kernels, family):
     """Biases of four projections or none, tied or not, norms of heads, YaRN's scale, Llama 3's frequencies; packed rows
     whose padding is a segment, one of them full, one of padding alone."""
@@ -126,8 +137,13 @@ def test_half_types(pair, kernels, monkeypatch, family):
     """The casts of bfloat16, at their places: float16 stands for it, of which the CPU has products. The references
     refuse types that the kernels do not take: flash wants 16 bits, the norm float32 with float32 weights."""
     config = network._config
-    monkeypatch.setattr(network, "_config", lambda spec, modules, row, compute, params: config(
-        spec, modules, row, compute.replace("bfloat16", "float16"), params))
+    monkeypatch.setattr(
+        network,
+        "_config",
+        lambda spec, modules, row, compute, params: config(
+            spec, modules, row, compute.replace("bfloat16", "float16"), params
+        ),
+    )
     monkeypatch.setattr(network.ms, "bfloat16", ms.float16)
     rng = np.random.default_rng(1)
     cpu, ascend = pair(family, dtype="bfloat16")
@@ -158,7 +174,7 @@ def test_as_many_segments_as_are_told_apart(pair):
         alone = collate([[texts[i]]], row, 0, 1)
         want = ascend(*ascend.inputs(alone)).asnumpy()[: len(texts[i])]
         at = batch.starts[i]
-        np.testing.assert_allclose(got[at: at + len(texts[i])], want, atol=2e-5)
+        np.testing.assert_allclose(got[at : at + len(texts[i])], want, atol=2e-5)
 
 
 def test_equal_ids_add_up(monkeypatch):
@@ -193,9 +209,24 @@ def test_top_k_in_the_graph(vocabulary):
 
 def test_the_norm_casts_weights_of_any_type():
     """Weights that annotation holds in 16 bits reach the kernel in float32."""
-    config = short_rows()(ModelSpec.from_config({
-        "model_type": "llama", "vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2}, {}, "config"), DEVICE_MODULES["ascend"], ROW, "float32", "float32")
+    config = short_rows()(
+        ModelSpec.from_config(
+            {
+                "model_type": "llama",
+                "vocab_size": 8,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            {},
+            "config",
+        ),
+        DEVICE_MODULES["ascend"],
+        ROW,
+        "float32",
+        "float32",
+    )
     norm = FusedNorm(config, 16, 1e-5)
     norm.norm = reference.RmsNorm(1e-5)
     x = np.random.default_rng(5).standard_normal((3, 2, 16)).astype(np.float32)
@@ -247,8 +278,11 @@ np.savez(f"{sys.argv[3]}-{mesh.rank}.npz", loss=mesh.sum(np.float32([loss])), te
 
 def given(rng):
     """Rows of two samples and padding, and losses at positions in both halves of them."""
-    return packed(rng, [(17, 22), (30, 18)]), of_the_loss(rng), np.concatenate(
-        [np.arange(10, 14), np.arange(30, 34), ROW + np.arange(20, 28)]).astype(np.int32)
+    return (
+        packed(rng, [(17, 22), (30, 18)]),
+        of_the_loss(rng),
+        np.concatenate([np.arange(10, 14), np.arange(30, 34), ROW + np.arange(20, 28)]).astype(np.int32),
+    )
 
 
 def some(inputs, rows):

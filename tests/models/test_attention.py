@@ -21,7 +21,8 @@ class Attention(ms.nn.Cell):
         super().__init__()
         self.mask = DenseMask(LENGTH)
         self.core = DenseCoreAttention(
-            SimpleNamespace(num_attention_heads=HEADS, num_query_groups=GROUPS, kv_channels=DIM), 1)
+            SimpleNamespace(num_attention_heads=HEADS, num_query_groups=GROUPS, kv_channels=DIM), 1
+        )
         self.weight = weight
         self.differentiate = ms.grad(self.loss, (0, 1, 2))
 

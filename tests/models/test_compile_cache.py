@@ -54,9 +54,15 @@ def start(tmp_path):
     script.write_text(SCRIPT)
 
     def go(folder, weight, *orders):
-        process = subprocess.Popen([sys.executable, script, folder, str(weight), *orders], stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, script, folder, str(weight), *orders],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+        )
         return process, weight
+
     return go
 
 
@@ -192,8 +198,13 @@ def test_nothing_is_kept_under_msrun(tmp_path, compiler, monkeypatch):
 def test_a_cell_is_compiled_once_for_a_form_and_every_difference_is_another_graph(tmp_path, compiler):
     folder = tmp_path / "compiled"
     graphs = Graphs("test", folder, {"a": 1})
-    forms = [(ms.Tensor(np.zeros(2, np.float32)),), (ms.Tensor(np.zeros(3, np.float32)),),
-             (ms.Tensor(np.zeros(2, np.int32)),), (ms.Tensor(np.zeros(2, np.float32)), None), ()]
+    forms = [
+        (ms.Tensor(np.zeros(2, np.float32)),),
+        (ms.Tensor(np.zeros(3, np.float32)),),
+        (ms.Tensor(np.zeros(2, np.int32)),),
+        (ms.Tensor(np.zeros(2, np.float32)), None),
+        (),
+    ]
     for form in (*forms, *forms):
         graphs.compile(compiler, *form)
     assert compiler.log == [None, "plain"] * 5
@@ -211,11 +222,13 @@ def test_the_identity_follows_code_versions_environment_and_script(monkeypatch):
     before = now()
     assert now() == before
     try:
-        for change in (lambda m: m.setattr(compile_cache.ms, "__version__", "0"),
-                       lambda m: m.setattr(compile_cache, "version", lambda name: "0"),
-                       lambda m: m.setattr(compile_cache, "file_sha256", lambda path: "0"),
-                       lambda m: m.setattr(sys, "argv", ["other"]),
-                       lambda m: m.setenv("MS_DEV_JIT_SYNTAX_LEVEL", "0")):
+        for change in (
+            lambda m: m.setattr(compile_cache.ms, "__version__", "0"),
+            lambda m: m.setattr(compile_cache, "version", lambda name: "0"),
+            lambda m: m.setattr(compile_cache, "file_sha256", lambda path: "0"),
+            lambda m: m.setattr(sys, "argv", ["other"]),
+            lambda m: m.setenv("MS_DEV_JIT_SYNTAX_LEVEL", "0"),
+        ):
             with monkeypatch.context() as m:
                 change(m)
                 assert now() != before

@@ -47,8 +47,22 @@ def test_an_entry_point_of_a_users_package(tmp_path, configs, monkeypatch):
             ModelSpec.from_config(config | {"model_type": name}, {}, "x")
 
 
-@pytest.mark.parametrize("name", ["os:system", "antigravity", "antigravity:fly", "Llama", "pangu_embedded", "", None, 3,
-                                  ["llama"], "__init__", "..hf_config"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system",
+        "antigravity",
+        "antigravity:fly",
+        "Llama",
+        "pangu_embedded",
+        "",
+        None,
+        3,
+        ["llama"],
+        "__init__",
+        "..hf_config",
+    ],
+)
 def test_a_checkpoint_names_no_code_and_nothing_but_a_model_type(name, configs):
     with pytest.raises(UserError, match=r"^x: model_type .* is not supported"):
         ModelSpec.from_config(configs["llama"] | {"model_type": name}, {}, "x")
@@ -57,11 +71,19 @@ def test_a_checkpoint_names_no_code_and_nothing_but_a_model_type(name, configs):
 
 def test_families_are_files_called_like_their_model_type():
     assert {name: f.model_type for name, f in FAMILIES.all().items()} == {
-        "llama": "llama", "mistral": "mistral", "panguembedded": "PanguEmbedded", "qwen2": "qwen2", "qwen3": "qwen3"}
+        "llama": "llama",
+        "mistral": "mistral",
+        "panguembedded": "PanguEmbedded",
+        "qwen2": "qwen2",
+        "qwen3": "qwen3",
+    }
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
 def test_a_family_is_named_in_its_own_file_only(name):
-    named = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")
-             if f'"{name}"' in p.read_text() or f"'{name}'" in p.read_text()}
+    named = {
+        p.relative_to(PACKAGE).as_posix()
+        for p in PACKAGE.rglob("*.py")
+        if f'"{name}"' in p.read_text() or f"'{name}'" in p.read_text()
+    }
     assert named == {f"models/families/{name}.py"}

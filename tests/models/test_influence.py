@@ -43,13 +43,17 @@ def test_like_transformers(engines, checkpoint, tmp_path):
     """All features of the network, packed rows and padding among them."""
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 97, n).astype(np.int32) for n in (40, 7, 64, 1, 22)]
-    folders = [checkpoint(family, name=family, num_hidden_layers=layers, shards=shards, dtype=dtype)
-               for family, layers, shards, dtype in (("pangu", 3, 3, "BF16"), ("qwen3_tied", 4, 1, "F32"))]
-    (tmp_path / "job.json").write_text(json.dumps({"folders": list(map(str, folders)),
-                                                   "texts": [t.tolist() for t in texts]}))
+    folders = [
+        checkpoint(family, name=family, num_hidden_layers=layers, shards=shards, dtype=dtype)
+        for family, layers, shards, dtype in (("pangu", 3, 3, "BF16"), ("qwen3_tied", 4, 1, "F32"))
+    ]
+    (tmp_path / "job.json").write_text(
+        json.dumps({"folders": list(map(str, folders)), "texts": [t.tolist() for t in texts]})
+    )
     (tmp_path / "script.py").write_text(_TRANSFORMERS)
-    said = subprocess.run([engines.rollout, tmp_path / "script.py", tmp_path / "job.json"], capture_output=True,
-                          text=True, check=True).stdout.split("\n")
+    said = subprocess.run(
+        [engines.rollout, tmp_path / "script.py", tmp_path / "job.json"], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     for folder, line in zip(folders, said, strict=False):
         finished: list[int] = []
         ours = block_influence(folder, texts, Device(), ROW, finished.append)

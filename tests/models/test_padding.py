@@ -66,9 +66,15 @@ def test_slices(tmp_path, under_msrun):
     def normal(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    given = {"hidden": normal(9, 6), "head": normal(24, 6), "old_hidden": normal(9, 6), "old_head": normal(24, 6),
-             "targets": rng.integers(0, 24, (9, 4)).astype(np.int32), "weights": rng.random((9, 2)).astype(np.float32),
-             "teacher": np.log(rng.dirichlet(np.ones(5), 9)[:, :3]).astype(np.float32)}
+    given = {
+        "hidden": normal(9, 6),
+        "head": normal(24, 6),
+        "old_hidden": normal(9, 6),
+        "old_head": normal(24, 6),
+        "targets": rng.integers(0, 24, (9, 4)).astype(np.int32),
+        "weights": rng.random((9, 2)).astype(np.float32),
+        "teacher": np.log(rng.dirichlet(np.ones(5), 9)[:, :3]).astype(np.float32),
+    }
     given["head"][10:] *= 5  # ids from 10 on are louder, whether they count or not
     np.savez(tmp_path / "given.npz", **given)
     under_msrun(2, RANK, tmp_path / "given.npz", tmp_path / "out")
@@ -83,8 +89,12 @@ def test_slices(tmp_path, under_msrun):
                 np.testing.assert_allclose(got[f"{name}{v}"], getattr(want, name), atol=2e-5, err_msg=f"{name} {v}")
         t = {k: ms.Tensor(a) for k, a in given.items()}
         plain = ChunkedLoss(LossConfig(topk_norm="tail"), 4)
-        inputs = LossInputs(labels=targets[:, 0].copy(), teacher_ids=targets[:, 1:].copy(),
-                            teacher_logprobs=given["teacher"], weights=given["weights"])
+        inputs = LossInputs(
+            labels=targets[:, 0].copy(),
+            teacher_ids=targets[:, 1:].copy(),
+            teacher_logprobs=given["teacher"],
+            weights=given["weights"],
+        )
         loss = [x.asnumpy() for x in plain(t["hidden"], ms.Tensor(given["head"][:v].copy()), plain.tensors(inputs))]
         for got in ranks:
             for name, value in zip(("loss", "terms", "d_hidden"), loss, strict=False):
@@ -92,8 +102,11 @@ def test_slices(tmp_path, under_msrun):
         d_head = np.concatenate([got[f"d_head{v}"] for got in ranks])
         np.testing.assert_allclose(d_head[:v], loss[3], rtol=1e-3, atol=1e-4)
         assert not d_head[v:].any()
-        new, old = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (
-            logits.astype(np.float64), (given["old_hidden"] @ given["old_head"][:v].T).astype(np.float64)))
+        new, old = (
+            x - np.log(np.exp(x).sum(1, keepdims=True))
+            for x in (logits.astype(np.float64), (given["old_hidden"] @ given["old_head"][:v].T).astype(np.float64))
+        )
         for got in ranks:
-            np.testing.assert_allclose(got[f"lag{v}"], [(np.exp(new) * (new - old)).sum(),
-                                                       (np.exp(old) * (old - new)).sum()], rtol=1e-4)
+            np.testing.assert_allclose(
+                got[f"lag{v}"], [(np.exp(new) * (new - old)).sum(), (np.exp(old) * (old - new)).sum()], rtol=1e-4
+            )

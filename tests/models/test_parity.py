@@ -46,14 +46,18 @@ def packed_logits(net, seqs, row_length=ROW):
     """Logits of each sequence, out of two rows that hold them all."""
     batch = collate([seqs[:2], seqs[2:]], row_length, 0, 2)
     flat = logits(net, batch)
-    return [flat[a: a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
+    return [flat[a : a + n] for a, n in zip(batch.starts, batch.lengths, strict=True)]
 
 
 def logits_of_transformers(root, *names):
     """Logits of each sequence, of the checkpoints with these names in a folder."""
     (root / "seqs.json").write_text(json.dumps([s.tolist() for s in sequences()]))
-    subprocess.run([ROLLOUT, HERE / "hf_logits.py", root / "seqs.json", *(root / n for n in names)], check=True,
-                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
+    subprocess.run(
+        [ROLLOUT, HERE / "hf_logits.py", root / "seqs.json", *(root / n for n in names)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    )
     return {name: np.load(root / name / "logits.npz") for name in names}
 
 
@@ -123,8 +127,13 @@ def test_norm_for_ascend_gives_its_kernel_one_type():
         return x, None
 
     typed = SimpleNamespace
-    cell = typed(norm=kernel, cast=lambda x, dtype: typed(dtype=dtype), compute_type=ms.float32,
-                 shared=lambda x: x, weight=typed(dtype=ms.bfloat16))
+    cell = typed(
+        norm=kernel,
+        cast=lambda x, dtype: typed(dtype=dtype),
+        compute_type=ms.float32,
+        shared=lambda x: x,
+        weight=typed(dtype=ms.bfloat16),
+    )
     out = DEVICE_MODULES["ascend"].norm.construct(cell, typed(dtype=ms.bfloat16))
     assert seen == [(ms.float32, ms.float32)] and out.dtype == ms.bfloat16
 
@@ -146,10 +155,18 @@ def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
     tables = (np.ones((16, 2), np.float32), np.zeros((16, 2), np.float32))
     x = np.ones((4, 1, 8), np.float16)
     cell = SimpleNamespace(
-        head_dim=2, num_heads=2, kv_num_heads=1, n_rep=2, product=product, turn=np.eye(2, dtype=np.float32),
-        q_layernorm=None, linear_qkv=lambda x: (x, np.ones(8, np.float32)),
+        head_dim=2,
+        num_heads=2,
+        kv_num_heads=1,
+        n_rep=2,
+        product=product,
+        turn=np.eye(2, dtype=np.float32),
+        q_layernorm=None,
+        linear_qkv=lambda x: (x, np.ones(8, np.float32)),
         linear_proj=lambda x: (x, np.ones(4, np.float32)),
-        split_qkv=lambda x, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis), core_attention=core)
+        split_qkv=lambda x, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
+        core_attention=core,
+    )
     cell._biased = lambda x, bias: attention.DenseSelfAttention._biased(cell, x, bias)
     out, _ = attention.DenseSelfAttention.construct(cell, x, None, rotary_pos_emb=tables)
     assert out.dtype == np.float16 and (out == 3).all()

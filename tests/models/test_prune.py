@@ -20,9 +20,18 @@ def values(folder):
     return {name: e.read() for name, e in entries(folder).items()}
 
 
-@pytest.mark.parametrize(("family", "dtype", "shards"), [
-    ("pangu", "BF16", 3), ("pangu_tied", "F16", 1), ("qwen2", "BF16", 3), ("llama", "F32", 1), ("qwen3", "BF16", 3),
-    ("qwen3_tied", "F32", 3), ("mistral", "BF16", 1)])
+@pytest.mark.parametrize(
+    ("family", "dtype", "shards"),
+    [
+        ("pangu", "BF16", 3),
+        ("pangu_tied", "F16", 1),
+        ("qwen2", "BF16", 3),
+        ("llama", "F32", 1),
+        ("qwen3", "BF16", 3),
+        ("qwen3_tied", "F32", 3),
+        ("mistral", "BF16", 1),
+    ],
+)
 @pytest.mark.parametrize("layers", [[0, 2, 4], [3], [0, 1, 2, 3, 4]])
 def test_chosen_layers_move_up_and_all_else_stays(checkpoint, tmp_path, family, dtype, shards, layers):
     source = checkpoint(family, dtype=dtype, shards=shards, num_hidden_layers=LAYERS)
@@ -32,8 +41,9 @@ def test_chosen_layers_move_up_and_all_else_stays(checkpoint, tmp_path, family, 
     expected = {name: value for name, value in before.items() if ".layers." not in name}
     for new, old in enumerate(layers):
         mark = f"model.layers.{old}."
-        expected |= {f"model.layers.{new}.{name[len(mark):]}": value for name, value in before.items()
-                     if name.startswith(mark)}
+        expected |= {
+            f"model.layers.{new}.{name[len(mark) :]}": value for name, value in before.items() if name.startswith(mark)
+        }
     assert after.keys() == expected.keys()
     assert all(np.array_equal(after[name], value) for name, value in expected.items())
     assert {e.dtype for e in entries(tmp_path / "out").values()} == {dtype}
@@ -63,9 +73,12 @@ def test_one_file_left_has_no_index(tmp_path, checkpoint):
     (source / INDEX).unlink()
     whole = checkpoint("llama_tied", name="whole", num_hidden_layers=3)
     from npd_ascend.models import tensorfile
+
     found = entries(whole)
-    parts = {"model-00001-of-00002.safetensors": [n for n in found if "layers.1." in n],
-             "model-00002-of-00002.safetensors": [n for n in found if "layers.1." not in n]}
+    parts = {
+        "model-00001-of-00002.safetensors": [n for n in found if "layers.1." in n],
+        "model-00002-of-00002.safetensors": [n for n in found if "layers.1." not in n],
+    }
     for file, names in parts.items():
         tensorfile.write(source / file, [(n, "F32", found[n].shape) for n in names], lambda n: found[n].read())
     (source / INDEX).write_text(json.dumps({"weight_map": {n: f for f, names in parts.items() for n in names}}))
@@ -81,8 +94,12 @@ def test_config_speaks_of_the_layers_that_are_left(checkpoint, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["num_hidden_layers"], config["layer_types"], config["max_window_layers"]) == (3, kinds[:3], 2)
     record = json.loads((tmp_path / "out" / "pruning.json").read_text())
-    assert record == {"source": source.name, "layers": [0, 3, 4], "of": LAYERS,
-                      "block_influence": [0.9, 0.1, 0.2, 0.5, 0.4]}
+    assert record == {
+        "source": source.name,
+        "layers": [0, 3, 4],
+        "of": LAYERS,
+        "block_influence": [0.9, 0.1, 0.2, 0.5, 0.4],
+    }
 
 
 def test_most_influential():
@@ -92,9 +109,16 @@ def test_most_influential():
     assert most_influential(influence, 5) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("layers", "message"), [
-    ([], "ascending"), ([1, 0], "ascending"), ([1, 1], "ascending"), ([0, 2], "there is no layer 2"),
-    ([-1, 0], "there is no layer -1")])
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "ascending"),
+        ([1, 0], "ascending"),
+        ([1, 1], "ascending"),
+        ([0, 2], "there is no layer 2"),
+        ([-1, 0], "there is no layer -1"),
+    ],
+)
 def test_refusals_write_nothing(checkpoint, tmp_path, layers, message):
     source = checkpoint("llama")
     with pytest.raises(UserError, match=message):

@@ -21,9 +21,11 @@ from npd_ascend.ops.plan.devices import find_npu
 from npd_ascend.ops.plan.memory import train_memory
 
 RELEASED = Path(__file__).parents[1] / "fixtures" / "openpangu_7b"
-SUMS = {"config.json": "8e300541888d68a6148d18720fa6b2df48f71e2e1606026d55b30af6dcb2ba37",
-        "tokenizer_config.json": "acb88eac57f8765fedf34e9c10bc16d55c46f0902b0fea74fbf041daca2667ae",
-        "model.safetensors.index.json": "9bf645e8399be6d99000eae64bd172b5c457d6d2c44d2257b47eb97a3c41aeda"}
+SUMS = {
+    "config.json": "8e300541888d68a6148d18720fa6b2df48f71e2e1606026d55b30af6dcb2ba37",
+    "tokenizer_config.json": "acb88eac57f8765fedf34e9c10bc16d55c46f0902b0fea74fbf041daca2667ae",
+    "model.safetensors.index.json": "9bf645e8399be6d99000eae64bd172b5c457d6d2c44d2257b47eb97a3c41aeda",
+}
 
 
 def names(spec):
@@ -42,7 +44,11 @@ def test_files_are_the_released_ones(name):
 
 def test_config_of_the_7b(spec):
     assert (spec.model_type, spec.num_layers, spec.hidden_size, spec.intermediate_size) == (
-        "PanguEmbedded", 34, 4096, 12800)
+        "PanguEmbedded",
+        34,
+        4096,
+        12800,
+    )
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.vocab_size) == (32, 8, 128, 153376)
     assert (spec.qkv_bias, spec.o_bias, spec.tie_embeddings, spec.qk_norm) == (True, True, False, False)
     assert (spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id) == (1, (45892,), 0)
@@ -84,18 +90,36 @@ def test_plan_and_configurations_follow(tmp_path):
     assert needed[0] - needed[1] == 20 * 153376 * 1536  # weights, two gradients, two moments in float32
 
 
-@pytest.mark.parametrize(("name", "known"), [
-    ("openPangu-Embedded-1B", "openPangu-Embedded-1B"), ("openPangu-Embedded-1B-SFT", "openPangu-Embedded-1B"),
-    ("Qwen2.5-Math-7B-Instruct", "Qwen2.5-Math-7B"), ("Qwen2.5-7B-Instruct", "Qwen2.5-7B"), ("Qwen2.5-7Bx", None),
-    ("my-Qwen2.5-7B", None), ("Qwen2.5", None)])
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("openPangu-Embedded-1B", "openPangu-Embedded-1B"),
+        ("openPangu-Embedded-1B-SFT", "openPangu-Embedded-1B"),
+        ("Qwen2.5-Math-7B-Instruct", "Qwen2.5-Math-7B"),
+        ("Qwen2.5-7B-Instruct", "Qwen2.5-7B"),
+        ("Qwen2.5-7Bx", None),
+        ("my-Qwen2.5-7B", None),
+        ("Qwen2.5", None),
+    ],
+)
 def test_names_with_and_without_a_suffix(name, known):
     assert known_shape(name) == (None if known is None else known_shapes()[known])
 
 
-@pytest.mark.parametrize(("name", "billions"), [
-    ("openPangu-Embedded-1B", 1.156), ("openPangu-Embedded-7B", 8.031), ("Qwen2.5-1.5B", 1.544), ("Qwen2.5-7B", 7.616),
-    ("Qwen2.5-72B", 72.706), ("Qwen2.5-Math-1.5B", 1.544), ("Qwen2.5-Math-7B", 7.616), ("Qwen2.5-Coder-1.5B", 1.544),
-    ("Qwen2.5-Coder-7B", 7.616)])
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("openPangu-Embedded-1B", 1.156),
+        ("openPangu-Embedded-7B", 8.031),
+        ("Qwen2.5-1.5B", 1.544),
+        ("Qwen2.5-7B", 7.616),
+        ("Qwen2.5-72B", 72.706),
+        ("Qwen2.5-Math-1.5B", 1.544),
+        ("Qwen2.5-Math-7B", 7.616),
+        ("Qwen2.5-Coder-1.5B", 1.544),
+        ("Qwen2.5-Coder-7B", 7.616),
+    ],
+)
 def test_sizes_of_known_shapes(name, billions):
     """As the model cards have them."""
     config = known_shapes()[name]

@@ -28,8 +28,10 @@ def nearest_bfloat16(x):
 
 
 @settings(max_examples=300)
-@given(st.one_of(st.integers(0x00800000, 0x7F000000),
-                 st.integers(0x0080, 0x7EFF).map(lambda b: (b << 16) | 0x8000)), st.booleans())
+@given(
+    st.one_of(st.integers(0x00800000, 0x7F000000), st.integers(0x0080, 0x7EFF).map(lambda b: (b << 16) | 0x8000)),
+    st.booleans(),
+)
 def test_bfloat16_rounds_to_nearest_even(bits, negative):
     x = np.array([bits | negative << 31], np.uint32).view(np.float32)
     assert int(from_float32(x, "BF16")[0]) == nearest_bfloat16(x[0])
@@ -78,15 +80,23 @@ def header(value, body=b""):
     return struct.pack("<Q", len(text)) + text + body
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"abc", struct.pack("<Q", 1 << 60), struct.pack("<Q", 4) + b"nope", header([]), header({"a": 1}),
-    header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
-    header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"12345678"),
-    header({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}, b"12345678"),
-    header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}, b"12345678"),
-    header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"12345678"),
-    header({"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}, b"12345678"),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"abc",
+        struct.pack("<Q", 1 << 60),
+        struct.pack("<Q", 4) + b"nope",
+        header([]),
+        header({"a": 1}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"12345678"),
+        header({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}, b"12345678"),
+        header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}, b"12345678"),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"12345678"),
+        header({"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}, b"12345678"),
+    ],
+)
 def test_damaged_files(tmp_path, data):
     (tmp_path / "model.safetensors").write_bytes(data)
     with pytest.raises(UserError, match="damaged safetensors") as e:
@@ -100,12 +110,17 @@ def test_integer_weights_are_refused_when_read(tmp_path):
         entries(tmp_path)["w"].read()
 
 
-@pytest.mark.parametrize(("index", "words"), [
-    ("{", "not a safetensors index"), ('{"weight_map": 3}', "not a safetensors index"),
-    ('{"weight_map": {"a": "../x.safetensors"}}', "leads out"), ('{"weight_map": {"a": 5}}', "leads out"),
-    ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
-    ('{"weight_map": {"a": "one.safetensors", "z": "one.safetensors"}}', "names z"),
-])
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("{", "not a safetensors index"),
+        ('{"weight_map": 3}', "not a safetensors index"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "leads out"),
+        ('{"weight_map": {"a": 5}}', "leads out"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
+        ('{"weight_map": {"a": "one.safetensors", "z": "one.safetensors"}}', "names z"),
+    ],
+)
 def test_bad_indexes(tmp_path, index, words):
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "one.safetensors")
     (tmp_path / tensorfile.INDEX).write_text(index)

@@ -21,8 +21,12 @@ HERE = Path(__file__).parent
 TOKENIZERS = ("chatml", "bos")
 # The layout of transformers 5.19, as ``test_layout`` shows: keys that version 4 does not write, or writes otherwise.
 MODEL = {"dtype": "bfloat16", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
-TOKENIZER = {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend", "eos_token": "<|im_end|>",
-             "extra_special_tokens": ["<tool>", "<|im_end|>"]}
+TOKENIZER = {
+    "backend": "tokenizers",
+    "tokenizer_class": "TokenizersBackend",
+    "eos_token": "<|im_end|>",
+    "extra_special_tokens": ["<tool>", "<|im_end|>"],
+}
 
 
 def tokenizer(folder, bos):
@@ -31,23 +35,40 @@ def tokenizer(folder, bos):
 
     t = Tokenizer(models.BPE())
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    t.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"]))
+    t.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"],
+        ),
+    )
     if bos:
         t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
     folder.mkdir(parents=True, exist_ok=True)
     t.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>"} if bos else {"eos_token": "<|im_end|>", "chat_template": CHATML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast" if bos else "Qwen2Tokenizer", "pad_token": "<|endoftext|>",
-         "additional_special_tokens": ["<|im_start|>"], **names}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast" if bos else "Qwen2Tokenizer",
+                "pad_token": "<|endoftext|>",
+                "additional_special_tokens": ["<|im_start|>"],
+                **names,
+            }
+        )
+    )
     return folder
 
 
 def run(python, *args):
-    subprocess.run([python, HERE / "save_with_transformers5.py", *args], check=True, capture_output=True,
-                   env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"})
+    subprocess.run(
+        [python, HERE / "save_with_transformers5.py", *args],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    )
 
 
 @pytest.fixture
@@ -72,7 +93,8 @@ def test_spec(by_hand):
 def test_tokenizer(by_hand, capfd):
     t = load_tokenizer(by_hand)
     assert (t.eos_token_id, t.chat_template) == (2, CHATML) and t.additional_special_tokens == TOKENIZER[
-        "extra_special_tokens"]
+        "extra_special_tokens"
+    ]
     assert t("a<|im_end|>")["input_ids"][-1] == 2 and t("<tool>")["input_ids"] == [t.convert_tokens_to_ids("<tool>")]
     assert "not the same type" not in capfd.readouterr().err
 
@@ -100,14 +122,25 @@ def test_copy_is_read_by_both(by_hand, tmp_path):
     assert AutoConfig.from_pretrained(by_hand).rope_theta == 10000.0 and read.rope_theta == 5e5  # why it is needed
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token_id == 2
     again = convert(tmp_path / "out", tmp_path / "again")
-    assert "parameters" in again and (tmp_path / "again/config.json").read_bytes() == (
-        tmp_path / "out/config.json").read_bytes()
+    assert (
+        "parameters" in again
+        and (tmp_path / "again/config.json").read_bytes() == (tmp_path / "out/config.json").read_bytes()
+    )
 
 
-@pytest.mark.parametrize("scaling", [
-    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-     "original_max_position_embeddings": 64},
-    {"rope_type": "linear", "factor": 2.0}])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        {"rope_type": "linear", "factor": 2.0},
+    ],
+)
 def test_scaling_is_read_by_both(tmp_path, configs, scaling):
     from transformers import AutoConfig
 
@@ -116,23 +149,34 @@ def test_scaling_is_read_by_both(tmp_path, configs, scaling):
     copy = hf_files.shared_config(new)
     (tmp_path / "config.json").write_text(json.dumps(copy))
     config = AutoConfig.from_pretrained(tmp_path)
-    assert config.rope_theta == 5e5 and config.rope_scaling == scaling and copy["rope_parameters"] == new[
-        "rope_parameters"]
+    assert (
+        config.rope_theta == 5e5
+        and config.rope_scaling == scaling
+        and copy["rope_parameters"] == new["rope_parameters"]
+    )
     assert ModelSpec.from_folder(tmp_path).rope == ModelSpec.from_config(new, {}, "new").rope
     assert hf_files.shared_config(copy) == copy
 
 
-@pytest.mark.parametrize("config", [
-    {}, {"torch_dtype": "float32", "rope_theta": 1e4}, {"rope_parameters": None, "dtype": None},
-    {"rope_parameters": {"rope_type": "default"}}, {"extra_special_tokens": {"image_token": "<image>"}},
-    {"additional_special_tokens": ["<a>"]}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"torch_dtype": "float32", "rope_theta": 1e4},
+        {"rope_parameters": None, "dtype": None},
+        {"rope_parameters": {"rope_type": "default"}},
+        {"extra_special_tokens": {"image_token": "<image>"}},
+        {"additional_special_tokens": ["<a>"]},
+    ],
+)
 def test_files_of_version_4_stay(config):
     assert hf_files.shared_config(config) == config and hf_files.shared_tokenizer_config(config) == config
 
 
 def test_two_lists_of_tokens_become_one():
-    found = hf_files.shared_tokenizer_config({"additional_special_tokens": ["<a>"], "extra_special_tokens": ["<b>",
-                                                                                                            "<a>"]})
+    found = hf_files.shared_tokenizer_config(
+        {"additional_special_tokens": ["<a>"], "extra_special_tokens": ["<b>", "<a>"]}
+    )
     assert found == {"additional_special_tokens": ["<a>", "<b>"]}
 
 
@@ -167,7 +211,8 @@ class TestSaved:
         tokens = [[t(x, add_special_tokens=s)["input_ids"] for x in TEXTS] for s in (True, False)]
         assert tokens == json.loads(str(theirs["tokens"])) and (t.chat_template or "") == str(theirs["template"])
         assert [t.bos_token, t.eos_token, t.pad_token, sorted(t.all_special_tokens)] == json.loads(
-            str(theirs["special"]))
+            str(theirs["special"])
+        )
 
     @pytest.mark.parametrize("name", ["llama", "qwen2"])
     def test_models_and_their_export(self, saved, name, engines, tmp_path):

@@ -27,10 +27,19 @@ def files(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("family", "dtype", "shards"), [
-    ("pangu", "BF16", 3), ("pangu_tied", "F16", 1), ("qwen2", "BF16", 1), ("llama", "F32", 3), ("llama_tied", "F32", 1),
-    ("qwen3", "BF16", 3), ("qwen3_tied", "F16", 1), ("mistral", "BF16", 1),
-])
+@pytest.mark.parametrize(
+    ("family", "dtype", "shards"),
+    [
+        ("pangu", "BF16", 3),
+        ("pangu_tied", "F16", 1),
+        ("qwen2", "BF16", 1),
+        ("llama", "F32", 3),
+        ("llama_tied", "F32", 1),
+        ("qwen3", "BF16", 3),
+        ("qwen3_tied", "F16", 1),
+        ("mistral", "BF16", 1),
+    ],
+)
 def test_round_trip_is_identical_to_the_byte(checkpoint, tmp_path, family, dtype, shards):
     folder = checkpoint(family, dtype=dtype, shards=shards)
     assert len(list(folder.glob("*.safetensors"))) >= min(shards, 2)
@@ -63,14 +72,22 @@ def rewrite(folder, change):
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda t: t.pop("model.norm.weight"), "missing: model.norm.weight"),
-    (lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": t["model.norm.weight"]}),
-     "not expected: model.layers.0.self_attn.q_norm.weight"),
-    (lambda t: t.update({"model.norm.weight": np.ones(47, np.float32)}), r"shape \[47\], config.json asks for \[48\]"),
-    (lambda t: t["model.layers.1.mlp.up_proj.weight"].__setitem__((3, 4), np.nan), "up_proj.weight holds NaN"),
-    (lambda t: t["lm_head.weight"].__setitem__((0, 0), np.inf), "lm_head.weight holds NaN or infinite"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "missing: model.norm.weight"),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": t["model.norm.weight"]}),
+            "not expected: model.layers.0.self_attn.q_norm.weight",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.ones(47, np.float32)}),
+            r"shape \[47\], config.json asks for \[48\]",
+        ),
+        (lambda t: t["model.layers.1.mlp.up_proj.weight"].__setitem__((3, 4), np.nan), "up_proj.weight holds NaN"),
+        (lambda t: t["lm_head.weight"].__setitem__((0, 0), np.inf), "lm_head.weight holds NaN or infinite"),
+    ],
+)
 def test_faulty_checkpoints(checkpoint, change, words):
     folder = checkpoint("llama")
     rewrite(folder, change)
@@ -81,8 +98,15 @@ def test_faulty_checkpoints(checkpoint, change, words):
 
 def test_redundant_tensors_are_tolerated_and_kept(checkpoint, tmp_path):
     folder = checkpoint("llama_tied")
-    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"],
-                                        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}))
+    rewrite(
+        folder,
+        lambda t: t.update(
+            {
+                "lm_head.weight": t["model.embed_tokens.weight"],
+                "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+            }
+        ),
+    )
     net = network(folder)
     load_hf(net, folder)
     save_hf(net, tmp_path / "out", folder)

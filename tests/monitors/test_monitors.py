@@ -45,8 +45,19 @@ def _quick(monkeypatch):
 
 def steps(writer, first, last, generation=0, **more):
     for step in range(first, last + 1):
-        writer.log("train", step=step, progress=step / 10, generation=generation, loss=1 / step, ce=0.5, lr=1e-3,
-                   grad_norm=1.0, tokens=100, seconds=0.5, **more)
+        writer.log(
+            "train",
+            step=step,
+            progress=step / 10,
+            generation=generation,
+            loss=1 / step,
+            ce=0.5,
+            lr=1e-3,
+            grad_norm=1.0,
+            tokens=100,
+            seconds=0.5,
+            **more,
+        )
 
 
 def until(true, seconds=10.0):
@@ -63,8 +74,17 @@ def followed(run, name, fresh=False):
 
 
 def test_rows_become_points_with_all_terms():
-    row = {"kind": "train", "step": 3, "time": 5.0, "loss": 2.0, "ce": 1.0, "term_rank:2": 4.0, "tokens": 50,
-           "seconds": 2.0, "generation": 1}
+    row = {
+        "kind": "train",
+        "step": 3,
+        "time": 5.0,
+        "loss": 2.0,
+        "ce": 1.0,
+        "term_rank:2": 4.0,
+        "tokens": 50,
+        "seconds": 2.0,
+        "generation": 1,
+    }
     assert point(row).values == {"loss/total": 2.0, "loss/ce": 1.0, "loss/rank:2": 4.0, "train/tokens_per_second": 25.0}
     assert point({"kind": "lag", "step": 3, "forward": 0.1}).values == {"lag/forward": 0.1}
     assert point({"kind": "evaluate", "step": 3, "accuracy": 0.7, "name": "end"}).values == {"accuracy": 0.7}
@@ -90,8 +110,9 @@ def test_a_curve_arrives_while_the_run_goes_on_and_once_after_it_is_resumed(tmp_
     first, second = OPENED
     assert first.subject.id == second.subject.id and second.subject.config == {"train": {"lr": 1e-3}}
     assert [p.step for p in [*first.points, *second.points] if "loss/total" in p.values] == [1, 2, 3, 4, 5, 6]
-    assert [(p.step, p.values["lag/forward"]) for p in [*first.points, *second.points]
-            if "lag/forward" in p.values] == [(4, 0.1), (4, 0.0)]
+    assert [
+        (p.step, p.values["lag/forward"]) for p in [*first.points, *second.points] if "lag/forward" in p.values
+    ] == [(4, 0.1), (4, 0.0)]
     assert sum("accuracy" in p.values for p in [*first.points, *second.points]) == 1
 
 
@@ -137,8 +158,10 @@ def test_unknown_names_are_refused(name, tmp_path):
 
 def test_names_are_known_without_their_packages():
     assert MONITORS.names() == ["swanlab", "tensorboard", "wandb"]
-    code = ("import sys; from npd_ascend.monitors.registry import MONITORS; MONITORS.all(); "
-            "print([m for m in ('wandb', 'swanlab', 'tensorboard') if m in sys.modules])")
+    code = (
+        "import sys; from npd_ascend.monitors.registry import MONITORS; MONITORS.all(); "
+        "print([m for m in ('wandb', 'swanlab', 'tensorboard') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], text=True, capture_output=True).stdout.strip() == "[]"
 
 
@@ -160,8 +183,7 @@ def test_tensorboard_reads_it_back(tmp_path, capfd):
     twice(tmp_path, "tensorboard")
     (folder,) = (tmp_path / "monitors" / "tensorboard").glob("events-*")
     found = EventAccumulator(str(folder)).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("loss/total")] == [
-        (s, pytest.approx(1 / s)) for s in range(1, 7)]
+    assert [(e.step, e.value) for e in found.Scalars("loss/total")] == [(s, pytest.approx(1 / s)) for s in range(1, 7)]
     assert [e.value for e in found.Scalars("loss/rank")] == [0.25] * 6
     assert [(e.step, e.value) for e in found.Scalars("accuracy")] == [(0, 0.5)]
     assert "warning" not in capfd.readouterr().err
@@ -174,7 +196,7 @@ def records(data: bytes, block: int = 1 << 15):
         if block - at % block < 7:
             at += block - at % block
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        whole, at = whole + data[at + 7: at + 7 + length], at + 7 + length
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
             yield whole
             whole = b""
@@ -195,10 +217,14 @@ def test_wandb_keeps_it_offline(tmp_path, monkeypatch, capfd):
     until(lambda: sum(r.HasField("exit") for r in stored()) == 2)  # its writer is a process of its own
     runs = {(r.run.run_id, r.run.project) for r in stored() if r.HasField("run")}
     assert len(runs) == 1 and runs.pop()[1] == "maze"
-    rows = [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in r.history.item}
-            for r in stored() if r.HasField("history")]
+    rows = [
+        {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in r.history.item}
+        for r in stored()
+        if r.HasField("history")
+    ]
     assert [(r["step"], r["loss/total"]) for r in rows if "loss/total" in r] == [
-        (s, pytest.approx(1 / s)) for s in range(1, 7)]
+        (s, pytest.approx(1 / s)) for s in range(1, 7)
+    ]
     assert [(r["step"], r["accuracy"]) for r in rows if "accuracy" in r] == [(0, 0.5)]
 
 

@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 
 def divergence(name, p, q, parameter):
     """Per row, from probabilities on the support [N, K]; terms with zero weight are zero."""
+
     def kl(a, b):
         return np.where(a > 0, a * (np.log(np.maximum(a, 1e-300)) - np.log(np.maximum(b, 1e-300))), 0).sum(-1)
 
@@ -94,7 +95,6 @@ def case():
 @pytest.fixture
 def make_case():
     return Case
-
 
 
 @pytest.fixture

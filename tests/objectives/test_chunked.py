@@ -57,12 +57,17 @@ def run(case, loss, chunk=100, scale=1.0, vocabulary=None):
     step, terms = compiled(loss, chunk, scale, vocabulary), summands(loss)
     n = len(case.weights)
     inputs = LossInputs(
-        labels=case.labels, teacher_ids=case.ids, teacher_logprobs=case.teacher, advantages=case.advantages,
+        labels=case.labels,
+        teacher_ids=case.ids,
+        teacher_logprobs=case.teacher,
+        advantages=case.advantages,
         rollout_logprobs=case.rollout_logprobs,
         weights=case.columns if case.columns is not None else np.tile(case.weights[:, None], (1, len(terms))),
-        parameters=case.parameters if case.parameters is not None else np.tile(parameters(terms), (n, 1)))
-    (total, sums), grads = step(ms.Tensor(case.hidden.astype(np.float32)), ms.Tensor(case.head.astype(np.float32)),
-                                *step.loss.tensors(inputs))
+        parameters=case.parameters if case.parameters is not None else np.tile(parameters(terms), (n, 1)),
+    )
+    (total, sums), grads = step(
+        ms.Tensor(case.hidden.astype(np.float32)), ms.Tensor(case.head.astype(np.float32)), *step.loss.tensors(inputs)
+    )
     return [float(total.asnumpy()), *sums.asnumpy().tolist()], [g.asnumpy() for g in grads]
 
 
@@ -78,8 +83,16 @@ def test_forward_kl(case, norm):
     check(case, LossConfig(topk_norm=norm))
 
 
-@pytest.mark.parametrize("norm,name", [("both", "reverse_kl"), ("tail", "reverse_kl"), ("tail", "jsd"),
-                                       ("teacher", "skew_kl"), ("tail", "skew_reverse_kl")])
+@pytest.mark.parametrize(
+    "norm,name",
+    [
+        ("both", "reverse_kl"),
+        ("tail", "reverse_kl"),
+        ("tail", "jsd"),
+        ("teacher", "skew_kl"),
+        ("tail", "skew_reverse_kl"),
+    ],
+)
 def test_other_divergences(case, name, norm):
     check(case, LossConfig(topk_norm=norm, divergence=name), name, PARAMETER.get(name, 0.0))
 
@@ -96,12 +109,25 @@ def test_weighted_sum_of_terms(case, chunk):
     values, grads = run(case, LossConfig(terms=scales, topk_norm="tail"), chunk)
     alone = {name: LossConfig(topk_norm="tail", kd_weight=1.0, divergence=name) for name in ("forward_kl", "jsd:0.2")}
     ce = LossConfig(kd_weight=0)
-    parts = {"forward_kl": case.naive(alone["forward_kl"])[0], "cross_entropy": case.naive(ce)[0],
-             "jsd:0.2": case.naive(alone["jsd:0.2"], "jsd", 0.2)[0]}
-    assert values == pytest.approx([sum(scales[name] * v for name, v in parts.items()), parts["cross_entropy"],
-                                    parts["forward_kl"], parts["jsd:0.2"]], rel=2e-5)
-    naive = [case.naive_gradients(ce), case.naive_gradients(alone["forward_kl"]),
-             case.naive_gradients(alone["jsd:0.2"], "jsd", 0.2)]
+    parts = {
+        "forward_kl": case.naive(alone["forward_kl"])[0],
+        "cross_entropy": case.naive(ce)[0],
+        "jsd:0.2": case.naive(alone["jsd:0.2"], "jsd", 0.2)[0],
+    }
+    assert values == pytest.approx(
+        [
+            sum(scales[name] * v for name, v in parts.items()),
+            parts["cross_entropy"],
+            parts["forward_kl"],
+            parts["jsd:0.2"],
+        ],
+        rel=2e-5,
+    )
+    naive = [
+        case.naive_gradients(ce),
+        case.naive_gradients(alone["forward_kl"]),
+        case.naive_gradients(alone["jsd:0.2"], "jsd", 0.2),
+    ]
     for i, mine in enumerate(grads):
         want = 0.25 * naive[0][i] + 0.3 * naive[1][i] - 0.5 * naive[2][i]
         np.testing.assert_allclose(mine, want, rtol=2e-4, atol=3e-5)
@@ -130,8 +156,9 @@ def test_policy_gradient(case, name, chunk, policy_terms):
     dz = -np.exp(logq)
     dz[np.arange(len(w)), case.labels] += 1
     dz *= (slope * w)[:, None]
-    for mine, policy_part, kl_part in zip(grads, (dz @ case.head, dz.T @ case.hidden), case.naive_gradients(kd),
-                                          strict=True):
+    for mine, policy_part, kl_part in zip(
+        grads, (dz @ case.head, dz.T @ case.hidden), case.naive_gradients(kd), strict=True
+    ):
         np.testing.assert_allclose(mine, 0.7 * policy_part + 0.2 * kl_part, rtol=3e-4, atol=5e-5)
 
 

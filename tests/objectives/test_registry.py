@@ -53,12 +53,15 @@ def test_weighted_sum():
     assert of(ce_labels="none")[0] == ("cross_entropy", 0, 0)
 
 
-@pytest.mark.parametrize("settings", [
-    {"terms": {"forward_kl": 1}, "kd_weight": 0.5},
-    {"terms": {"forward_kl": 1}, "divergence": "jsd"},
-    {"terms": {"cross_entropy": 1}, "ce_labels": "none"},
-    {"terms": {"forward_kl": float("nan")}},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"terms": {"forward_kl": 1}, "kd_weight": 0.5},
+        {"terms": {"forward_kl": 1}, "divergence": "jsd"},
+        {"terms": {"cross_entropy": 1}, "ce_labels": "none"},
+        {"terms": {"forward_kl": float("nan")}},
+    ],
+)
 def test_one_form_at_a_time(settings):
     with pytest.raises(ValidationError):
         LossConfig(**settings)
@@ -110,14 +113,17 @@ def test_arguments_say_what_is_read():
         Term.of(lambda label_logprobs, entropy: label_logprobs, "mine")
 
 
-@pytest.mark.parametrize("settings,read", [
-    ({"kd_weight": 0}, set()),
-    ({}, {"teacher_ids", "teacher_logprobs"}),
-    ({"divergence": "jsd", "topk_norm": "tail"}, {"teacher_ids", "teacher_logprobs", "parameters"}),
-    ({"terms": {"cross_entropy": 1, "forward_kl": 0}}, set()),
-    ({"terms": {"policy_terms:reinforce": 1}}, {"advantages"}),
-    ({"terms": {"policy_terms:clipped": 1}}, {"advantages", "rollout_logprobs"}),
-])
+@pytest.mark.parametrize(
+    "settings,read",
+    [
+        ({"kd_weight": 0}, set()),
+        ({}, {"teacher_ids", "teacher_logprobs"}),
+        ({"divergence": "jsd", "topk_norm": "tail"}, {"teacher_ids", "teacher_logprobs", "parameters"}),
+        ({"terms": {"cross_entropy": 1, "forward_kl": 0}}, set()),
+        ({"terms": {"policy_terms:reinforce": 1}}, {"advantages"}),
+        ({"terms": {"policy_terms:clipped": 1}}, {"advantages", "rollout_logprobs"}),
+    ],
+)
 def test_only_what_is_asked_for(settings, read, policy_terms):
     loss = LossConfig(**settings)
     names = input_names(summands(loss))

@@ -13,8 +13,9 @@ def tokens(entropy=None, logprobs=None, count=None):
     if entropy is not None:
         n = len(entropy)
         flat = np.zeros(n, np.float32)
-        teacher = TopK(np.zeros((n, 2), np.int32), np.zeros((n, 2), np.float32), flat, flat,
-                       np.asarray(entropy, np.float32))
+        teacher = TopK(
+            np.zeros((n, 2), np.int32), np.zeros((n, 2), np.float32), flat, flat, np.asarray(entropy, np.float32)
+        )
         count = n
     if logprobs is not None:
         count = len(logprobs)

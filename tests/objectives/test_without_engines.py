@@ -18,8 +18,14 @@ sys.meta_path.insert(0, Missing())
 
 
 def python(code, *args):
-    return subprocess.run([sys.executable, "-c", MISSING + code, *map(str, args)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", MISSING + code, *map(str, args)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_registries():
@@ -32,8 +38,17 @@ print(*TERMS.all(), *TOKEN_WEIGHTS.all())
 
 
 def test_dry_run(tmp_path):
-    done = python("from npd_ascend.cli import main; main()", "run", "configs/mini.yaml", "--dry-run", "--set",
-                  f"run.dir={tmp_path / 'run'}", "--set", "train.loss.topk_norm=tail", "--set",
-                  "train.loss.terms={cross_entropy: 0.1, 'jsd:0.3': 0.9, skew_reverse_kl: 0.2}")
+    done = python(
+        "from npd_ascend.cli import main; main()",
+        "run",
+        "configs/mini.yaml",
+        "--dry-run",
+        "--set",
+        f"run.dir={tmp_path / 'run'}",
+        "--set",
+        "train.loss.topk_norm=tail",
+        "--set",
+        "train.loss.terms={cross_entropy: 0.1, 'jsd:0.3': 0.9, skew_reverse_kl: 0.2}",
+    )
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     assert "annotate_teacher" in done.stdout and "train" in done.stdout

@@ -16,13 +16,29 @@ from npd_ascend.ops.ascend.cann import Cann
 from npd_ascend.ops.ascend.output import read_log
 
 pytestmark = [
-    pytest.mark.mindspore, pytest.mark.slow, pytest.mark.timeout(900),
-    pytest.mark.skipif(platform.machine() != "x86_64" or any(shutil.which(t) is None for t in standins.TOOLS),
-                       reason="needs x86-64 with gcc and binutils")]
-SMALL = {"model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausalLM"], "bias": True, "vocab_size": 512,
-         "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2,
-         "pad_token_id": 0}
+    pytest.mark.mindspore,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or any(shutil.which(t) is None for t in standins.TOOLS),
+        reason="needs x86-64 with gcc and binutils",
+    ),
+]
+SMALL = {
+    "model_type": "PanguEmbedded",
+    "architectures": ["PanguEmbeddedForCausalLM"],
+    "bias": True,
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +57,29 @@ def compiled(tmp_path, cache, monkeypatch):
             (tmp_path / name).mkdir()
             (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n')
-        tree = {"run": {"dir": str(tmp_path / "run")}, "data": {"prompts": [str(tmp_path / "p.jsonl")]},
-                "models": {"teacher": str(tmp_path / "teacher"), "student": str(tmp_path / "student")},
-                "annotate": {"row_length": 2048, "vocab_chunk_rows": 256}, "pack": {"row_length": 2048}}
+        tree = {
+            "run": {"dir": str(tmp_path / "run")},
+            "data": {"prompts": [str(tmp_path / "p.jsonl")]},
+            "models": {"teacher": str(tmp_path / "teacher"), "student": str(tmp_path / "student")},
+            "annotate": {"row_length": 2048, "vocab_chunk_rows": 256},
+            "pack": {"row_length": 2048},
+        }
         path = tmp_path / "c.yaml"
         path.write_text(dump_config(parse_config({**tree, **sections}, "test")))
-        done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "doctor", str(path), "--compile", "--json",
-                               str(tmp_path / "found.json")], capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "npd_ascend.cli",
+                "doctor",
+                str(path),
+                "--compile",
+                "--json",
+                str(tmp_path / "found.json"),
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert (tmp_path / "found.json").exists(), done.stderr[-3000:]
         found = json.loads((tmp_path / "found.json").read_text())
         return done, {g["stage"]: g for g in found["graphs"]}
@@ -61,8 +93,9 @@ def kernels(graph, phase, kind):
 
 def test_one_device(compiled):
     """Tied, rows recomputed, 2,048 loss rows in four chunks."""
-    done, found = compiled({"tie_word_embeddings": True},
-                           train={"global_batch": 2, "recompute": True, "vocab_chunk_rows": 512})
+    done, found = compiled(
+        {"tie_word_embeddings": True}, train={"global_batch": 2, "recompute": True, "vocab_chunk_rows": 512}
+    )
     assert done.returncode == 0, done.stdout
     assert "a dry run, which computes nothing" in done.stdout and "ERROR" not in done.stdout
     assert "0:0" in done.stderr and "micro-batch" in done.stderr  # progress
@@ -92,10 +125,19 @@ def test_one_device(compiled):
 
 def test_cut_over_eight(compiled):
     """Tensor, context and data parallelism of two each, the optimizer's state cut over four."""
-    done, found = compiled({"num_key_value_heads": 4}, annotate={
-        "row_length": 2048, "vocab_chunk_rows": 256, "tensor_parallel": 2, "workers": 4}, train={
-        "global_batch": 2, "data_parallel": 2, "tensor_parallel": 2, "context_parallel": 2, "optimizer_sharding": True,
-        "vocab_chunk_rows": 1024}, device={"max_device_memory": "2GB"})
+    done, found = compiled(
+        {"num_key_value_heads": 4},
+        annotate={"row_length": 2048, "vocab_chunk_rows": 256, "tensor_parallel": 2, "workers": 4},
+        train={
+            "global_batch": 2,
+            "data_parallel": 2,
+            "tensor_parallel": 2,
+            "context_parallel": 2,
+            "optimizer_sharding": True,
+            "vocab_chunk_rows": 1024,
+        },
+        device={"max_device_memory": "2GB"},
+    )
     # Two gigabytes are the margin alone.
     assert done.returncode == 2 and "more than device.max_device_memory" in done.stdout
     assert "no kernel" not in done.stdout and "does not compile" not in done.stdout
@@ -141,8 +183,13 @@ def test_an_operator_that_ascend_lacks(tmp_path, cache, monkeypatch):
     python = Path(sys.executable)
     script = tmp_path / "net.py"
     script.write_text(_LACKING)
-    done = subprocess.run([str(python), str(script)], capture_output=True, text=True, cwd=tmp_path,
-                          env=Cann.find(python).environment(python, 0, 1))
+    done = subprocess.run(
+        [str(python), str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=Cann.find(python).environment(python, 0, 1),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = read_log(done.stderr.splitlines())["a"].kernels
     assert kernels == {"aclnn": {"MatMul": 1}, "none": {"Cholesky": 1}}

@@ -17,11 +17,14 @@ from npd_ascend.ops.ascend.run import Compiled
 from npd_ascend.ops.ascend.verdict import MARGIN, as_json, judge
 
 HEAD = "[INFO] DEVICE(20532,7fb06da7ec40,python):2026-11-29-17:48:18.105.134 [mindspore/ccsrc/plugin/"
-KERNEL = (HEAD + "ascend/kernel_executor/ascend_kernel_executor.cc:175] GenerateKernelMod] kernel opname:{}, kernel "
-          "type:{}")
-MOVED = (HEAD + "cpu/cpu_device_context.cc:727] RebuildKernelSelectBackoffOp] Backoff and rebuild kernel on CPU "
-         "{} for node: recompute_Default/forward-PackedLoss/net-CausalLM/core_attention-ScaledFlash/{}-op2, node "
-         "attr: input[Tensor Int64 DefaultFormat,] output[Tuple Int64 DefaultFormat")
+KERNEL = (
+    HEAD + "ascend/kernel_executor/ascend_kernel_executor.cc:175] GenerateKernelMod] kernel opname:{}, kernel type:{}"
+)
+MOVED = (
+    HEAD + "cpu/cpu_device_context.cc:727] RebuildKernelSelectBackoffOp] Backoff and rebuild kernel on CPU "
+    "{} for node: recompute_Default/forward-PackedLoss/net-CausalLM/core_attention-ScaledFlash/{}-op2, node "
+    "attr: input[Tensor Int64 DefaultFormat,] output[Tuple Int64 DefaultFormat"
+)
 TOLD = HEAD + "ascend/kernel_executor/kernel_select_ascend.cc:750] CollectOpSelectedType] TopK select aclop kernel"
 
 
@@ -30,19 +33,38 @@ def log(*lines):
 
 
 def test_kernels_by_phase_and_kind():
-    found = read_log(log(
-        KERNEL.format("MatMul", "opapi_kernel"), "npd-phase: micro-batch", KERNEL.format("MatMul", "opapi_kernel"),
-        TOLD, KERNEL.format("TopK", "acl_kernel"), KERNEL.format("Reshape", "rt_kernel"),
-        MOVED.format("successfully", "TensorToTuple"), MOVED.format("successfully", "RealTupleGetItem"),
-        "npd-phase: step", KERNEL.format("MatMul", "opapi_kernel"),
-        KERNEL.format("MatMul", "opapi_kernel"), KERNEL.format("AllReduce", "hccl_kernel"),
-        KERNEL.format("Unique", "aicpu_kernel"), MOVED.format("successfully", "Svd"), MOVED.format("failed", "Eig")))
+    found = read_log(
+        log(
+            KERNEL.format("MatMul", "opapi_kernel"),
+            "npd-phase: micro-batch",
+            KERNEL.format("MatMul", "opapi_kernel"),
+            TOLD,
+            KERNEL.format("TopK", "acl_kernel"),
+            KERNEL.format("Reshape", "rt_kernel"),
+            MOVED.format("successfully", "TensorToTuple"),
+            MOVED.format("successfully", "RealTupleGetItem"),
+            "npd-phase: step",
+            KERNEL.format("MatMul", "opapi_kernel"),
+            KERNEL.format("MatMul", "opapi_kernel"),
+            KERNEL.format("AllReduce", "hccl_kernel"),
+            KERNEL.format("Unique", "aicpu_kernel"),
+            MOVED.format("successfully", "Svd"),
+            MOVED.format("failed", "Eig"),
+        )
+    )
     assert found["micro-batch"].kernels == {
-        "aclnn": {"MatMul": 1}, "acl": {"TopK": 1}, "runtime": {"Reshape": 1}, "host": {"TensorToTuple": 1,
-                                                                                          "RealTupleGetItem": 1}}
+        "aclnn": {"MatMul": 1},
+        "acl": {"TopK": 1},
+        "runtime": {"Reshape": 1},
+        "host": {"TensorToTuple": 1, "RealTupleGetItem": 1},
+    }
     step = found["step"]
-    assert step.kernels == {"aclnn": {"MatMul": 2}, "hccl": {"AllReduce": 1}, "aicpu": {"Unique": 1},
-                            "none": {"Svd": 1, "Eig": 1}}
+    assert step.kernels == {
+        "aclnn": {"MatMul": 2},
+        "hccl": {"AllReduce": 1},
+        "aicpu": {"Unique": 1},
+        "none": {"Svd": 1, "Eig": 1},
+    }
     assert (step.count("none"), step.count("acl")) == (2, 0)
 
 
@@ -50,13 +72,13 @@ def test_a_kind_that_is_not_known_counts_as_none():
     assert read_log(log("npd-phase: a", KERNEL.format("X", "new_kernel")))["a"].kernels == {"none": {"X": 1}}
 
 
-ROWS = '''index,group,comm_rank,primitive,src_rank,dest_rank,root_rank,input_shape,input_type,output_shape,output_type,\
+ROWS = """index,group,comm_rank,primitive,src_rank,dest_rank,root_rank,input_shape,input_type,output_shape,output_type,\
 input_size,output_size
 "19","npd_0_1_2","0 1","AllReduce","","","","(1, 1024, 256)","Float32","(1, 1024, 256)","Float32","1048576","1048576"
 "65","npd_0_2_2","0 2","AllToAll","","","","(2, 1024, 192)","BFloat16","(2, 1024, 192)","BFloat16","786432","786432"
 "90","npd_0_1_2","0 1","AllReduce","","","","(1024, 1, 256)","Float32","(1024, 1, 256)","Float32","1048576","1048576"
 "91","npd_0_2_4","0 2 4 6","AllGather","","","","(3)","Float32","(3)","Float32","12","12"
-'''
+"""
 
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
@@ -65,8 +87,15 @@ def test_collectives_of_each_phase(tmp_path, order):
     (tmp_path / "rank_0/execute_order").mkdir(parents=True)
     (tmp_path / "rank_0/execute_order/comm_execute_order.csv").write_text(ROWS)
     hccl = {"a": ["AllReduce", "AllToAll", "AllReduce"], "b": ["AllGather"], "-": ["AllReduce"]}
-    phases = read_log(log(*[line for name in (*order, "-") for line in (
-        f"npd-phase: {name}", *(KERNEL.format(kind, "hccl_kernel") for kind in hccl[name]))]))
+    phases = read_log(
+        log(
+            *[
+                line
+                for name in (*order, "-")
+                for line in (f"npd-phase: {name}", *(KERNEL.format(kind, "hccl_kernel") for kind in hccl[name]))
+            ]
+        )
+    )
     read_collectives(tmp_path, phases)
     assert phases["a"].collectives == [Collective("AllReduce", 2, 1048576, 2), Collective("AllToAll", 2, 786432, 1)]
     assert phases["b"].collectives == [Collective("AllGather", 4, 12, 1)]
@@ -77,9 +106,11 @@ def test_collectives_of_each_phase(tmp_path, order):
 
 
 def phase(layers, bucket):
-    return Phase({"aclnn": Counter({"MatMul": 3 + 4 * layers, "Exp": 1})},
-                 [Collective("AllReduce", 2, 512, 2 * layers)] + [Collective("AllReduce", 8, bucket, 2)] * bool(bucket),
-                 10**9 + layers * 10**7)
+    return Phase(
+        {"aclnn": Counter({"MatMul": 3 + 4 * layers, "Exp": 1})},
+        [Collective("AllReduce", 2, 512, 2 * layers)] + [Collective("AllReduce", 8, bucket, 2)] * bool(bucket),
+        10**9 + layers * 10**7,
+    )
 
 
 def test_depth_is_a_straight_line():

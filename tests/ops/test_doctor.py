@@ -16,8 +16,11 @@ from npd_ascend.ops.doctor.pairs import MINDSPORE, ROLLOUT
 from npd_ascend.ops.doctor.registry import Patient, checks
 from npd_ascend.ops.environments import Environments
 
-GOOD = {"HCCL_CONNECT_TIMEOUT": "1800", "LD_LIBRARY_PATH": "/usr/local/Ascend/nnal/atb/latest/lib",
-        "HCCL_HOST_SOCKET_PORT_RANGE": "auto"}
+GOOD = {
+    "HCCL_CONNECT_TIMEOUT": "1800",
+    "LD_LIBRARY_PATH": "/usr/local/Ascend/nnal/atb/latest/lib",
+    "HCCL_HOST_SOCKET_PORT_RANGE": "auto",
+}
 
 
 class Node(Machine):
@@ -129,8 +132,11 @@ def test_widths_against_devices(node, config):
     many = config(rollout={"workers": 16}, train={"data_parallel": 16, "global_batch": 16})
     assert levels(run("enough_devices", node(), many)) == ["error"]
     assert levels(run("enough_devices", node(env={"NODES": "2"}), many)) == ["ok"]
-    apart = config(rollout={"workers": 6}, train={"data_parallel": 2, "global_batch": 8},
-                   device={"placement": {"rollout": 6, "train": 2}})
+    apart = config(
+        rollout={"workers": 6},
+        train={"data_parallel": 2, "global_batch": 8},
+        device={"placement": {"rollout": 6, "train": 2}},
+    )
     assert levels(run("enough_devices", node(), apart)) == ["ok"]
     assert levels(run("enough_devices", node(env={"ASCEND_RT_VISIBLE_DEVICES": "0,1,2"}), apart)) == ["error"]
     few = config(train={"data_parallel": 8, "global_batch": 8})
@@ -149,8 +155,10 @@ def test_hccl_port_taken(node):
         assert f.level == "error" and str(base + 3) in f.what and "auto" in f.remedy
         m = node(env={"NODES": "2", "MASTER_PORT": str(base + 3)})
         assert "msrun" in run("ports", m)[0].what
-    assert "expected a port" in run("ports", node(env={"HCCL_IF_BASE_PORT": "99999", "HCCL_HOST_SOCKET_PORT_RANGE": ""})
-                                    )[0].what
+    assert (
+        "expected a port"
+        in run("ports", node(env={"HCCL_IF_BASE_PORT": "99999", "HCCL_HOST_SOCKET_PORT_RANGE": ""}))[0].what
+    )
 
 
 def test_several_nodes(node, config):
@@ -178,8 +186,10 @@ def test_variables(node, env, word):
 def test_versions_of_cann_and_driver(node):
     m = node()
     assert run("cann", m)[0].level == "error"
-    m.file("usr/local/Ascend/cann-9.0.0/aarch64-linux/ascend_toolkit_install.info",
-           "package_name=Ascend-cann-toolkit\nversion=9.0.0\narch=aarch64\n")
+    m.file(
+        "usr/local/Ascend/cann-9.0.0/aarch64-linux/ascend_toolkit_install.info",
+        "package_name=Ascend-cann-toolkit\nversion=9.0.0\narch=aarch64\n",
+    )
     assert run("cann", m) == [Finding("ok", "CANN 9.0.0")]
     assert run("driver", m) == [Finding("ok", "driver 26.0.rc1")]
     m.file("usr/local/Ascend/driver/version.info", "Version=25.2.0\nascendhal_version=7.35.23\n")
@@ -212,8 +222,11 @@ def test_pair_as_released_is_taken_and_what_follows_from_its_differences_is_told
     teacher, student = qwen_pair(tmp_path)
 
     def told(**data):
-        return run("models", node(npus=0), config(models={"teacher": str(teacher), "student": str(student)},
-                                                  data={"prompts": [], **data}))
+        return run(
+            "models",
+            node(npus=0),
+            config(models={"teacher": str(teacher), "student": str(student)}, data={"prompts": [], **data}),
+        )
 
     findings = told()
     assert levels(findings) == ["ok", "ok", "warning"] and all(f.remedy for f in findings if f.level == "warning")
@@ -235,10 +248,15 @@ def test_tokenizers_are_loaded_once_for_all_checks(config, qwen_pair, tmp_path, 
     prompts.write_text("".join(json.dumps({"prompt": f"How many {i}?", "answer": "4"}) + "\n" for i in range(3)))
     loaded, real = [], compat.load_tokenizer
     monkeypatch.setattr(compat, "load_tokenizer", lambda folder, *a: loaded.append(folder.name) or real(folder, *a))
-    patient = Patient(Machine(), config=config(
-        models={"teacher": str(teacher), "student": str(student)},
-        data={"prompts": [str(prompts)], "answer_field": "answer"},
-        evaluate={"prompts": [str(prompts)], "checker": "exact"}, rollout={"max_new_tokens": 8}))
+    patient = Patient(
+        Machine(),
+        config=config(
+            models={"teacher": str(teacher), "student": str(student)},
+            data={"prompts": [str(prompts)], "answer_field": "answer"},
+            evaluate={"prompts": [str(prompts)], "checker": "exact"},
+            rollout={"max_new_tokens": 8},
+        ),
+    )
     found = [f for name in ("models", "prompts") for f in checks()[name](patient)]
     assert levels(found) == ["ok", "ok", "warning", "ok"], found[-1]
     assert sorted(loaded) == ["student", "teacher"]
@@ -273,7 +291,9 @@ def test_an_environment_without_packages(monkeypatch, tmp_path):
     fake.chmod(0o755)
     found = run("mindspore_environment", Machine({}, tmp_path), environments=Environments(fake, tmp_path))
     assert [f.what for f in found if f.level == "error"] == [
-        "mindspore environment: mindspore 2.7.0, tested with 2.9.0*", "mindspore environment: mindformers is missing"]
+        "mindspore environment: mindspore 2.7.0, tested with 2.9.0*",
+        "mindspore environment: mindformers is missing",
+    ]
     found = run("mindspore_environment", Machine({}, tmp_path), environments=Environments(tmp_path, tmp_path))
     assert "does not run" in found[0].what
 

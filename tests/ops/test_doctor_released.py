@@ -28,15 +28,18 @@ CHARACTERS = "▁0123456789abcdefghijklmnopqrstuvwxyz系统用户助手：你好
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory):
     """A SentencePiece model of the released size, with the added tokens at the released places."""
-    added = {int(i): t["content"] for i, t in json.loads(
-        (RELEASED / "tokenizer_config.json").read_text())["added_tokens_decoder"].items()}
+    added = {
+        int(i): t["content"]
+        for i, t in json.loads((RELEASED / "tokenizer_config.json").read_text())["added_tokens_decoder"].items()
+    }
     kind = proto.ModelProto.SentencePiece
     model = proto.ModelProto()
     characters = iter(CHARACTERS)
     for i in range(VOCABULARY):
         piece = added.get(i) or next(characters, f"▁piece{i}")
         what = {0: kind.UNKNOWN, 1: kind.CONTROL, 2: kind.CONTROL}.get(
-            i, kind.USER_DEFINED if i in added else kind.NORMAL)
+            i, kind.USER_DEFINED if i in added else kind.NORMAL
+        )
         model.pieces.add(piece=piece, score=-float(i), type=what)
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.name = "identity"
@@ -98,8 +101,14 @@ def student(tmp_path, vocabulary):
 def said(tmp_path, teacher, student):
     """Findings of a check on the pair."""
     (tmp_path / "p.jsonl").write_text('{"prompt": "48 + 24"}\n')
-    config = parse_config({"run": {"dir": str(tmp_path / "run")}, "data": {"prompts": [str(tmp_path / "p.jsonl")]},
-                           "models": {"teacher": str(teacher), "student": str(student)}}, "test")
+    config = parse_config(
+        {
+            "run": {"dir": str(tmp_path / "run")},
+            "data": {"prompts": [str(tmp_path / "p.jsonl")]},
+            "models": {"teacher": str(teacher), "student": str(student)},
+        },
+        "test",
+    )
     return lambda name: checks()[name](Patient(Machine(), None, config))
 
 
@@ -112,8 +121,9 @@ def test_the_pair_is_taken(said):
 def test_the_tokenizer_speaks_the_released_ids(teacher):
     tokenizer = load_tokenizer(teacher)
     assert tokenizer_size(tokenizer) == VOCABULARY and tokenizer.eos_token_id == 45892
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "你好"}], tokenize=False,
-                                         add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "你好"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "[unused9]系统：[unused10][unused9]用户：你好[unused10][unused9]助手："
     ids = encode(tokenizer, [text], special=True)[0]
     assert ids[:2] == [1, 45887] and ids.count(45892) == 2 and ids.count(45887) == 3

@@ -30,8 +30,16 @@ CENTRAL = Rates.at("central")
 
 @pytest.fixture
 def s(shapes):
-    return Setting(ModelSpec.from_folder(shapes["pangu1b"]), ModelSpec.from_folder(shapes["pangu7b"]),
-                   find_npu("910B2"), 8, Workload(50_000, 100, 400), 1.0, 0, 256)
+    return Setting(
+        ModelSpec.from_folder(shapes["pangu1b"]),
+        ModelSpec.from_folder(shapes["pangu7b"]),
+        find_npu("910B2"),
+        8,
+        Workload(50_000, 100, 400),
+        1.0,
+        0,
+        256,
+    )
 
 
 def test_inputs_are_ordered_and_sourced():
@@ -88,7 +96,8 @@ def test_what_must_hold_between_loops(s):
     # One step that holds all prompts, packed and with nothing to hand over, is NPD's rollout without a full engine.
     wide = replace(CENTRAL, step_prompts=s.work.prompts)
     assert LOOPS["on_policy"](s, wide).rollout == pytest.approx(
-        full_rollout(replace(s, engine_batch=int(s.work.prompts)), s.work.prompts, wide))
+        full_rollout(replace(s, engine_batch=int(s.work.prompts)), s.work.prompts, wide)
+    )
     two = LOOPS["npd"](replace(s, refreshes=1), CENTRAL)
     assert two.rollout == pytest.approx(2 * cost["npd"].rollout) and two.train == cost["npd"].train
     ten = replace(s, epochs=10.0)
@@ -111,6 +120,11 @@ def test_text(s):
 
 
 def test_of_a_configuration(paper):
-    text = compare_loops(paper(train={"data_parallel": 8, "epochs": 1}), ["on_policy"], prompts=1000,
-                         prompt_tokens=100, answer_tokens=300)
+    text = compare_loops(
+        paper(train={"data_parallel": 8, "epochs": 1}),
+        ["on_policy"],
+        prompts=1000,
+        prompt_tokens=100,
+        answer_tokens=300,
+    )
     assert "1,000 prompts of 100 tokens, answers of 300, 1 epochs, 0 refresh(es), 8 x 910B2" in text

@@ -68,8 +68,14 @@ def test_refusals(given, why):
 
 
 def test_several_nodes():
-    c = split(6, 2, rollout={"workers": 12}, annotate={"workers": 12}, train={"data_parallel": 4, "global_batch": 64},
-              sync={"lead": 0.5})
+    c = split(
+        6,
+        2,
+        rollout={"workers": 12},
+        annotate={"workers": 12},
+        train={"data_parallel": 4, "global_batch": 64},
+        sync={"lead": 0.5},
+    )
     p = Placement.of(c, "ascend", EIGHT)
     p.check(c, 2)
     with pytest.raises(UserError, match="rollout.workers 12 needs 12"):
@@ -85,9 +91,14 @@ def test_nodes_of_the_environment():
     assert Nodes.from_environment(env) == Nodes(2, 1, "10.0.0.1", 9000, "10.0.0.1:6379", True)
     assert Nodes.from_environment({**env, "NPD_RAY_ADDRESS": "h:1"}).ray == "h:1"
     assert not Nodes.from_environment({**env, "NPD_RAY_ADDRESS": "h:1"}).own_ray
-    for change, why in (({"NODES": "two"}, "NODES is 'two'"), ({"NODE_RANK": "2"}, "not below"),
-                        ({"NODE_RANK": ""}, "NODE_RANK is ''"), ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
-                        ({"MASTER_PORT": "0"}, "expected a port"), ({"NPD_RAY_PORT": "-1"}, "NPD_RAY_PORT")):
+    for change, why in (
+        ({"NODES": "two"}, "NODES is 'two'"),
+        ({"NODE_RANK": "2"}, "not below"),
+        ({"NODE_RANK": ""}, "NODE_RANK is ''"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "0"}, "expected a port"),
+        ({"NPD_RAY_PORT": "-1"}, "NPD_RAY_PORT"),
+    ):
         with pytest.raises(UserError, match=why):
             Nodes.from_environment({**env, **change})
     assert seconds("X", 2.0, {}) == 2.0 and seconds("X", 2.0, {"X": "0.5"}) == 0.5

@@ -105,17 +105,27 @@ def test_decoding_is_bound_by_bandwidth_until_the_batch_is_large(paper):
     assert few.bound == "memory bandwidth"
     # Weights are read once a step, so twice the batch is nearly twice as fast while they weigh more than the cache.
     short = Workload(1e5, 16, 16)
-    slow, fast = (estimate(paper(rollout={"workers": 8, "memory_fraction": 0.9, "max_num_seqs": n}), workload=short)
-                  for n in (4, 8))
+    slow, fast = (
+        estimate(paper(rollout={"workers": 8, "memory_fraction": 0.9, "max_num_seqs": n}), workload=short)
+        for n in (4, 8)
+    )
     assert slow.stage("rollout").limit / fast.stage("rollout").limit == pytest.approx(2, rel=0.1)
 
 
 def test_split_devices(config):
-    split = config(rollout={"workers": 6, "max_new_tokens": 100}, annotate={"row_length": 128},
-                   train={"data_parallel": 2, "global_batch": 8}, device={"placement": {"rollout": 6, "train": 2}})
+    split = config(
+        rollout={"workers": 6, "max_new_tokens": 100},
+        annotate={"row_length": 128},
+        train={"data_parallel": 2, "global_batch": 8},
+        device={"placement": {"rollout": 6, "train": 2}},
+    )
     e = estimate(split)
     assert {s.stage: s.devices for s in e.stages} == {
-        "rollout": 6, "annotate_teacher": 6, "annotate_student": 6, "train": 2}
+        "rollout": 6,
+        "annotate_teacher": 6,
+        "annotate_student": 6,
+        "train": 2,
+    }
     assert "6 devices answer and annotate, 2 train" in render(e)
 
 

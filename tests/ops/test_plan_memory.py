@@ -26,16 +26,19 @@ def test_training_state_of_the_1b(paper, shapes):
     tables = 153376 * 1536 * (1 if spec.tie_embeddings else 2)
     sharded = train_memory(paper(), spec, NPU, recompute=True, sharding=True)
     # Layers in bf16 and their gradients, embedding and head in fp32, an eighth of four fp32 values a weight.
-    assert m.fixed - sharded.fixed == pytest.approx(20 * spec.parameters - 4 * (spec.parameters - tables) - 8 * tables
-                                                    - 2 * spec.parameters)
+    assert m.fixed - sharded.fixed == pytest.approx(
+        20 * spec.parameters - 4 * (spec.parameters - tables) - 8 * tables - 2 * spec.parameters
+    )
     cut = train_memory(paper(), spec, NPU, recompute=True, tensor_parallel=2)
     assert m.fixed - cut.fixed == pytest.approx((m.fixed - 4e9) / 2)
     rows = train_memory(paper(), spec, NPU, recompute=False, context_parallel=2, data_parallel=4)
     assert rows.fits and rows.fixed == m.fixed
     assert 2 * rows.a_row == train_memory(paper(), spec, NPU, recompute=False).a_row
     # Its ranks are copies among which the state is cut.
-    assert sharded.fixed == train_memory(paper(), spec, NPU, recompute=True, sharding=True, context_parallel=2,
-                                         data_parallel=4).fixed
+    assert (
+        sharded.fixed
+        == train_memory(paper(), spec, NPU, recompute=True, sharding=True, context_parallel=2, data_parallel=4).fixed
+    )
 
 
 def test_the_7b_student_needs_sharding(paper, shapes):
@@ -50,7 +53,8 @@ def test_what_fits(paper, shapes):
     small, large = (ModelSpec.from_folder(shapes[n]) for n in ("pangu1b", "pangu7b"))
     assert what_fits(paper(), small, NPU, 8) == (
         "with train.recompute: true 35 GB, which fits; train.context_parallel: 2 and train.data_parallel: 4 fit "
-        "without it")
+        "without it"
+    )
     cut = what_fits(paper(), large, NPU, 8)
     assert cut == "train.recompute: true, train.optimizer_sharding: true, train.tensor_parallel: 2 would, on 8 devices"
     long = paper(pack={"row_length": 1 << 17})
@@ -59,9 +63,19 @@ def test_what_fits(paper, shapes):
 
 
 def test_the_72b_teacher_takes_four_devices(paper, shapes):
-    (shapes["small"] / "config.json").write_text(json.dumps({
-        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
-        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}))
+    (shapes["small"] / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen2",
+                "vocab_size": 152064,
+                "hidden_size": 8192,
+                "intermediate_size": 29568,
+                "num_hidden_layers": 80,
+                "num_attention_heads": 64,
+                "num_key_value_heads": 8,
+            }
+        )
+    )
     spec = ModelSpec.from_folder(shapes["small"])
     assert [annotate_memory(paper(), spec, NPU, n).fits for n in (1, 2, 4, 8)] == [False, False, True, True]
 

@@ -40,10 +40,18 @@ def test_texts_are_conversations(source, texts):
     assert [len(t) for t in _tokens(source, texts, 1, 5)] == [5]
 
 
-@pytest.mark.parametrize(("keep", "layers", "with_texts", "message"), [
-    (None, None, True, "either --keep N"), (2, "0,1", True, "either --keep N"), (2, None, False, "needs --texts"),
-    (9, None, True, "has 4 layers"), (0, None, True, "has 4 layers"), (None, "0;1", False, "commas"),
-    (None, "0,4", False, "there is no layer 4")])
+@pytest.mark.parametrize(
+    ("keep", "layers", "with_texts", "message"),
+    [
+        (None, None, True, "either --keep N"),
+        (2, "0,1", True, "either --keep N"),
+        (2, None, False, "needs --texts"),
+        (9, None, True, "has 4 layers"),
+        (0, None, True, "has 4 layers"),
+        (None, "0;1", False, "commas"),
+        (None, "0,4", False, "there is no layer 4"),
+    ],
+)
 def test_options(source, texts, tmp_path, keep, layers, with_texts, message):
     with pytest.raises(UserError, match=message):
         prune_checkpoint(source, tmp_path / "out", keep, layers, texts if with_texts else None, 8)
@@ -75,8 +83,10 @@ def test_command_and_doctor(family, tmp_path, texts, monkeypatch, capsys):
         return np.zeros(found[name].shape, np.float32) if gone else found[name].read()
 
     rewrite(source, source, found, None, emptied)
-    monkeypatch.setattr("sys.argv", ["npd", "prune", str(source), "--keep", "2", "--texts", str(texts), "--out",
-                                     str(tmp_path / "student")])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["npd", "prune", str(source), "--keep", "2", "--texts", str(texts), "--out", str(tmp_path / "student")],
+    )
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
@@ -84,9 +94,19 @@ def test_command_and_doctor(family, tmp_path, texts, monkeypatch, capsys):
     record = json.loads((tmp_path / "student" / "pruning.json").read_text())
     assert record["block_influence"][1] == pytest.approx(0, abs=1e-6)
     config = tmp_path / "run.yaml"
-    config.write_text(json.dumps({"run": {"dir": str(tmp_path / "run")}, "data": {"prompts": [str(texts)]},
-                                  "rollout": {"max_new_tokens": 64},
-                                  "models": {"teacher": str(source), "student": str(tmp_path / "student")}}))
-    wrong = [f for f in visit(config, None, False, False, False, tmp_path / "smoke")
-             if f.level == "error" and str(tmp_path) in f.what]
+    config.write_text(
+        json.dumps(
+            {
+                "run": {"dir": str(tmp_path / "run")},
+                "data": {"prompts": [str(texts)]},
+                "rollout": {"max_new_tokens": 64},
+                "models": {"teacher": str(source), "student": str(tmp_path / "student")},
+            }
+        )
+    )
+    wrong = [
+        f
+        for f in visit(config, None, False, False, False, tmp_path / "smoke")
+        if f.level == "error" and str(tmp_path) in f.what
+    ]
     assert not wrong, wrong

@@ -33,8 +33,14 @@ def tiny(tmp_path, **student):
              "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2}  # fmt: skip
     for seed, (name, change) in enumerate((("teacher", {}), ("student", {"num_hidden_layers": 1, **student}))):
         initial_checkpoint(tmp_path / name, {**shape, **change}, seed=seed, std=0.15, norm_std=0.1, bias_std=0.2)
-    return parse_config({"run": {"dir": str(tmp_path / "run")}, "data": {"prompts": ["x"]},
-                         "models": {n: str(tmp_path / n) for n in ("teacher", "student")}}, "test")
+    return parse_config(
+        {
+            "run": {"dir": str(tmp_path / "run")},
+            "data": {"prompts": ["x"]},
+            "models": {n: str(tmp_path / n) for n in ("teacher", "student")},
+        },
+        "test",
+    )
 
 
 def test_a_result_is_judged_by_its_limit():
@@ -62,6 +68,7 @@ def test_both_environments_see_the_jobs(tmp_path, monkeypatch):
     from npd_ascend.ops.doctor import selftest as room
 
     seen = []
+
     def engine(python, module, job, steps):
         seen.append((job, json.loads(job.read_text())))
         return []
@@ -91,8 +98,11 @@ def test_small_keeps_models_and_shrinks_the_rest(paper, tmp_path):
     assert on_npu.models == c.models and on_npu.data.limit == 16
     assert on_npu.pack.row_length == on_npu.annotate.row_length == 2048
     assert on_npu.train.data_parallel == on_npu.train.global_batch == 8 and policy_of(on_npu).span(0, 0.0).end == 1.0
-    rows = small(paper(train={"data_parallel": 1, "context_parallel": 3}, pack={"row_length": 96}), tmp_path,
-                 {"target": "ascend", "dtype": "bfloat16"})
+    rows = small(
+        paper(train={"data_parallel": 1, "context_parallel": 3}, pack={"row_length": 96}),
+        tmp_path,
+        {"target": "ascend", "dtype": "bfloat16"},
+    )
     assert rows.train.context_parallel == 3 and rows.pack.row_length == 2064
     on_cpu = small(c, tmp_path, {"target": "cpu", "dtype": "auto"})
     assert on_cpu.train.data_parallel == 1
@@ -141,8 +151,9 @@ echo '{"name": "rows", "value": 0.0, "limit": 1.0}'
 def test_sound_models_pass(tmp_path):
     """Of two families: q/k norms and YaRN in the student."""
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    found = selftest(tiny(tmp_path, tie_word_embeddings=True, vocab_size=103, model_type="qwen3", head_dim=16,
-                          rope_scaling=yarn))
+    found = selftest(
+        tiny(tmp_path, tie_word_embeddings=True, vocab_size=103, model_type="qwen3", head_dim=16, rope_scaling=yarn)
+    )
     assert [f.what for f in found if f.level != "ok"] == []
     assert len(found) == 12
 
@@ -168,8 +179,16 @@ def examined(request, tmp_path_factory, engines):
     if request.param == "large":
         enlarge(student)
     job = root / "job.json"
-    job.write_text(json.dumps({"student": str(student), "teacher": str(config.models.teacher),
-                               "device": {"dtype": "float32"}, "reference": str(reference)}))
+    job.write_text(
+        json.dumps(
+            {
+                "student": str(student),
+                "teacher": str(config.models.teacher),
+                "device": {"dtype": "float32"},
+                "reference": str(reference),
+            }
+        )
+    )
     assert engine(engines.rollout, "npd_ascend.ops.hf_logits", job, Steps()) == []
     return Selftest(config.models.teacher, student, Device(), 128, reference), student, reference, request.param
 
@@ -185,13 +204,16 @@ def compared(test, capsys):
 LAYER = "model.layers.1."
 FAULTS = {
     "two rows exchanged": lambda t: t[LAYER + "self_attn.q_proj.weight"].__setitem__(
-        [0, 1], t[LAYER + "self_attn.q_proj.weight"][[1, 0]]),
-    "a matrix transposed": lambda t: t.update({LAYER + "self_attn.o_proj.weight": np.ascontiguousarray(
-        t[LAYER + "self_attn.o_proj.weight"].T)}),
+        [0, 1], t[LAYER + "self_attn.q_proj.weight"][[1, 0]]
+    ),
+    "a matrix transposed": lambda t: t.update(
+        {LAYER + "self_attn.o_proj.weight": np.ascontiguousarray(t[LAYER + "self_attn.o_proj.weight"].T)}
+    ),
     "gate for up": lambda t: t.update({LAYER + "mlp.gate_proj.weight": t[LAYER + "mlp.up_proj.weight"]}),
     "a bias left out": lambda t: t[LAYER + "self_attn.q_proj.bias"].fill(0),
-    "a norm of another layer": lambda t: t.update({LAYER + "input_layernorm.weight": t[
-        "model.layers.2.input_layernorm.weight"]}),
+    "a norm of another layer": lambda t: t.update(
+        {LAYER + "input_layernorm.weight": t["model.layers.2.input_layernorm.weight"]}
+    ),
 }
 
 
@@ -256,7 +278,14 @@ def test_tolerance_grows_with_what_the_type_costs_but_not_without_end():
 @pytest.mark.timeout(1800)
 @needs_engines
 def test_smoke_without_an_npu(tmp_path):
-    found = smoke(load_config(ROOT / "configs" / "mini.yaml", [f"models.{n}={ROOT}/assets/mini/{n}" for n in (
-        "teacher", "student")] + [f"data.prompts=[{ROOT}/assets/mini/prompts_train.jsonl]"]), tmp_path, cpu=True)
+    found = smoke(
+        load_config(
+            ROOT / "configs" / "mini.yaml",
+            [f"models.{n}={ROOT}/assets/mini/{n}" for n in ("teacher", "student")]
+            + [f"data.prompts=[{ROOT}/assets/mini/prompts_train.jsonl]"],
+        ),
+        tmp_path,
+        cpu=True,
+    )
     assert [f for f in found if f.level != "ok"] == []
     assert sum("agree on the answers" in f.what for f in found) == 2 and any("training steps" in f.what for f in found)

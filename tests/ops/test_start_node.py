@@ -23,14 +23,17 @@ def start(tmp_path):
     def go(env, *args):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("NODE", "MASTER", "ASCEND", "NPD"))}
         both = {"NPD_MINDSPORE_PYTHON": str(python), "NPD_ROLLOUT_PYTHON": sys.executable}
-        return subprocess.run(["bash", str(SCRIPT), *args], text=True, capture_output=True,
-                              env={**clean, **both, **env})
+        return subprocess.run(
+            ["bash", str(SCRIPT), *args], text=True, capture_output=True, env={**clean, **both, **env}
+        )
 
     return go
 
 
-@pytest.mark.parametrize("change,why", [
-    ({"NODES": "two"}, "NODES is 'two'"), ({"NODE_RANK": "2"}, "not below"), ({"MASTER_ADDR": ""}, "MASTER_ADDR")])
+@pytest.mark.parametrize(
+    "change,why",
+    [({"NODES": "two"}, "NODES is 'two'"), ({"NODE_RANK": "2"}, "not below"), ({"MASTER_ADDR": ""}, "MASTER_ADDR")],
+)
 def test_refusals_are_one_line(start, tmp_path, change, why):
     p = start({**NODE, **change}, str(tmp_path / "c.yaml"))
     assert p.returncode == 2 and why in p.stderr and len(p.stderr.strip().splitlines()) == 1
@@ -48,14 +51,24 @@ def test_node_0_runs_and_the_others_join(start, tmp_path, rank, command):
     p = start({**NODE, "NODE_RANK": rank}, str(tmp_path / "c.yaml"), "--set", "train.lr=1e-4")
     assert p.returncode == 0, p.stderr
     assert (tmp_path / "call").read_text().split() == [
-        "2", rank, "8118", "-m", "npd_ascend.cli", command, str(tmp_path / "c.yaml"), "--set", "train.lr=1e-4"]
+        "2",
+        rank,
+        "8118",
+        "-m",
+        "npd_ascend.cli",
+        command,
+        str(tmp_path / "c.yaml"),
+        "--set",
+        "train.lr=1e-4",
+    ]
 
 
 def test_vendor_scripts_may_fail_and_get_no_arguments(start, tmp_path):
     for name in ("ascend-toolkit", "nnal/atb"):
         (tmp_path / "ascend" / name).mkdir(parents=True)
         (tmp_path / "ascend" / name / "set_env.sh").write_text(
-            f'x=$(false)\nfalse\necho "$NEVER_SET"\necho "$# $*" >> {tmp_path}/given\n')
+            f'x=$(false)\nfalse\necho "$NEVER_SET"\necho "$# $*" >> {tmp_path}/given\n'
+        )
     p = start({**NODE, "ASCEND_HOME": str(tmp_path / "ascend")}, str(tmp_path / "c.yaml"), "--cxx_abi=0")
     assert p.returncode == 0, p.stderr
     assert (tmp_path / "given").read_text().splitlines() == ["0 ", "0 "] and (tmp_path / "call").exists()

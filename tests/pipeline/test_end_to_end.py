@@ -81,8 +81,21 @@ def test_the_monitor_got_every_step_and_evaluation_once(finished):
 def test_evaluations_of_two_checkpoints_are_kept_apart(finished, tiny, tmp_path):
     run, config, _ = finished
     for checkpoint in (run.export, tiny.folder / "student"):
-        done = subprocess.run([sys.executable, "-m", "npd_ascend.cli", "evaluate", str(checkpoint), "--config",
-                               str(config), "--out", str(tmp_path / "out")], text=True, capture_output=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "npd_ascend.cli",
+                "evaluate",
+                str(checkpoint),
+                "--config",
+                str(config),
+                "--out",
+                str(tmp_path / "out"),
+            ],
+            text=True,
+            capture_output=True,
+        )
         assert done.returncode == 0, done.stderr
         assert f"checkpoint {checkpoint.resolve()}" in done.stdout
     found = {f.parent.name: json.loads(f.read_text()) for f in tmp_path.glob("out/*/result.json")}
@@ -127,8 +140,12 @@ def test_running_again_changes_nothing_and_starts_no_engine(finished, tiny):
 
     def times():
         names = ("prompts", "generations", "evaluations", "export", "checkpoints", "logs")
-        return {p: p.stat().st_mtime_ns for n in names for p in (run.root / n).rglob("*")
-                if p.is_file() and p.name != "progress.jsonl"}  # begun anew with each command
+        return {
+            p: p.stat().st_mtime_ns
+            for n in names
+            for p in (run.root / n).rglob("*")
+            if p.is_file() and p.name != "progress.jsonl"
+        }  # begun anew with each command
 
     before, size = times(), len(read_metrics(run.metrics))
     code, out = tiny.run(config)
@@ -144,8 +161,11 @@ def test_read_by_other_programs(finished):
     for generation in found.generations:
         rollouts, scores = generation.table("rollouts"), generation.table("scores_teacher", ["nll"])
         top, offsets = generation.topk()
-        assert np.diff(offsets).tolist() == rollouts["tokens"].to_pylist() == [len(x) for x in
-                                                                              rollouts["response_ids"].to_pylist()]
+        assert (
+            np.diff(offsets).tolist()
+            == rollouts["tokens"].to_pylist()
+            == [len(x) for x in rollouts["response_ids"].to_pylist()]
+        )
         means = [-top.sampled[a:b].mean() for a, b in zip(offsets, offsets[1:], strict=False)]
         np.testing.assert_allclose(means, scores["nll"].to_numpy(), atol=0.05)  # log-probs are stored rounded
 
@@ -154,8 +174,9 @@ def test_example_of_the_python_interface(finished):
     """On a run that is done already: nothing is left to do, and its results are printed."""
     run, config, _ = finished
     settings = [f"{section}={json.dumps(values)}" for section, values in yaml.safe_load(config.read_text()).items()]
-    done = subprocess.run([sys.executable, "examples/distil_mini.py", *settings], cwd=ROOT, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "examples/distil_mini.py", *settings], cwd=ROOT, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-6:]
     assert [line.split()[0] for line in said] == ["start", "refresh", "end", "generation", "generation", "student:"]

@@ -22,8 +22,12 @@ LLAMA3 = {"model_type": "llama", "rope_scaling": {
 LINEAR = {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 MISTRAL = {"model_type": "mistral", "sliding_window": None}
-QWEN3 = {"model_type": "qwen3", "head_dim": 64, "tie_word_embeddings": True, "rope_parameters": {
-    **YARN, "rope_theta": 1e4}}
+QWEN3 = {
+    "model_type": "qwen3",
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+    "rope_parameters": {**YARN, "rope_theta": 1e4},
+}
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(MISTRAL, QWEN3), (QWEN3, LLAMA3)], ids=["qwen3", "llama3"])
@@ -37,14 +41,27 @@ def test_a_run(tiny, tmp_path, teacher, student):
     models = {}
     for seed, (name, config) in enumerate((("teacher", teacher), ("student", student))):
         models[name] = str(tmp_path / name)
-        initial_checkpoint(tmp_path / name, {**shape, "num_hidden_layers": 2 + seed, **config}, seed=seed, std=0.1,
-                           norm_std=0.1, bias_std=0.1)
+        initial_checkpoint(
+            tmp_path / name,
+            {**shape, "num_hidden_layers": 2 + seed, **config},
+            seed=seed,
+            std=0.1,
+            norm_std=0.1,
+            bias_std=0.1,
+        )
         for file in TOKENIZER_FILES:
             if (source / file).is_file():
                 shutil.copy(source / file, tmp_path / name)
-    config = tiny.config(tmp_path / "run", models=models, data={"limit": 6}, annotate={"student_nll": "prefill"},
-                         rollout={"max_new_tokens": 12}, train={"epochs": 1}, sync={"refreshes": 1},
-                         evaluate={"prompts": [], "checker_data": None})
+    config = tiny.config(
+        tmp_path / "run",
+        models=models,
+        data={"limit": 6},
+        annotate={"student_nll": "prefill"},
+        rollout={"max_new_tokens": 12},
+        train={"epochs": 1},
+        sync={"refreshes": 1},
+        evaluate={"prompts": [], "checker_data": None},
+    )
     code, out = tiny.run(config)
     assert code == 0, out
     run = RunDir(tmp_path / "run")

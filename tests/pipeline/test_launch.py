@@ -24,16 +24,44 @@ NPUS = Placement.of(CONFIG, "ascend", range(4))
 
 
 def annotate(worker: int) -> AnnotateJob:
-    return AnnotateJob(fingerprint="f", prompts=P, rollouts=P, model=P, role="teacher", vocabulary=9,
-                       worker=worker, settings=CONFIG.annotate)
+    return AnnotateJob(
+        fingerprint="f",
+        prompts=P,
+        rollouts=P,
+        model=P,
+        role="teacher",
+        vocabulary=9,
+        worker=worker,
+        settings=CONFIG.annotate,
+    )
 
 
 def train(ranks: int) -> TrainJob:
     settings = CONFIG.train.model_copy(update={"data_parallel": ranks})
-    return TrainJob(prompts=P, rollouts=P, topk=None, selection=P, packs=P, student=P, snapshot=P, checkpoints=P,
-                    out=P, metrics=P, fingerprint="f", generation=0, start_progress=0, end_progress=1,
-                    snapshot_progress=None, last=True, pad_token_id=0, vocabulary=9, seed=0, settings=settings,
-                    row_length=128, sync=CONFIG.sync)
+    return TrainJob(
+        prompts=P,
+        rollouts=P,
+        topk=None,
+        selection=P,
+        packs=P,
+        student=P,
+        snapshot=P,
+        checkpoints=P,
+        out=P,
+        metrics=P,
+        fingerprint="f",
+        generation=0,
+        start_progress=0,
+        end_progress=1,
+        snapshot_progress=None,
+        last=True,
+        pad_token_id=0,
+        vocabulary=9,
+        seed=0,
+        settings=settings,
+        row_length=128,
+        sync=CONFIG.sync,
+    )
 
 
 def argv(job, nodes):
@@ -74,13 +102,23 @@ def test_engines_leave_only_the_devices_that_are_wanted():
     shared = Placement.of(CONFIG.model_copy(update={"device": device}), "ascend", range(4))
     assert launch.collides(train(4), shared) and launch.collides(annotate(0), shared)
     assert launch.collides(annotate(0), NPUS) and not launch.collides(train(4), NPUS)
-    pack = PackJob(out=P, fingerprint="f", prompts=P, rollouts=P, selection=P, epochs=1, first_epoch_seed=0, group=1,
-                   settings=CONFIG.pack)
+    pack = PackJob(
+        out=P,
+        fingerprint="f",
+        prompts=P,
+        rollouts=P,
+        selection=P,
+        epochs=1,
+        first_epoch_seed=0,
+        group=1,
+        settings=CONFIG.pack,
+    )
     assert not launch.collides(pack, shared) and launch.environment(pack, shared, Nodes()) == {}
 
 
-@pytest.mark.parametrize("nodes,workers,wanted", [
-    (Nodes(), 8, False), (TWO[0], 8, True), (TWO[0], 1, False), (Nodes(ray="h:1"), 1, True)])
+@pytest.mark.parametrize(
+    "nodes,workers,wanted", [(Nodes(), 8, False), (TWO[0], 8, True), (TWO[0], 1, False), (Nodes(ray="h:1"), 1, True)]
+)
 def test_when_ray_places_the_workers(nodes, workers, wanted):
     config = CONFIG.model_copy(update={"rollout": CONFIG.rollout.model_copy(update={"workers": workers})})
     assert launch.spreads(config, nodes) is wanted

@@ -44,8 +44,9 @@ class _Scorer:
         rng, n = np.random.default_rng(list(seed)), len(response)
         logprobs = -np.sort(rng.uniform(0.1, 3, (n, 20)), 1)[:, :k].astype(np.float32)
         ids = np.tile(np.arange(k, dtype=np.int32), (n, 1))
-        return TopK(ids, logprobs, np.ones(n, np.float32), -rng.uniform(0.2, 2, n).astype(np.float32),
-                    np.ones(n, np.float32))
+        return TopK(
+            ids, logprobs, np.ones(n, np.float32), -rng.uniform(0.2, 2, n).astype(np.float32), np.ones(n, np.float32)
+        )
 
 
 class Walk:
@@ -78,20 +79,33 @@ def answered(job, out: Dataset) -> None:
     """Answers with log-probs, as an engine leaves them."""
     prompts = Dataset.open(job.prompts, "prompts").read(0)
     n = len(prompts)
-    out.write_table(0, pa.table({
-        "sample_id": [sample_id(p, 0, 0) for p in prompts["prompt_id"].to_pylist()],
-        "prompt_index": prompts["prompt_index"], "path": np.zeros(n, np.int8),
-        "response_ids": [[3 + i, 4, 2] for i in range(n)],
-        "logprobs": pa.array([[-0.5, -1.0, -0.25]] * n, pa.list_(pa.float32())),
-        "label_ids": pa.nulls(n, pa.list_(pa.int32())), "finish_reason": ["stop"] * n}))
+    out.write_table(
+        0,
+        pa.table(
+            {
+                "sample_id": [sample_id(p, 0, 0) for p in prompts["prompt_id"].to_pylist()],
+                "prompt_index": prompts["prompt_index"],
+                "path": np.zeros(n, np.int8),
+                "response_ids": [[3 + i, 4, 2] for i in range(n)],
+                "logprobs": pa.array([[-0.5, -1.0, -0.25]] * n, pa.list_(pa.float32())),
+                "label_ids": pa.nulls(n, pa.list_(pa.int32())),
+                "finish_reason": ["stop"] * n,
+            }
+        ),
+    )
     out.finish(1, truncated=0, tokens=3 * n)
 
 
 @pytest.fixture
 def passes(kit):  # noqa: F811
     """Changes settings of a run that goes on; returns the passes that this takes, and the stages."""
-    for key, value in {"select.lower": None, "select.upper": None, "sync.refreshes": 0, "select.filter": "none",
-                       "train.loss.topk_norm": "both"}.items():
+    for key, value in {
+        "select.lower": None,
+        "select.upper": None,
+        "sync.refreshes": 0,
+        "select.filter": "none",
+        "train.loss.topk_norm": "both",
+    }.items():
         kit.set(key, value)
 
     def go(**settings):
@@ -141,7 +155,11 @@ def test_no_pass_is_repeated(passes):
     assert passes(annotate__k=2)[0] == ["teacher after k=2"]
     # And what changes the models' arithmetic touches all.
     assert passes(annotate__row_length=64)[0] == [
-        "teacher after k=2", "teacher alone", "student after", "student alone"]
+        "teacher after k=2",
+        "teacher alone",
+        "student after",
+        "student alone",
+    ]
 
 
 def test_a_filter_takes_the_passes_that_it_needs_and_a_loss_that_comes_later_one_more(passes):
@@ -163,13 +181,24 @@ def test_log_probs_of_the_rollout_save_the_students_pass(passes):
 
 
 def test_log_probs_of_another_models_rollout_are_not_the_students(passes):
-    asked, _ = passes(select__filter="student_ifd", annotate__student_nll="rollout", rollout__source="teacher",
-                      train__loss__kd_weight=0.0)
+    asked, _ = passes(
+        select__filter="student_ifd",
+        annotate__student_nll="rollout",
+        rollout__source="teacher",
+        train__loss__kd_weight=0.0,
+    )
     assert asked == ["student after", "student alone"]
 
 
 def test_speed_changes_nothing(passes):
     passes(select__filter="delta_ifd")
-    changes = {"rollout__workers": 2, "rollout__max_num_seqs": 4, "annotate__workers": 1, "train__checkpoint_every": 3,
-               "select__warn_keep_below": 0.5, "device__max_device_memory": "20GB", "report__samples": 1}
+    changes = {
+        "rollout__workers": 2,
+        "rollout__max_num_seqs": 4,
+        "annotate__workers": 1,
+        "train__checkpoint_every": 3,
+        "select__warn_keep_below": 0.5,
+        "device__max_device_memory": "20GB",
+        "report__samples": 1,
+    }
     assert passes(**changes) == ([], ["train"])  # which this walk leaves out

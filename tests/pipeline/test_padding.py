@@ -18,11 +18,34 @@ pytest.importorskip("mindspore")
 
 
 def checkpoint(tiny, folder, width, seed, loud_padding, vocabulary):
-    subprocess.run([sys.executable, str(ROOT / "tools" / "init_checkpoint.py"), "--preset", "mini-student",
-                    "--hidden-size", "64", "--intermediate-size", "64", "--num-hidden-layers", "2",
-                    "--num-attention-heads", "2", "--num-key-value-heads", "1", "--seed", str(seed),
-                    "--vocab-size", str(width), "--tokenizer", str(tiny.folder / "task" / "tokenizer"),
-                    "--out", str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tools" / "init_checkpoint.py"),
+            "--preset",
+            "mini-student",
+            "--hidden-size",
+            "64",
+            "--intermediate-size",
+            "64",
+            "--num-hidden-layers",
+            "2",
+            "--num-attention-heads",
+            "2",
+            "--num-key-value-heads",
+            "1",
+            "--seed",
+            str(seed),
+            "--vocab-size",
+            str(width),
+            "--tokenizer",
+            str(tiny.folder / "task" / "tokenizer"),
+            "--out",
+            str(folder),
+        ],
+        check=True,
+        capture_output=True,
+    )
     return loud_padding(folder, vocabulary)
 
 
@@ -32,11 +55,20 @@ def test_widths_that_differ(tiny, tmp_path, loud_padding, teacher, student):
     ids, and what vLLM says of an answer MindFormers says too."""
     ids = json.loads((tiny.folder / "task" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     vocabulary = max(ids.values()) + 1
-    models = {"teacher": str(checkpoint(tiny, tmp_path / "t", vocabulary + teacher, 1, loud_padding, vocabulary)),
-              "student": str(checkpoint(tiny, tmp_path / "s", vocabulary + student, 2, loud_padding, vocabulary))}
-    config = tiny.config(tmp_path / "run", models=models, data={"limit": 6}, annotate={"student_nll": "prefill"},
-                         rollout={"max_new_tokens": 12}, train={"epochs": 1, "weight_decay": 0.0},
-                         sync={"refreshes": 0}, evaluate={"prompts": [], "checker_data": None})
+    models = {
+        "teacher": str(checkpoint(tiny, tmp_path / "t", vocabulary + teacher, 1, loud_padding, vocabulary)),
+        "student": str(checkpoint(tiny, tmp_path / "s", vocabulary + student, 2, loud_padding, vocabulary)),
+    }
+    config = tiny.config(
+        tmp_path / "run",
+        models=models,
+        data={"limit": 6},
+        annotate={"student_nll": "prefill"},
+        rollout={"max_new_tokens": 12},
+        train={"epochs": 1, "weight_decay": 0.0},
+        sync={"refreshes": 0},
+        evaluate={"prompts": [], "checker_data": None},
+    )
     code, out = tiny.run(config)
     assert code == 0, out
     run = RunDir(tmp_path / "run")

@@ -50,8 +50,14 @@ def short(kit, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "own_recipes.py").write_text(SHORT)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_recipes", raising=False)
-    for key, value in {"run.recipe": "own_recipes:recipe", "data.response_field": "response", "select.filter": "none",
-                       "rollout.source": "reference", "sync.refreshes": 0, "train.loss.kd_weight": 0}.items():
+    for key, value in {
+        "run.recipe": "own_recipes:recipe",
+        "data.response_field": "response",
+        "select.filter": "none",
+        "rollout.source": "reference",
+        "sync.refreshes": 0,
+        "train.loss.kd_weight": 0,
+    }.items():
         kit.set(key, value)
     import own_recipes
 
@@ -104,8 +110,11 @@ def test_a_recipe_of_ones_own(short, tmp_path):
     kit, walked = short  # noqa: F811
     config, run = kit.config(), RunDir(kit.run)
     assert stages_of(describe(config)) == [
-        ["prepare", "to", "do"], ["g000", "rollout", "to", "do"], ["g000", "select", "to", "do"],
-        ["g000", "pack", "to", "do"]]
+        ["prepare", "to", "do"],
+        ["g000", "rollout", "to", "do"],
+        ["g000", "select", "to", "do"],
+        ["g000", "pack", "to", "do"],
+    ]
     assert not run.root.exists()
 
     with pytest.raises(UserError, match="prompts/train: no finished prompts there; run the stage that makes it first"):
@@ -115,13 +124,15 @@ def test_a_recipe_of_ones_own(short, tmp_path):
     assert Dataset.open(run.generation(0).selection, "selection").extra["kept"] == 8
     assert not run.generation(0).packs.exists()
 
-    arm = arm_of(config.model_copy(update={"run": config.run.model_copy(update={"dir": tmp_path / "arm"})}),
-                 tmp_path / "study")
+    arm = arm_of(
+        config.model_copy(update={"run": config.run.model_copy(update={"dir": tmp_path / "arm"})}), tmp_path / "study"
+    )
     arm._stored()
     assert Dataset.open(arm.dir.generation(0).packs, "packs").extra["samples"] == 8
     # What a study has made once is there for its other arms.
-    other = arm_of(config.model_copy(update={"run": config.run.model_copy(update={"dir": tmp_path / "other"})}),
-                   tmp_path / "study")
+    other = arm_of(
+        config.model_copy(update={"run": config.run.model_copy(update={"dir": tmp_path / "other"})}), tmp_path / "study"
+    )
     other._do = lambda step: pytest.fail(step.name) if step.stage.shared else type(other)._do(other, step)
     other._stored()
     a, b = (r.dir.generation(0).rollouts / "shard-00000.parquet" for r in (arm, other))
@@ -144,9 +155,17 @@ def test_a_refresh_repeats_the_stages_of_a_generation(kit):  # noqa: F811
     assert lines == [*expected, "g003 evaluate_rollout end", "g003 evaluate end"]
 
 
-@pytest.mark.parametrize(("chosen", "kd", "asked"), [
-    ("none", 0.0, set()), ("none", 0.9, {"teacher"}), ("fire", 0.0, {"teacher"}), ("student_ifd", 0.0, {"student"}),
-    ("student_ifd", 0.9, {"teacher", "student"}), ("delta_ifd", 0.0, {"teacher", "student"})])
+@pytest.mark.parametrize(
+    ("chosen", "kd", "asked"),
+    [
+        ("none", 0.0, set()),
+        ("none", 0.9, {"teacher"}),
+        ("fire", 0.0, {"teacher"}),
+        ("student_ifd", 0.0, {"student"}),
+        ("student_ifd", 0.9, {"teacher", "student"}),
+        ("delta_ifd", 0.0, {"teacher", "student"}),
+    ],
+)
 def test_only_models_that_are_needed_annotate(kit, chosen, kd, asked):  # noqa: F811
     kit.set("select.filter", chosen)
     kit.set("train.loss.kd_weight", kd)
@@ -165,9 +184,14 @@ def test_recipes_are_short_and_know_neither_engine_nor_store():
         assert ours <= {"npd_ascend.config.schema", "npd_ascend.recipes"}, path
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("ndp", "did you mean npd?"), ("nowhere:recipe", "there is no module 'nowhere'"),
-    ("npd_ascend.recipes.npd:recipes", "has no 'recipes'; did you mean recipe?")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ndp", "did you mean npd?"),
+        ("nowhere:recipe", "there is no module 'nowhere'"),
+        ("npd_ascend.recipes.npd:recipes", "has no 'recipes'; did you mean recipe?"),
+    ],
+)
 def test_unknown_recipes(name, words):
     with pytest.raises(UserError, match="run.recipe.*" + words.replace("?", r"\?")):
         find(name)
@@ -204,11 +228,22 @@ class RewardJob(Job):
 def reward(kit, monkeypatch):  # noqa: F811
     """A stage that the package does not have: a row with its dataset, and a package with its job."""
     monkeypatch.setitem(sys.modules, "npd_ascend.reward.job", SimpleNamespace(RewardJob=RewardJob))
-    monkeypatch.setitem(stages.DATA, "rewards", stages.Data("rewards", "scores", "generations/{generation:03d}/rewards",
-                                                            "rollouts"))
-    monkeypatch.setitem(STAGES, "reward", stages.Stage(
-        "reward", "reward", "Rewards the answers", "reward", "RewardJob", reads={"rollouts": "rollouts"},
-        writes=("rewards",)))
+    monkeypatch.setitem(
+        stages.DATA, "rewards", stages.Data("rewards", "scores", "generations/{generation:03d}/rewards", "rollouts")
+    )
+    monkeypatch.setitem(
+        STAGES,
+        "reward",
+        stages.Stage(
+            "reward",
+            "reward",
+            "Rewards the answers",
+            "reward",
+            "RewardJob",
+            reads={"rollouts": "rollouts"},
+            writes=("rewards",),
+        ),
+    )
     kit.data()
     run = RunDir(kit.run)
     shutil.copytree(kit.at("rollouts"), run.data("rollouts", 0))
@@ -237,8 +272,15 @@ def test_a_stage_is_a_row(reward, kit):  # noqa: F811
 def test_what_is_made_of_a_damaged_shard_goes_with_it(reward):
     steps, run = reward
     executor = Executor(steps.config)
-    follow = {"topk", "scores_teacher", "unconditioned_teacher", "scores_student", "unconditioned_student", "selection",
-              "rewards"}
+    follow = {
+        "topk",
+        "scores_teacher",
+        "unconditioned_teacher",
+        "scores_student",
+        "unconditioned_student",
+        "selection",
+        "rewards",
+    }
     for g in (0, 1):
         for name in (*follow, "packs", "rollouts"):
             data = Dataset(run.data(name, g), stages.DATA[name].kind, "f")
@@ -275,10 +317,28 @@ def speed(kind: type[Section], at: str = "") -> set[str]:
 
 def test_settings_that_change_speed_or_place_alone(kit):  # noqa: F811
     assert speed(Config) == {
-        "run.dir", "device", "report", "select.warn_keep_below", "train.checkpoint_every", "train.keep_checkpoints",
+        "run.dir",
+        "device",
+        "report",
+        "select.warn_keep_below",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
         *(f"annotate.{k}" for k in ("workers", "tensor_parallel")),
-        *(f"rollout.{k}" for k in ("workers", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "memory_fraction",
-                                   "keep_alive", "enforce_eager", "max_failures", "hang_seconds"))}
+        *(
+            f"rollout.{k}"
+            for k in (
+                "workers",
+                "tensor_parallel",
+                "max_num_seqs",
+                "kv_cache_gib",
+                "memory_fraction",
+                "keep_alive",
+                "enforce_eager",
+                "max_failures",
+                "hang_seconds",
+            )
+        ),
+    }
     run = RunDir(kit.run)
     run.lock()
     check_run_dir(kit.config(), run, redo=False)

@@ -20,9 +20,16 @@ def made(qwen_pair, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "How many?"}\n')
 
     def executor(**data):
-        return Executor(parse_config({
-            "run": {"dir": str(tmp_path / "run")}, "models": {"teacher": str(teacher), "student": str(student)},
-            "data": {"prompts": [str(tmp_path / "prompts.jsonl")], **data}}, "test"))
+        return Executor(
+            parse_config(
+                {
+                    "run": {"dir": str(tmp_path / "run")},
+                    "models": {"teacher": str(teacher), "student": str(student)},
+                    "data": {"prompts": [str(tmp_path / "prompts.jsonl")], **data},
+                },
+                "test",
+            )
+        )
 
     return executor, teacher, student
 
@@ -42,10 +49,12 @@ def test_prompts_depend_on_templates_and_stop_ids_of_both_models(made, tmp_path)
     (tmp_path / "mine.jinja").write_text("{{ messages[-1].content }}")
     seen.append(prepared(chat_template=str(tmp_path / "mine.jinja")))
     assert prepared() == seen[0]
-    for path, values in ((teacher / "tokenizer_config.json", {"chat_template": "x"}),
-                         (teacher / "generation_config.json", {"eos_token_id": 292}),
-                         (student / "generation_config.json", {"eos_token_id": [292]}),
-                         (teacher / "config.json", {"eos_token_id": 290})):
+    for path, values in (
+        (teacher / "tokenizer_config.json", {"chat_template": "x"}),
+        (teacher / "generation_config.json", {"eos_token_id": 292}),
+        (student / "generation_config.json", {"eos_token_id": [292]}),
+        (teacher / "config.json", {"eos_token_id": 290}),
+    ):
         edit(path, **values)
         seen.append(prepared())
     assert len(set(seen)) == len(seen)
@@ -68,10 +77,20 @@ def test_rise_of_truncated_answers_is_said_when_the_rollout_is_there(made, monke
     for generation, n in enumerate(cut):
         dataset = Dataset(one.run_dir.generation(generation).rollouts, "rollouts", "f")
         ids, none = pa.list_(pa.int32()), pa.nulls(10, pa.list_(pa.int32()))
-        dataset.write_table(0, pa.table({
-            "sample_id": range(10), "prompt_index": range(10), "path": pa.array([0] * 10, pa.int8()),
-            "response_ids": pa.array([[1]] * 10, ids), "logprobs": pa.nulls(10, pa.list_(pa.float32())),
-            "label_ids": none, "finish_reason": ["stop"] * 10}))
+        dataset.write_table(
+            0,
+            pa.table(
+                {
+                    "sample_id": range(10),
+                    "prompt_index": range(10),
+                    "path": pa.array([0] * 10, pa.int8()),
+                    "response_ids": pa.array([[1]] * 10, ids),
+                    "logprobs": pa.nulls(10, pa.list_(pa.float32())),
+                    "label_ids": none,
+                    "finish_reason": ["stop"] * 10,
+                }
+            ),
+        )
         dataset.finish(1, truncated=n)
     one._compare_truncated(0)
     one._compare_truncated(1)

@@ -66,8 +66,10 @@ def cells(html, section):
     part = re.search(rf'<section[^>]*id="{section}".*?</section>', html, re.S).group()
     part = re.sub(r"<svg.*?</svg>", "", part, flags=re.S)
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", part, re.S)
-    return [[" ".join(re.sub(r"<[^>]+>", " ", c).split()) for c in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", r, re.S)]
-            for r in rows]
+    return [
+        [" ".join(re.sub(r"<[^>]+>", " ", c).split()) for c in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", r, re.S)]
+        for r in rows
+    ]
 
 
 def test_all_sections_and_figures_are_there(make_run):
@@ -101,8 +103,11 @@ def test_hostile_settings_and_states_are_escaped(make_run):
     hostile = "</pre><script>alert(1)</script>"
     facts.run.config.write_text(facts.run.config.read_text() + f"# {hostile}\n")
     facts.run.write_state(status="failed", error=hostile, note={"a": hostile})
-    facts.run.metrics.write_text(facts.run.metrics.read_text() + json.dumps(
-        {"kind": "stage", "stage": hostile, "seconds": 1.0, "time": 1.79e9, "generation": 0}) + "\n")
+    facts.run.metrics.write_text(
+        facts.run.metrics.read_text()
+        + json.dumps({"kind": "stage", "stage": hostile, "seconds": 1.0, "time": 1.79e9, "generation": 0})
+        + "\n"
+    )
     html, page = page_of(facts)
     assert "<script" not in html
     assert hostile in page.text["settings"] and hostile in page.text["warnings"] and hostile in page.text["time"]
@@ -119,11 +124,13 @@ def test_figures_shown_are_those_of_the_inputs(make_run):
     for g, row in zip(facts.generations, by_generation, strict=True):
         n = len(g.zone)
         assert row[2:5] == [str(n), str(g.kept.sum()), percent(g.kept.mean(), 2)]
-        assert row[5:9] == [percent((g.zone == z).mean(), 2)
-                            for z in ("proximal", "degenerate", "disconnect", "undefined")]
+        assert row[5:9] == [
+            percent((g.zone == z).mean(), 2) for z in ("proximal", "degenerate", "disconnect", "undefined")
+        ]
         assert f"degenerate {(g.zone == 'degenerate').sum()}" in row[9]
     assert ["paper, early", "delta_ifd", "", "", "96.20 %", "96.20 %", "2.60 %", "1.20 %", "", ""] in cells(
-        html, "selection")
+        html, "selection"
+    )
 
 
 def test_data_figures_are_those_of_the_inputs(make_run):
@@ -143,16 +150,36 @@ def answers(facts, generation, responses, prompts, finish="stop"):
     """Replaces the rollouts of a generation by these answers to these prompts (token ids)."""
     n, column = len(responses), pa.list_(pa.int32())
     data = Dataset(facts.run.prompts, "prompts", "mine")
-    data.write_table(0, pa.table({
-        "prompt_index": range(n), "prompt_id": range(n), "prompt_ids": pa.array(prompts, column),
-        "reference_ids": pa.nulls(n, column), "label_ids": pa.nulls(n, column), "answer": ["x"] * n,
-        "text": ["x"] * n}))
+    data.write_table(
+        0,
+        pa.table(
+            {
+                "prompt_index": range(n),
+                "prompt_id": range(n),
+                "prompt_ids": pa.array(prompts, column),
+                "reference_ids": pa.nulls(n, column),
+                "label_ids": pa.nulls(n, column),
+                "answer": ["x"] * n,
+                "text": ["x"] * n,
+            }
+        ),
+    )
     data.finish(1)
     rollouts = Dataset(facts.run.generation(generation).rollouts, "rollouts", f"mine{generation}")
-    rollouts.write_table(0, pa.table({
-        "sample_id": range(n), "prompt_index": range(n), "path": pa.array([0] * n, pa.int8()),
-        "response_ids": pa.array(responses, column), "logprobs": pa.nulls(n, pa.list_(pa.float32())),
-        "label_ids": pa.nulls(n, column), "finish_reason": [finish] * n}))
+    rollouts.write_table(
+        0,
+        pa.table(
+            {
+                "sample_id": range(n),
+                "prompt_index": range(n),
+                "path": pa.array([0] * n, pa.int8()),
+                "response_ids": pa.array(responses, column),
+                "logprobs": pa.nulls(n, pa.list_(pa.float32())),
+                "label_ids": pa.nulls(n, column),
+                "finish_reason": [finish] * n,
+            }
+        ),
+    )
     rollouts.finish(1, truncated=n * (finish == "length"))
 
 
@@ -168,8 +195,10 @@ def test_truncated_looping_and_identical_answers(make_run):
     assert (second.truncated, second.loops, second.identical) == (1, 0, 0)
     rows = cells(render(run), "data")
     assert rows[1][4:] == ["0.0 %", "28.6 %", "28.6 %"] and rows[2][4:] == ["100.0 %", "0.0 %", "0.0 %"]
-    assert any("100.0 % of the answers ran into rollout.max_new_tokens, against 0.0 % a generation earlier" in w
-               for w in warnings_of(run))
+    assert any(
+        "100.0 % of the answers ran into rollout.max_new_tokens, against 0.0 % a generation earlier" in w
+        for w in warnings_of(run)
+    )
 
 
 def test_a_rise_of_truncated_answers_of_up_to_ten_points_is_no_warning():
@@ -182,16 +211,26 @@ def test_shared_counts_like_a_naive_loop(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 60))
     said, asked = rng.integers(-3, 4, n) << 61, rng.integers(0, 4, n)
-    naive = sum(any(s == t and a != b for t, b in zip(said, asked, strict=True))
-                for s, a in zip(said, asked, strict=True))
+    naive = sum(
+        any(s == t and a != b for t, b in zip(said, asked, strict=True)) for s, a in zip(said, asked, strict=True)
+    )
     assert shared(said, asked) == naive
 
 
 def test_time_table_has_shares_beside_the_papers(make_run):
     rows = {r[0]: r for r in cells(page_of(make_run())[0], "time")}
     # 2 generations: rollout 38 + 21 s of which 40 busy, of 59 + 28 + 18 + 0.8 + 0.6 + 120 s.
-    assert rows["Rollout"] == ["Rollout", "59.0 s", "19.0 s", "–", percent(59 / 226.4, 2), "82.01 %", "36,000", "900",
-                               "20"]
+    assert rows["Rollout"] == [
+        "Rollout",
+        "59.0 s",
+        "19.0 s",
+        "–",
+        percent(59 / 226.4, 2),
+        "82.01 %",
+        "36,000",
+        "900",
+        "20",
+    ]
     assert rows["Training"][2:6] == ["12.0 s", "8.0 s", percent(120 / 226.4, 2), "11.48 %"]
     assert rows["Filtering"][5] == "0.01 %" and rows["Packing"][5] == "0.21 %"
     assert rows["Evaluate"][3:5] == ["–", "–"]
@@ -205,10 +244,13 @@ def test_low_keep_rate_is_a_warning_and_a_good_run_has_none_of_it(make_run):
     assert "are kept" not in page_of(make_run(keep=0.97))[1].text.get("warnings", "")
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"loss": float("nan")}, "not a finite number in 1 of 121 steps"),
-    ({"kind": "lag", "forward": 0.31, "reverse": 0.2}, "lag reached 0.310 nats, above 0.1"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"loss": float("nan")}, "not a finite number in 1 of 121 steps"),
+        ({"kind": "lag", "forward": 0.31, "reverse": 0.2}, "lag reached 0.310 nats, above 0.1"),
+    ],
+)
 def test_trouble_in_training_is_a_warning(make_run, change, said):
     facts = make_run()
     row = {"kind": "train", "step": 121, "progress": 4.0, "generation": 1, "time": 1.79e9, **change}
@@ -216,10 +258,21 @@ def test_trouble_in_training_is_a_warning(make_run, change, said):
     assert said in page_of(facts)[1].text["warnings"]
 
 
-@pytest.mark.parametrize("parts", [
-    "config.yaml", "run.json", "metrics.jsonl prompts", "inputs", "evaluations", "generations",
-    "generations/000/rollouts generations/001/scores_teacher", "generations/001/rollouts generations/000/topk",
-    "generations/001/topk generations/000/selection", "generations/001/selection generations/000/packs"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl prompts",
+        "inputs",
+        "evaluations",
+        "generations",
+        "generations/000/rollouts generations/001/scores_teacher",
+        "generations/001/rollouts generations/000/topk",
+        "generations/001/topk generations/000/selection",
+        "generations/001/selection generations/000/packs",
+    ],
+)
 def test_any_part_may_be_missing(make_run, parts):
     facts = make_run()
     for part in parts.split():
@@ -236,7 +289,7 @@ def test_damage_is_named_not_raised(make_run):
         for path in (facts.root / "generations/001" / part).glob("shard-00000.*"):
             if path.suffix != ".json":
                 data = bytearray(path.read_bytes())
-                data[len(data) // 2:] = b"\xff" * (len(data) - len(data) // 2)
+                data[len(data) // 2 :] = b"\xff" * (len(data) - len(data) // 2)
                 path.write_bytes(data)
         (facts.root / "generations/000" / part / "manifest.json").write_text("{broken")
     _, page = page_of(facts)
@@ -279,20 +332,52 @@ def test_report_goes_where_it_is_told(make_run, tmp_path):
 
 def test_overlapping_stages_count_once_in_the_total(make_run):
     facts = make_run(generations=0)
-    rows = [{"kind": "stage", "stage": "train", "time": 100.0, "seconds": 60.0},
-            {"kind": "stage", "stage": "rollout", "time": 90.0, "seconds": 20.0},
-            {"kind": "stage", "stage": "pack", "time": 210.0, "seconds": 5.0}]
+    rows = [
+        {"kind": "stage", "stage": "train", "time": 100.0, "seconds": 60.0},
+        {"kind": "stage", "stage": "rollout", "time": 90.0, "seconds": 20.0},
+        {"kind": "stage", "stage": "pack", "time": 210.0, "seconds": 5.0},
+    ]
     facts.run.metrics.write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert collect(facts.root).wall_seconds() == pytest.approx(65.0)
 
 
-anything = st.one_of(st.none(), st.booleans(), st.integers(-10**20, 10**20), st.floats(), st.text(max_size=5),
-                     st.lists(st.integers(), max_size=2), st.just("<script>"))
-keys = st.sampled_from(["step", "progress", "generation", "seconds", "busy", "tokens", "samples", "time", "loss", "ce",
-                        "kd", "lr", "grad_norm", "forward", "reverse", "stage"])
-rows_of_metrics = st.lists(st.builds(lambda kind, row: {"kind": kind, **row},
-                                     st.sampled_from(["train", "lag", "refresh", "stage"]),
-                                     st.dictionaries(keys, anything, max_size=8)), max_size=6)
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.just("<script>"),
+)
+keys = st.sampled_from(
+    [
+        "step",
+        "progress",
+        "generation",
+        "seconds",
+        "busy",
+        "tokens",
+        "samples",
+        "time",
+        "loss",
+        "ce",
+        "kd",
+        "lr",
+        "grad_norm",
+        "forward",
+        "reverse",
+        "stage",
+    ]
+)
+rows_of_metrics = st.lists(
+    st.builds(
+        lambda kind, row: {"kind": kind, **row},
+        st.sampled_from(["train", "lag", "refresh", "stage"]),
+        st.dictionaries(keys, anything, max_size=8),
+    ),
+    max_size=6,
+)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,8 +24,9 @@ def changed(facts, select=None, bounds=None, drop=(), **sections):
         manifest = read_sealed(path)
         write_sealed(path, {**manifest, "extra": {**manifest["extra"], **(bounds or {})}})
     rows = [json.loads(x) for x in facts.run.metrics.read_text().splitlines()]
-    facts.run.metrics.write_text("".join(json.dumps(r) + "\n" for r in rows if r["kind"] not in drop
-                                         and r.get("stage") not in drop))
+    facts.run.metrics.write_text(
+        "".join(json.dumps(r) + "\n" for r in rows if r["kind"] not in drop and r.get("stage") not in drop)
+    )
     return collect(facts.root), build(facts.root).read_text()
 
 
@@ -37,8 +38,9 @@ def test_the_papers_rule_is_compared_with_the_paper(make_run):
 
 
 def test_a_bound_by_quantile_is_not(make_run):
-    run, page = changed(make_run(), {"lower": None, "upper": None, "upper_quantile": 0.97},
-                        {"bounds": {"lower": None, "upper": 0.31}})
+    run, page = changed(
+        make_run(), {"lower": None, "upper": None, "upper_quantile": 0.97}, {"bounds": {"lower": None, "upper": 0.31}}
+    )
     assert "96.2 %" not in page and "96.20 %" not in page
     text = captions(run)
     assert "Δ-IFD ≤ 0.31 (quantile 0.97)" in text["delta"] and "removes" not in text["delta"]
@@ -63,11 +65,14 @@ def test_a_filter_without_bounds(make_run):
     assert rule(run.generations[0].selection, run.config.select) == "filter delta_ifd without bounds"
 
 
-@pytest.mark.parametrize("select, said, unsaid", [
-    ({}, "try select.lower: null, a bound by quantile", "asks for as much"),
-    ({"lower": None}, "try a bound by quantile", "select.lower: null"),
-    ({"upper": None, "upper_quantile": 0.5}, "select.upper_quantile: 0.5 asks for as much", "try"),
-])
+@pytest.mark.parametrize(
+    "select, said, unsaid",
+    [
+        ({}, "try select.lower: null, a bound by quantile", "asks for as much"),
+        ({"lower": None}, "try a bound by quantile", "select.lower: null"),
+        ({"upper": None, "upper_quantile": 0.5}, "select.upper_quantile: 0.5 asks for as much", "try"),
+    ],
+)
 def test_advice_on_a_low_keep_rate_follows_the_rule(make_run, select, said, unsaid):
     run, _ = changed(make_run(keep=0.5), select)
     (line,) = [w for w in warnings_of(run) if "are kept" in w]
@@ -77,17 +82,23 @@ def test_advice_on_a_low_keep_rate_follows_the_rule(make_run, select, said, unsa
 def test_a_loss_of_terms_is_named_and_drawn_with_all_of_them(make_run):
     facts = make_run()
     rows = [json.loads(x) for x in facts.run.metrics.read_text().splitlines()]
-    facts.run.metrics.write_text("".join(
-        json.dumps(r | ({"term_rank:2": 0.2} if r["kind"] == "train" else {})) + "\n" for r in rows))
+    facts.run.metrics.write_text(
+        "".join(json.dumps(r | ({"term_rank:2": 0.2} if r["kind"] == "train" else {})) + "\n" for r in rows)
+    )
     run, page = changed(facts, train={"loss": {"terms": {"cross_entropy": 0.1, "jsd:0.3": 0.9}}})
     assert loss_formula(run.config) == "0.1 cross_entropy + 0.9 jsd:0.3"
     assert "0.1 cross_entropy + 0.9 jsd:0.3" in page and "λ" not in captions(run)["loss"]
     assert run.terms == ["term_rank:2"] and "rank:2" in page
 
 
-@pytest.mark.parametrize("loss, said", [
-    ({"kd_weight": 0.0}, "Cross-entropy alone"), ({"kd_weight": 1.0}, "Divergence from the teacher alone"),
-    ({"ce_labels": "none"}, "Divergence from the teacher alone")])
+@pytest.mark.parametrize(
+    "loss, said",
+    [
+        ({"kd_weight": 0.0}, "Cross-entropy alone"),
+        ({"kd_weight": 1.0}, "Divergence from the teacher alone"),
+        ({"ce_labels": "none"}, "Divergence from the teacher alone"),
+    ],
+)
 def test_one_sided_losses(make_run, loss, said):
     run, _ = changed(make_run(), train={"loss": loss})
     assert captions(run)["loss"].startswith(said)
@@ -99,8 +110,9 @@ def test_a_run_without_all_stages_is_not_compared_by_time(make_run):
 
 
 def test_other_peoples_answers(make_run):
-    run, page = changed(make_run(), rollout={"source": "reference"}, data={"response_field": "r"},
-                        sync={"refreshes": 0})
+    run, page = changed(
+        make_run(), rollout={"source": "reference"}, data={"response_field": "r"}, sync={"refreshes": 0}
+    )
     text = captions(run)
     assert "bound of 0.1 nats says nothing" in text["lag"] and "near-policy: ≤" not in page
     assert "Answers of the data" in page and "max_new_tokens" not in text["lengths"]

@@ -17,10 +17,28 @@ def test_selection_and_packs_of_the_real_stages(make_run):
 
     facts = make_run()
     g = facts.run.generation(1)
-    select(SelectJob(out=g.selection, fingerprint="s", rollouts=g.rollouts, settings=facts.config.select,
-                     quantities={name: facts.run.data(name, 1) for name in ALL_SCORES}))
-    pack(PackJob(out=g.packs, fingerprint="k", prompts=facts.run.prompts, rollouts=g.rollouts, selection=g.selection,
-                 epochs=2, first_epoch_seed=1, group=8, settings=facts.config.pack))
+    select(
+        SelectJob(
+            out=g.selection,
+            fingerprint="s",
+            rollouts=g.rollouts,
+            settings=facts.config.select,
+            quantities={name: facts.run.data(name, 1) for name in ALL_SCORES},
+        )
+    )
+    pack(
+        PackJob(
+            out=g.packs,
+            fingerprint="k",
+            prompts=facts.run.prompts,
+            rollouts=g.rollouts,
+            selection=g.selection,
+            epochs=2,
+            first_epoch_seed=1,
+            group=8,
+            settings=facts.config.pack,
+        )
+    )
     run = collect(facts.root)
     assert not run.problems
     mine, fabricated = run.generations[1], facts.generations[1]
@@ -50,9 +68,18 @@ def test_evaluation_of_the_real_stage(make_run):
 
     facts = make_run(generations=1)
     out = facts.run.evaluations / "end.json"
-    evaluate(EvaluateJob(out=out, fingerprint="e", prompts=facts.run.prompts, rollouts=facts.run.generation(0).rollouts,
-                         tokenizer=facts.config.models.tokenizer or facts.config.models.student, name="end",
-                         settings=facts.config.evaluate, eos_token_ids=[]))
+    evaluate(
+        EvaluateJob(
+            out=out,
+            fingerprint="e",
+            prompts=facts.run.prompts,
+            rollouts=facts.run.generation(0).rollouts,
+            tokenizer=facts.config.models.tokenizer or facts.config.models.student,
+            name="end",
+            settings=facts.config.evaluate,
+            eos_token_ids=[],
+        )
+    )
     run, raw = collect(facts.root), json.loads(out.read_text())
     end = run.evaluation("end")
     assert not run.problems and end.n == 400 and end.accuracy == raw["accuracy"] and end.progress == 2.0

@@ -7,8 +7,7 @@ from npd_ascend.report.live import LiveView, StageState
 
 
 def event(kind="progress", stage="rollout", **fields):
-    base = dict(event=kind, stage=stage, done=0, skipped=0, total=100, unit="samples", tokens=0, seconds=0.0,
-                notes={})
+    base = dict(event=kind, stage=stage, done=0, skipped=0, total=100, unit="samples", tokens=0, seconds=0.0, notes={})
     return {**base, **fields}
 
 
@@ -27,8 +26,9 @@ def test_rate_leaves_out_earlier_runs_and_forgets_warm_up():
     state.update(event("begin", done=50, skipped=50, total=250))
     state.update(event(done=52, skipped=50, total=250, tokens=20, seconds=100.0))
     for s in range(101, 141):
-        state.update(event(done=52 + (s - 100) * 2, skipped=50, total=250, tokens=20 + (s - 100) * 20,
-                           seconds=float(s)))
+        state.update(
+            event(done=52 + (s - 100) * 2, skipped=50, total=250, tokens=20 + (s - 100) * 20, seconds=float(s))
+        )
     assert state.rates() == pytest.approx((2.0, 20.0))
     assert state.rates(whole=True)[0] == pytest.approx(82 / 140)
     assert state.eta() == pytest.approx((250 - 132) / 2)
@@ -56,13 +56,17 @@ def test_plain_progress_line_says_rate_and_time_to_go():
     notes = {"lag": 0.04, "loss": float("nan")}
     text = shown(event("begin"), event(done=20, tokens=2000, seconds=10.0, notes=notes), every=0.0)
     assert text.splitlines()[1][10:] == (
-        "rollout: 20/100 samples (20 %), 2 samples/s, 200 tokens/s, 40 s to go, lag 0.04, loss nan")
+        "rollout: 20/100 samples (20 %), 2 samples/s, 200 tokens/s, 40 s to go, lag 0.04, loss nan"
+    )
 
 
 def test_messages_and_errors_are_lines_of_their_own_and_cannot_steer_the_terminal():
-    text = shown({"event": "message", "text": "keep rate 40 %", "level": "warning"},
-                 {"event": "message", "text": "\x1b[2Jhello\nworld"},
-                 {"event": "error", "stage": "train", "text": "loss is NaN"}, {"event": "future"})
+    text = shown(
+        {"event": "message", "text": "keep rate 40 %", "level": "warning"},
+        {"event": "message", "text": "\x1b[2Jhello\nworld"},
+        {"event": "error", "stage": "train", "text": "loss is NaN"},
+        {"event": "future"},
+    )
     lines = [line[10:] for line in text.splitlines()]
     assert lines == ["warning: keep rate 40 %", "␛[2Jhello world", "error in train: loss is NaN"]
 
@@ -74,8 +78,7 @@ def test_terminal_shows_a_bar_for_each_active_stage(monkeypatch):
     view.start()
     view.handle(event("begin", "train", unit="steps", total=40))
     view.handle(event("begin", "rollout 1", total=512))
-    view.handle(event(stage="train", unit="steps", total=40, done=10, tokens=5000, seconds=5.0,
-                      notes={"loss": 0.7}))
+    view.handle(event(stage="train", unit="steps", total=40, done=10, tokens=5000, seconds=5.0, notes={"loss": 0.7}))
     view.handle(event(stage="rollout 1", total=512, done=64, tokens=640, seconds=2.0))
     assert view._progress is not None
     view._progress.refresh()

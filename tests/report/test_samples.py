@@ -64,7 +64,16 @@ def test_number(value, text):
 
 def test_units():
     assert [percent(0.962), percent(None), percent(1 / 3, 2)] == ["96.2 %", "–", "33.33 %"]
-    assert [duration(0.31), duration(59.94), duration(65), duration(7385)] == ["0.31 s", "59.9 s", "1:05 min",
-                                                                              "2:03:05 h"]
-    assert [size(0), size(999), size(588_123), size(1.44e10), size(3e15)] == ["0 B", "999 B", "588 kB", "14.4 GB",
-                                                                            "3,000 TB"]
+    assert [duration(0.31), duration(59.94), duration(65), duration(7385)] == [
+        "0.31 s",
+        "59.9 s",
+        "1:05 min",
+        "2:03:05 h",
+    ]
+    assert [size(0), size(999), size(588_123), size(1.44e10), size(3e15)] == [
+        "0 B",
+        "999 B",
+        "588 kB",
+        "14.4 GB",
+        "3,000 TB",
+    ]

@@ -63,20 +63,35 @@ def reference(checkpoints) -> LlamaForCausalLM:
 def transformers_model(folder: Path) -> LlamaForCausalLM:
     """The same weights in transformers: openPangu-Embedded is Llama with biases on q, k, v and o."""
     config = json.loads((folder / "config.json").read_text())
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
-    model = LlamaForCausalLM(LlamaConfig(
-        **{k: config[k] for k in keys}, attention_bias=True, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]}))
+    keys = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "max_position_embeddings",
+    )
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **{k: config[k] for k in keys},
+            attention_bias=True,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        )
+    )
     missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     assert not missing.missing_keys
     return model.eval()
 
 
-def logprobs_of(model: LlamaForCausalLM, prompt: list[int], response: list[int],
-                vocabulary: int | None = None) -> np.ndarray:
+def logprobs_of(
+    model: LlamaForCausalLM, prompt: list[int], response: list[int], vocabulary: int | None = None
+) -> np.ndarray:
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1: -1, :vocabulary].float()
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1, :vocabulary].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
@@ -91,16 +106,18 @@ def drain(engine: Engine, job, requests: list[Request]) -> dict[int, Answer]:
 
 def same(a: dict[int, Answer], b: dict[int, Answer]) -> bool:
     return a.keys() == b.keys() and all(
-        np.array_equal(a[i].ids, b[i].ids) and np.allclose(a[i].logprobs, b[i].logprobs, atol=2e-5) for i in a)
+        np.array_equal(a[i].ids, b[i].ids) and np.allclose(a[i].logprobs, b[i].logprobs, atol=2e-5) for i in a
+    )
 
 
 def test_greedy_equals_generate(plain, prompts, reference):
     rows = [r for r in plain[1].to_pylist() if r["path"] == 0][:12]
     for row, prompt in zip(rows, Dataset.open(prompts, "prompts").read(0)["prompt_ids"].to_pylist(), strict=False):
         ids = torch.tensor([prompt])
-        out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False,
-                                 eos_token_id=4, pad_token_id=0)
-        assert row["response_ids"] == out[0, ids.shape[1]:].tolist()
+        out = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, eos_token_id=4, pad_token_id=0
+        )
+        assert row["response_ids"] == out[0, ids.shape[1] :].tolist()
 
 
 def test_live_answers_are_the_stored_ones(plain, prompts, engine):
@@ -124,6 +141,7 @@ def test_a_pool_answers_live(prompts, make_job, checkpoints, plain, tmp_path):
     texts = Dataset.open(prompts, "prompts").read(0, ["prompt_ids"])["prompt_ids"].to_pylist()[:6]
     first = [r["response_ids"] for r in plain[1].to_pylist() if r["path"] == 0][:6]
     with RolloutPool(Path(sys.executable), 1, tmp_path) as pool:
+
         def ask(model):
             return pool.answer(make_job(tmp_path / "x", prompts, model), [np.array(t) for t in texts], [None] * 6)
 
@@ -308,9 +326,14 @@ def test_an_engine_in_a_process_of_its_own_answers_and_reloads(tmp_path, prompts
 # The tests below start engines beside the shared one, which vLLM does not expect in one process: keep them last.
 
 
-@pytest.mark.parametrize(("config", "job", "text"), [
-    ({"head_dim": 48}, {}, "heads of 48"), ({}, {"max_model_len": 1024}, "made for 512 positions"),
-    ({}, {"kv_cache_gib": 1e-6}, "rollout.kv_cache_gib is too small")])
+@pytest.mark.parametrize(
+    ("config", "job", "text"),
+    [
+        ({"head_dim": 48}, {}, "heads of 48"),
+        ({}, {"max_model_len": 1024}, "made for 512 positions"),
+        ({}, {"kv_cache_gib": 1e-6}, "rollout.kv_cache_gib is too small"),
+    ],
+)
 def test_settings_that_cannot_work(tmp_path, prompts, make_job, make_checkpoint, config, job, text):
     with pytest.raises(UserError, match=text) as e:
         Engine(make_job(tmp_path, prompts, make_checkpoint(tmp_path / "m", **config), **job))
@@ -321,8 +344,7 @@ def test_preempted_requests_are_unharmed(prompts, make_job, checkpoints, engine)
     """A KV cache for four sequences under sixteen running ones: vLLM has to preempt and recompute."""
     job = make_job(Path("unused"), prompts, checkpoints[0], max_model_len=200, max_new_tokens=170)
     small = job.model_copy(update={"settings": job.settings.model_copy(update={"kv_cache_gib": 8 * 2**17 / 2**30})})
-    requests = [r for r in requests_of(job, 0, Dataset.open(prompts, "prompts").read(0))
-                if len(r.prompt_ids) < 30][:12]
+    requests = [r for r in requests_of(job, 0, Dataset.open(prompts, "prompts").read(0)) if len(r.prompt_ids) < 30][:12]
     roomy, tight = Engine(job), Engine(small)  # not closed: that would take the process groups of all engines here
     assert same(drain(roomy, job, requests), drain(tight, small, requests))
 
@@ -330,9 +352,11 @@ def test_preempted_requests_are_unharmed(prompts, make_job, checkpoints, engine)
 def start_child(job, folder: Path) -> subprocess.Popen:
     """``stage.run(job)`` in a process of its own."""
     (folder / "job.json").write_text(job.model_dump_json())
-    code = ("from pathlib import Path; from npd_ascend.rollout.job import RolloutJob\n"
-            "from npd_ascend.rollout import stage\n"
-            f"stage.run(RolloutJob.model_validate_json(Path({str(folder / 'job.json')!r}).read_text()))")
+    code = (
+        "from pathlib import Path; from npd_ascend.rollout.job import RolloutJob\n"
+        "from npd_ascend.rollout import stage\n"
+        f"stage.run(RolloutJob.model_validate_json(Path({str(folder / 'job.json')!r}).read_text()))"
+    )
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 

@@ -77,8 +77,9 @@ def test_hanging_and_dying_engines_lose_and_repeat_nothing(tmp_path, prompts, ma
             made.append(samples)
             super().__call__(samples, tokens, have)
 
-    job = make_job(tmp_path / "out", prompts, checkpoints[0], samples=PATHS - 1, hang_seconds=2.0, max_failures=2,
-                   max_num_seqs=8)
+    job = make_job(
+        tmp_path / "out", prompts, checkpoints[0], samples=PATHS - 1, hang_seconds=2.0, max_failures=2, max_num_seqs=8
+    )
     with pytest.MonkeyPatch.context() as m, RolloutPool(Path(sys.executable), 1, tmp_path / "logs") as pool:
         m.setattr("npd_ascend.rollout.pool.Tally", Counting)
         saboteur = Saboteur(pool, job.out, [signal.SIGSTOP, signal.SIGKILL])
@@ -94,8 +95,15 @@ def test_hanging_and_dying_engines_lose_and_repeat_nothing(tmp_path, prompts, ma
         assert "showed no progress for 2 s (rollout.hang_seconds)" in told and "killed by SIGKILL" in told
         assert not list(job.out.glob("*.journal"))
 
-        strict = make_job(tmp_path / "strict", prompts, checkpoints[0], samples=PATHS - 1, max_failures=0,
-                          max_num_seqs=8, generation=1)
+        strict = make_job(
+            tmp_path / "strict",
+            prompts,
+            checkpoints[0],
+            samples=PATHS - 1,
+            max_failures=0,
+            max_num_seqs=8,
+            generation=1,
+        )
         saboteur = Saboteur(pool, strict.out, [signal.SIGKILL])
         saboteur.start()
         with pytest.raises(UserError, match=r"killed by SIGKILL.*max_failures is 0; see .*rollout-0\.log") as e:

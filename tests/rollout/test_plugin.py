@@ -33,9 +33,11 @@ def test_config_reaches_the_processes_of_an_engine(tmp_path, make_checkpoint):
     register()
     config = AutoConfig.from_pretrained(make_checkpoint(tmp_path / "m"))
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
-    code = ("import pickle, sys\n"
-            "c = pickle.load(open(sys.argv[1], 'rb'))\n"
-            "rope = getattr(c, 'rope_parameters', None) or vars(c)  # the former since transformers 5\n"
-            "print(c.model_type, c.attention_bias, c.bias, rope['rope_theta'])")
+    code = (
+        "import pickle, sys\n"
+        "c = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "rope = getattr(c, 'rope_parameters', None) or vars(c)  # the former since transformers 5\n"
+        "print(c.model_type, c.attention_bias, c.bias, rope['rope_theta'])"
+    )
     said = subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "config.pickle")], text=True)
     assert said.split() == ["PanguEmbedded", "True", "True", "16000000.0"]

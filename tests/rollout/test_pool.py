@@ -157,9 +157,11 @@ def test_close_ends_a_running_job_and_leaves_no_process(tmp_path, make_prompts, 
 
 
 def test_workers_die_with_a_killed_parent(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from npd_ascend.rollout.pool import RolloutPool\n"
-            f"pool = RolloutPool(Path(sys.executable), 2, Path({str(tmp_path / 'logs')!r})); pool.start()\n"
-            "print(*[w._popen.pid for w in pool._workers.values()], flush=True); time.sleep(60)")
+    code = (
+        "import sys, time; from pathlib import Path; from npd_ascend.rollout.pool import RolloutPool\n"
+        f"pool = RolloutPool(Path(sys.executable), 2, Path({str(tmp_path / 'logs')!r})); pool.start()\n"
+        "print(*[w._popen.pid for w in pool._workers.values()], flush=True); time.sleep(60)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     workers = [int(p) for p in parent.stdout.readline().split()]
@@ -182,8 +184,9 @@ def test_each_ascend_worker_sees_its_own_devices(tmp_path, monkeypatch):
 
 def test_protocol_by_hand(tmp_path, make_prompts, make_job):
     job = make_job(tmp_path / "a", make_prompts(tmp_path / "p", 4, 2), source="reference")
-    worker = subprocess.Popen([sys.executable, "-m", "npd_ascend.rollout.worker"], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "npd_ascend.rollout.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     commands = [{"cmd": "run", "job": job.model_dump(mode="json")}, {"cmd": "exit"}]
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write("".join(json.dumps(c) + "\n" for c in commands))

@@ -45,7 +45,7 @@ def answers_of(job, engine: Engine) -> list[tuple[list[int], np.ndarray]]:
 
 def assert_answers_of(model: torch.nn.Module, answers, vocabulary: int = 160) -> None:
     for prompt, (ids, found) in zip(PROMPTS, answers, strict=True):
-        expected = logprobs(model, prompt + ids, vocabulary).numpy()[len(prompt) - 1:]
+        expected = logprobs(model, prompt + ids, vocabulary).numpy()[len(prompt) - 1 :]
         np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
 
 
@@ -58,14 +58,22 @@ def close():
         engine.close()
 
 
-@pytest.mark.parametrize(("family", "tied"), [
-    (f, t) for f in FAMILIES for t in (True, False) if f in ("PanguEmbedded", "llama", "qwen2") or t == (
-        f in ("llama3", "yarn"))])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        (f, t)
+        for f in FAMILIES
+        for t in (True, False)
+        if f in ("PanguEmbedded", "llama", "qwen2") or t == (f in ("llama3", "yarn"))
+    ],
+)
 def test_a_reloaded_engine_answers_as_transformers(tmp_path, make_job, close, family, tied):
     width, vocabulary = (160, 160) if tied else (200, 187)  # the latter with padding ids
     models = [write(tmp_path / str(i), family, tied, seed=i, vocab=width) for i in range(3)]
-    jobs = [make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12, vocabulary=vocabulary)
-            for i in range(3)]
+    jobs = [
+        make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12, vocabulary=vocabulary)
+        for i in range(3)
+    ]
     told = Told()
     close(engine := stage.hold(jobs[0], None, told))
     assert_answers_of(models[0], answers_of(jobs[0], engine), vocabulary)
@@ -80,8 +88,10 @@ def test_a_reloaded_engine_answers_as_transformers(tmp_path, make_job, close, fa
 def tied(tmp_path, make_job):
     """Two tied models and their jobs."""
     models = [write(tmp_path / str(i), "llama", True, seed=i) for i in range(2)]
-    return models, [make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12,
-                             vocabulary=160) for i in range(2)]
+    return models, [
+        make_job(tmp_path, tmp_path, tmp_path / str(i), max_model_len=64, max_new_tokens=12, vocabulary=160)
+        for i in range(2)
+    ]
 
 
 def test_a_stale_head_is_found_and_the_engine_started_afresh(tied, close, monkeypatch):
@@ -134,10 +144,11 @@ def test_a_worker_goes_on_with_a_fresh_engine(tied, tmp_path, capfd):
     """The whole way: a process that forgets to pack, its events, what is said, what is answered."""
     models, jobs = tied
     (tmp_path / "sitecustomize.py").write_text(
-        "from npd_ascend.rollout.extension import ReloadExtension\n"
-        "ReloadExtension._npd_repack = lambda self: None\n")
+        "from npd_ascend.rollout.extension import ReloadExtension\nReloadExtension._npd_repack = lambda self: None\n"
+    )
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     with RolloutPool(Path(sys.executable), 1, tmp_path / "logs", env={"PYTHONPATH": path}) as pool:
+
         def ask(i):
             return pool.answer(jobs[i], [np.array(p) for p in PROMPTS], [None] * len(PROMPTS))
 

@@ -51,8 +51,13 @@ def read(name: str, theta: float):
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
 @pytest.mark.parametrize("name", [n for n in ROPES if n != "default"])
 def test_formulas_of_transformers(name, head_dim, theta):
-    config = LlamaConfig(hidden_size=2 * head_dim, num_attention_heads=2, head_dim=head_dim,
-                         max_position_embeddings=POSITIONS, rope_parameters=parameters(name, theta))
+    config = LlamaConfig(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=POSITIONS,
+        rope_parameters=parameters(name, theta),
+    )
     theirs, factor = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](config)
     ours = read(name, theta)
     np.testing.assert_allclose(ours.inverse_frequencies(head_dim), theirs.double().numpy(), rtol=2e-6)

@@ -23,8 +23,11 @@ def naive_answer(request: Request) -> Answer:
     """Something that depends on the request alone."""
     rng = np.random.default_rng([request.seed or 0, *request.prompt_ids])
     n = int(rng.integers(0, request.max_tokens + 1))
-    return Answer(rng.integers(0, VOCAB, n).astype(np.int32), -rng.random(n, np.float32),
-                  "length" if n == request.max_tokens else "stop")
+    return Answer(
+        rng.integers(0, VOCAB, n).astype(np.int32),
+        -rng.random(n, np.float32),
+        "length" if n == request.max_tokens else "stop",
+    )
 
 
 def answer_all(job, stop_after: int | None = None) -> int:
@@ -65,8 +68,9 @@ def test_without_a_greedy_path_all_paths_are_sampled(tmp_path, make_prompts, mak
     assert len(requests) == 4 and all(r.seed is not None for r in requests)
 
 
-@pytest.mark.parametrize(("ids", "text"), [
-    ([], "no tokens"), ([5, VOCAB], "knows ids below 128"), ([5] * 128, "leaves no room")])
+@pytest.mark.parametrize(
+    ("ids", "text"), [([], "no tokens"), ([5, VOCAB], "knows ids below 128"), ([5] * 128, "leaves no room")]
+)
 def test_prompts_that_cannot_be_answered(tmp_path, make_prompts, make_job, ids, text):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 0, 8, ids=[[6, 7], ids]))
     with pytest.raises(UserError, match=text) as e:
@@ -129,8 +133,10 @@ def test_journal_of_other_inputs_is_not_used(tmp_path, make_prompts, make_job):
 
 def test_shard_held_by_another_process_is_passed_over_until_it_dies(tmp_path, make_prompts, make_job):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 12, 4))
-    code = ("import sys, time; from pathlib import Path; from npd_ascend.rollout.shards import Claims\n"
-            f"c = Claims(Path({str(job.out)!r})); assert c.take(1); print('held', flush=True); time.sleep(60)")
+    code = (
+        "import sys, time; from pathlib import Path; from npd_ascend.rollout.shards import Claims\n"
+        f"c = Claims(Path({str(job.out)!r})); assert c.take(1); print('held', flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"

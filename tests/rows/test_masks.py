@@ -22,8 +22,11 @@ def test_spans_hide_what_lies_in_them(data):
         spans.append(edges[: len(edges) // 2 * 2])
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=8)), np.int64)
     counts = np.array([data.draw(st.integers(0, lengths[r])) for r in rows], np.int64)
-    naive = [not any(a <= t < b for a, b in zip(spans[r][::2], spans[r][1::2], strict=True))
-             for r, n in zip(rows, counts, strict=True) for t in range(n)]
+    naive = [
+        not any(a <= t < b for a, b in zip(spans[r][::2], spans[r][1::2], strict=True))
+        for r, n in zip(rows, counts, strict=True)
+        for t in range(n)
+    ]
     assert written(ragged(spans), rows, counts).tolist() == naive
 
 

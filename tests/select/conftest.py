@@ -82,8 +82,12 @@ class Generation:
             for row, what in enumerate(("scores", "unconditioned")):
                 scores = Dataset(self.root / f"{what}_{m}", "scores", f"{what}_{m}")
                 for i, s in self._shards():
-                    columns = {"sample_id": ids[s], "tokens": self.tokens[s], "nll": self.nll[m][row, s],
-                               "entropy": self.nll[m][row, s] + 1}
+                    columns = {
+                        "sample_id": ids[s],
+                        "tokens": self.tokens[s],
+                        "nll": self.nll[m][row, s],
+                        "entropy": self.nll[m][row, s] + 1,
+                    }
                     scores.write_table(i, pa.table(columns))
                 scores.finish(len(self.sizes))
 
@@ -92,8 +96,12 @@ class Generation:
             out=self.root / "selection",
             fingerprint=fingerprint,
             rollouts=self.root / "rollouts",
-            quantities={f"{what}_{m}": self.root / f"{what}_{m}" for what in ("scores", "unconditioned")
-                        for m, there in (("teacher", teacher), ("student", student)) if there},
+            quantities={
+                f"{what}_{m}": self.root / f"{what}_{m}"
+                for what in ("scores", "unconditioned")
+                for m, there in (("teacher", teacher), ("student", student))
+                if there
+            },
             settings=SelectConfig(**settings),
         )
 

@@ -14,8 +14,15 @@ VALUE = st.one_of(st.floats(-2, 2), st.just(float("nan")), st.just(float("inf"))
 
 
 def test_all_filters_are_found():
-    assert sorted(FILTERS.all()) == ["delta_ifd", "fire", "none", "ppl_weighted", "random", "student_ifd",
-                                     "teacher_ifd"]
+    assert sorted(FILTERS.all()) == [
+        "delta_ifd",
+        "fire",
+        "none",
+        "ppl_weighted",
+        "random",
+        "student_ifd",
+        "teacher_ifd",
+    ]
 
 
 def test_unknown_filter_names_the_nearest():

@@ -27,6 +27,8 @@ def test_texts(values):
 
 
 def test_without_pandas():
-    code = ("import sys, numpy as np, pyarrow as pa; from npd_ascend.store.arrays import *; "
-            "to_numpy(pa.chunked_array([to_arrow(np.arange(3))])); strings(['a']); print('pandas' in sys.modules)")
+    code = (
+        "import sys, numpy as np, pyarrow as pa; from npd_ascend.store.arrays import *; "
+        "to_numpy(pa.chunked_array([to_arrow(np.arange(3))])); strings(['a']); print('pandas' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

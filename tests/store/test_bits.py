@@ -12,7 +12,7 @@ from npd_ascend.store.bits import Alphabet, pack_into, windows
 @given(st.integers(1, 12), st.integers(0, 300), st.integers(0, 99), st.booleans())
 def test_fit_finds_the_cheapest_code_and_it_decodes(bits, n, seed, skewed):
     rng = np.random.default_rng(seed)
-    symbols = (rng.integers(0, 1 << bits, n) if not skewed else np.minimum(rng.geometric(0.3, n), (1 << bits) - 1))
+    symbols = rng.integers(0, 1 << bits, n) if not skewed else np.minimum(rng.geometric(0.3, n), (1 << bits) - 1)
     counts = np.bincount(symbols, minlength=1 << bits)
     a = Alphabet.fit(counts, bits, 32)
     classes, payload = a.encode(symbols)

@@ -152,8 +152,15 @@ def test_a_finished_dataset_can_be_written_again(dataset):
 
 
 def prompts(masked=None):
-    table = {"prompt_index": [0, 1], "prompt_id": [5, 6], "prompt_ids": [[1], [2, 3]], "reference_ids": [[7], [8, 9]],
-             "label_ids": [None, None], "answer": ["a", None], "text": ["b", "c"]}
+    table = {
+        "prompt_index": [0, 1],
+        "prompt_id": [5, 6],
+        "prompt_ids": [[1], [2, 3]],
+        "reference_ids": [[7], [8, 9]],
+        "label_ids": [None, None],
+        "answer": ["a", None],
+        "text": ["b", "c"],
+    }
     ids = pa.list_(pa.int32())
     out = pa.table({k: pa.array(v, ids if k.endswith("_ids") else None) for k, v in table.items()})
     return out if masked is None else out.append_column("reference_masked", pa.array(masked, ids))
@@ -180,5 +187,6 @@ def test_shards_with_and_without_an_optional_column_are_read_as_one(tmp_path, or
         assert table["reference_masked"].to_pylist() == [v for k in order for v in wanted[k]]
         assert table["text"].to_pylist() == ["b", "c"] * 2
     assert [t["reference_masked"].to_pylist() for t in dataset.iter_tables(["reference_masked"])] == [
-        wanted[k] for k in order]
+        wanted[k] for k in order
+    ]
     assert "reference_masked" not in dataset.read_all(["text"]).column_names

@@ -12,7 +12,8 @@ from npd_ascend.store.traits import hashes, looping
 
 def flat(rows):
     return np.concatenate([np.zeros(0, np.int32), *map(np.asarray, rows)]).astype(np.int32), np.cumsum(
-        [0, *map(len, rows)])
+        [0, *map(len, rows)]
+    )
 
 
 def naive(row) -> bool:
@@ -42,8 +43,15 @@ def test_looping_is_what_a_plain_loop_finds(seed):
 
 
 def test_limits_of_a_loop():
-    rows = [[5] * 33, [5] * 32, list(range(64)) * 4, (list(range(64)) * 4)[1:], list(range(65)) * 6, [],
-            [1, 2, *[7, 8] * 30, 9]]
+    rows = [
+        [5] * 33,
+        [5] * 32,
+        list(range(64)) * 4,
+        (list(range(64)) * 4)[1:],
+        list(range(65)) * 6,
+        [],
+        [1, 2, *[7, 8] * 30, 9],
+    ]
     assert looping(*flat(rows)).tolist() == [True, False, True, False, False, False, False]
     assert looping(np.zeros(0, np.int32), np.zeros(1, np.int64)).tolist() == []
     assert looping(*flat([[3] * 40] * 5000)).all()  # over the border of a block
@@ -67,10 +75,20 @@ def test_the_store_fills_them_in_and_takes_the_end_token_off_for_loops(tmp_path)
     finish = ["stop", "length", "reference", "length", "stop"]
     n = len(responses)
     dataset = Dataset(tmp_path, "rollouts", "f")
-    dataset.write_table(0, pa.table({
-        "sample_id": range(n), "prompt_index": range(n), "path": pa.array([0] * n, pa.int8()),
-        "response_ids": pa.array(responses, ids), "logprobs": pa.nulls(n, pa.list_(pa.float32())),
-        "label_ids": pa.nulls(n, ids), "finish_reason": finish}))
+    dataset.write_table(
+        0,
+        pa.table(
+            {
+                "sample_id": range(n),
+                "prompt_index": range(n),
+                "path": pa.array([0] * n, pa.int8()),
+                "response_ids": pa.array(responses, ids),
+                "logprobs": pa.nulls(n, pa.list_(pa.float32())),
+                "label_ids": pa.nulls(n, ids),
+                "finish_reason": finish,
+            }
+        ),
+    )
     dataset.finish(1)
     table = dataset.read_all(["tokens", "loops", "response_hash"])
     assert table["tokens"].to_pylist() == [41, 40, 41, 40, 0]

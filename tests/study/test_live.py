@@ -84,8 +84,9 @@ def loop(kind, teacher, folder, **live):
     trainer = Trainer(network(folder, 0), train, 64)
     source = Source(trainer)
     layout = Layout.of(method.live, 3 * method.samples_per_prompt, ROW, 2, source.prompts, 14, 0)
-    return LiveLoop(Settings(train), method, source, layout, Prefill(teacher), Prefill(trainer.net), Clock(),
-                    lambda *row: None)
+    return LiveLoop(
+        Settings(train), method, source, layout, Prefill(teacher), Prefill(trainer.net), Clock(), lambda *row: None
+    )
 
 
 def kl(a, b):
@@ -121,8 +122,9 @@ def naive(name, method, samples, teacher, student):
         for i, (s, p, q) in enumerate(zip(samples, teacher, student, strict=True)):
             first = np.mean([g for j, g in gaps.items() if samples[j].origin == s.origin])
             a = np.clip(1 - 0.9 * first / (gaps[i] + 1e-5), 0.01, 0.1)
-            sums[s.origin] += (kl(p, mix(a, p, 1 - a, q)) if s.origin == "teacher"
-                               else kl(q, mix(1 - a, p, a, q))).sum()
+            sums[s.origin] += (
+                kl(p, mix(a, p, 1 - a, q)) if s.origin == "teacher" else kl(q, mix(1 - a, p, a, q))
+            ).sum()
             counts[s.origin] += len(s.response)
         return 0.5 * sum(sums[o] / counts[o] for o in sums)
     own = [i for i, s in enumerate(samples) if s.origin == "student"]
@@ -131,11 +133,11 @@ def naive(name, method, samples, teacher, student):
         s, p = samples[i], teacher[i]
         r = 0.5 * (p[np.arange(len(s.response)), s.response] - s.logprobs)
         n = len(r)
-        returns.append([sum(0.95 ** (u - t - 1) * r[u] for u in range(t + 1, n)) / max(1, n - 1 - t)
-                        for t in range(n)])
+        returns.append([sum(0.95 ** (u - t - 1) * r[u] for u in range(t + 1, n)) / max(1, n - 1 - t) for t in range(n)])
     flat = np.concatenate(returns)
-    gradient = sum((c * (np.array(a) - flat.mean()) / flat.std()).sum()
-                   for c, a in zip([ce[i] for i in own], returns, strict=True)) / len(flat)
+    gradient = sum(
+        (c * (np.array(a) - flat.mean()) / flat.std()).sum() for c, a in zip([ce[i] for i in own], returns, strict=True)
+    ) / len(flat)
     single = sum(kl(student[i], teacher[i]).sum() for i in own) / len(flat)
     data = np.concatenate([c for c, s in zip(ce, samples, strict=True) if s.origin == "reference"]).mean()
     return 0.5 * (gradient + single + data)

@@ -46,8 +46,18 @@ def make(name, **live):
 
 
 def test_all_methods_are_there():
-    assert METHODS.names() == ["distillm", "distillm2", "gkd", "minillm", "npd", "off_policy", "on_policy", "seqkd",
-                               "sft", "supkd"]
+    assert METHODS.names() == [
+        "distillm",
+        "distillm2",
+        "gkd",
+        "minillm",
+        "npd",
+        "off_policy",
+        "on_policy",
+        "seqkd",
+        "sft",
+        "supkd",
+    ]
     assert live_method("npd") is None and changes("npd") == {}
 
 
@@ -110,8 +120,10 @@ def test_distillm2_skew():
     source, method = Source(), make("distillm2")
     samples = method.samples([0, 3], source)
     p = [0.6, 0.5, 0.1, 0.2]  # teacher's mean probabilities; the student's are 0.3 on all
-    scored = [Scored(np.log(np.full(len(s.response), v)), np.log(np.full(len(s.response), 0.3)))
-              for s, v in zip(samples, p, strict=True)]
+    scored = [
+        Scored(np.log(np.full(len(s.response), v)), np.log(np.full(len(s.response), 0.3)))
+        for s, v in zip(samples, p, strict=True)
+    ]
     got = [a[0] for a in method.parameters(samples, scored)]
     for i, (mean, gap) in enumerate([(0.25, 0.3), (0.25, 0.2), (0.15, 0.2), (0.15, 0.1)]):
         assert got[i] == pytest.approx(skew(0.1, mean, gap), rel=1e-5)
@@ -137,8 +149,10 @@ def test_minillm_weights():
     own = np.concatenate(weights[:2])
     tokens = sum(map(len, weights))
     # γ = 0: the advantage of a token is the next one's reward over the tokens left, whitened; 0 for the last.
-    raw = [np.append((scored[i].teacher - samples[i].logprobs)[1:] * 0.5 / np.arange(len(w) - 1, 0, -1), 0)
-           for i, w in enumerate(weights[:2])]
+    raw = [
+        np.append((scored[i].teacher - samples[i].logprobs)[1:] * 0.5 / np.arange(len(w) - 1, 0, -1), 0)
+        for i, w in enumerate(weights[:2])
+    ]
     raw = np.concatenate(raw)
     np.testing.assert_allclose(own[:, 0] * len(own) / tokens, (raw - raw.mean()) / raw.std(), rtol=1e-4, atol=1e-5)
     assert own[:, 1].sum() / tokens == pytest.approx(1)

@@ -20,12 +20,20 @@ from npd_ascend.study.results import TOTAL, Recorder, Results, content, identity
 
 def samples(n, seed=0):
     rng = np.random.default_rng(seed)
-    return [Sample(i, rng.integers(1, 9, rng.integers(3, 6)).astype(np.int32),
-                   rng.integers(1, 9, rng.integers(1, 12)).astype(np.int32), "student") for i in range(n)]
+    return [
+        Sample(
+            i,
+            rng.integers(1, 9, rng.integers(3, 6)).astype(np.int32),
+            rng.integers(1, 9, rng.integers(1, 12)).astype(np.int32),
+            "student",
+        )
+        for i in range(n)
+    ]
 
 
-@pytest.mark.parametrize("live", [LiveConfig(), LiveConfig(buckets=[8, 12]), LiveConfig(rows=4),
-                                  LiveConfig(layout="packed", rows=2)])
+@pytest.mark.parametrize(
+    "live", [LiveConfig(), LiveConfig(buckets=[8, 12]), LiveConfig(rows=4), LiveConfig(layout="packed", rows=2)]
+)
 def test_every_token_is_predicted_once(live):
     some = samples(11)
     layout = Layout.of(live, 11, 32, 2, [s.prompt for s in some], 18, pad=0)
@@ -44,7 +52,7 @@ def test_every_token_is_predicted_once(live):
             seen.append(int(i))
         assert at == part.tokens and not part.positions[at:].any()
     assert sorted(seen) == list(range(11)) and len(shapes) == 1
-    assert (layout.empty(layout.lengths[0]).rows.input_ids.shape[0] == layout.rows)
+    assert layout.empty(layout.lengths[0]).rows.input_ids.shape[0] == layout.rows
 
 
 def test_buckets():
@@ -77,15 +85,30 @@ def test_clock_books_the_innermost(monkeypatch):
 
 
 def study(tmp_path, **groups):
-    base = {"run": {"dir": "x"}, "models": {"teacher": "t", "student": "s"},
-            "data": {"prompts": ["p.jsonl"], "response_field": "answer", "answer_field": "answer"},
-            "evaluate": {"prompts": ["e.jsonl"]}, "select": {"upper_quantile": 0.97, "lower": None}}
+    base = {
+        "run": {"dir": "x"},
+        "models": {"teacher": "t", "student": "s"},
+        "data": {"prompts": ["p.jsonl"], "response_field": "answer", "answer_field": "answer"},
+        "evaluate": {"prompts": ["e.jsonl"]},
+        "select": {"upper_quantile": 0.97, "lower": None},
+    }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
-    tree = {"study": {"dir": str(tmp_path / "out"), "seeds": [0, 1]},
-            "tasks": {"maze": {"config": str(tmp_path / "base.yaml"), "set": {"train.epochs": 4}}},
-            "groups": groups or {"a": {"tasks": ["maze"], "set": {"train.lr": 2e-3},
-                                       "arms": {"npd": {}, "sft": {"method": "sft"},
-                                                "gkd": {"method": "gkd", "live": {"student_fraction": 0.7}}}}}}
+    tree = {
+        "study": {"dir": str(tmp_path / "out"), "seeds": [0, 1]},
+        "tasks": {"maze": {"config": str(tmp_path / "base.yaml"), "set": {"train.epochs": 4}}},
+        "groups": groups
+        or {
+            "a": {
+                "tasks": ["maze"],
+                "set": {"train.lr": 2e-3},
+                "arms": {
+                    "npd": {},
+                    "sft": {"method": "sft"},
+                    "gkd": {"method": "gkd", "live": {"student_fraction": 0.7}},
+                },
+            }
+        },
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return tmp_path / "study.yaml"
 
@@ -101,15 +124,20 @@ def test_arms(tmp_path):
     assert len({a.config.run.dir for a in arms}) == len(arms)
 
 
-@pytest.mark.parametrize("group,text", [
-    ({"tasks": ["sort"], "arms": {"npd": {}}}, "there are: maze"),
-    ({"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}},
-     "a/npd: method: there is no method 'nqd'; did you mean npd?"),
-    ({"tasks": ["maze"], "arms": {"npd": {"set": {"train.lrr": 1}}}}, "did you mean train.lr"),
-    ({"tasks": ["maze"], "arms": {"gkd": {"method": "gkd", "live": {"fraction": 1}}}}, "student_fraction"),
-    ({"tasks": ["maze"], "arms": {"a/b": {}}}, "becomes a path"),
-    ({"tasks": ["maze"], "arm": {"npd": {}}}, "unknown key groups.a.arm"),
-])
+@pytest.mark.parametrize(
+    "group,text",
+    [
+        ({"tasks": ["sort"], "arms": {"npd": {}}}, "there are: maze"),
+        (
+            {"tasks": ["maze"], "arms": {"npd": {"method": "nqd"}}},
+            "a/npd: method: there is no method 'nqd'; did you mean npd?",
+        ),
+        ({"tasks": ["maze"], "arms": {"npd": {"set": {"train.lrr": 1}}}}, "did you mean train.lr"),
+        ({"tasks": ["maze"], "arms": {"gkd": {"method": "gkd", "live": {"fraction": 1}}}}, "student_fraction"),
+        ({"tasks": ["maze"], "arms": {"a/b": {}}}, "becomes a path"),
+        ({"tasks": ["maze"], "arm": {"npd": {}}}, "unknown key groups.a.arm"),
+    ],
+)
 def test_mistakes_are_one_line(tmp_path, group, text):
     with pytest.raises(UserError) as e:
         list(arms_of(load_study(study(tmp_path, a=group)), changes))
@@ -146,8 +174,13 @@ def test_one_worker_takes_the_seeds_of_an_arm(tmp_path):
 
 
 def test_arms_that_do_the_same_are_one_run(tmp_path):
-    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "exposure": True, "arms": {"npd": {}}},
-                            b={"tasks": ["maze"], "arms": {"f1": {}, "f0": {"set": {"sync.refreshes": 0}}}}))
+    plan = load_study(
+        study(
+            tmp_path,
+            a={"tasks": ["maze"], "exposure": True, "arms": {"npd": {}}},
+            b={"tasks": ["maze"], "arms": {"f1": {}, "f0": {"set": {"sync.refreshes": 0}}}},
+        )
+    )
     results, arms = Results(plan.study.dir), chosen(plan, [])
     npd, f1, f0 = (next(a for a in arms if a.name == name) for name in ("npd", "f1", "f0"))
     assert content(npd) == content(f1) != content(f0) and identity(npd) != identity(f1)
@@ -165,24 +198,35 @@ def test_arms_that_do_the_same_are_one_run(tmp_path):
 
 
 def test_a_timed_run_serves_those_that_are_not(tmp_path):
-    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
-                            b={"tasks": ["maze"], "timed": True, "arms": {"quick": {}, "again": {}}}))
+    plan = load_study(
+        study(
+            tmp_path,
+            a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
+            b={"tasks": ["maze"], "timed": True, "arms": {"quick": {}, "again": {}}},
+        )
+    )
     results, arms = Results(plan.study.dir), chosen(plan, [])
     npd, sft, quick, again = (next(a for a in arms if a.name == name) for name in ("npd", "sft", "quick", "again"))
     serves = sources([npd, sft, quick, again])
     assert [serves[a.key] for a in (npd, sft, quick, again)] == [quick, sft, quick, again]
     assert "the same run as maze/b/quick/0" in describe(plan)
-    Recorder(results.own(quick), quick).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(quick), wall=11.0,
-                                            timed=True)
+    Recorder(results.own(quick), quick).log(
+        "time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(quick), wall=11.0, timed=True
+    )
     results.take(quick)
     assert share(results, [quick], [npd, sft, again]) == [npd]
     assert [(r["arm"], r["timed"]) for r in read_metrics(results.path)] == [("quick", True), ("npd", False)]
 
 
 def test_a_run_with_more_evaluations_serves_those_with_fewer(tmp_path):
-    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "evaluations": 1, "arms": {"once": {}}},
-                            b={"tasks": ["maze"], "evaluations": 3, "arms": {"thrice": {}}},
-                            c={"tasks": ["maze"], "evaluations": 2, "arms": {"twice": {}}}))
+    plan = load_study(
+        study(
+            tmp_path,
+            a={"tasks": ["maze"], "evaluations": 1, "arms": {"once": {}}},
+            b={"tasks": ["maze"], "evaluations": 3, "arms": {"thrice": {}}},
+            c={"tasks": ["maze"], "evaluations": 2, "arms": {"twice": {}}},
+        )
+    )
     arms = {a.name: a for a in chosen(plan, []) if a.seed == 0}
     serves = {name: sources(list(arms.values()))[arms[name].key].name for name in arms}
     assert serves == {"once": "thrice", "thrice": "thrice", "twice": "twice"}  # halves are not among thirds
@@ -190,16 +234,22 @@ def test_a_run_with_more_evaluations_serves_those_with_fewer(tmp_path):
 
 def test_the_others_wait_for_timed_runs(tmp_path, monkeypatch):
     """Or run after them when those fail."""
-    plan = load_study(study(tmp_path, a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
-                            b={"tasks": ["maze"], "timed": True, "arms": {"quick": {}}}))
+    plan = load_study(
+        study(
+            tmp_path,
+            a={"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
+            b={"tasks": ["maze"], "timed": True, "arms": {"quick": {}}},
+        )
+    )
     phases = []
 
     def phase(arms, workers, resolved, results, progress):
         phases.append((sorted({a.name for a in arms}), workers))
         for arm in arms:
             if arm.name != "quick" or arm.seed == 0:
-                Recorder(results.own(arm), arm).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm),
-                                                    wall=11.0)
+                Recorder(results.own(arm), arm).log(
+                    "time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm), wall=11.0
+                )
                 results.take(arm)
         return 0
 

@@ -51,11 +51,14 @@ def test_kl_asks_for_a_refresh_when_the_lag_reaches_epsilon(lag, asked):
     assert policy_of(config()).refresh(Moment(0, 0.0, 1.5, lag, None)) is None and policy_of(config()).lag_bound is None
 
 
-@pytest.mark.parametrize(("sync", "message"), [
-    ({"at_epochs": [1, 10]}, "sync.at_epochs has 10.0, not before the end at train.epochs = 10"),
-    ({"policy": "kl", "lag_every": 0}, "set sync.lag_every above 0"),
-    ({"policy": "kls"}, "there is no sync policy 'kls'; did you mean kl[?] known: kl, static"),
-])
+@pytest.mark.parametrize(
+    ("sync", "message"),
+    [
+        ({"at_epochs": [1, 10]}, "sync.at_epochs has 10.0, not before the end at train.epochs = 10"),
+        ({"policy": "kl", "lag_every": 0}, "set sync.lag_every above 0"),
+        ({"policy": "kls"}, "there is no sync policy 'kls'; did you mean kl[?] known: kl, static"),
+    ],
+)
 def test_settings_that_a_policy_cannot_follow(sync, message):
     with pytest.raises(UserError, match=message):
         check(config(**sync))

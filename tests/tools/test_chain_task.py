@@ -19,7 +19,10 @@ def test_rows(tmp_path):
         assert len(lines) == count
         for line in lines:
             digits = [int(d) for d in line["prompt"].split()]
-            assert line["response"] == line["answer"] == " ".join(
-                str(sum(digits[: i + 1]) % 10) for i in range(len(digits)))
+            assert (
+                line["response"]
+                == line["answer"]
+                == " ".join(str(sum(digits[: i + 1]) % 10) for i in range(len(digits)))
+            )
         prompts += [line["prompt"] for line in lines]
     assert len(set(prompts)) == 100

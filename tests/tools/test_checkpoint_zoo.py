@@ -81,9 +81,15 @@ def test_members_cover_what_they_should():
     sound = [m for m in MEMBERS.values() if m.refused is None]
     models = [model for m in sound for model in (m.student, m.teacher)]
     assert len(MEMBERS) >= 25 and len(sound) < len(MEMBERS) and set(SOUND) <= {n for n in MEMBERS}
-    for what, values in (("family", ("PanguEmbedded", "llama", "qwen2")), ("layers", (2, 3, 12, 26, 32)),
-                         ("tied", (True, False)), ("dtype", ("float32", "bfloat16", "float16")),
-                         ("saver", ("4", "5", "own")), ("sharded", (True, False)), ("tokenizer", tuple(KINDS))):
+    for what, values in (
+        ("family", ("PanguEmbedded", "llama", "qwen2")),
+        ("layers", (2, 3, 12, 26, 32)),
+        ("tied", (True, False)),
+        ("dtype", ("float32", "bfloat16", "float16")),
+        ("saver", ("4", "5", "own")),
+        ("sharded", (True, False)),
+        ("tokenizer", tuple(KINDS)),
+    ):
         assert set(values) <= {getattr(m, what) for m in models}, what
     wider = {np.sign(m.teacher.padding - m.student.padding) for m in sound}
     assert wider == {-1, 0, 1}
@@ -113,8 +119,15 @@ def test_a_member_follows_its_circle(tied, tmp_path):
 
 def test_finished_members_are_kept_and_a_wrong_one_fails_the_tour(tmp_path, monkeypatch, capsys):
     cells = dict.fromkeys(STAGES, "ok")
-    results = {"pangu-tied": {"cells": cells, "figures": {"gap 0": 1e-7, "gap 1": 3e-6, "moved": 0.25}, "sound": True,
-                              "seconds": 60.0, "cpu": 71.4}}
+    results = {
+        "pangu-tied": {
+            "cells": cells,
+            "figures": {"gap 0": 1e-7, "gap 1": 3e-6, "moved": 0.25},
+            "sound": True,
+            "seconds": 60.0,
+            "cpu": 71.4,
+        }
+    }
     (tmp_path / "zoo.json").write_text(json.dumps(results))
     monkeypatch.setattr(sys, "argv", ["checkpoint_zoo.py", "--out", str(tmp_path), "--only", "pangu-tied"])
     with pytest.raises(SystemExit) as e:

@@ -30,10 +30,13 @@ def test_reference_answers_keep_their_rules(rows):
 
 def test_an_answer_to_something_else_breaks_most_rules(rows):
     part = rows["prompts.jsonl"]
-    others = part[len(part) // 2:] + part[: len(part) // 2]
+    others = part[len(part) // 2 :] + part[: len(part) // 2]
     kinds = ("capital", "contains", "opposite", "symbol", "replace", "sum", "define")
-    wrong = [not rules(Attempt(r["prompt"], o["response"], r["answer"])) for r, o in zip(part, others, strict=True)
-             if r["kind"] in kinds]
+    wrong = [
+        not rules(Attempt(r["prompt"], o["response"], r["answer"]))
+        for r, o in zip(part, others, strict=True)
+        if r["kind"] in kinds
+    ]
     assert sum(wrong) > 0.9 * len(wrong)
 
 
@@ -49,8 +52,11 @@ def test_parts(rows):
 def test_what_is_asked_about_is_in_one_file_only(rows):
     content = yaml.safe_load(task.CONTENT.read_text())
     for country, city in content["capitals"].items():
-        holding = [name for name, part in rows.items() if any(r["kind"] == "capital" and city in r["response"] and
-                                                              f" {country} " in r["response"] for r in part)]
+        holding = [
+            name
+            for name, part in rows.items()
+            if any(r["kind"] == "capital" and city in r["response"] and f" {country} " in r["response"] for r in part)
+        ]
         assert len(holding) == 1, country
     for entry in content["topics"]:
         topic, _, definition = task.split_fields(entry)

@@ -23,8 +23,10 @@ from npd_ascend.models.weights import check_checkpoint
 
 ROOT = Path(tool.__file__).resolve().parents[1]
 HIDDEN, FFN, HEADS, KV, LAYERS = 64, 96, 4, 2, 2
-TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def tokens():
@@ -36,14 +38,27 @@ def tokens():
 def metadata(**changes):
     vocab = tokens()
     return {
-        "general.architecture": "llama", "llama.block_count": LAYERS, "llama.context_length": 128,
-        "llama.embedding_length": HIDDEN, "llama.feed_forward_length": FFN, "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV, "llama.rope.freq_base": 10000.0,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": vocab, "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(vocab) - 3), "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.padding_token_id": 2,
-        "tokenizer.chat_template": TEMPLATE, **changes}
+        "general.architecture": "llama",
+        "llama.block_count": LAYERS,
+        "llama.context_length": 128,
+        "llama.embedding_length": HIDDEN,
+        "llama.feed_forward_length": FFN,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV,
+        "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": vocab,
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(vocab) - 3),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+        **changes,
+    }
 
 
 def text(value: str) -> bytes:
@@ -85,10 +100,18 @@ def shapes(tied: bool) -> dict[str, tuple[int, tuple[int, ...]]]:
     kv, vocab = HIDDEN // HEADS * KV, len(tokens())
     out = {"token_embd": (8, (vocab, HIDDEN)), "output_norm": (0, (HIDDEN,))}
     for i in range(LAYERS):
-        out |= {f"blk.{i}.{n}": (3, s) for n, s in (
-            ("attn_q", (HIDDEN, HIDDEN)), ("attn_k", (kv, HIDDEN)), ("attn_v", (kv, HIDDEN)),
-            ("attn_output", (HIDDEN, HIDDEN)), ("ffn_gate", (FFN, HIDDEN)), ("ffn_up", (FFN, HIDDEN)),
-            ("ffn_down", (HIDDEN, FFN)))}
+        out |= {
+            f"blk.{i}.{n}": (3, s)
+            for n, s in (
+                ("attn_q", (HIDDEN, HIDDEN)),
+                ("attn_k", (kv, HIDDEN)),
+                ("attn_v", (kv, HIDDEN)),
+                ("attn_output", (HIDDEN, HIDDEN)),
+                ("ffn_gate", (FFN, HIDDEN)),
+                ("ffn_up", (FFN, HIDDEN)),
+                ("ffn_down", (HIDDEN, FFN)),
+            )
+        }
         out |= {f"blk.{i}.{n}": (0, (HIDDEN,)) for n in ("attn_norm", "ffn_norm")}
     return out if tied else out | {"output": (8, (vocab, HIDDEN))}
 
@@ -116,10 +139,14 @@ def test_folder(tmp_path, tied):
     assert (spec.model_type, spec.num_layers, spec.num_kv_heads, spec.tie_embeddings) == ("llama", LAYERS, KV, tied)
     assert (spec.rms_norm_eps, spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id) == (1e-5, 1, (2,), 2)
     found = {name: e.read() for name, e in entries(tmp_path / "hf").items()}
-    for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"),
-                         ("model.layers.1.mlp.down_proj", "blk.1.ffn_down"), ("lm_head", "output"),
-                         ("model.layers.0.input_layernorm", "blk.0.attn_norm"),
-                         ("model.layers.1.self_attn.v_proj", "blk.1.attn_v")):
+    for ours, theirs in (
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("model.layers.1.mlp.down_proj", "blk.1.ffn_down"),
+        ("lm_head", "output"),
+        ("model.layers.0.input_layernorm", "blk.0.attn_norm"),
+        ("model.layers.1.self_attn.v_proj", "blk.1.attn_v"),
+    ):
         if theirs in values:
             assert np.array_equal(found[f"{ours}.weight"], values[theirs]), ours
     for ours, theirs, heads in (("q", "attn_q", HEADS), ("k", "attn_k", KV)):
@@ -127,8 +154,10 @@ def test_folder(tmp_path, tied):
         for head in range(heads):
             for i in range(size):  # row i of a head: pair i mod size/2, first or second of the pair
                 row = head * size + 2 * (i % (size // 2)) + i // (size // 2)
-                assert np.array_equal(found[f"model.layers.0.self_attn.{ours}_proj.weight"][head * size + i],
-                                      values[f"blk.0.{theirs}"][row])
+                assert np.array_equal(
+                    found[f"model.layers.0.self_attn.{ours}_proj.weight"][head * size + i],
+                    values[f"blk.0.{theirs}"][row],
+                )
 
 
 def test_tokenizer(tmp_path):
@@ -141,9 +170,14 @@ def test_tokenizer(tmp_path):
     assert tokenizer.decode(template.header_ids) == "<|im_start|>assistant\n" and template.end_ids == [2]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"general.architecture": "gemma"}, "gemma"), ({"tokenizer.ggml.pre": "llama-bpe"}, "llama-bpe"),
-    ({"kind": 12}, "type 12")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "gemma"}, "gemma"),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, "llama-bpe"),
+        ({"kind": 12}, "type 12"),
+    ],
+)
 def test_other_models_are_refused(tmp_path, changes, message):
     write(tmp_path / "m.gguf", **changes)
     with pytest.raises(UserError, match=message):
@@ -155,8 +189,12 @@ def test_damaged_files(tmp_path):
     path = tmp_path / "m.gguf"
     write(path)
     whole = path.read_bytes()
-    for data, message in ((b"GGML" + whole[4:], "version 3"), (whole[:20], "damaged"), (whole[:400], "damaged"),
-                          (whole[:-200], "ends inside tensor")):
+    for data, message in (
+        (b"GGML" + whole[4:], "version 3"),
+        (whole[:20], "damaged"),
+        (whole[:400], "damaged"),
+        (whole[:-200], "ends inside tensor"),
+    ):
         path.write_bytes(data)
         with pytest.raises(UserError, match=message):
             for tensor in read_gguf(path)[1].values():
@@ -191,8 +229,12 @@ def test_steps_are_done_once(tmp_path):
         done.clear()
         step = tool.Steps(tmp_path)
         for name, value in (("a", first), ("b", second)):
-            step(name, tmp_path / f"{name}.out", value,
-                 lambda name=name: (done.append(name), (tmp_path / f"{name}.out").write_text(name)))
+            step(
+                name,
+                tmp_path / f"{name}.out",
+                value,
+                lambda name=name: (done.append(name), (tmp_path / f"{name}.out").write_text(name)),
+            )
         return list(done)
 
     assert go(1, 1) == ["a", "b"] and go(1, 1) == [] and go(1, 2) == ["b"] and go(2, 2) == ["a", "b"]

@@ -33,8 +33,10 @@ def test_difference_is_weighted_by_tokens():
 
 def test_table():
     found = {"start": [tokens(1, 2, 3), tokens(2)], "end": [tokens(1, 1), tokens(1)]}
-    answers = {name: tool.Answers([], [np.zeros(len(t.kl_ts)) for t in part], np.array([True, False]), np.zeros(2))
-               for name, part in found.items()}
+    answers = {
+        name: tool.Answers([], [np.zeros(len(t.kl_ts)) for t in part], np.array([True, False]), np.zeros(2))
+        for name, part in found.items()
+    }
     lines = tool.table(found, answers).splitlines()
     assert lines[2].startswith("| start | 2 | 2.000 ±") and lines[2].endswith("| 2.000 | 2 | 50 | 0 |")
     assert lines[3].startswith("| end | 2 | 1.000 ±") and "| -1.000 [-1.000, -1.000] | -0.500" in lines[4]
@@ -53,12 +55,32 @@ def test_greedy_answers_are_read(tmp_path):
     run = RunDir(tmp_path)
     with pytest.raises(UserError, match="no answers of the evaluation 'end'"):
         tool.read_answers(run, "end", 9)
-    dataset(run.eval_prompts, "prompts", PROMPTS,
-            [[{"prompt_index": i, "prompt_ids": [i, i]} for i in part] for part in ((0, 1), (2,))])
-    dataset(run.data("answers", evaluation="end"), "rollouts", ROLLOUTS, [
-        [{"prompt_index": 1, "path": 0, "response_ids": [7], "logprobs": [-1.0], "finish_reason": "stop"},
-         {"prompt_index": 0, "path": 1, "response_ids": [8], "logprobs": [-1.0], "finish_reason": "stop"}],
-        [{"prompt_index": 2, "path": 0, "response_ids": [5, 6], "logprobs": [-1.0, -1.0], "finish_reason": "length"}]])
+    dataset(
+        run.eval_prompts,
+        "prompts",
+        PROMPTS,
+        [[{"prompt_index": i, "prompt_ids": [i, i]} for i in part] for part in ((0, 1), (2,))],
+    )
+    dataset(
+        run.data("answers", evaluation="end"),
+        "rollouts",
+        ROLLOUTS,
+        [
+            [
+                {"prompt_index": 1, "path": 0, "response_ids": [7], "logprobs": [-1.0], "finish_reason": "stop"},
+                {"prompt_index": 0, "path": 1, "response_ids": [8], "logprobs": [-1.0], "finish_reason": "stop"},
+            ],
+            [
+                {
+                    "prompt_index": 2,
+                    "path": 0,
+                    "response_ids": [5, 6],
+                    "logprobs": [-1.0, -1.0],
+                    "finish_reason": "length",
+                }
+            ],
+        ],
+    )
     found = tool.read_answers(run, "end", 9)
     assert [p.tolist() for p in found.prompts] == [[1, 1], [2, 2]]
     assert [r.tolist() for r in found.responses] == [[7], [5, 6]] and found.ended.tolist() == [True, False]

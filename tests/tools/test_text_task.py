@@ -15,21 +15,44 @@ from npd_ascend.errors import UserError
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps({"question": f"How many is {i} and {i}? ½ 数",
-                                        "answer": f"It is <<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i}"}) + "\n"
-                            for i in range(60)))
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "question": f"How many is {i} and {i}? ½ 数",
+                    "answer": f"It is <<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i}",
+                }
+            )
+            + "\n"
+            for i in range(60)
+        )
+    )
     return path
 
 
 def build(data, out, **more):
-    return task.build(data, out, **{"question": "question", "answer": "answer", "vocab_size": 320, "sft": 30,
-                                    "prompts": 20, "evaluation": 10, "seed": 0, **more})
+    return task.build(
+        data,
+        out,
+        **{
+            "question": "question",
+            "answer": "answer",
+            "vocab_size": 320,
+            "sft": 30,
+            "prompts": 20,
+            "evaluation": 10,
+            "seed": 0,
+            **more,
+        },
+    )
 
 
 def test_parts_and_tokenizer(data, tmp_path):
     assert build(data, tmp_path / "o") == {"sft.jsonl": 30, "prompts.jsonl": 20, "eval.jsonl": 10}
-    rows = {name: [json.loads(x) for x in (tmp_path / "o" / name).read_text().splitlines()]
-            for name in ("sft.jsonl", "prompts.jsonl", "eval.jsonl")}
+    rows = {
+        name: [json.loads(x) for x in (tmp_path / "o" / name).read_text().splitlines()]
+        for name in ("sft.jsonl", "prompts.jsonl", "eval.jsonl")
+    }
     prompts = [r["prompt"] for part in rows.values() for r in part]
     assert len(set(prompts)) == 60
     tokenizer = load_tokenizer(tmp_path / "o" / "tokenizer")

@@ -31,8 +31,7 @@ def lists(arrays, kind=np.int32):
 class World:
     """One generation: ``n`` samples of known tokens, every ``drop``-th of them not kept."""
 
-    def __init__(self, root, n=24, seed=0, drop=7, epochs=2, labels=False, max_response=14,
-                 masked=False):
+    def __init__(self, root, n=24, seed=0, drop=7, epochs=2, labels=False, max_response=14, masked=False):
         self.root = root
         rng = self.rng = np.random.default_rng(seed)
         self.prompts = [rng.integers(3, VOCAB, rng.integers(2, 8)).astype(np.int32) for _ in range(n)]
@@ -45,11 +44,19 @@ class World:
         self.advantages[~self.keep] = 0
         self.logprobs = [-rng.random(len(r)).astype(np.float32) * 3 for r in self.responses]
         self.labels = [(r + 1) % VOCAB for r in self.responses] if labels else None
-        spans = [sorted(rng.choice(len(r) + 1, min(2 * (i % 3), (len(r) + 1) // 2 * 2), replace=False).tolist())
-                 for i, r in enumerate(self.responses)] if masked else [[] for _ in self.responses]
+        spans = (
+            [
+                sorted(rng.choice(len(r) + 1, min(2 * (i % 3), (len(r) + 1) // 2 * 2), replace=False).tolist())
+                for i, r in enumerate(self.responses)
+            ]
+            if masked
+            else [[] for _ in self.responses]
+        )
         self.masked = [s or None for s in spans]
-        self.written = [np.array([not any(a <= t < b for a, b in zip(s[::2], s[1::2], strict=True))
-                                  for t in range(len(r))]) for s, r in zip(spans, self.responses, strict=True)]
+        self.written = [
+            np.array([not any(a <= t < b for a, b in zip(s[::2], s[1::2], strict=True)) for t in range(len(r))])
+            for s, r in zip(spans, self.responses, strict=True)
+        ]
         self.topk = [self.annotate(len(r)) for r in self.responses]
         self.write(epochs)
 
@@ -59,36 +66,71 @@ class World:
         logp = z - logz[:, None]
         ids = np.argsort(-logp, -1)[:, :K]
         entropy = -(np.exp(logp) * logp).sum(-1)
-        return TopK(ids.astype(np.int32), np.take_along_axis(logp, ids, -1).astype(np.float32),
-                    logz.astype(np.float32), logp[:, 0].astype(np.float32), entropy.astype(np.float32))
+        return TopK(
+            ids.astype(np.int32),
+            np.take_along_axis(logp, ids, -1).astype(np.float32),
+            logz.astype(np.float32),
+            logp[:, 0].astype(np.float32),
+            entropy.astype(np.float32),
+        )
 
     def write(self, epochs):
         n = len(self.prompts)
         null = pa.nulls(n, pa.list_(pa.int32()))
         prompts = Dataset(self.root / "prompts", "prompts", "p")
-        prompts.write_table(0, pa.table({
-            "prompt_index": np.arange(n), "prompt_id": np.arange(n), "prompt_ids": lists(self.prompts),
-            "reference_ids": null, "label_ids": null, "answer": pa.nulls(n, pa.string()),
-            "text": pa.nulls(n, pa.string())}))
+        prompts.write_table(
+            0,
+            pa.table(
+                {
+                    "prompt_index": np.arange(n),
+                    "prompt_id": np.arange(n),
+                    "prompt_ids": lists(self.prompts),
+                    "reference_ids": null,
+                    "label_ids": null,
+                    "answer": pa.nulls(n, pa.string()),
+                    "text": pa.nulls(n, pa.string()),
+                }
+            ),
+        )
         prompts.finish(1)
         rollouts, selection, topk = (Dataset(self.root / k, k, k) for k in ("rollouts", "selection", "topk"))
         codec = TopKFormat(K, VOCAB, 16)
         for i, rows in enumerate(np.array_split(np.arange(n), 3)):
             m = len(rows)
-            rollouts.write_table(i, pa.table({
-                "sample_id": self.ids[rows], "prompt_index": rows, "path": np.zeros(m, np.int8),
-                "response_ids": lists([self.responses[r] for r in rows]),
-                "logprobs": lists([self.logprobs[r] for r in rows], np.float32),
-                "label_ids": (lists([self.labels[r] for r in rows]) if self.labels
-                              else pa.nulls(m, pa.list_(pa.int32()))),
-                "finish_reason": pa.array(["stop"] * m).dictionary_encode(),
-                "masked": pa.array([self.masked[r] for r in rows], pa.list_(pa.int32()))}))
+            rollouts.write_table(
+                i,
+                pa.table(
+                    {
+                        "sample_id": self.ids[rows],
+                        "prompt_index": rows,
+                        "path": np.zeros(m, np.int8),
+                        "response_ids": lists([self.responses[r] for r in rows]),
+                        "logprobs": lists([self.logprobs[r] for r in rows], np.float32),
+                        "label_ids": (
+                            lists([self.labels[r] for r in rows]) if self.labels else pa.nulls(m, pa.list_(pa.int32()))
+                        ),
+                        "finish_reason": pa.array(["stop"] * m).dictionary_encode(),
+                        "masked": pa.array([self.masked[r] for r in rows], pa.list_(pa.int32())),
+                    }
+                ),
+            )
             nothing = np.zeros(m)
-            selection.write_table(i, pa.table({
-                "sample_id": self.ids[rows], "keep": self.keep[rows],
-                "reason": pa.array(["kept"] * m).dictionary_encode(),
-                "zone": pa.array(["proximal"] * m).dictionary_encode(), "weight": self.weights[rows],
-                "metric": nothing, "ifd_teacher": nothing, "ifd_student": nothing, "delta_ifd": nothing}))
+            selection.write_table(
+                i,
+                pa.table(
+                    {
+                        "sample_id": self.ids[rows],
+                        "keep": self.keep[rows],
+                        "reason": pa.array(["kept"] * m).dictionary_encode(),
+                        "zone": pa.array(["proximal"] * m).dictionary_encode(),
+                        "weight": self.weights[rows],
+                        "metric": nothing,
+                        "ifd_teacher": nothing,
+                        "ifd_student": nothing,
+                        "delta_ifd": nothing,
+                    }
+                ),
+            )
             write_topk(topk, i, codec, [self.topk[r] for r in rows])
         for d in (rollouts, selection, topk):
             d.finish(3)
@@ -106,11 +148,20 @@ class World:
                     free = ROW
                 rows[-1].append(s)
                 free -= need
-            packs.write_table(e, pa.table({
-                "samples": pa.array(rows, pa.list_(pa.int64())),
-                "prompt_tokens": pa.array([[len(self.prompts[s]) for s in r] for r in rows], pa.list_(pa.int32())),
-                "response_tokens": pa.array([[len(self.responses[s]) for s in r] for r in rows],
-                                            pa.list_(pa.int32()))}))
+            packs.write_table(
+                e,
+                pa.table(
+                    {
+                        "samples": pa.array(rows, pa.list_(pa.int64())),
+                        "prompt_tokens": pa.array(
+                            [[len(self.prompts[s]) for s in r] for r in rows], pa.list_(pa.int32())
+                        ),
+                        "response_tokens": pa.array(
+                            [[len(self.responses[s]) for s in r] for r in rows], pa.list_(pa.int32())
+                        ),
+                    }
+                ),
+            )
         packs.finish(epochs)
         return packs
 
@@ -130,24 +181,48 @@ class World:
             for tensor, shape in zip(rule.hf, rule.shapes, strict=True):
                 base = 1.0 if "norm" in tensor else 0.0
                 found[tensor] = (base + 0.15 * rng.standard_normal(shape)).astype(np.float32)
-        tensorfile.write(folder / "model.safetensors", [(t, "F32", a.shape) for t, a in found.items()],
-                         found.__getitem__)
+        tensorfile.write(
+            folder / "model.safetensors", [(t, "F32", a.shape) for t, a in found.items()], found.__getitem__
+        )
         return folder
 
     def job(self, run="run", *, kd=0.9, sync=None, packs="packs", **changes):
         loss = changes.pop("loss", {})
-        settings = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro_batch": 2,
-                    "vocab_chunk_rows": 32, **changes.pop("settings", {})}
+        settings = {
+            "epochs": 2.0,
+            "lr": 3e-3,
+            "min_lr": 3e-4,
+            "global_batch": 4,
+            "micro_batch": 2,
+            "vocab_chunk_rows": 32,
+            **changes.pop("settings", {}),
+        }
         student = changes.pop("student", None) or self.student()
         out = self.root / run
         given = dict(
-            prompts=self.root / "prompts", rollouts=self.root / "rollouts",
-            topk=self.root / "topk" if kd else None, selection=self.root / "selection", packs=self.root / packs,
-            student=student, snapshot=student, checkpoints=out / "checkpoints", out=out / "train",
-            metrics=out / "metrics.jsonl", fingerprint="f", generation=0, start_progress=0.0, end_progress=2.0,
-            snapshot_progress=None, last=True, pad_token_id=0, vocabulary=VOCAB, seed=0, row_length=ROW,
+            prompts=self.root / "prompts",
+            rollouts=self.root / "rollouts",
+            topk=self.root / "topk" if kd else None,
+            selection=self.root / "selection",
+            packs=self.root / packs,
+            student=student,
+            snapshot=student,
+            checkpoints=out / "checkpoints",
+            out=out / "train",
+            metrics=out / "metrics.jsonl",
+            fingerprint="f",
+            generation=0,
+            start_progress=0.0,
+            end_progress=2.0,
+            snapshot_progress=None,
+            last=True,
+            pad_token_id=0,
+            vocabulary=VOCAB,
+            seed=0,
+            row_length=ROW,
             settings=TrainConfig(**settings, loss={"kd_weight": kd, **loss}),
-            sync=SyncConfig(**{"lag_every": 3, "probe_samples": 6, **(sync or {})}))
+            sync=SyncConfig(**{"lag_every": 3, "probe_samples": 6, **(sync or {})}),
+        )
         return TrainJob(**{**given, **changes})
 
 

@@ -27,8 +27,10 @@ DAMAGE = {
 
 def optimizer(seed):
     rng = np.random.default_rng(seed)
-    params = [Parameter(Tensor(rng.standard_normal(shape).astype(np.float32)), name=f"p{i}")
-              for i, shape in enumerate(((5, 3), (7,)))]
+    params = [
+        Parameter(Tensor(rng.standard_normal(shape).astype(np.float32)), name=f"p{i}")
+        for i, shape in enumerate(((5, 3), (7,)))
+    ]
     adamw = AdamW(params, TrainConfig())
     for p in (*adamw.m, *adamw.v):
         p.set_data(Tensor(rng.random(p.shape).astype(np.float32)))

@@ -32,8 +32,7 @@ def trainer_of(layers, tied, model, rng):
     return Trainer(net, TrainConfig(lr=1e-2, global_batch=1, clip=0.5), TOKENS)
 
 
-@pytest.mark.parametrize("layers,tied,model", [(2, False, "qwen2"), (26, True, "PanguEmbedded"),
-                                               (80, False, "llama")])
+@pytest.mark.parametrize("layers,tied,model", [(2, False, "qwen2"), (26, True, "PanguEmbedded"), (80, False, "llama")])
 def test_a_step(layers, tied, model):
     """The first step of AdamW moves every value by the rate, against the sign of its gradient (and decays matrices)."""
     rng = np.random.default_rng(layers)
@@ -43,9 +42,11 @@ def test_a_step(layers, tied, model):
     rows = collate([[text]], ROW, spec.pad_token_id, 1)
     at = np.arange(4, 4 + TOKENS, dtype=np.int32)
     inputs = LossInputs(
-        labels=text[at + 1], weights=np.ones((TOKENS, 2), np.float32),
+        labels=text[at + 1],
+        weights=np.ones((TOKENS, 2), np.float32),
         teacher_ids=rng.integers(0, spec.vocab_size, (TOKENS, K)).astype(np.int32),
-        teacher_logprobs=np.full((TOKENS, K), np.log(0.9 / K), np.float32))
+        teacher_logprobs=np.full((TOKENS, K), np.log(0.9 / K), np.float32),
+    )
     before = {p.name: p.asnumpy().copy() for p in trainer.optimizer.params}
     loss = trainer.accumulate(MicroBatch(rows, at, inputs, TOKENS, np.zeros(1, np.int64)), TOKENS) / TOKENS
     assert 0 < loss < 50

@@ -105,7 +105,8 @@ def test_poisoned_snapshot(world, train):
 def test_out_of_memory_names_the_knobs(world, starved):
     """Attention over 1,024 rows of 1,024 tokens takes more than a GiB."""
     job = world.job(settings={"epochs": 2.0, "global_batch": 1024, "micro_batch": 1024}).model_copy(
-        update={"row_length": 1024})
+        update={"row_length": 1024}
+    )
     write_job(world.root / "job.json", "train", job)
     done = starved(world.root / "job.json", 1 << 30)
     last = done.stderr.strip().splitlines()[-1]

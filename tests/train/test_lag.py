@@ -65,8 +65,9 @@ def test_padding_does_not_count(world, loud_padding):
     corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")))
     plan = EpochPlan.read(Dataset.open(world.root / "packs", "packs"), 0)
     reader = Reader(corpus, [plan], None, SETTINGS, ROW, 0, 53)
-    old, new = (loud_padding(world.student(name, seed=seed, vocab_size=64), 53) for name, seed in (("old", 1),
-                                                                                                  ("new", 2)))
+    old, new = (
+        loud_padding(world.student(name, seed=seed, vocab_size=64), 53) for name, seed in (("old", 1), ("new", 2))
+    )
     net = build(ModelSpec.from_folder(old).sharing(53, old), Device(), ROW)
     load_hf(net, old)
     probe = LagProbe(net, reader, 9, DeviceMesh(Device()))

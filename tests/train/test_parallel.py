@@ -43,8 +43,14 @@ SETTINGS = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro
 # Multiples of the ranks; two layers, whose exchanges must meet in order.
 STUDENT = {"vocab_size": 56, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}
-ALL = {"data_parallel": 2, "tensor_parallel": 2, "optimizer_sharding": True, "recompute": True, "checkpoint_every": 1,
-       "keep_checkpoints": 9}
+ALL = {
+    "data_parallel": 2,
+    "tensor_parallel": 2,
+    "optimizer_sharding": True,
+    "recompute": True,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 9,
+}
 
 
 def compare(many, one, rows_of, tensors_of):

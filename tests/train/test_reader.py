@@ -20,8 +20,10 @@ ROW, VOCAB = 48, 53
 def reader(world, rank=0, size=1, topk=True, vocab=VOCAB, packs="packs", part=None, **settings):
     loss = settings.pop("loss", {})
     s = TrainConfig(**{"global_batch": 4, "micro_batch": 2, "vocab_chunk_rows": 32, **settings}, loss=loss)
-    corpus = Corpus(*(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")),
-                    registry.asked(s.loss) - {"advantages"})
+    corpus = Corpus(
+        *(Dataset.open(world.root / k, k) for k in ("prompts", "rollouts", "selection")),
+        registry.asked(s.loss) - {"advantages"},
+    )
     corpus.advantages = world.advantages  # as a recipe with rewards stores them
     found = Dataset.open(world.root / packs, "packs")
     plans = [EpochPlan.read(found, e) for e in range(found.shards)]
@@ -69,8 +71,13 @@ def test_every_token_once_an_epoch(world):
 def test_shapes_never_change(world):
     r = reader(world)
     batches = list(all_batches(r))
-    shapes = {tuple(a.shape for a in (m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, m.positions,
-                                      *m.inputs.pack(r.names))) for m in batches}
+    shapes = {
+        tuple(
+            a.shape
+            for a in (m.rows.input_ids, m.rows.position_ids, m.rows.segment_ids, m.positions, *m.inputs.pack(r.names))
+        )
+        for m in batches
+    }
     n = r.head_rows
     assert shapes == {((2, ROW), (2, ROW), (2, ROW), (n,), (n,), (n, 2), (n, 4), (n, 4))}
     assert n >= max(m.tokens for m in all_batches(r)) and n % r.chunk == 0 and r.chunk <= 32
@@ -120,8 +127,9 @@ def test_without_a_teacher(world, monkeypatch):
             assert m.inputs.weights.shape[1] == 1
 
 
-@pytest.mark.parametrize("loss", [{}, {"terms": {"forward_kl": 1}}, {"kd_weight": 0, "token_weight":
-                                                                     "teacher_confidence"}])
+@pytest.mark.parametrize(
+    "loss", [{}, {"terms": {"forward_kl": 1}}, {"kd_weight": 0, "token_weight": "teacher_confidence"}]
+)
 def test_a_missing_annotation(world, loss):
     with pytest.raises(UserError, match="no teacher annotation; run annotate"):
         reader(world, topk=False, loss=loss)
@@ -161,8 +169,12 @@ def test_statistics_of_a_generation(world, monkeypatch):
         seen.append([(s.count, float(s.teacher.entropy.max()), float(s.rollout_logprobs.sum())) for s in samples])
         return max(entropy for _, entropy, _ in seen[-1])
 
-    entry = TokenWeight("mine", lambda sample, stats: (1 + sample.teacher.entropy / stats).astype(np.float32),
-                        frozenset({"topk", "rollout_logprobs"}), highest)
+    entry = TokenWeight(
+        "mine",
+        lambda sample, stats: (1 + sample.teacher.entropy / stats).astype(np.float32),
+        frozenset({"topk", "rollout_logprobs"}),
+        highest,
+    )
     monkeypatch.setattr(registry, "find_token_weight", lambda loss: entry)
     monkeypatch.setattr(reading, "find_token_weight", lambda loss: entry)
     monkeypatch.setattr(reading, "_BLOCK", 5)
@@ -256,8 +268,11 @@ def test_masked_tokens_are_read_and_not_trained_on(masked):
         seen = []
         for b in range(steps):
             batches = list(r.micro_batches(epoch, b))
-            assert sum(m.tokens for m in batches) == r.tokens(epoch, b) == sum(
-                masked.written[s].sum() for s in r.samples(epoch, b))
+            assert (
+                sum(m.tokens for m in batches)
+                == r.tokens(epoch, b)
+                == sum(masked.written[s].sum() for s in r.samples(epoch, b))
+            )
             assert r.row_tokens(epoch, b) == sum(m.rows.tokens for m in batches)
             for m in batches:
                 rows = [row for row in tokens_of(masked, r, m) if masked.written[row[0]][row[1]]]
@@ -273,8 +288,12 @@ def test_masked_tokens_are_read_and_not_trained_on(masked):
 
 def test_token_weights_see_the_written_tokens_alone(masked, monkeypatch):
     """Masked tokens neither count in a generation's statistics nor as places in an answer."""
-    weigh = TokenWeight("own", lambda tokens, most: np.linspace(1, 2, tokens.count) / most,
-                        frozenset({"topk", "rollout_logprobs"}), lambda all_of: max(t.count for t in all_of))
+    weigh = TokenWeight(
+        "own",
+        lambda tokens, most: np.linspace(1, 2, tokens.count) / most,
+        frozenset({"topk", "rollout_logprobs"}),
+        lambda all_of: max(t.count for t in all_of),
+    )
     monkeypatch.setattr(reading, "find_token_weight", lambda loss: weigh)
     r = reader(masked)
     most = max(masked.written[s].sum() for s in np.flatnonzero(masked.keep))

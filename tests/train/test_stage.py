@@ -29,6 +29,7 @@ def train(kept):
 @pytest.fixture
 def killed_after(monkeypatch, train):
     """Runs a job until the given step is done and logged, its checkpoint not yet written."""
+
     def go(job, step):
         real = generation.Generation._after
 
@@ -41,6 +42,7 @@ def killed_after(monkeypatch, train):
             m.setattr(generation.Generation, "_after", stop)
             with pytest.raises(Killed):
                 train(job)
+
     return go
 
 
@@ -89,8 +91,9 @@ def test_a_padded_student_trains_as_one_without_padding(world, train, rows_of, t
 
     wide = loud_padding(world.student("wide", vocab_size=64, tie_word_embeddings=tied), 53)
     narrow = world.student("narrow", tie_word_embeddings=tied)
-    cut = {k: v[:53] if k in ("lm_head.weight", "model.embed_tokens.weight") else v
-           for k, v in tensors_of(wide).items()}
+    cut = {
+        k: v[:53] if k in ("lm_head.weight", "model.embed_tokens.weight") else v for k, v in tensors_of(wide).items()
+    }
     save_file(cut, narrow / "model.safetensors")
     jobs = [world.job(s.name, student=s, settings={"weight_decay": 0.0}) for s in (wide, narrow)]
     for job in jobs:
@@ -142,8 +145,9 @@ def test_two_generations(world, rows_of, tensors_of, train):
     assert (d["step"], d["progress"], d["snapshot_progress"]) == (2, 1.0, 0.5)
     kept, last = tensors_of(first.out / "next"), tensors_of(first.checkpoints / "step-00000002")
     assert any((kept[k] != v).any() for k, v in tensors_of(first.student).items())
-    second = world.job(generation=1, start_progress=1.0, snapshot=first.out / "next", fingerprint="g",
-                       out=first.out.parent / "train1")
+    second = world.job(
+        generation=1, start_progress=1.0, snapshot=first.out / "next", fingerprint="g", out=first.out.parent / "train1"
+    )
     train(second)
     rows, lag = rows_of(second, "train"), rows_of(second, "lag")
     assert [(r["step"], r["generation"]) for r in rows] == [(1, 0), (2, 0), (3, 1), (4, 1)]
@@ -156,8 +160,14 @@ def test_two_generations(world, rows_of, tensors_of, train):
     # Without lead the student is the generator, and lag 0.
     plain = world.job("plain", end_progress=1.0, last=False, snapshot_progress=1.0)
     train(plain)
-    after = world.job("plain", generation=1, start_progress=1.0, snapshot=plain.out / "next", fingerprint="g",
-                      out=plain.out.parent / "train1")
+    after = world.job(
+        "plain",
+        generation=1,
+        start_progress=1.0,
+        snapshot=plain.out / "next",
+        fingerprint="g",
+        out=plain.out.parent / "train1",
+    )
     train(after)
     begin = [r for r in rows_of(after, "lag") if r["generation"] == 1][0]
     assert (begin["forward"], begin["reverse"]) == (0.0, 0.0)

@@ -67,6 +67,7 @@ def test_adamw(eps):
 @pytest.fixture
 def gradient(world, kept):
     """Loss, gradients and token count of the first global batch; network as made from one seed."""
+
     def go(packs="packs", **settings):
         job = world.job(packs=packs, settings={"micro_batch": 4, "vocab_chunk_rows": 1000, **settings})
         spec, mesh = ModelSpec.from_folder(job.student), DeviceMesh(job.device)

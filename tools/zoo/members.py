@@ -63,6 +63,7 @@ NORM = "model.norm.weight"
 
 def tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
     """Changes the student's tensors."""
+
     def damage(folder: Path) -> None:
         path = folder / "student" / "model.safetensors"
         found = load_file(path)
@@ -112,19 +113,23 @@ MEMBERS: dict[str, Member] = {
     "llama-5-then-own": pair(Model("llama", 2, "chatml", tied=True, saver="5, own", dtype="float16"), saver="4"),
     "llama-large-states": pair(Model("llama", 3, "chatml", large=True), layers=4),
     "pickled": damaged(pickled, "holds pickled weights"),
-    "shard-missing": damaged(lambda f: next((f / "student").glob("*-00002-of-*")).unlink(),
-                             "-00002-of-", sharded=True),
+    "shard-missing": damaged(lambda f: next((f / "student").glob("*-00002-of-*")).unlink(), "-00002-of-", sharded=True),
     "cut-off": damaged(lambda f: os.truncate(f / "teacher" / "model.safetensors", 90_000), "ends inside tensor"),
     "tensor-missing": damaged(tensors(lambda t: t.pop(NORM)), f"missing: {NORM}"),
     "tensor-extra": damaged(tensors(lambda t: t.update(ghost=t[NORM])), "not expected: ghost"),
     "shape-wrong": damaged(tensors(lambda t: t.update({NORM: t[NORM][:32]})), f"{NORM} has shape [32]"),
     "weight-nan": damaged(tensors(_nan), "NaN", doctor_refuses=False),
-    "tokenizer-broken": damaged(lambda f: (f / "student" / "tokenizer.json").write_text('{"version": "1.0"'),
-                                "cannot be"),
+    "tokenizer-broken": damaged(
+        lambda f: (f / "student" / "tokenizer.json").write_text('{"version": "1.0"'), "cannot be"
+    ),
     "vocabularies-differ": Member(
-        Model("llama", 2, "chatml"), Model("llama", 2, "chatml", {"corpus": ["and now for something else entirely"]}),
-        refused="have different vocabularies", shared=False),
-    "logits-narrow": Member(Model("llama", 2, "chatml", padding=-4), Model("llama", 2, "chatml"),
-                            refused="its logits cover"),
+        Model("llama", 2, "chatml"),
+        Model("llama", 2, "chatml", {"corpus": ["and now for something else entirely"]}),
+        refused="have different vocabularies",
+        shared=False,
+    ),
+    "logits-narrow": Member(
+        Model("llama", 2, "chatml", padding=-4), Model("llama", 2, "chatml"), refused="its logits cover"
+    ),
     "template-endless": damaged(endless, "10 s"),
 }

@@ -102,12 +102,21 @@ def build(folder: Path, model: Model, seed: int, sharpness: float, follow: list[
         **({"bias": True} if model.family == "PanguEmbedded" else {}),
         **({"use_sliding_window": False} if model.family == "qwen2" else {})}  # fmt: skip
     kept = {p.name: p.read_bytes() for p in folder.iterdir()}
-    initial_checkpoint(folder, config, seed=seed, dtype=_TYPES[model.dtype], std=0.05, norm_std=0.05, bias_std=0.02,
-                       shard_bytes=60_000 if model.sharded else 1 << 30)
+    initial_checkpoint(
+        folder,
+        config,
+        seed=seed,
+        dtype=_TYPES[model.dtype],
+        std=0.05,
+        norm_std=0.05,
+        bias_std=0.02,
+        shard_bytes=60_000 if model.sharded else 1 << 30,
+    )
     for name, content in kept.items():
         (folder / name).write_bytes(content)
-    (folder / "generation_config.json").write_text(json.dumps({
-        "bos_token_id": bos, "eos_token_id": ends, "do_sample": False}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": bos, "eos_token_id": ends, "do_sample": False})
+    )
     teach(folder, follow, seed, sharpness, model.large)
     _save(folder, model.saver)
     return follow
@@ -127,8 +136,12 @@ def teach(folder: Path, follow: list[int], seed: int, sharpness: float, large: b
         if part in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
             value = value / 0.05 * residual
         if name.startswith("model.layers.0.mlp."):
-            memory, n = {"gate": keys * 8 / spec.hidden_size, "up": keys / spec.hidden_size,
-                         "down": nexts.T / 8}[part[4:].split("_")[0]], len(keys)
+            memory, n = (
+                {"gate": keys * 8 / spec.hidden_size, "up": keys / spec.hidden_size, "down": nexts.T / 8}[
+                    part[4:].split("_")[0]
+                ],
+                len(keys),
+            )
             value[(slice(n), ...) if part != "mlp.down_proj.weight" else (..., slice(n))] = memory
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             value = embedding.copy()

@@ -16,8 +16,10 @@ def main(folder: Path, out: Path) -> None:
     model.save_pretrained(out, **({"max_shard_size": "60KB"} if parts > 1 else {}))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     names = json.loads((folder / "tokenizer_config.json").read_text())
-    generic = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **{
-        n: names[n] for n in ("bos_token", "eos_token", "pad_token", "unk_token") if names.get(n)})
+    generic = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        **{n: names[n] for n in ("bos_token", "eos_token", "pad_token", "unk_token") if names.get(n)},
+    )
     generic.chat_template = tokenizer.chat_template
     generic.save_pretrained(out)
     saved = json.loads((out / "tokenizer_config.json").read_text()), json.loads((out / "config.json").read_text())

@@ -25,8 +25,15 @@ from npd_ascend.rollout.pangu import MODEL_TYPE  # noqa: E402
 
 def by_vllm(folder, asked):
     by_ids = bool(asked["ids"])
-    llm = LLM(folder, max_model_len=256, max_num_seqs=8, dtype="float32", kv_cache_memory_bytes=2**26,
-              enforce_eager=True, skip_tokenizer_init=by_ids)
+    llm = LLM(
+        folder,
+        max_model_len=256,
+        max_num_seqs=8,
+        dtype="float32",
+        kv_cache_memory_bytes=2**26,
+        enforce_eager=True,
+        skip_tokenizer_init=by_ids,
+    )
     params = llm.get_default_sampling_params()
     params.max_tokens, params.temperature, params.logprobs, params.detokenize = asked["most"], 0, 0, not by_ids
     if by_ids:
@@ -35,9 +42,15 @@ def by_vllm(folder, asked):
         outputs = llm.chat([[{"role": "user", "content": t}] for t in asked["texts"]], params, use_tqdm=False)
     else:
         outputs = llm.generate(asked["texts"], params, use_tqdm=False)
-    return [{"prompt": list(o.prompt_token_ids), "ids": list(o.outputs[0].token_ids), "finish":
-             o.outputs[0].finish_reason, "logprobs": [next(iter(p.values())).logprob for p in o.outputs[0].logprobs]}
-            for o in outputs]
+    return [
+        {
+            "prompt": list(o.prompt_token_ids),
+            "ids": list(o.outputs[0].token_ids),
+            "finish": o.outputs[0].finish_reason,
+            "logprobs": [next(iter(p.values())).logprob for p in o.outputs[0].logprobs],
+        }
+        for o in outputs
+    ]
 
 
 def prompts(folder, asked):
@@ -45,8 +58,12 @@ def prompts(folder, asked):
         return asked["ids"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if asked["chat"]:
-        return [tokenizer.apply_chat_template([{"role": "user", "content": t}], add_generation_prompt=True,
-                                              return_dict=True)["input_ids"] for t in asked["texts"]]
+        return [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": t}], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            for t in asked["texts"]
+        ]
     return [tokenizer(t)["input_ids"] for t in asked["texts"]]
 
 
@@ -58,12 +75,17 @@ def by_transformers(folder, asked):
     out = []
     for ids in prompts(folder, asked):
         with torch.no_grad():
-            whole = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                                   max_new_tokens=asked["most"], do_sample=False)
-            logprobs = model(whole).logits[0, len(ids) - 1: -1].double().log_softmax(-1)
-        answer = whole[0, len(ids):]
-        out.append({"prompt": ids, "ids": answer.tolist(),
-                    "logprobs": logprobs.gather(1, answer[:, None])[:, 0].tolist()})
+            whole = model.generate(
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                max_new_tokens=asked["most"],
+                do_sample=False,
+            )
+            logprobs = model(whole).logits[0, len(ids) - 1 : -1].double().log_softmax(-1)
+        answer = whole[0, len(ids) :]
+        out.append(
+            {"prompt": ids, "ids": answer.tolist(), "logprobs": logprobs.gather(1, answer[:, None])[:, 0].tolist()}
+        )
     return out
 
 

@@ -109,8 +109,10 @@ class Trial:
             expect("Traceback" not in self._said, "a traceback in its output")
             return "ok"
         last = [x for x in self._said.splitlines() if x.startswith("error: ")]
-        expect(code == 2 and len(last) == 1 and refused in last[0] and "Traceback" not in self._said,
-               f"exit code {code}, {last or self._said[-300:]}; expected {refused!r}")
+        expect(
+            code == 2 and len(last) == 1 and refused in last[0] and "Traceback" not in self._said,
+            f"exit code {code}, {last or self._said[-300:]}; expected {refused!r}",
+        )
         self.figures["run said"] = _bare(last[0]).replace(f"{self.folder}/", "")
         if self.member.doctor_refuses:
             said = self.figures["doctor said"]
@@ -169,8 +171,10 @@ class Trial:
         for k, (a, b) in enumerate(zip(found["vllm"], found["transformers"], strict=True)):
             for who, answer in (("vLLM", a), ("transformers", b)):
                 expect(answer["prompt"] == rows[k], f"{who} reads {answer['prompt']}, training read {rows[k]}")
-                expect(answer["ids"][-1] == self._end() and len(answer["ids"]) < MOST, f"{who} does not stop: "
-                       f"{answer['ids']}")
+                expect(
+                    answer["ids"][-1] == self._end() and len(answer["ids"]) < MOST,
+                    f"{who} does not stop: {answer['ids']}",
+                )
             expect(a["finish"] == "stop", f"vLLM ends an answer by {a['finish']}")
             expect(a["ids"] == b["ids"], f"vLLM answers {a['ids']}, transformers {b['ids']}")
             worst = max(worst, float(np.abs(np.subtract(a["logprobs"], b["logprobs"])).max()))
@@ -182,19 +186,27 @@ class Trial:
 
     def _write_config(self) -> Path:
         f = self.folder
-        (f / "prompts.jsonl").write_text("".join(json.dumps({"prompt": PROMPT.format(i)}) + "\n"
-                                                 for i in range(PROMPTS)))
+        (f / "prompts.jsonl").write_text(
+            "".join(json.dumps({"prompt": PROMPT.format(i)}) + "\n" for i in range(PROMPTS))
+        )
         path = f / "run.yaml"
         lr = 4e-3 / self.member.student.layers  # Adam changes each of the layers by as much
-        path.write_text(yaml.safe_dump({
-            "run": {"dir": str(f / "run"), "seed": 0},
-            "models": {"teacher": str(f / "teacher"), "student": str(f / "student")},
-            "data": {"prompts": [str(f / "prompts.jsonl")]},
-            "rollout": {"max_new_tokens": MOST, "shard_size": PROMPTS, "max_num_seqs": 8, "kv_cache_gib": 0.1},
-            "annotate": {"row_length": 256, "micro_batch": 2, "k": 4}, "select": {"lower": None, "upper": None},
-            "pack": {"row_length": 256},
-            "train": {"epochs": 2, "lr": lr, "min_lr": lr / 2, "global_batch": 1, "vocab_chunk_rows": 64},
-            "sync": {"refreshes": 1, "probe_samples": 4, "lag_every": 0}, "device": {"target": "cpu"}}))
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "run": {"dir": str(f / "run"), "seed": 0},
+                    "models": {"teacher": str(f / "teacher"), "student": str(f / "student")},
+                    "data": {"prompts": [str(f / "prompts.jsonl")]},
+                    "rollout": {"max_new_tokens": MOST, "shard_size": PROMPTS, "max_num_seqs": 8, "kv_cache_gib": 0.1},
+                    "annotate": {"row_length": 256, "micro_batch": 2, "k": 4},
+                    "select": {"lower": None, "upper": None},
+                    "pack": {"row_length": 256},
+                    "train": {"epochs": 2, "lr": lr, "min_lr": lr / 2, "global_batch": 1, "vocab_chunk_rows": 64},
+                    "sync": {"refreshes": 1, "probe_samples": 4, "lag_every": 0},
+                    "device": {"target": "cpu"},
+                }
+            )
+        )
         return path
 
     def _npd(self, command: str) -> tuple[int, str]:
@@ -205,11 +217,23 @@ class Trial:
         own_class = not (self.run_dir.export / "tokenizer.json").is_file()
         tokenizer = load_tokenizer(self.run_dir.export)
         asked, answers = self.folder / "asked.json", self.folder / "answers.json"
-        asked.write_text(json.dumps({
-            "texts": rows["text"].to_pylist(), "chat": bool(tokenizer.chat_template), "most": MOST,
-            "ids": rows["prompt_ids"].to_pylist() if own_class else []}))
-        command = [Environments.find().rollout, Path(__file__).with_name("serve.py"), self.run_dir.export, asked,
-                   answers]
+        asked.write_text(
+            json.dumps(
+                {
+                    "texts": rows["text"].to_pylist(),
+                    "chat": bool(tokenizer.chat_template),
+                    "most": MOST,
+                    "ids": rows["prompt_ids"].to_pylist() if own_class else [],
+                }
+            )
+        )
+        command = [
+            Environments.find().rollout,
+            Path(__file__).with_name("serve.py"),
+            self.run_dir.export,
+            asked,
+            answers,
+        ]
         code, said = self._say("serve", command)
         expect(code == 0, f"serving failed: {said.strip().splitlines()[-1:]}")
         return json.loads(answers.read_text())

@@ -20,8 +20,9 @@ def maze(attempt: Attempt, data: Any = None) -> bool:
         raise UserError("evaluate.checker maze needs evaluate.checker_data: a JSON file with the maze's 'neighbours'")
     ends = attempt.prompt.split()
     if len(ends) != 2 or not all(end in neighbours for end in ends):
-        raise UserError(f"prompt {attempt.prompt!r} does not name two places of the maze; is it the right "
-                        "checker_data?")
+        raise UserError(
+            f"prompt {attempt.prompt!r} does not name two places of the maze; is it the right checker_data?"
+        )
     here, goal = ends
     walk = attempt.response.split()
     distance = _distance(neighbours, here, goal)

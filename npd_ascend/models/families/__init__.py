@@ -55,11 +55,17 @@ def file_of(model_type: str) -> str:
     return re.sub(r"\W", "_", model_type.lower())
 
 
-def family(model_type: str, architecture: str, *, defaults: Mapping[str, Any] | None = None,
-           transformers: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Callable[[Complete], Complete]:
+def family(
+    model_type: str,
+    architecture: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    transformers: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Callable[[Complete], Complete]:
     """Decorator that enters a family under its ``model_type``; arguments as ``Family`` has them."""
     return FAMILIES.decorator(
-        lambda complete: Family(model_type, architecture, complete, defaults or {}, transformers), file_of(model_type))
+        lambda complete: Family(model_type, architecture, complete, defaults or {}, transformers), file_of(model_type)
+    )
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -75,8 +81,10 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     name = config.get("model_type")
     found = FAMILIES.get(file_of(name), f"{where}: model_type") if isinstance(name, str) else None
     if found is None or found.model_type != name:
-        raise UserError(f"{where}: model_type {name!r} is not supported{_why_not(config)}; {_nearest(name)}supported "
-                        f"are {', '.join(supported())}")
+        raise UserError(
+            f"{where}: model_type {name!r} is not supported{_why_not(config)}; {_nearest(name)}supported "
+            f"are {', '.join(supported())}"
+        )
     return found
 
 

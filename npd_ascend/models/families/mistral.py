@@ -8,8 +8,11 @@ from npd_ascend.models.hf_config import Reader
 from npd_ascend.models.spec import ModelSpec
 
 
-@family("mistral", "MistralForCausalLM", defaults={
-    "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096})
+@family(
+    "mistral",
+    "MistralForCausalLM",
+    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+)
 def mistral(spec: ModelSpec, config: Reader) -> ModelSpec:
     """Llama's layout, never with biases.
 
@@ -18,6 +21,8 @@ def mistral(spec: ModelSpec, config: Reader) -> ModelSpec:
     """
     window = config.config["sliding_window"]
     if window is not None:
-        raise UserError(f"{config.where}: sliding_window is {window!r} (transformers' default is 4096); sliding "
-                        "windows are not supported, only full attention is (sliding_window: null)")
+        raise UserError(
+            f"{config.where}: sliding_window is {window!r} (transformers' default is 4096); sliding "
+            "windows are not supported, only full attention is (sliding_window: null)"
+        )
     return spec

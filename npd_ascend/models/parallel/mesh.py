@@ -56,8 +56,10 @@ class DeviceMesh:
             return
         width = tensor_parallel * context_parallel
         if self.size % width:
-            raise UserError(f"{self.size} process(es) cannot share models and rows that are cut over {width}: start "
-                            f"a multiple of {width} with msrun")
+            raise UserError(
+                f"{self.size} process(es) cannot share models and rows that are cut over {width}: start "
+                f"a multiple of {width} with msrun"
+            )
         rank, share = self.rank, self.rank % tensor_parallel
         first = rank - rank % width
         self.model = _group_of(range(rank - share, rank - share + tensor_parallel), world)

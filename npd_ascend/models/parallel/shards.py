@@ -24,8 +24,15 @@ class TPShards:
         gather: what every rank holds of an array [...] -> [size, ...]; every rank must call together.
     """
 
-    def __init__(self, spec: ModelSpec, *, interleaved: bool, rank: int = 0, size: int = 1,
-                 gather: Callable[[Array], Array] | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        interleaved: bool,
+        rank: int = 0,
+        size: int = 1,
+        gather: Callable[[Array], Array] | None = None,
+    ):
         self.rank, self.size = rank, size
         self.rules: dict[str, Rule] = {r.param: r for r in rules(spec, interleaved=interleaved)}
         own = rules(shard_of(spec, size), interleaved=interleaved) if size > 1 else self.rules.values()

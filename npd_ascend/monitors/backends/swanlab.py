@@ -22,8 +22,15 @@ class Experiment:
         import swanlab
 
         quiet = swanlab.Settings.model_validate({"terminal": {"proxy_type": "none"}})  # the live view stays as it is
-        self._run: Any = swanlab.init(project=project, name=subject.name, id=subject.id, resume="allow",
-                                      log_dir=str(subject.folder), config=subject.config, settings=quiet)
+        self._run: Any = swanlab.init(
+            project=project,
+            name=subject.name,
+            id=subject.id,
+            resume="allow",
+            log_dir=str(subject.folder),
+            config=subject.config,
+            settings=quiet,
+        )
 
     def log(self, points: Sequence[Point]) -> None:
         """Logs each at its step."""

@@ -22,8 +22,15 @@ class Run:
         import wandb
 
         self._run: Any = wandb.init(
-            project=project, name=subject.name, id=subject.id, resume="allow", dir=str(subject.folder),
-            config=subject.config, save_code=False, settings=wandb.Settings(console="off", silent=True))
+            project=project,
+            name=subject.name,
+            id=subject.id,
+            resume="allow",
+            dir=str(subject.folder),
+            config=subject.config,
+            save_code=False,
+            settings=wandb.Settings(console="off", silent=True),
+        )
         # An evaluation belongs to a step that is past when it ends: wandb's own counter only goes up.
         self._run.define_metric("*", step_metric="step")
 

@@ -58,13 +58,22 @@ class Cann:
         """Variables of a process that compiles as rank ``rank`` of ``size``."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("MS_")}
         # What a kernel was chosen for is logged by one module, at its level of information.
-        env |= {"MS_SIMULATION_LEVEL": "1", "RANK_SIZE": str(size), "RANK_ID": str(rank), "GLOG_v": "3",
-                "MS_SUBMODULE_LOG_v": "{DEVICE:1}", "DEVICE_ID": "0",
-                "PATH": f"{python.parent}{os.pathsep}{env.get('PATH', '')}"}
+        env |= {
+            "MS_SIMULATION_LEVEL": "1",
+            "RANK_SIZE": str(size),
+            "RANK_ID": str(rank),
+            "GLOG_v": "3",
+            "MS_SUBMODULE_LOG_v": "{DEVICE:1}",
+            "DEVICE_ID": "0",
+            "PATH": f"{python.parent}{os.pathsep}{env.get('PATH', '')}",
+        }
         paths = [str(_PACKAGE)]
         if self.folder is not None:
-            env |= {"LD_LIBRARY_PATH": str(self.folder / "lib64"), "ASCEND_HOME_PATH": str(self.folder),
-                    "ASCEND_OPP_PATH": str(self.folder / "opp")}
+            env |= {
+                "LD_LIBRARY_PATH": str(self.folder / "lib64"),
+                "ASCEND_HOME_PATH": str(self.folder),
+                "ASCEND_OPP_PATH": str(self.folder / "opp"),
+            }
             paths.append(str(self.folder / "python"))
         given = [os.path.abspath(p) for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]  # it runs elsewhere
         env["PYTHONPATH"] = os.pathsep.join([*paths, *given])

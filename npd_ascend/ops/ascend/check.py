@@ -40,13 +40,21 @@ def compile_config(config: Config, out: Path | None = None) -> list[Finding]:
         made = [compile_deep(g, python, cann, free_memory() * _SHARE, steps.begin) for g in todo]
     if out is not None:
         write_json(out, {"with": cann.name, "graphs": [as_json(c) for c in made]})
-    first = ok(f"compiled with {cann.name}: a dry run, which computes nothing; memory is a lower bound, to which "
-               f"{MARGIN / 2**30:.0f} GB are added")
+    first = ok(
+        f"compiled with {cann.name}: a dry run, which computes nothing; memory is a lower bound, to which "
+        f"{MARGIN / 2**30:.0f} GB are added"
+    )
     return [first, *(finding for c in made for finding in judge(c))]
 
 
-def compile_deep(graph: Graph, python: Path, cann: Cann, room: float, tell: Callable[[str], None] = lambda _: None,
-                 compile: Callable[..., Compiled] = compile_graph) -> Compiled:
+def compile_deep(
+    graph: Graph,
+    python: Path,
+    cann: Cann,
+    room: float,
+    tell: Callable[[str], None] = lambda _: None,
+    compile: Callable[..., Compiled] = compile_graph,
+) -> Compiled:
     """A graph at its full depth where ``room`` bytes of host memory allow it, else extrapolated from two depths;
     ``tell`` takes a line about what begins."""
     found = []
@@ -62,5 +70,6 @@ def compile_deep(graph: Graph, python: Path, cann: Cann, room: float, tell: Call
         return found[0]
     a, b = found
     at = (a.graph.layers, b.graph.layers)
-    return Compiled(graph, list(at), extrapolate(a.phases, b.phases, at, graph.layers), a.seconds + b.seconds,
-                    max(a.host, b.host))
+    return Compiled(
+        graph, list(at), extrapolate(a.phases, b.phases, at, graph.layers), a.seconds + b.seconds, max(a.host, b.host)
+    )

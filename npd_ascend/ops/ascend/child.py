@@ -123,8 +123,13 @@ def _rows(graph: Graph, batch: int) -> RowBatch:
 def _micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
     """``n`` loss rows of whatever the loss looks at."""
     m = len(trainer.loss.terms)
-    floats = {"weights": (n, m), "parameters": (n, m), "teacher_logprobs": (n, k), "rollout_logprobs": (n,),
-              "advantages": (n,)}
+    floats = {
+        "weights": (n, m),
+        "parameters": (n, m),
+        "teacher_logprobs": (n, k),
+        "rollout_logprobs": (n,),
+        "advantages": (n,),
+    }
     inputs: dict[str, Any] = {name: np.ones(shape, np.float32) for name, shape in floats.items()}
     inputs |= {"labels": np.zeros(n, np.int32), "teacher_ids": np.zeros((n, k), np.int32)}
     return MicroBatch(rows, np.zeros(n, np.int32), LossInputs(**inputs), n, np.zeros(1, np.int64))

@@ -51,8 +51,9 @@ def depths(graph: Graph, room: float) -> list[int]:
     return [max(1, min(2, deep - 1)), deep]
 
 
-def extrapolate(shallow: dict[str, Phase], deep: dict[str, Phase], at: tuple[int, int], layers: int
-                ) -> dict[str, Phase]:
+def extrapolate(
+    shallow: dict[str, Phase], deep: dict[str, Phase], at: tuple[int, int], layers: int
+) -> dict[str, Phase]:
     """Phases at ``layers`` from those at two depths.
 
     Raises:
@@ -60,6 +61,7 @@ def extrapolate(shallow: dict[str, Phase], deep: dict[str, Phase], at: tuple[int
     """
     if shallow.keys() != deep.keys():
         raise ValueError(f"phases differ: {list(shallow)}, {list(deep)}")
+
     def line(a: float, b: float) -> int:
         return round(a + (b - a) * (layers - at[0]) / (at[1] - at[0]))
 
@@ -67,8 +69,10 @@ def extrapolate(shallow: dict[str, Phase], deep: dict[str, Phase], at: tuple[int
 
 
 def _phase(a: Phase, b: Phase, line: Callable[[float, float], int]) -> Phase:
-    kernels = {kind: Counter({op: line(a.kernels.get(kind, Counter())[op], n) for op, n in ops.items()})
-               for kind, ops in b.kernels.items()}
+    kernels = {
+        kind: Counter({op: line(a.kernels.get(kind, Counter())[op], n) for op, n in ops.items()})
+        for kind, ops in b.kernels.items()
+    }
     return Phase(kernels, _collectives(a.collectives, b.collectives, line), line(a.memory, b.memory))
 
 
@@ -77,8 +81,11 @@ def _collectives(a: list[Collective], b: list[Collective], line: Callable[[float
     of these number and sum are extrapolated, as equal ones."""
     before = {(c.kind, c.ranks, c.bytes): c.count for c in a}
     shared = before.keys() & {(c.kind, c.ranks, c.bytes) for c in b}
-    out = [replace(c, count=line(before[c.kind, c.ranks, c.bytes], c.count)) for c in b
-           if (c.kind, c.ranks, c.bytes) in shared]
+    out = [
+        replace(c, count=line(before[c.kind, c.ranks, c.bytes], c.count))
+        for c in b
+        if (c.kind, c.ranks, c.bytes) in shared
+    ]
     sums: dict[tuple[str, int], list[list[int]]] = {}
     for i, found in enumerate((a, b)):
         for c in found:

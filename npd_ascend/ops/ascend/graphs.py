@@ -83,13 +83,25 @@ def _annotating(config: Config, role: str, settings: AnnotateConfig, device: Dev
     vocabulary = _vocabulary(config)
     width = shard_of(spec, settings.tensor_parallel).vocab_size
     k = settings.k if role == "teacher" else 0
-    kept = settings.model_dump(mode="json", include={
-        "row_length", "micro_batch", "vocab_chunk_rows", "tensor_parallel"})
+    kept = settings.model_dump(
+        mode="json", include={"row_length", "micro_batch", "vocab_chunk_rows", "tensor_parallel"}
+    )
     # Workers are groups that know nothing of each other.
-    return [Graph(f"annotate {role}", folder.name, found, vocabulary, built_in,  # type: ignore[arg-type]
-                  device.model_dump(mode="json"), settings.row_length, {**kept, "k": k}, rank,
-                  settings.tensor_parallel)
-            for rank in distinct_ranks(settings.tensor_parallel, width, vocabulary)]
+    return [
+        Graph(
+            "annotate teacher" if role == "teacher" else "annotate student",
+            folder.name,
+            found,
+            vocabulary,
+            built_in,
+            device.model_dump(mode="json"),
+            settings.row_length,
+            {**kept, "k": k},
+            rank,
+            settings.tensor_parallel,
+        )
+        for rank in distinct_ranks(settings.tensor_parallel, width, vocabulary)
+    ]
 
 
 def _training(config: Config, device: Device) -> list[Graph]:
@@ -101,16 +113,41 @@ def _training(config: Config, device: Device) -> list[Graph]:
     vocabulary = _vocabulary(config)
     k = config.annotate.k if asks(config, "teacher") else 0
     settings = {**_of_the_graph(t), "k": k}
-    return [Graph("train", folder.name, found, vocabulary, built_in, device.model_dump(mode="json"),
-                  config.pack.row_length, settings, rank, t.ranks)
-            for rank in distinct_ranks(t.tensor_parallel, own.vocab_size, vocabulary)]
+    return [
+        Graph(
+            "train",
+            folder.name,
+            found,
+            vocabulary,
+            built_in,
+            device.model_dump(mode="json"),
+            config.pack.row_length,
+            settings,
+            rank,
+            t.ranks,
+        )
+        for rank in distinct_ranks(t.tensor_parallel, own.vocab_size, vocabulary)
+    ]
 
 
 def _of_the_graph(settings: TrainConfig) -> dict[str, Any]:
     """Settings of training that its graphs depend on."""
-    kept = settings.model_dump(mode="json", include={
-        "micro_batch", "data_parallel", "tensor_parallel", "context_parallel", "optimizer_sharding", "loss",
-        "vocab_chunk_rows", "recompute", "clip", "beta1", "beta2"})
+    kept = settings.model_dump(
+        mode="json",
+        include={
+            "micro_batch",
+            "data_parallel",
+            "tensor_parallel",
+            "context_parallel",
+            "optimizer_sharding",
+            "loss",
+            "vocab_chunk_rows",
+            "recompute",
+            "clip",
+            "beta1",
+            "beta2",
+        },
+    )
     return {**kept, "global_batch": settings.micro_batch * settings.data_parallel}
 
 

@@ -16,10 +16,19 @@ IGNORED = "-"
 """A phase that does not count: a graph that is compiled for its memory only."""
 _KERNEL = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 _ON_HOST = re.compile(r"ebuild kernel on CPU (successfully|failed) for node: \S*?(\w+?)-op\d")
-_KINDS = {"opapi_kernel": "aclnn", "acl_kernel": "acl", "aicpu_kernel": "aicpu", "rt_kernel": "runtime",
-          "hccl_kernel": "hccl", "internal_kernel": "internal", "atb_kernel": "internal", "host_kernel": "host"}
-_VALUES = frozenset({"TensorToTuple", "TensorToScalar", "TupleToTensor", "ScalarToTensor", "RealTupleGetItem",
-                     "RealMakeTuple"})
+_KINDS = {
+    "opapi_kernel": "aclnn",
+    "acl_kernel": "acl",
+    "aicpu_kernel": "aicpu",
+    "rt_kernel": "runtime",
+    "hccl_kernel": "hccl",
+    "internal_kernel": "internal",
+    "atb_kernel": "internal",
+    "host_kernel": "host",
+}
+_VALUES = frozenset(
+    {"TensorToTuple", "TensorToScalar", "TupleToTensor", "ScalarToTensor", "RealTupleGetItem", "RealMakeTuple"}
+)
 """Operators that hand numbers to the host because a kernel takes them as values, and tuples of such numbers from one
 graph to the next; Ascend has no other way."""
 KINDS = ("aclnn", "acl", "internal", "hccl", "runtime", "host", "aicpu", "none")
@@ -103,8 +112,9 @@ def read_collectives(folder: Path, phases: dict[str, Phase]) -> None:
         for name in order:
             n = counted[name].count("hccl")
             parts[name], at = rows[at : at + n], at + n
-        if at == len(rows) and all(Counter(r["primitive"] for r in part) == counted[name].kernels["hccl"]
-                                   for name, part in parts.items()):
+        if at == len(rows) and all(
+            Counter(r["primitive"] for r in part) == counted[name].kernels["hccl"] for name, part in parts.items()
+        ):
             for name, part in parts.items():
                 counted[name].collectives = _alike(part)
             return

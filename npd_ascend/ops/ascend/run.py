@@ -64,8 +64,13 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
         with open(log, "w", errors="replace") as errors:
             child = subprocess.Popen(
                 [str(python), "-m", "npd_ascend.ops.ascend.child", str(folder / "graph.json"), str(result)],
-                stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace", cwd=folder,
-                env=cann.environment(python, graph.rank, graph.size))
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                cwd=folder,
+                env=cann.environment(python, graph.rank, graph.size),
+            )
             try:
                 assert child.stdout is not None
                 for line in child.stdout:

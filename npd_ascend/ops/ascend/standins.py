@@ -19,22 +19,70 @@ from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import atomic_folder
 
 TOOLS = ("gcc", "nm", "strings")
-_LINKED = ("ge_runner", "graph", "msprofiler", "hccl", "runtime", "platform", "c_sec", "nnopbase", "ascend_hal",
-           "profapi", "register", "mmpa", "ascendalog", "atb", "acl_op_compiler", "acl_tdt_channel", "ge_compiler")
+_LINKED = (
+    "ge_runner",
+    "graph",
+    "msprofiler",
+    "hccl",
+    "runtime",
+    "platform",
+    "c_sec",
+    "nnopbase",
+    "ascend_hal",
+    "profapi",
+    "register",
+    "mmpa",
+    "ascendalog",
+    "atb",
+    "acl_op_compiler",
+    "acl_tdt_channel",
+    "ge_compiler",
+)
 """Libraries that MindSpore links or opens beside libascendcl and libopapi, which hold all symbols."""
-_SYSTEM = ("libstdc++.so.6", "libgomp.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2",
-           "ld-linux-aarch64.so.1", "libpthread.so.0", "libdl.so.2")
+_SYSTEM = (
+    "libstdc++.so.6",
+    "libgomp.so.1",
+    "libc.so.6",
+    "libm.so.6",
+    "libgcc_s.so.1",
+    "ld-linux-x86-64.so.2",
+    "ld-linux-aarch64.so.1",
+    "libpthread.so.0",
+    "libdl.so.2",
+)
 _NOT_LOADED = re.compile("op_kernels|custom_asc|custom_aicpu|dvpp")
 _FOREIGN = ("Py", "_Py", "__cxa", "__gmon", "_ITM")
 """Undefined symbols that the interpreter and the C++ runtime bring."""
 _LOOKED_UP = re.compile(r"(acl|Hccl|Hcom|hccl|hcom|rt|GE|mstx)[A-Za-z0-9_]{3,60}")
 _ACLNN = re.compile(r"aclnn[A-Z][A-Za-z0-9]+")
-_OPAPI = {"aclnnInit", "aclnnFinalize", "InitHugeMemThreadLocal", "UnInitHugeMemThreadLocal", "ReleaseHugeMem",
-          "PTAGetExecCache", "InitPTACacheThreadLocal", "SetPTAHashKey", "CanUsePTACache", "aclDestroyAclOpExecutor"}
-_MADE = {"aclCreateTensor", "aclCreateScalar", "aclCreateIntArray", "aclCreateFloatArray", "aclCreateBoolArray",
-         "aclCreateTensorList"}
-_HANDLES = _MADE | {"aclopCreateAttr", "aclCreateTensorDesc", "aclCreateDataBuffer", "aclmdlCreateDataset",
-                    "aclmdlCreateDesc", "acltdtCreateDataset"}
+_OPAPI = {
+    "aclnnInit",
+    "aclnnFinalize",
+    "InitHugeMemThreadLocal",
+    "UnInitHugeMemThreadLocal",
+    "ReleaseHugeMem",
+    "PTAGetExecCache",
+    "InitPTACacheThreadLocal",
+    "SetPTAHashKey",
+    "CanUsePTACache",
+    "aclDestroyAclOpExecutor",
+}
+_MADE = {
+    "aclCreateTensor",
+    "aclCreateScalar",
+    "aclCreateIntArray",
+    "aclCreateFloatArray",
+    "aclCreateBoolArray",
+    "aclCreateTensorList",
+}
+_HANDLES = _MADE | {
+    "aclopCreateAttr",
+    "aclCreateTensorDesc",
+    "aclCreateDataBuffer",
+    "aclmdlCreateDataset",
+    "aclmdlCreateDesc",
+    "acltdtCreateDataset",
+}
 
 
 def missing_tools() -> list[str]:
@@ -55,13 +103,16 @@ def build(mindspore: Path, version: str, folder: Path) -> None:
             other registers than x86-64.
     """
     if platform.machine() != "x86_64":
-        raise UserError(f"--compile without CANN is for x86-64 machines, and this one is {platform.machine()}: install "
-                        "CANN")
+        raise UserError(
+            f"--compile without CANN is for x86-64 machines, and this one is {platform.machine()}: install CANN"
+        )
     if missing := missing_tools():
         raise UserError(f"--compile needs {', '.join(missing)} to stand in for CANN: install gcc and binutils, or CANN")
     wanted = _plugin(mindspore)
-    texts = [set(_run("strings", "-n", "5", f).split()) for f in
-             [*wanted, *(mindspore / "lib").glob("libmindspore_pyboost.so"), *mindspore.glob("_c_expression*")]]
+    texts = [
+        set(_run("strings", "-n", "5", f).split())
+        for f in [*wanted, *(mindspore / "lib").glob("libmindspore_pyboost.so"), *mindspore.glob("_c_expression*")]
+    ]
     aclnn = {name for text in texts for word in text for name in _ACLNN.findall(word)}
     called = {word for text in texts for word in text if _LOOKED_UP.fullmatch(word) and not word.startswith("aclnn")}
     opapi = _OPAPI | aclnn | {f"{n}GetWorkspaceSize" for n in aclnn} | _MADE
@@ -93,8 +144,13 @@ def _plugin(mindspore: Path) -> list[Path]:
 def _undefined(mindspore: Path, wanted: list[Path]) -> set[str]:
     """Symbols that the plugin needs and no library here has."""
     libraries = mindspore / "lib"
-    have = [*wanted, *libraries.glob("*.so*"), *mindspore.glob("*.so"), *(libraries / "plugin").glob("*.so*"),
-            *(libraries / "plugin").glob("cpu/*.so")]
+    have = [
+        *wanted,
+        *libraries.glob("*.so*"),
+        *mindspore.glob("*.so"),
+        *(libraries / "plugin").glob("*.so*"),
+        *(libraries / "plugin").glob("cpu/*.so"),
+    ]
     have += [f for n in _SYSTEM if (f := Path(_run("gcc", f"-print-file-name={n}").strip())).is_absolute()]
     found = set().union(*(_symbols(f, "--undefined-only") for f in wanted))
     found -= set().union(*(_symbols(f, "--defined-only") for f in have))
@@ -132,11 +188,15 @@ _BODIES: tuple[tuple[Callable[[str], object], str], ...] = (
     (re.compile(r"_ZN2ge8OperatorC").match, _zero(1, 3) + "return 0;"),  # its first word is the table of methods
     (re.compile(r"_ZN2ge\d+\w+?C[12]E").match, _zero(0, 2) + "return 0;"),
     (re.compile("OperatorFactory14CreateOperator").search, _zero(0, 6) + "return (long)self;"),
-    ({"_ZNK2ge10TensorDesc8GetShapeEv", "_ZNK2ge6Tensor13GetTensorDescEv"}.__contains__,
-     _zero(0, 2) + "return (long)self;"),
+    (
+        {"_ZNK2ge10TensorDesc8GetShapeEv", "_ZNK2ge6Tensor13GetTensorDescEv"}.__contains__,
+        _zero(0, 2) + "return (long)self;",
+    ),
     ({"_ZNK2ge5Shape7GetDimsEv"}.__contains__, _zero(0, 3) + "return (long)self;"),
-    ({"_ZNK2ge8Operator7GetNameEv", "_ZNK2ge8Operator9GetOpTypeEv"}.__contains__,  # an empty string of the old ABI
-     "self[0] = (long)(_ZNSs4_Rep20_S_empty_rep_storageE + 24); return (long)self;"),
+    (
+        {"_ZNK2ge8Operator7GetNameEv", "_ZNK2ge8Operator9GetOpTypeEv"}.__contains__,  # an empty string of the old ABI
+        "self[0] = (long)(_ZNSs4_Rep20_S_empty_rep_storageE + 24); return (long)self;",
+    ),
     (_HANDLES.__contains__, "return (long)blob;"),
     (re.compile("AscendString9GetString").search, "return (long)blob;"),
 )
@@ -144,8 +204,18 @@ _BODIES: tuple[tuple[Callable[[str], object], str], ...] = (
 
 def _link(folder: Path, name: str, *arguments: str | Path) -> None:
     target = folder / f"lib{name}.so"
-    _run("gcc", "-shared", "-fPIC", "-O1", "-fno-builtin", "-o", target, f"-Wl,-soname,{target.name}",
-         "-Wl,--no-as-needed", *arguments)
+    _run(
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-fno-builtin",
+        "-o",
+        target,
+        f"-Wl,-soname,{target.name}",
+        "-Wl,--no-as-needed",
+        *arguments,
+    )
 
 
 def _run(*command: str | Path) -> str:

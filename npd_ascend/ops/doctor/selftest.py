@@ -35,9 +35,13 @@ def selftest(config: Config) -> list[Finding]:
     shared = config.run.dir.resolve().parent
     shared.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="npd-selftest-", dir=shared) as folder:
-        job = {"teacher": str(config.models.teacher), "student": str(config.models.student),
-               "device": device.model_dump(mode="json"), "row_length": _ROW[device.target],
-               "reference": str(Path(folder) / "reference.npz")}
+        job = {
+            "teacher": str(config.models.teacher),
+            "student": str(config.models.student),
+            "device": device.model_dump(mode="json"),
+            "row_length": _ROW[device.target],
+            "reference": str(Path(folder) / "reference.npz"),
+        }
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
         with Steps(_STEPS) as steps:
@@ -56,8 +60,14 @@ def engine(python: Path, module: str, job: Path, steps: Steps) -> list[Finding]:
     env = {**os.environ, "GLOG_v": "3", "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         try:
-            child = subprocess.Popen([str(python), "-m", module, str(job)], stdout=subprocess.PIPE, stderr=errors,
-                                     text=True, errors="replace", env=env)
+            child = subprocess.Popen(
+                [str(python), "-m", module, str(job)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                env=env,
+            )
         except OSError as e:
             raise UserError(f"{python}: cannot be started ({e.strerror}); run scripts/setup_env.sh") from None
         assert child.stdout is not None

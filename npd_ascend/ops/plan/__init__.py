@@ -16,13 +16,27 @@ from npd_ascend.ops.plan.room import check_room
 from npd_ascend.ops.plan.text import render
 from npd_ascend.ops.plan.workload import Workload, workload
 
-__all__ = ["Estimate", "StageCost", "check_room", "compare_loops", "estimate", "estimate_here", "estimate_run",
-           "render"]
+__all__ = [
+    "Estimate",
+    "StageCost",
+    "check_room",
+    "compare_loops",
+    "estimate",
+    "estimate_here",
+    "estimate_run",
+    "render",
+]
 
 
-def estimate_run(config: Config, device: str | None = None, devices: int | None = None, prompts: int | None = None,
-                 prompt_tokens: float | None = None, answer_tokens: float | None = None,
-                 calibrate: Path | None = None) -> Estimate:
+def estimate_run(
+    config: Config,
+    device: str | None = None,
+    devices: int | None = None,
+    prompts: int | None = None,
+    prompt_tokens: float | None = None,
+    answer_tokens: float | None = None,
+    calibrate: Path | None = None,
+) -> Estimate:
     """``estimate`` with what the command line gives; see there and ``workload``. Lengths that neither the command line
     nor the run itself knows are taken from the run of ``calibrate``.
 
@@ -37,8 +51,9 @@ def estimate_run(config: Config, device: str | None = None, devices: int | None 
     return estimate(config, device=device or DEFAULT_NPU, devices=devices, workload=work, calibration=rates)
 
 
-def estimate_here(config: Config, work: Workload | None = None, rates: Calibration | None = None,
-                  measure: bool = False) -> Estimate:
+def estimate_here(
+    config: Config, work: Workload | None = None, rates: Calibration | None = None, measure: bool = False
+) -> Estimate:
     """Estimate of a run on this machine's CPU.
 
     Args:
@@ -56,9 +71,16 @@ def estimate_here(config: Config, work: Workload | None = None, rates: Calibrati
     return estimate(config, workload=work, calibration=rates, cpu=how)
 
 
-def compare_loops(config: Config, loops: Sequence[str], device: str | None = None, devices: int | None = None,
-                  prompts: int | None = None, prompt_tokens: float | None = None, answer_tokens: float | None = None,
-                  like: Path | None = None) -> str:
+def compare_loops(
+    config: Config,
+    loops: Sequence[str],
+    device: str | None = None,
+    devices: int | None = None,
+    prompts: int | None = None,
+    prompt_tokens: float | None = None,
+    answer_tokens: float | None = None,
+    like: Path | None = None,
+) -> str:
     """``against`` with what the command line gives; lengths as for ``estimate_run``."""
     from npd_ascend.ops.plan.against import against, setting
 
@@ -66,8 +88,9 @@ def compare_loops(config: Config, loops: Sequence[str], device: str | None = Non
     return against(setting(config, device or DEFAULT_NPU, devices, work), [name.strip() for name in loops])
 
 
-def _workload(config: Config, prompts: int | None, prompt_tokens: float | None, answer_tokens: float | None,
-              like: Path | None) -> Workload:
+def _workload(
+    config: Config, prompts: int | None, prompt_tokens: float | None, answer_tokens: float | None, like: Path | None
+) -> Workload:
     try:
         return workload(config, prompts, prompt_tokens, answer_tokens, like)
     except UserError as e:

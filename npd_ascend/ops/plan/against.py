@@ -20,8 +20,9 @@ from npd_ascend.recipes import find
 ENDS = ("fast", "central", "slow")
 
 
-def setting(config: Config, device: str = DEFAULT_NPU, devices: int | None = None,
-            workload: Workload | None = None) -> Setting:
+def setting(
+    config: Config, device: str = DEFAULT_NPU, devices: int | None = None, workload: Workload | None = None
+) -> Setting:
     """What a configuration distils, as the loops see it.
 
     Args:
@@ -40,9 +41,17 @@ def setting(config: Config, device: str = DEFAULT_NPU, devices: int | None = Non
     asked = {name for names in passes.quantities.values() for name in names}
     student, teacher = (ModelSpec.from_folder(f) for f in (config.models.student, config.models.teacher))
     room = memory.rollout_memory(config, student, npu, work.prompt_tokens + work.answer_tokens)
-    return Setting(student, teacher, npu, devices or devices_of(config), work, float(config.train.epochs),
-                   passes.generations - 1, max(1, min(config.rollout.max_num_seqs, room.largest)),
-                   any(name.startswith("unconditioned") for name in asked))
+    return Setting(
+        student,
+        teacher,
+        npu,
+        devices or devices_of(config),
+        work,
+        float(config.train.epochs),
+        passes.generations - 1,
+        max(1, min(config.rollout.max_num_seqs, room.largest)),
+        any(name.startswith("unconditioned") for name in asked),
+    )
 
 
 def against(s: Setting, names: Sequence[str]) -> str:
@@ -58,33 +67,58 @@ def against(s: Setting, names: Sequence[str]) -> str:
     for name in names:
         if name not in LOOPS:
             near = difflib.get_close_matches(name, LOOPS, n=1)
-            raise UserError(f"--against {name}: there is no such loop; " + (f"did you mean {near[0]}? " if near else "")
-                            + f"known: {', '.join(sorted(LOOPS))}")
+            raise UserError(
+                f"--against {name}: there is no such loop; "
+                + (f"did you mean {near[0]}? " if near else "")
+                + f"known: {', '.join(sorted(LOOPS))}"
+            )
     chosen = ["npd", *dict.fromkeys(n for n in names if n != "npd")]
-    return "\n".join([*_heading(s), "", *_table(s, chosen), "", *_sensitivity(s, chosen), "", *_levers(s, chosen), "",
-                      *_inputs()])
+    return "\n".join(
+        [*_heading(s), "", *_table(s, chosen), "", *_sensitivity(s, chosen), "", *_levers(s, chosen), "", *_inputs()]
+    )
 
 
 def _heading(s: Setting) -> list[str]:
     w = s.work
-    return [f"{w.prompts:,.0f} prompts of {w.prompt_tokens:,.0f} tokens, answers of {w.answer_tokens:,.0f}, "
-            f"{s.epochs:g} epochs, {s.refreshes} refresh(es), {s.devices} x {s.npu.name}, engines of "
-            f"{s.engine_batch} sequences",
-            "Estimates from shapes and the inputs below, none of which is fitted; nothing here was measured on an NPU."]
+    return [
+        f"{w.prompts:,.0f} prompts of {w.prompt_tokens:,.0f} tokens, answers of {w.answer_tokens:,.0f}, "
+        f"{s.epochs:g} epochs, {s.refreshes} refresh(es), {s.devices} x {s.npu.name}, engines of "
+        f"{s.engine_batch} sequences",
+        "Estimates from shapes and the inputs below, none of which is fitted; nothing here was measured on an NPU.",
+    ]
 
 
 def _table(s: Setting, chosen: Sequence[str]) -> list[str]:
     costs = {name: {end: LOOPS[name](s, Rates.at(end)) for end in ENDS} for name in chosen}
-    rows = [["loop", "rollout", "score", "train", "weights", "h central", "h fast..slow", "x NPD", "fast..slow",
-             "paper, Table 1"]]
+    rows = [
+        [
+            "loop",
+            "rollout",
+            "score",
+            "train",
+            "weights",
+            "h central",
+            "h fast..slow",
+            "x NPD",
+            "fast..slow",
+            "paper, Table 1",
+        ]
+    ]
     for name, by in costs.items():
         c = by["central"]
         ratio = {end: by[end].total / costs["npd"][end].total for end in ENDS}
         paper = PAPER_HOURS.get(name)
-        rows.append([name, *(f"{x / c.total:.0%}" for x in (c.rollout, c.score, c.train, c.weights)),
-                     _hours(c), f"{_hours(by['fast'])}..{_hours(by['slow'])}", f"{ratio['central']:.2f}",
-                     f"{ratio['fast']:.2f}..{ratio['slow']:.2f}",
-                     f"{paper:g} h, x {paper / PAPER_HOURS['npd']:.2f}" if paper else "-"])
+        rows.append(
+            [
+                name,
+                *(f"{x / c.total:.0%}" for x in (c.rollout, c.score, c.train, c.weights)),
+                _hours(c),
+                f"{_hours(by['fast'])}..{_hours(by['slow'])}",
+                f"{ratio['central']:.2f}",
+                f"{ratio['fast']:.2f}..{ratio['slow']:.2f}",
+                f"{paper:g} h, x {paper / PAPER_HOURS['npd']:.2f}" if paper else "-",
+            ]
+        )
     return _aligned(rows)
 
 
@@ -116,8 +150,13 @@ def _levers(s: Setting, chosen: Sequence[str]) -> list[str]:
     tries += [("engines in eager mode, all loops", s, eager), ("synchronous trainers pad", s, replace(r, padded=0.45))]
     for name, changed, rates in tries:
         own = LOOPS["npd"](changed, rates)
-        out.append([name, _hours(own), *(f"{LOOPS[n](_same_work(s, changed), rates).total / own.total:.2f}"
-                                         for n in chosen[1:])])
+        out.append(
+            [
+                name,
+                _hours(own),
+                *(f"{LOOPS[n](_same_work(s, changed), rates).total / own.total:.2f}" for n in chosen[1:]),
+            ]
+        )
     return ["What each lever gives (central inputs; the other loops get the same epochs and horizon):", *_aligned(out)]
 
 

@@ -63,8 +63,10 @@ class Calibration:
         run = RunDir(folder)
         found = cls.from_rows(read_metrics(run.metrics), ProgressTail(run.logs / "progress.jsonl").poll())
         if not found.rates:
-            raise UserError(f"--calibrate {folder}: no finished stage in its metrics.jsonl; give the directory of a "
-                            "run that has ended")
+            raise UserError(
+                f"--calibrate {folder}: no finished stage in its metrics.jsonl; give the directory of a "
+                "run that has ended"
+            )
         return found
 
     @classmethod
@@ -93,10 +95,14 @@ class Calibration:
             per_token = min(slopes.get(stage) or sum(r["busy"] for r in passes) / tokens, wall / tokens)
             first, *later = (max(0.0, r["seconds"] - r["tokens"] * per_token) for r in passes)
             rates[stage] = Rate(first, sum(later) / len(later) if later else first, per_token)
-        host = {s: [r["seconds"] for r in rows if r["kind"] == "stage" and r.get("stage") == s and r.get("seconds")]
-                for s in ("prepare", "select", "pack")}
-        return cls({s: r for s, r in rates.items() if s not in host},
-                   (sum(host["prepare"]), sum(sum(v) / len(v) for s, v in host.items() if s != "prepare" and v)))
+        host = {
+            s: [r["seconds"] for r in rows if r["kind"] == "stage" and r.get("stage") == s and r.get("seconds")]
+            for s in ("prepare", "select", "pack")
+        }
+        return cls(
+            {s: r for s, r in rates.items() if s not in host},
+            (sum(host["prepare"]), sum(sum(v) / len(v) for s, v in host.items() if s != "prepare" and v)),
+        )
 
 
 def _evaluations_merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

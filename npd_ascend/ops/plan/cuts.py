@@ -25,18 +25,36 @@ def what_fits(config: Config, student: ModelSpec, npu: Npu, devices: int) -> str
         text = f"with train.recompute: true {again.needed / 1e9:.0f} GB, which fits"
         copies = t.data_parallel * t.context_parallel
         for n in range(t.context_parallel + 1, copies + 1):
-            if copies % n == 0 and _cuts(config, student, t.tensor_parallel, n) and train_memory(
-                    config, student, npu, recompute=False, context_parallel=n, data_parallel=copies // n).fits:
+            if (
+                copies % n == 0
+                and _cuts(config, student, t.tensor_parallel, n)
+                and train_memory(
+                    config, student, npu, recompute=False, context_parallel=n, data_parallel=copies // n
+                ).fits
+            ):
                 return text + f"; train.context_parallel: {n} and train.data_parallel: {copies // n} fit without it"
         return text
     for width in (1, 2, 4, 8):
         for context in (n for n in (1, 2, 4, 8) if n <= width):
             tensor, copies = width // context, max(1, devices // width)
-            if _cuts(config, student, tensor, context) and train_memory(
-                    config, student, npu, recompute=True, sharding=True, tensor_parallel=tensor,
-                    context_parallel=context, data_parallel=copies).fits:
-                cuts = [f"train.{name}: {n}" for name, n in (
-                    ("tensor_parallel", tensor), ("context_parallel", context)) if n > 1]
+            if (
+                _cuts(config, student, tensor, context)
+                and train_memory(
+                    config,
+                    student,
+                    npu,
+                    recompute=True,
+                    sharding=True,
+                    tensor_parallel=tensor,
+                    context_parallel=context,
+                    data_parallel=copies,
+                ).fits
+            ):
+                cuts = [
+                    f"train.{name}: {n}"
+                    for name, n in (("tensor_parallel", tensor), ("context_parallel", context))
+                    if n > 1
+                ]
                 text = ", ".join(["train.recompute: true", "train.optimizer_sharding: true"] + cuts)
                 return f"{text} would" + (f", on {devices} devices" if cuts else "")
     return "a shorter pack.row_length would"

@@ -120,8 +120,15 @@ class Estimate:
         return max(self.stages, key=self.share)
 
 
-def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None = None,
-             workload: Workload | None = None, calibration: Calibration | None = None, cpu: str = "") -> Estimate:
+def estimate(
+    config: Config,
+    *,
+    device: str = DEFAULT_NPU,
+    devices: int | None = None,
+    workload: Workload | None = None,
+    calibration: Calibration | None = None,
+    cpu: str = "",
+) -> Estimate:
     """Estimates a run from model shapes, prompt statistics and a device of the table.
 
     Args:
@@ -147,8 +154,9 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
         for s in stages:
             s.measured = calibration.seconds(s.stage, s.tokens, s.passes)
             s.start = calibration.start(s.stage, s.passes)
-    out = Estimate(stages, npu, work, [*work.notes, *plan.notes(npus=not cpu)], free_disk=_free(config.run.dir),
-                   cpu=cpu)
+    out = Estimate(
+        stages, npu, work, [*work.notes, *plan.notes(npus=not cpu)], free_disk=_free(config.run.dir), cpu=cpu
+    )
     out.host = calibration.host(plan.generations) if calibration else 0.0
     out.advice = _advice(config, out, plan) if stages else ["no stage of this recipe needs a device"]
     return out
@@ -156,10 +164,13 @@ def estimate(config: Config, *, device: str = DEFAULT_NPU, devices: int | None =
 
 def devices_of(config: Config) -> int:
     """Devices that a configuration keeps busy in its widest stage."""
-    engines = max(config.rollout.workers * config.rollout.tensor_parallel,
-                  config.annotate.workers * config.annotate.tensor_parallel)
-    return config.device.count or (engines + config.train.ranks if isinstance(config.device.placement, Split)
-                                   else max(engines, config.train.ranks))
+    engines = max(
+        config.rollout.workers * config.rollout.tensor_parallel,
+        config.annotate.workers * config.annotate.tensor_parallel,
+    )
+    return config.device.count or (
+        engines + config.train.ranks if isinstance(config.device.placement, Split) else max(engines, config.train.ranks)
+    )
 
 
 class Passes:
@@ -174,8 +185,9 @@ class Passes:
         self.count: Counter[str] = Counter()
         self.quantities: dict[str, Collection[str]] = {}
 
-    def __call__(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
-                 ) -> None:
+    def __call__(
+        self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""
+    ) -> None:
         self.count[stage] += 1
         self.quantities[stage] = quantities
 
@@ -191,8 +203,16 @@ class Passes:
 
 
 class _Planner:
-    def __init__(self, config: Config, npu: Npu, devices: int, work: Workload, student: ModelSpec,
-                 teacher: ModelSpec, passes: Passes):
+    def __init__(
+        self,
+        config: Config,
+        npu: Npu,
+        devices: int,
+        work: Workload,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        passes: Passes,
+    ):
         self.config, self.npu, self.devices, self.work = config, npu, devices, work
         self.student, self.teacher, self.passes = student, teacher, passes
         split = config.device.placement
@@ -209,20 +229,29 @@ class _Planner:
         """What the numbers rest on; ``npus``: with what is known of NPUs."""
         c, policy = self.config, policy_of(self.config)
         upto = "at most " if policy.condition and policy.refreshes else ""
-        work = (f"{upto}{self.generations} generation(s) of {self.samples:,.0f} samples; every sample kept; "
-                f"{c.train.epochs:g} epochs")
+        work = (
+            f"{upto}{self.generations} generation(s) of {self.samples:,.0f} samples; every sample kept; "
+            f"{c.train.epochs:g} epochs"
+        )
         if not npus:
             return [work, "no other job takes the cores meanwhile; lengths are taken at their means"]
         return [
             work,
             f"{self.devices} x {self.npu.name}: {self.npu.flops / 1e12:.0f} TFLOPS bf16, "
             f"{self.npu.memory / 2**30:.0f} GB, {self.npu.bandwidth / 1e12:.1f} TB/s each",
-            *([f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside "
-               "each other for sync.lead epochs before a refresh, which the sum of the stages leaves out"]
-              if isinstance(c.device.placement, Split) else []),
-            *(f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
-              f"{p.train:.0%} in training ({why})"
-              for p, why in ((PAPER, "backed out of the paper's Table 19"), (GOOD, "well-tuned software"))),
+            *(
+                [
+                    f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside "
+                    "each other for sync.lead epochs before a refresh, which the sum of the stages leaves out"
+                ]
+                if isinstance(c.device.placement, Split)
+                else []
+            ),
+            *(
+                f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
+                f"{p.train:.0%} in training ({why})"
+                for p, why in ((PAPER, "backed out of the paper's Table 19"), (GOOD, "well-tuned software"))
+            ),
             "decoding reads all weights and the KV cache of the batch for every token; attention is causal; lengths "
             "are taken at their means",
         ]
@@ -230,10 +259,17 @@ class _Planner:
     def stages(self) -> list[StageCost]:
         """All stages that run on a device."""
         costs: dict[str, Callable[[Stage], StageCost]] = {
-            "rollout": self._rollout, "annotate": self._annotate, "train": self._train, "evaluate": self._evaluate}
+            "rollout": self._rollout,
+            "annotate": self._annotate,
+            "train": self._train,
+            "evaluate": self._evaluate,
+        }
         rows = [row for row in STAGES.values() if row.pace and self.passes.count[row.name]]
-        return [costs[row.module](row) for row in rows
-                if row.module != "rollout" or self.config.rollout.source != "reference"]
+        return [
+            costs[row.module](row)
+            for row in rows
+            if row.module != "rollout" or self.config.rollout.source != "reference"
+        ]
 
     # ---- stages
 
@@ -242,9 +278,16 @@ class _Planner:
         c, times = self.config.evaluate, self.passes.count[row.name]
         answers = count_prompts(c.prompts, c.limit) * (1 + c.samples) * times
         cost, share = self._rollout(row), answers / max(1.0, self.samples)
-        return replace(cost, stage=row.name, passes=times, tokens=answers * self.work.answer_tokens,
-                       flops=cost.flops / cost.passes * share, limit=cost.limit / cost.passes * share, disk=0.0,
-                       memory=None)
+        return replace(
+            cost,
+            stage=row.name,
+            passes=times,
+            tokens=answers * self.work.answer_tokens,
+            flops=cost.flops / cost.passes * share,
+            limit=cost.limit / cost.passes * share,
+            disk=0.0,
+            memory=None,
+        )
 
     def _rollout(self, row: Stage) -> StageCost:
         c, npu = self.config, self.npu
@@ -260,8 +303,18 @@ class _Planner:
         decode = self.answers / batch * max(moved, computed)  # device seconds, tensor parallel or not
         flops = self.answers * decode_flops(spec, context) + prefill * npu.flops
         g = self.generations if c.rollout.source == "student" else 1
-        return StageCost("rollout", g, g * self.answers, g * flops, g * (decode + prefill), engines * tp, "decode",
-                         g * self.answers * 8, room, "memory bandwidth" if moved > computed else "compute")
+        return StageCost(
+            "rollout",
+            g,
+            g * self.answers,
+            g * flops,
+            g * (decode + prefill),
+            engines * tp,
+            "decode",
+            g * self.answers * 8,
+            room,
+            "memory bandwidth" if moved > computed else "compute",
+        )
 
     def _annotate(self, row: Stage) -> StageCost:
         c, g, asked = self.config, self.generations, [QUANTITIES[name] for name in self.passes.quantities[row.name]]
@@ -276,17 +329,34 @@ class _Planner:
             tokens += self.answers
         if any(q.kind == "topk" for q in asked):
             disk = TopKFormat(c.annotate.k, spec.vocab_size, c.annotate.value_bits).planned_bytes
-        return StageCost(row.name, g, g * tokens, g * flops, g * flops / self.npu.flops, self.generating, "prefill",
-                         g * self.answers * disk, memory.annotate_memory(c, spec, self.npu, own.tensor_parallel))
+        return StageCost(
+            row.name,
+            g,
+            g * tokens,
+            g * flops,
+            g * flops / self.npu.flops,
+            self.generating,
+            "prefill",
+            g * self.answers * disk,
+            memory.annotate_memory(c, spec, self.npu, own.tensor_parallel),
+        )
 
     def _train(self, row: Stage) -> StageCost:
         c, spec = self.config, self.student
         flops = 3 * c.train.epochs * forward_flops(spec, self.samples, self.length, self.answers)
         # Checkpoints hold fp32 weights and two moments; there is one export a generation and one at the end.
         disk = spec.parameters * (12 * (c.train.keep_checkpoints + 1) + 2 * (self.generations + 1))
-        return StageCost("train", self.generations, c.train.epochs * self.samples * self.length, flops,
-                         flops / self.npu.flops, min(self.training, c.train.ranks), "train", disk,
-                         memory.train_memory(c, spec, self.npu, recompute=c.train.recompute))
+        return StageCost(
+            "train",
+            self.generations,
+            c.train.epochs * self.samples * self.length,
+            flops,
+            flops / self.npu.flops,
+            min(self.training, c.train.ranks),
+            "train",
+            disk,
+            memory.train_memory(c, spec, self.npu, recompute=c.train.recompute),
+        )
 
 
 def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
@@ -297,8 +367,10 @@ def _advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
         out.append(f"{s.stage} bounds the run ({e.share(s):.0%} of the time{why}); what helps: {STAGES[s.stage].time}")
     start = sum(stage.start for stage in e.stages)
     if e.measured and start > e.measured / 4:
-        out.append(f"{start:.0f} of {e.measured:.0f} s start processes, load weights and compile: fewer sync.refreshes "
-                   "save a start of each stage, more work a generation makes it a smaller share")
+        out.append(
+            f"{start:.0f} of {e.measured:.0f} s start processes, load weights and compile: fewer sync.refreshes "
+            "save a start of each stage, more work a generation makes it a smaller share"
+        )
     return [*out, *([] if e.cpu else _npu_advice(config, e, plan)), *_disk_advice(e)]
 
 
@@ -306,14 +378,18 @@ def _npu_advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
     """What helps on NPUs, and what does not fit on them."""
     out, s = [], e.longest
     if s.stage == "rollout" and s.memory is not None and config.rollout.memory_fraction < 0.8 and s.bound != "compute":
-        out.append(f"rollout.memory_fraction is {config.rollout.memory_fraction:g}; with the device to itself 0.9 "
-                   "holds more sequences")
+        out.append(
+            f"rollout.memory_fraction is {config.rollout.memory_fraction:g}; with the device to itself 0.9 "
+            "holds more sequences"
+        )
     for stage in e.stages:
         m = stage.memory
         if m is None or m.fits:
             continue
-        line = (f"{stage.stage} does not fit: {m.needed / 1e9:.0f} GB a device at {m.knob} {m.chosen}, "
-                f"{m.budget / 1e9:.0f} GB are there")
+        line = (
+            f"{stage.stage} does not fit: {m.needed / 1e9:.0f} GB a device at {m.knob} {m.chosen}, "
+            f"{m.budget / 1e9:.0f} GB are there"
+        )
         if m.largest:
             line += f"; at most {m.largest}"
             line = line if stage.stage != "rollout" else line + " at a time, the others wait"
@@ -331,8 +407,10 @@ def _npu_advice(config: Config, e: Estimate, plan: _Planner) -> list[str]:
 def _disk_advice(e: Estimate) -> list[str]:
     if e.disk <= e.free_disk:
         return []
-    return [f"the run needs {e.disk / 1e9:.0f} GB of disk, {e.free_disk / 1e9:.0f} GB are free: point run.dir at a "
-            "larger disk"]
+    return [
+        f"the run needs {e.disk / 1e9:.0f} GB of disk, {e.free_disk / 1e9:.0f} GB are free: point run.dir at a "
+        "larger disk"
+    ]
 
 
 def _free(root: Path) -> float:

@@ -48,31 +48,65 @@ class Input:
 
 INPUTS = {
     "launch_ms": Input(
-        1.18, 0.55, 0.50, "ms a layer", "least time of a decoder layer in a decode step",
-        "openPangu-1B, 26 layers, one 910B: 30.6 ms a step in eager mode, 14.5 ms with graphs, 12.9 ms at batch 1"),
+        1.18,
+        0.55,
+        0.50,
+        "ms a layer",
+        "least time of a decoder layer in a decode step",
+        "openPangu-1B, 26 layers, one 910B: 30.6 ms a step in eager mode, 14.5 ms with graphs, 12.9 ms at batch 1",
+    ),
     "bandwidth": Input(
-        0.38, 0.55, 0.70, "of the peak", "memory bandwidth reached in decoding",
-        "openPangu-7B at batch 1: 24.8 ms a token in one laboratory (38 %), 17.1 ms in another (55 %); 70 % is a goal"),
+        0.38,
+        0.55,
+        0.70,
+        "of the peak",
+        "memory bandwidth reached in decoding",
+        "openPangu-7B at batch 1: 24.8 ms a token in one laboratory (38 %), 17.1 ms in another (55 %); 70 % is a goal",
+    ),
     "prefill": Input(
-        0.45, 0.50, 0.58, "of the peak", "FLOP/s reached in prefill",
-        "openPangu-7B on one 910B: 58 % at 2k, 48 % at 8k, 45 % at 16k tokens"),
+        0.45,
+        0.50,
+        0.58,
+        "of the peak",
+        "FLOP/s reached in prefill",
+        "openPangu-7B on one 910B: 58 % at 2k, 48 % at 8k, 45 % at 16k tokens",
+    ),
     "train": Input(
-        0.38, 0.47, 0.55, "of the peak", "FLOP/s reached in training",
-        "MindFormers on 910B: 38-42 % (8B), 51-55 % (7B, 4k); 45 % backed out of Table 19 of the paper"),
+        0.38,
+        0.47,
+        0.55,
+        "of the peak",
+        "FLOP/s reached in training",
+        "MindFormers on 910B: 38-42 % (8B), 51-55 % (7B, 4k); 45 % backed out of Table 19 of the paper",
+    ),
     "transfer": Input(
-        2.0, 5.3, 20.0, "GB/s", "weights from trainer to engine",
-        "HCCL broadcast on one node: 5.3 GB/s; range assumed"),
-    "switch_s": Input(
-        5.0, 2.0, 0.5, "s a step", "engine put to sleep and woken, processes in step", "assumed"),
+        2.0, 5.3, 20.0, "GB/s", "weights from trainer to engine", "HCCL broadcast on one node: 5.3 GB/s; range assumed"
+    ),
+    "switch_s": Input(5.0, 2.0, 0.5, "s a step", "engine put to sleep and woken, processes in step", "assumed"),
     "length_spread": Input(
-        0.9, 0.6, 0.3, "", "standard deviation of the answers' length over its mean (log-normal)",
-        "assumed; chat answers lie near 0.6"),
+        0.9,
+        0.6,
+        0.3,
+        "",
+        "standard deviation of the answers' length over its mean (log-normal)",
+        "assumed; chat answers lie near 0.6",
+    ),
     "step_prompts": Input(
-        32, 64, 256, "prompts", "prompts of a synchronous step over all devices",
-        "DistiLLM-2's code 32, TRL's defaults on 8 devices 64, large runs 256"),
+        32,
+        64,
+        256,
+        "prompts",
+        "prompts of a synchronous step over all devices",
+        "DistiLLM-2's code 32, TRL's defaults on 8 devices 64, large runs 256",
+    ),
     "padded": Input(
-        0.45, 1.0, 1.0, "", "tokens over positions in a synchronous trainer's batches",
-        "1: it packs as NPD does; 0.45: batches of 8 padded to their longest, lengths spread by 0.6"),
+        0.45,
+        1.0,
+        1.0,
+        "",
+        "tokens over positions in a synchronous trainer's batches",
+        "1: it packs as NPD does; 0.45: batches of 8 padded to their longest, lengths spread by 0.6",
+    ),
 }
 
 
@@ -183,13 +217,23 @@ def full_rollout(s: Setting, prompts: float, r: Rates, spec: ModelSpec | None = 
     batch = min(float(s.engine_batch), each)
     steady = max(0.0, each - batch) * s.answer / batch
     middle = s.work.prompt_tokens + s.answer / 2
-    return (steady * decode_step(spec, s.npu, batch, middle, r)
-            + _prefill(spec, max(0.0, each - batch), s.work.prompt_tokens, each, s.npu, r)
-            + batch_rollout(s, batch, r, spec))
+    return (
+        steady * decode_step(spec, s.npu, batch, middle, r)
+        + _prefill(spec, max(0.0, each - batch), s.work.prompt_tokens, each, s.npu, r)
+        + batch_rollout(s, batch, r, spec)
+    )
 
 
-def score(s: Setting, spec: ModelSpec, answers: float, r: Rates, *, conditioned: bool = True,
-          unconditioned: bool = False, density: float = 1.0) -> float:
+def score(
+    s: Setting,
+    spec: ModelSpec,
+    answers: float,
+    r: Rates,
+    *,
+    conditioned: bool = True,
+    unconditioned: bool = False,
+    density: float = 1.0,
+) -> float:
     """Seconds in which all devices prefill answers, after their prompts and, where asked, without."""
     out = 0.0
     if conditioned:
@@ -220,7 +264,8 @@ def npd(s: Setting, r: Rates) -> Cost:
         # The student's conditioned log-probs come with the rollout.
         score=score(s, s.teacher, n, r, unconditioned=s.unconditioned)
         + (score(s, s.student, n, r, conditioned=False, unconditioned=True) if s.unconditioned else 0.0),
-        weights=_hand_over(s, r))
+        weights=_hand_over(s, r),
+    )
     return generation * (s.refreshes + 1) + Cost(train=train(s, n * s.epochs, r))
 
 
@@ -261,8 +306,11 @@ def distillm2(s: Setting, r: Rates) -> Cost:
     """DistiLLM-2: the teacher answers once, the student at the start of each epoch, with full engines; each step scores
     and trains on both answers."""
     rounds = max(1.0, s.epochs)
-    return (Cost(rollout=full_rollout(s, s.work.prompts, r, s.teacher))
-            + Cost(rollout=full_rollout(s, s.work.prompts, r), weights=_hand_over(s, r)) * rounds + supkd(s, r) * 2.0)
+    return (
+        Cost(rollout=full_rollout(s, s.work.prompts, r, s.teacher))
+        + Cost(rollout=full_rollout(s, s.work.prompts, r), weights=_hand_over(s, r)) * rounds
+        + supkd(s, r) * 2.0
+    )
 
 
 def _hand_over(s: Setting, r: Rates) -> float:
@@ -270,7 +318,14 @@ def _hand_over(s: Setting, r: Rates) -> float:
 
 
 LOOPS: dict[str, Callable[[Setting, Rates], Cost]] = {
-    "npd": npd, "sft": sft, "supkd": supkd, "seqkd": seqkd, "on_policy": on_policy, "gkd": gkd, "distillm2": distillm2}
+    "npd": npd,
+    "sft": sft,
+    "supkd": supkd,
+    "seqkd": seqkd,
+    "on_policy": on_policy,
+    "gkd": gkd,
+    "distillm2": distillm2,
+}
 PAPER_HOURS = {"supkd": 1.17, "seqkd": 2.06, "gkd": 6.54, "distillm": 12.0, "distillm2": 12.0, "npd": 1.48}
 """Table 1 of arXiv:2605.05940: Qwen2.5-Math-7B to 1.5B, 50,000 prompts of MetaMathQA, one epoch, 8 NPUs. For the eye;
 nothing is computed from it."""

@@ -70,8 +70,13 @@ def rollout_memory(config: Config, spec: ModelSpec, npu: Npu, sequence: float) -
     tp = config.rollout.tensor_parallel
     mean_context = max(sequence, 1.0)
     fixed = weight_bytes(spec) / tp + _RUNTIME
-    return Memory(fixed, kv_bytes(spec) / tp * mean_context, npu.memory * config.rollout.memory_fraction,
-                  config.rollout.max_num_seqs, "rollout.max_num_seqs")
+    return Memory(
+        fixed,
+        kv_bytes(spec) / tp * mean_context,
+        npu.memory * config.rollout.memory_fraction,
+        config.rollout.max_num_seqs,
+        "rollout.max_num_seqs",
+    )
 
 
 def annotate_memory(config: Config, spec: ModelSpec, npu: Npu, tensor_parallel: int | None = None) -> Memory:
@@ -90,9 +95,17 @@ def annotate_memory(config: Config, spec: ModelSpec, npu: Npu, tensor_parallel: 
     return Memory(fixed, a_row, _budget(config, npu), a.micro_batch, "annotate.micro_batch")
 
 
-def train_memory(config: Config, spec: ModelSpec, npu: Npu, *, recompute: bool, tensor_parallel: int | None = None,
-                 sharding: bool | None = None, data_parallel: int | None = None,
-                 context_parallel: int | None = None) -> Memory:
+def train_memory(
+    config: Config,
+    spec: ModelSpec,
+    npu: Npu,
+    *,
+    recompute: bool,
+    tensor_parallel: int | None = None,
+    sharding: bool | None = None,
+    data_parallel: int | None = None,
+    context_parallel: int | None = None,
+) -> Memory:
     """fp32 weights, gradients (fresh and summed) and two moments; activations of all layers or, with recomputation, of
     one and the inputs of the others; chunked head and loss.
 
@@ -119,8 +132,7 @@ def train_memory(config: Config, spec: ModelSpec, npu: Npu, *, recompute: bool, 
     layer = _layer_activations(spec, tp)
     kept = layer + 2 * hidden * spec.num_layers if recompute else layer * spec.num_layers
     kept += 4 * 2 * hidden  # the chunked loss keeps hidden states of the response positions and their gradients
-    return Memory(state + head + _RUNTIME, length / cp * kept, _budget(config, npu), t.micro_batch,
-                  "train.micro_batch")
+    return Memory(state + head + _RUNTIME, length / cp * kept, _budget(config, npu), t.micro_batch, "train.micro_batch")
 
 
 def _layer_activations(spec: ModelSpec, tensor_parallel: int) -> float:

@@ -91,15 +91,18 @@ class Probe:
         engine = (_ENGINE[0] + _ENGINE[1] * rollout.layers) * self.slow
         # The engine stays up; a process that evaluates shares it.
         again = 0.5 * self.slow if config.rollout.keep_alive else engine
-        rates = {"rollout": Rate(engine, again, step / rollout.batch), "evaluate": Rate(self.slow, self.slow,
-                                                                                   step / rollout.batch)}
+        rates = {
+            "rollout": Rate(engine, again, step / rollout.batch),
+            "evaluate": Rate(self.slow, self.slow, step / rollout.batch),
+        }
         for name, speed in (("teacher", self.teacher), ("student", self.student)):
             rates[f"annotate_{name}"] = self._graph("annotate", speed, speed.prefill + speed.head)
         t = config.train
         tokens = t.global_batch * config.pack.row_length
         student = self.student
         rates["train"] = self._graph(
-            "train", student, _TRAIN * (student.prefill + student.head) + student.update / tokens)
+            "train", student, _TRAIN * (student.prefill + student.head) + student.update / tokens
+        )
         return Calibration(rates, (_HOST[0] * self.slow, _HOST[1] * self.slow))
 
     def _graph(self, kind: str, speed: Speed, per_token: float) -> Rate:
@@ -118,14 +121,20 @@ def probe(config: Config, work: Workload) -> Probe:
     Raises:
         UserError: the measuring process fails.
     """
-    job = [str(config.models.student), str(config.models.teacher),
-           str(max(2, round(work.prompt_tokens + work.answer_tokens))), str(_batch(config, work))]
+    job = [
+        str(config.models.student),
+        str(config.models.teacher),
+        str(max(2, round(work.prompt_tokens + work.answer_tokens))),
+        str(_batch(config, work)),
+    ]
     # On one core, because threads that wait for each other measure the other jobs of a busy machine, not this one's.
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", __name__, *job], env=env, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"measuring this machine fails: {(done.stderr.splitlines() or ['no message'])[-1]}; npd plan "
-                        "--device 910B2 plans for an NPU without it")
+        raise UserError(
+            f"measuring this machine fails: {(done.stderr.splitlines() or ['no message'])[-1]}; npd plan "
+            "--device 910B2 plans for an NPU without it"
+        )
     out = _read(done.stdout)
     try:
         write_bytes(_file(config, work), json.dumps(asdict(out)).encode())
@@ -210,7 +219,8 @@ class _Layer:
         self.spec = spec
         self.qkv, self.out, self.up, self.down = (
             rng.standard_normal(shape, np.float32) / np.float32(shape[0] ** 0.5)
-            for shape in ((h, q + 2 * kv), (q, h), (h, 2 * f), (f, h)))
+            for shape in ((h, q + 2 * kv), (q, h), (h, 2 * f), (f, h))
+        )
         self.sizes = sum(w.size for w in (self.qkv, self.out, self.up, self.down))
 
     def __call__(self, x: Array, past: Array | None = None) -> Array:

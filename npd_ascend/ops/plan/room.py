@@ -30,10 +30,12 @@ def check_room(config: Config) -> tuple[float, float]:
     short = replace(cost.work, answer_tokens=cost.work.answer_tokens / _SHORTER)
     least, free = max(0.0, estimate(config, workload=short).disk - held), cost.free_disk
     if least > free:
-        raise UserError(f"disk: the run needs about {si(least)}B more in {config.run.dir} even if answers have no more "
-                        f"than {short.answer_tokens:,.0f} tokens, and {si(free)}B are free there "
-                        f"(train.keep_checkpoints is {config.train.keep_checkpoints}); free some, or point run.dir at "
-                        "a larger disk")
+        raise UserError(
+            f"disk: the run needs about {si(least)}B more in {config.run.dir} even if answers have no more "
+            f"than {short.answer_tokens:,.0f} tokens, and {si(free)}B are free there "
+            f"(train.keep_checkpoints is {config.train.keep_checkpoints}); free some, or point run.dir at "
+            "a larger disk"
+        )
     return max(0.0, cost.disk - held), free
 
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 from npd_ascend.ops.plan.devices import GOOD, PAPER
 from npd_ascend.ops.plan.estimate import Estimate, StageCost
 
-_HEAD = ("stage", "tokens", "FLOPs", "disk", f"h ({PAPER.name})", f"h ({GOOD.name})", "h (limit)", "GB a device",
-         "most that fits")
+_HEAD = (
+    "stage",
+    "tokens",
+    "FLOPs",
+    "disk",
+    f"h ({PAPER.name})",
+    f"h ({GOOD.name})",
+    "h (limit)",
+    "GB a device",
+    "most that fits",
+)
 _WIDTHS = (18, 10, 10, 10, 11, 10, 11, 13, 34)
 
 
@@ -25,8 +34,11 @@ def _here(e: Estimate) -> str:
     for s in e.stages:
         seconds = [_time(s.measured), _time(s.start)] if known and s.measured is not None else []
         lines.append(_line([s.stage, si(s.tokens), si(s.flops), si(s.disk) + "B", *seconds], widths))
-    total = (f"{_time(e.measured)} on {e.cpu}, {_time(e.host)} of it prepare, select, pack; " if e.measured is not None
-             else "npd plan CONFIG measures this machine for about five seconds and says how long; ")
+    total = (
+        f"{_time(e.measured)} on {e.cpu}, {_time(e.host)} of it prepare, select, pack; "
+        if e.measured is not None
+        else "npd plan CONFIG measures this machine for about five seconds and says how long; "
+    )
     lines.append(f"  in all: {total}{_disk(e)}")
     if known:
         lines.append("  an estimate, right within a factor of two or so; --calibrate with a finished run is better")
@@ -45,10 +57,11 @@ def _npus(e: Estimate) -> str:
         head.insert(4, "calibrated")
         widths.insert(4, 12)
     lines = [_line(head, widths), *(_line(_cells(s, measured), widths) for s in e.stages)]
-    lines.append(f"  in all: {e.hours(PAPER):.3g} h at the paper's pace, {e.hours(GOOD):.3g} h at a good one"
-                 + (f", {_time(e.measured)} as calibrated ({_time(e.host)} of it prepare, select, pack)"
-                    if e.measured else "")
-                 + f"; {_disk(e)}")
+    lines.append(
+        f"  in all: {e.hours(PAPER):.3g} h at the paper's pace, {e.hours(GOOD):.3g} h at a good one"
+        + (f", {_time(e.measured)} as calibrated ({_time(e.host)} of it prepare, select, pack)" if e.measured else "")
+        + f"; {_disk(e)}"
+    )
     lines += ["  hours are estimates for NPUs of the table, not measurements; the stages run one after the other"]
     lines += [f"  > {a}" for a in e.advice]
     return "\n".join(lines + [f"  - {a}" for a in e.assumptions])

@@ -31,8 +31,13 @@ class Workload:
     notes: list[str] = field(default_factory=list)
 
 
-def workload(config: Config, prompts: float | None = None, prompt_tokens: float | None = None,
-             answer_tokens: float | None = None, like: Path | None = None) -> Workload:
+def workload(
+    config: Config,
+    prompts: float | None = None,
+    prompt_tokens: float | None = None,
+    answer_tokens: float | None = None,
+    like: Path | None = None,
+) -> Workload:
     """Statistics from what is given, else from the run's own datasets, else from the prompt files.
 
     Args:
@@ -82,8 +87,14 @@ def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
         raise UserError(f"no prompts in {', '.join(map(str, config.data.prompts))}")
     mean = min(text / rows / _BYTES_PER_TEXT_TOKEN, config.data.max_prompt_tokens)
     count = min(rows, config.data.limit or rows)
-    return count, mean, (f"{count:,.0f} prompts of {mean:.0f} tokens (bytes of a row / {_BYTES_PER_TEXT_TOKEN}); "
-                         "--prompt-tokens corrects that")
+    return (
+        count,
+        mean,
+        (
+            f"{count:,.0f} prompts of {mean:.0f} tokens (bytes of a row / {_BYTES_PER_TEXT_TOKEN}); "
+            "--prompt-tokens corrects that"
+        ),
+    )
 
 
 def _tokenised(run: Path) -> tuple[int, float]:

@@ -6,8 +6,10 @@ from npd_ascend.config.schema import SelectConfig
 from npd_ascend.select.metrics import DELTA
 from npd_ascend.select.registry import IFD, Bound, Scores, Verdict, bounds, register
 
-ADVICE = ("the bounds do not suit this pair of models: try the upper bound alone (select.lower: null) or the paper's "
-          "shares as quantiles (select.lower_quantile: 0.026, select.upper_quantile: 0.988)")
+ADVICE = (
+    "the bounds do not suit this pair of models: try the upper bound alone (select.lower: null) or the paper's "
+    "shares as quantiles (select.lower_quantile: 0.026, select.upper_quantile: 0.988)"
+)
 
 
 @register("delta_ifd", needs=IFD)

@@ -61,8 +61,9 @@ class DistiLLM2(LiveMethod):
             own = [g for g, s in zip(gaps, samples, strict=True) if s.origin == origin]
             if own and origin not in self._first:
                 self._first[origin] = float(np.mean(own))
-        return [np.full(2, skew(base, self._first[s.origin], g), np.float32)
-                for g, s in zip(gaps, samples, strict=True)]
+        return [
+            np.full(2, skew(base, self._first[s.origin], g), np.float32) for g, s in zip(gaps, samples, strict=True)
+        ]
 
 
 def skew(base: float, first: float, gap: float) -> float:

@@ -13,8 +13,12 @@ class GKD(LiveMethod):
     """Generalised JSD over the whole vocabulary; a step is on the student's answers with probability λ_s, else on the
     data's, no gradient through sampling (algorithm 1; the draw is per step, as there and in TRL's trainer)."""
 
-    changes: ClassVar[Settings] = {**OnPolicy.changes, "train.loss.kd_weight": 1.0, "train.loss.divergence": "jsd:0.5",
-                                   "train.loss.topk_norm": "both"}
+    changes: ClassVar[Settings] = {
+        **OnPolicy.changes,
+        "train.loss.kd_weight": 1.0,
+        "train.loss.divergence": "jsd:0.5",
+        "train.loss.topk_norm": "both",
+    }
 
     def samples(self, prompts: Sequence[int], source: Source) -> list[Sample]:
         own = source.rng.random() < self.live.student_fraction

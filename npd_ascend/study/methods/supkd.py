@@ -10,5 +10,4 @@ from npd_ascend.study.method import ONE_GENERATION, Method, register
 class SupKD(Method):
     """(1 − λ) CE + λ top-k KL on the data's answers."""
 
-    changes: ClassVar[Settings] = {**ONE_GENERATION, "rollout.source": "reference",
-                                   "train.loss.ce_labels": "reference"}
+    changes: ClassVar[Settings] = {**ONE_GENERATION, "rollout.source": "reference", "train.loss.ce_labels": "reference"}

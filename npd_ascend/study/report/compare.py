@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npd_ascend.arrays import Array
 from npd_ascend.study.report.paper import LOWER_IS_BETTER, Claim
 from npd_ascend.study.report.readings import Readings, by_prompt
 from npd_ascend.study.statistics import Estimate, over_seeds, paired, ratio, time_to
@@ -16,10 +17,20 @@ TOTAL = "total"
 """``stage`` of the time row that ends an arm."""
 _KIND = {"accuracy": "eval", "seconds": "eval", "ended": "eval"}
 """Kind of the row that holds a measure; others are in ``exposure`` rows."""
-VERDICTS = {"shown": "shown", "open": "not shown: the interval includes 0", "against": "against the claim",
-            "few": "not shown: one seed alone", "missing": "not run"}
-COUNTED = {"shown": "shown", "open": "not shown", "against": "against", "few": "without interval (one seed)",
-           "missing": "not run"}
+VERDICTS = {
+    "shown": "shown",
+    "open": "not shown: the interval includes 0",
+    "against": "against the claim",
+    "few": "not shown: one seed alone",
+    "missing": "not run",
+}
+COUNTED = {
+    "shown": "shown",
+    "open": "not shown",
+    "against": "against",
+    "few": "without interval (one seed)",
+    "missing": "not run",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,12 @@ def values(results: Readings, task: str, group: str, arm: str, measure: str) -> 
     """Seed -> last value of a measure, without seeds that lack it; ``seconds`` is the whole time of an arm that had
     the machine to itself."""
     if measure == "seconds":
-        return {seed: float(row["seconds"]) for seed, s in results.series(task, group, arm, "time").items()
-                for row in s.rows if row.get("stage") == TOTAL and row.get("seconds") and row.get("timed")}
+        return {
+            seed: float(row["seconds"])
+            for seed, s in results.series(task, group, arm, "time").items()
+            for row in s.rows
+            if row.get("stage") == TOTAL and row.get("seconds") and row.get("timed")
+        }
     kind = _KIND.get(measure, "exposure")
     out = {seed: row.get(measure) for seed, row in results.last(task, group, arm, kind).items()}
     return {seed: float(v) for seed, v in out.items() if v is not None and math.isfinite(v)}
@@ -68,8 +83,9 @@ def difference(results: Readings, task: str, group: str, a: str, b: str, measure
     if not seeds:
         return None
     rows_a, rows_b = (results.last(task, group, arm, _KIND.get(measure, "exposure")) for arm in (a, b))
-    of_a, of_b = ([p for p in (by_prompt(rows[s], measure) for s in seeds) if p is not None]
-                  for rows in (rows_a, rows_b))
+    of_a, of_b = (
+        [p for p in (by_prompt(rows[s], measure) for s in seeds) if p is not None] for rows in (rows_a, rows_b)
+    )
     if len(of_a) != len(seeds) or len(of_b) != len(seeds):
         of_a, of_b = [], []
     return paired([x[s] for s in seeds], [y[s] for s in seeds], of_a, of_b)
@@ -140,15 +156,21 @@ def race(results: Readings, task: str, group: str, arm: str, reference: str) -> 
             if theirs and theirs > 0:
                 pairs.append((mine, theirs))
     factor = ratio([p[0] for p in pairs], [p[1] for p in pairs]) if pairs else None
-    return Race(arm, float(np.mean(targets)), _geometric(owns), _geometric([p[1] for p in pairs]), factor,
-                (len(pairs), len(seeds)))
+    return Race(
+        arm,
+        float(np.mean(targets)),
+        _geometric(owns),
+        _geometric([p[1] for p in pairs]),
+        factor,
+        (len(pairs), len(seeds)),
+    )
 
 
-def spikes(loss: np.ndarray, window: int = 10, factor: float = 1.5) -> int:
+def spikes(loss: Array, window: int = 10, factor: float = 1.5) -> int:
     """Steps whose loss is over ``factor`` times the median of the ``window`` steps before them."""
     count = 0
     for i in range(window, len(loss)):
-        base = float(np.median(loss[i - window: i]))
+        base = float(np.median(loss[i - window : i]))
         count += bool(base > 0 and loss[i] > factor * base)
     return count
 

@@ -37,14 +37,41 @@ def section(root: Path) -> Section | None:
         return with_interval(over_seeds([r[key] for r in rows]), write)
 
     table = Table(
-        ["trainer", "share of own answers", "β", "temperature of answers", "seeds", "prompts", "seconds",
-         "seconds a prompt", "accuracy before, %", "accuracy, %"],
-        [[f"TRL {name}", f"{share:g}", f"{beta:g}", f"{t:g}", str(len(rows)), f"{prompts:,}",
-          cell(rows, "seconds", lambda x: f"{x:.1f}"), cell(rows, "seconds_per_prompt", lambda x: f"{x:.4f}"),
-          f"{100 * rows[0]['accuracy_before']:.1f}", cell(rows, "accuracy", lambda x: f"{100 * x:.1f}")]
-         for (name, share, beta, t, prompts), rows in found.items()],
+        [
+            "trainer",
+            "share of own answers",
+            "β",
+            "temperature of answers",
+            "seeds",
+            "prompts",
+            "seconds",
+            "seconds a prompt",
+            "accuracy before, %",
+            "accuracy, %",
+        ],
+        [
+            [
+                f"TRL {name}",
+                f"{share:g}",
+                f"{beta:g}",
+                f"{t:g}",
+                str(len(rows)),
+                f"{prompts:,}",
+                cell(rows, "seconds", lambda x: f"{x:.1f}"),
+                cell(rows, "seconds_per_prompt", lambda x: f"{x:.4f}"),
+                f"{100 * rows[0]['accuracy_before']:.1f}",
+                cell(rows, "accuracy", lambda x: f"{100 * x:.1f}"),
+            ]
+            for (name, share, beta, t, prompts), rows in found.items()
+        ],
         "Same student, teacher, optimiser, rates, prompts a step and length limit as the study's synchronous arms; "
-        "torch, answers by transformers' generate; loading and evaluation left out. β: 0 is forward KL, 0.5 JSD.")
-    versions = sorted({f"TRL {r['trl']}, transformers {r['transformers']}, torch {r['torch']}"
-                       for rows in found.values() for r in rows})
+        "torch, answers by transformers' generate; loading and evaluation left out. β: 0 is forward KL, 0.5 JSD.",
+    )
+    versions = sorted(
+        {
+            f"TRL {r['trl']}, transformers {r['transformers']}, torch {r['torch']}"
+            for rows in found.values()
+            for r in rows
+        }
+    )
     return Section("peers", "How does TRL do on the same models?", "", "; ".join(versions) + ".", tables=[table])

@@ -22,25 +22,31 @@ _PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")
 _DASHES: tuple[object, ...] = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _ZONES = {"below": ("degenerate", C2), "inside": ("proximal", C1), "above": ("disconnect", C4),
           "undefined": ("undefined", C5)}  # fmt: skip
-_LIGHT = ("--bg:#fff;--ink:#1a1e23;--muted:#626a74;--grid:#e3e5e8;--c1:#0067a8;--c2:#d97700;--c3:#008763;--c4:#b5306b;"
-          "--c5:#8b929b")
+_LIGHT = (
+    "--bg:#fff;--ink:#1a1e23;--muted:#626a74;--grid:#e3e5e8;--c1:#0067a8;--c2:#d97700;--c3:#008763;--c4:#b5306b;"
+    "--c5:#8b929b"
+)
 
 
 def standalone(figure: str) -> str:
     """The figure as an SVG file: light colours, white ground."""
-    figure = figure[figure.index("<svg"): figure.index("</svg>") + len("</svg>")]  # of an adaptive one, the wide one
+    figure = figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")]  # of an adaptive one, the wide one
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure)
     assert size is not None
-    ground = (f'<style>svg{{{_LIGHT};font-family:sans-serif}}</style>'
-              f'<rect width="{size[1]}" height="{size[2]}" fill="#fff"/>')
-    return figure.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[1]}" height="{size[2]}" ',
-                          1).replace(">", f">{ground}", 1) + "\n"
+    ground = (
+        f'<style>svg{{{_LIGHT};font-family:sans-serif}}</style><rect width="{size[1]}" height="{size[2]}" fill="#fff"/>'
+    )
+    return (
+        figure.replace(
+            "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[1]}" height="{size[2]}" ', 1
+        ).replace(">", f">{ground}", 1)
+        + "\n"
+    )
 
 
 def accuracy(readings: Readings, task: str, group: str, measure: str = "accuracy") -> Markup | None:
     """One mark an arm with its interval over seeds, and each seed as a small dot."""
-    rows = [(arm, list(values(readings, task, group, arm, measure).values()))
-            for arm in readings.arms(task, group)]
+    rows = [(arm, list(values(readings, task, group, arm, measure).values())) for arm in readings.arms(task, group)]
     rows = [(arm, x) for arm, x in rows if x]
     if len(rows) < 2:
         return None
@@ -65,6 +71,7 @@ def accuracy(readings: Readings, task: str, group: str, measure: str = "accuracy
 
 def curves(readings: Readings, task: str, group: str, x: str) -> Markup | None:
     """Accuracy over ``seconds`` or ``progress``: means over seeds, drawn where an arm was measured twice or more."""
+
     def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         for i, arm in enumerate(readings.arms(task, group)):
@@ -84,6 +91,7 @@ def curves(readings: Readings, task: str, group: str, x: str) -> Markup | None:
 
 def losses(readings: Readings, task: str, group: str) -> Markup | None:
     """Loss over steps, the first seed of each arm."""
+
     def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         for i, arm in enumerate(readings.arms(task, group)):
@@ -101,6 +109,7 @@ def losses(readings: Readings, task: str, group: str) -> Markup | None:
 
 def lags(readings: Readings, task: str, group: str) -> Markup | None:
     """KL(current‖generator) over epochs, means over seeds."""
+
     def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         for i, arm in enumerate(readings.arms(task, group)):
@@ -122,6 +131,7 @@ def lags(readings: Readings, task: str, group: str) -> Markup | None:
 
 def positions(readings: Readings, task: str, group: str) -> Markup | None:
     """KL(teacher‖student) by place in the student's own answers, means over seeds."""
+
     def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
         labels: list[str] = []
@@ -159,8 +169,10 @@ def stages(readings: Readings, task: str, group: str) -> Markup | None:
     if not rows:
         return None
     top = max(sum(parts.values()) for _, parts in rows)
-    names = sorted({k for _, parts in rows for k, v in parts.items() if v > 0.01 * top},
-                   key=lambda k: -sum(parts.get(k, 0) for _, parts in rows))
+    names = sorted(
+        {k for _, parts in rows for k, v in parts.items() if v > 0.01 * top},
+        key=lambda k: -sum(parts.get(k, 0) for _, parts in rows),
+    )
 
     def draw(width: float) -> Markup:
         with svg.style():
@@ -169,8 +181,16 @@ def stages(readings: Readings, task: str, group: str) -> Markup | None:
             left = np.zeros(len(rows))
             for i, name in enumerate(names):
                 seconds = np.array([parts.get(name, 0.0) for _, parts in rows])
-                ax.barh(range(len(rows)), seconds, 0.68, left, color=SERIES[i % 5], alpha=1 if i < 5 else 0.5,
-                        linewidth=0, label=name.replace("_", " "))
+                ax.barh(
+                    range(len(rows)),
+                    seconds,
+                    0.68,
+                    left,
+                    color=SERIES[i % 5],
+                    alpha=1 if i < 5 else 0.5,
+                    linewidth=0,
+                    label=name.replace("_", " "),
+                )
                 left += seconds
             ax.set_yticks(range(len(rows)), [arm for arm, _ in rows], color=INK)
             ax.invert_yaxis()
@@ -194,8 +214,10 @@ def zones(readings: Readings, task: str, group: str) -> Markup | None:
                 if r.get("inside") is not None:
                     found.setdefault(int(r.get("generation") or 0), []).append(r)
                     deltas.add(r.get("zone_upper", DELTA))
-        rows += [(f"{arm}, generation {g}", {k: float(np.mean([r.get(k) or 0 for r in part])) for k in _ZONES})
-                 for g, part in sorted(found.items())]
+        rows += [
+            (f"{arm}, generation {g}", {k: float(np.mean([r.get(k) or 0 for r in part])) for k in _ZONES})
+            for g, part in sorted(found.items())
+        ]
     if not rows:
         return None
     rows = [(name, shares) for name, shares in rows if shares["undefined"] < 1]  # scored at all

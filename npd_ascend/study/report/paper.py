@@ -56,10 +56,14 @@ def _all(better: str, worse: dict[str, str], measure: Measure = "accuracy") -> t
 _T1 = "Table 1 (GSM8K, 1.5B)"
 _EXPOSED: tuple[Measure, ...] = ("kl_ts", "exaccerr")
 
-_LADDER = (Claim("off_policy", "supkd", "Table 9: 61.63 > 58.79"),
-           Claim("npd_f0", "off_policy", "Table 9: 62.78 > 61.63"), Claim("npd", "npd_f0", "Table 9: 64.37 > 62.78"))
-_EXPOSURE = tuple(Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd", "seqkd")
-                  for m in _EXPOSED)
+_LADDER = (
+    Claim("off_policy", "supkd", "Table 9: 61.63 > 58.79"),
+    Claim("npd_f0", "off_policy", "Table 9: 62.78 > 61.63"),
+    Claim("npd", "npd_f0", "Table 9: 64.37 > 62.78"),
+)
+_EXPOSURE = tuple(
+    Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd", "seqkd") for m in _EXPOSED
+)
 
 GROUPS: dict[str, Group] = {
     "baselines": Group(

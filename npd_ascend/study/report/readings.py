@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from npd_ascend.arrays import Array
 from npd_ascend.config.yaml_text import read_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.store.metrics import read_metrics
@@ -30,7 +31,7 @@ class Series:
 
     rows: tuple[Row, ...]
 
-    def column(self, key: str) -> np.ndarray:
+    def column(self, key: str) -> Array:
         """float64, NaN where a row lacks the key or holds null."""
         return np.array([np.nan if r.get(key) is None else float(r[key]) for r in self.rows])
 
@@ -48,8 +49,19 @@ class Readings:
             if not all(isinstance(row.get(k), str) for k in ("task", "group", "arm", "kind")):
                 continue
             unique = (row["kind"] == "note", i) if row["kind"] == "note" else ()
-            latest[(row["task"], row["group"], row["arm"], row.get("seed"), row["kind"], row.get("step"),
-                    row.get("stage"), row.get("generation"), *unique)] = row
+            latest[
+                (
+                    row["task"],
+                    row["group"],
+                    row["arm"],
+                    row.get("seed"),
+                    row["kind"],
+                    row.get("step"),
+                    row.get("stage"),
+                    row.get("generation"),
+                    *unique,
+                )
+            ] = row
         self.rows = list(latest.values())
 
     @classmethod
@@ -63,8 +75,9 @@ class Readings:
         if not path.exists():
             raise UserError(f"{path}: not there; is {folder} the directory of a study that has begun?")
         place = {key: i for i, key in enumerate((g, a) for g, arms in planned(folder).items() for a in arms)}
-        found = cls(sorted(read_metrics(path),
-                           key=lambda r: place.get((str(r.get("group")), str(r.get("arm"))), len(place))))
+        found = cls(
+            sorted(read_metrics(path), key=lambda r: place.get((str(r.get("group")), str(r.get("arm"))), len(place)))
+        )
         if not found.rows:
             raise UserError(f"{path}: holds no results yet")
         return found
@@ -87,8 +100,9 @@ class Readings:
         for r in self.rows:
             if (r["task"], r["group"], r["arm"], r["kind"]) == (task, group, arm, kind):
                 found.setdefault(int(r.get("seed") or 0), []).append(r)
-        return {seed: Series(tuple(sorted(rows, key=lambda r: r.get("step") or 0)))
-                for seed, rows in sorted(found.items())}
+        return {
+            seed: Series(tuple(sorted(rows, key=lambda r: r.get("step") or 0))) for seed, rows in sorted(found.items())
+        }
 
     def last(self, task: str, group: str, arm: str, kind: str) -> dict[int, Row]:
         """Seed -> last row of a kind."""
@@ -99,7 +113,7 @@ class Readings:
         return [r for r in self.rows if r["kind"] == "note" and r["group"] == group]
 
 
-def hits(row: Row) -> np.ndarray | None:
+def hits(row: Row) -> Array | None:
     """0/1 [P] of an ``eval`` row, from a list or a string of bits; None when it has none."""
     value = row.get("hits")
     if isinstance(value, str) and value:
@@ -107,7 +121,7 @@ def hits(row: Row) -> np.ndarray | None:
     return np.asarray(value, np.uint8) if isinstance(value, Sequence) and len(value) else None
 
 
-def by_prompt(row: Row, measure: str) -> np.ndarray | None:
+def by_prompt(row: Row, measure: str) -> Array | None:
     """[P] values of a measure, one a held-out prompt; None where the row holds only its mean."""
     if measure == "accuracy":
         return hits(row)

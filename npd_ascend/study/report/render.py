@@ -29,7 +29,8 @@ READING = (
     "the number of claims: of twenty true nulls one would look like an effect. KL is over the whole vocabulary, nats a "
     "token, along the student's own greedy answers to held-out prompts; T is the teacher, S the student. ExAccErr: "
     "excess accumulated error (Arora et al. 2022, arXiv:2204.01171) against the teacher's own answers; it is relative "
-    "to the error on those, so a student that fits them perfectly scores high: read it with KL beside it.")
+    "to the error on those, so a student that fits them perfectly scores high: read it with KL beside it."
+)
 
 
 def build(root: Path, out: Path | None = None) -> Path:
@@ -65,16 +66,29 @@ def html(name: str, found: list[Section], facts: list[tuple[str, str]]) -> str:
     css = (Path(npd_ascend.report.__file__).parent / "templates" / "report.css").read_text()
     env = environment(Path(__file__).parent / "templates")
     return env.get_template("study.html.j2").render(
-        name=name, sections=found, facts=facts, css=css, tiles=_tiles(found), verdict=_verdict,
-        reading=READING.replace("**", ""))
+        name=name,
+        sections=found,
+        facts=facts,
+        css=css,
+        tiles=_tiles(found),
+        verdict=_verdict,
+        reading=READING.replace("**", ""),
+    )
 
 
 def markdown(name: str, found: list[Section], facts: list[tuple[str, str]]) -> str:
     """The same as Markdown; figures are files beside it."""
     counts = headline(found)
-    lines = [f"# Study: {name}", "", "; ".join(f"{k}: {v}" for k, v in facts) + ".", "",
-             "Claims: " + ", ".join(f"{counts[k]} {COUNTED[k]}" for k in VERDICTS if k in counts) + ".",
-             "", READING, ""]
+    lines = [
+        f"# Study: {name}",
+        "",
+        "; ".join(f"{k}: {v}" for k, v in facts) + ".",
+        "",
+        "Claims: " + ", ".join(f"{counts[k]} {COUNTED[k]}" for k in VERDICTS if k in counts) + ".",
+        "",
+        READING,
+        "",
+    ]
     for s in found:
         lines += [f"## {s.title}", ""]
         if s.source or s.note:
@@ -108,15 +122,25 @@ def _markdown_table(t: Table) -> list[str]:
 
 def _tiles(found: list[Section]) -> list[tuple[str, str, str]]:
     counts = headline(found)
-    tiles = [("Claims shown", f"{counts.get('shown', 0)} of {sum(counts.values())}",
-              f"{counts.get('open', 0)} not shown, {counts.get('against', 0)} against"
-              + (f", {counts['few']} without interval" if "few" in counts else ""))]
+    tiles = [
+        (
+            "Claims shown",
+            f"{counts.get('shown', 0)} of {sum(counts.values())}",
+            f"{counts.get('open', 0)} not shown, {counts.get('against', 0)} against"
+            + (f", {counts['few']} without interval" if "few" in counts else ""),
+        )
+    ]
     for section in found:
         for v in section.verdicts:
             if v.claim.measure == "seconds" and v.gain is not None:
                 where = v.claim.where if v.claim.where.startswith("part of") else f"paper: {v.claim.where}"
-                tiles.append((f"Time of {v.claim.worse} / {v.claim.better}, {v.task}", f"{v.gain.mean:.1f}x",
-                              f"same prompts; {where}"))
+                tiles.append(
+                    (
+                        f"Time of {v.claim.worse} / {v.claim.better}, {v.task}",
+                        f"{v.gain.mean:.1f}x",
+                        f"same prompts; {where}",
+                    )
+                )
     return tiles[:8]
 
 

@@ -18,10 +18,18 @@ from npd_ascend.study.statistics import Estimate, ratio
 
 _ACCURATE = 0.03
 """Below this best accuracy a task says nothing by accuracy; its measures are divergences."""
-_COLUMNS = (("kl_ts", "KL(T‖S)"), ("kl_ts_no_loops", "without loops"), ("kl_st", "KL(S‖T)"),
-            ("kl_st_no_loops", "without loops"), ("exaccerr", "ExAccErr, %"), ("nll", "NLL of teacher's answers"),
-            ("reference_nll", "NLL of held-out answers"), ("teacher_nll", "teacher's NLL of its answers"),
-            ("ended", "ended, %"), ("loops", "looping, %"))
+_COLUMNS = (
+    ("kl_ts", "KL(T‖S)"),
+    ("kl_ts_no_loops", "without loops"),
+    ("kl_st", "KL(S‖T)"),
+    ("kl_st_no_loops", "without loops"),
+    ("exaccerr", "ExAccErr, %"),
+    ("nll", "NLL of teacher's answers"),
+    ("reference_nll", "NLL of held-out answers"),
+    ("teacher_nll", "teacher's NLL of its answers"),
+    ("ended", "ended, %"),
+    ("loops", "looping, %"),
+)
 _WRITE = {"exaccerr": "whole", "ended": "points", "loops": "points"}
 """How a column's numbers are written, when not in nats."""
 
@@ -68,8 +76,11 @@ def sections(readings: Readings, notes: Mapping[str, str] | None = None) -> list
         notes: what its file says of the groups.
     """
     names = [g for g in GROUPS if g in readings.groups()] + [g for g in readings.groups() if g not in GROUPS]
-    return [_section(readings, g, (notes or {}).get(g, "")) for g in names
-            if any(len(readings.arms(task, g)) > 1 for task in readings.tasks(g))]
+    return [
+        _section(readings, g, (notes or {}).get(g, ""))
+        for g in names
+        if any(len(readings.arms(task, g)) > 1 for task in readings.tasks(g))
+    ]
 
 
 def absent(root: Path, readings: Readings) -> Section | None:
@@ -84,8 +95,13 @@ def absent(root: Path, readings: Readings) -> Section | None:
             rows.append([group, ", ".join(none) or "–", ", ".join(some) or "–"])
     if not rows:
         return None
-    return Section("absent", "What was not run", "", "The study's file asks for these arms too; they are no part of "
-                   "any figure above.", tables=[Table(["group", "no seed", "fewer seeds than others"], rows)])
+    return Section(
+        "absent",
+        "What was not run",
+        "",
+        "The study's file asks for these arms too; they are no part of any figure above.",
+        tables=[Table(["group", "no seed", "fewer seeds than others"], rows)],
+    )
 
 
 def reference_arm(group: Group, arms: list[str]) -> str:
@@ -111,13 +127,19 @@ def _section(readings: Readings, name: str, note: str) -> Section:
         out.tables += _training(readings, task, name, arms)
         out.pictures += _pictures(readings, task, name)
         usable = accurate(readings, task, name)
-        out.verdicts += [judge(readings, task, name, c) for c in group.claims if c.better in arms and c.worse in arms
-                         and (usable or c.measure != "accuracy")]
+        out.verdicts += [
+            judge(readings, task, name, c)
+            for c in group.claims
+            if c.better in arms and c.worse in arms and (usable or c.measure != "accuracy")
+        ]
         if not usable and any(estimate(readings, task, name, a, "accuracy") for a in arms):
-            out.remarks.append(f"{task}: no arm gets {percent(_ACCURATE, 0)} of the answers right; accuracy says "
-                               f"nothing here, the divergences do.")
-    out.remarks += [f"{r['task']}, {r['arm']}: {r['text']}" for r in readings.notes(name)
-                    if r.get("text") and "density" not in r]
+            out.remarks.append(
+                f"{task}: no arm gets {percent(_ACCURATE, 0)} of the answers right; accuracy says "
+                f"nothing here, the divergences do."
+            )
+    out.remarks += [
+        f"{r['task']}, {r['arm']}: {r['text']}" for r in readings.notes(name) if r.get("text") and "density" not in r
+    ]
     return out
 
 
@@ -156,18 +178,35 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
     columns.append(("seeds", seeds))
     if accurate(readings, task, name):
         columns.append(("accuracy, %", lambda a: with_interval(estimate(readings, task, name, a, "accuracy"), _points)))
-        columns.append((f"against {reference}, points", lambda a: "" if a == reference else with_interval(
-            difference(readings, task, name, a, reference, "accuracy"), _points, sign=True)))
+        columns.append(
+            (
+                f"against {reference}, points",
+                lambda a: (
+                    ""
+                    if a == reference
+                    else with_interval(difference(readings, task, name, a, reference, "accuracy"), _points, sign=True)
+                ),
+            )
+        )
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
-            columns.append((title, lambda a, key=key: with_interval(  # type: ignore[misc]
-                estimate(readings, task, name, a, key), _WRITERS[_WRITE.get(key, "nats")])))
+            columns.append(
+                (
+                    title,
+                    lambda a, key=key: with_interval(  # type: ignore[misc]
+                        estimate(readings, task, name, a, key), _WRITERS[_WRITE.get(key, "nats")]
+                    ),
+                )
+            )
     if any(_kept(readings, task, name, a) for a in arms):
         columns.append(("kept", lambda a: ", ".join(percent(x, 0) for x in _kept(readings, task, name, a)) or "–"))
     if any(estimate(readings, task, name, a, "seconds") for a in arms):
         columns.append(("seconds", lambda a: with_interval(estimate(readings, task, name, a, "seconds"), _whole)))
-    return Table([f"{task}: arm", *(c[0] for c in columns)], [[a, *(f(a) for _, f in columns)] for a in arms],
-                 _start(readings, task, name, arms))
+    return Table(
+        [f"{task}: arm", *(c[0] for c in columns)],
+        [[a, *(f(a) for _, f in columns)] for a in arms],
+        _start(readings, task, name, arms),
+    )
 
 
 def _start(readings: Readings, task: str, name: str, arms: list[str]) -> str:
@@ -205,34 +244,57 @@ def _speed(readings: Readings, task: str, name: str, arms: list[str], reference:
         raced = race(readings, task, name, arm, reference) if arm != reference else None
         if not mine:
             continue
-        rows.append([
-            arm, f"{np.mean(list(mine.values())):.0f}",
-            "1" if arm == reference else _factor(factor),
-            "" if raced is None else f"{100 * raced.target:.1f} %",
-            "" if raced is None else number(raced.own), "" if raced is None else number(raced.reference),
-            "" if raced is None else _factor(raced.factor),
-            "" if raced is None else f"{raced.arrived[0]} of {raced.arrived[1]}"])
+        rows.append(
+            [
+                arm,
+                f"{np.mean(list(mine.values())):.0f}",
+                "1" if arm == reference else _factor(factor),
+                "" if raced is None else f"{100 * raced.target:.1f} %",
+                "" if raced is None else number(raced.own),
+                "" if raced is None else number(raced.reference),
+                "" if raced is None else _factor(raced.factor),
+                "" if raced is None else f"{raced.arrived[0]} of {raced.arrived[1]}",
+            ]
+        )
     if not rows:
         return []
-    return [Table(
-        [f"{task}: arm", "seconds for the same prompts", f"x {reference}", "its accuracy at the end", "seconds to it",
-         f"{reference}'s seconds to it", "factor", f"seeds where {reference} gets there"], rows,
-        f"The paper's factor is {TARGET_SPEEDUP} (Table 1). Factors are geometric means over seeds, 95 % "
-        f"intervals; above 1, {reference} is faster. Starting engines, compiling and evaluating are "
-        "left out for all arms alike.")]
+    return [
+        Table(
+            [
+                f"{task}: arm",
+                "seconds for the same prompts",
+                f"x {reference}",
+                "its accuracy at the end",
+                "seconds to it",
+                f"{reference}'s seconds to it",
+                "factor",
+                f"seeds where {reference} gets there",
+            ],
+            rows,
+            f"The paper's factor is {TARGET_SPEEDUP} (Table 1). Factors are geometric means over seeds, 95 % "
+            f"intervals; above 1, {reference} is faster. Starting engines, compiling and evaluating are "
+            "left out for all arms alike.",
+        )
+    ]
 
 
 def _stages(readings: Readings, task: str, name: str, arms: list[str]) -> list[Table]:
     """Seconds of each stage; what is done for the study alone is left out."""
     found = {a: figures.by_stage(readings, task, name, a) for a in arms}
     top = max((sum(parts.values()) for parts in found.values()), default=0.0)
-    stages = sorted({k for parts in found.values() for k, v in parts.items() if v > 0.002 * top},
-                    key=lambda k: -sum(parts.get(k, 0) for parts in found.values()))
+    stages = sorted(
+        {k for parts in found.values() for k, v in parts.items() if v > 0.002 * top},
+        key=lambda k: -sum(parts.get(k, 0) for parts in found.values()),
+    )
     if not stages:
         return []
-    return [Table([f"{task}: seconds of", *(k.replace("_", " ") for k in stages)],
-                  [[a, *(f"{parts[k]:.1f}" if k in parts else "–" for k in stages)] for a, parts in found.items()],
-                  "teacher: the live prefill; annotate: the same, stored. Seeds averaged.")]
+    return [
+        Table(
+            [f"{task}: seconds of", *(k.replace("_", " ") for k in stages)],
+            [[a, *(f"{parts[k]:.1f}" if k in parts else "–" for k in stages)] for a, parts in found.items()],
+            "teacher: the live prefill; annotate: the same, stored. Seeds averaged.",
+        )
+    ]
 
 
 def _factor(e: Estimate | None) -> str:
@@ -249,38 +311,71 @@ def _training(readings: Readings, task: str, name: str, arms: list[str]) -> list
         loss = [s.column("loss") for s in readings.series(task, name, arm, "train").values()]
         loss = [x for x in loss if len(x) > 20]
         if lag:
-            rows.append([arm, number(float(np.mean([x[-1] for x in lag])), 2),
-                         number(float(np.mean([np.nanmax(x) for x in lag])), 2),
-                         number(float(np.mean([spikes(x) for x in loss])), 2) if loss else "–"])
+            rows.append(
+                [
+                    arm,
+                    number(float(np.mean([x[-1] for x in lag])), 2),
+                    number(float(np.mean([np.nanmax(x) for x in lag])), 2),
+                    number(float(np.mean([spikes(x) for x in loss])), 2) if loss else "–",
+                ]
+            )
     if len(rows) < 2 or name not in ("sync", "filter", "baselines", "imperfect"):
         return []
-    return [Table([f"{task}: arm", "lag at the end", "largest lag", "loss spikes"], rows,
-                  "Lag: KL(current‖generator), nats a token, exact over the vocabulary. Spike: a step whose loss is "
-                  "over 1.5 times the median of the ten before it.")]
+    return [
+        Table(
+            [f"{task}: arm", "lag at the end", "largest lag", "loss spikes"],
+            rows,
+            "Lag: KL(current‖generator), nats a token, exact over the vocabulary. Spike: a step whose loss is "
+            "over 1.5 times the median of the ten before it.",
+        )
+    ]
 
 
 def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
     measure = "accuracy" if accurate(readings, task, name) else "kl_ts"
     timed = any(values(readings, task, name, a, "seconds") for a in readings.arms(task, name))
     made = [
-        ("accuracy", "Accuracy" if measure == "accuracy" else "KL(teacher‖student) along own answers",
-         figures.accuracy(readings, task, name, measure), "Mean and 95 % interval over seeds; small dots are seeds.",
-         False),
-        ("epochs", "At the same number of steps",
-         figures.curves(readings, task, name, "progress") if measure == "accuracy" else None, "", False),
-        ("seconds", "At the same time", figures.curves(readings, task, name, "seconds")
-         if timed and measure == "accuracy" else None, "", False),
-        ("positions", "KL(teacher‖student) along the answer", figures.positions(readings, task, name),
-         "Rising curves are errors that build on errors.", False),
-        ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False)]
+        (
+            "accuracy",
+            "Accuracy" if measure == "accuracy" else "KL(teacher‖student) along own answers",
+            figures.accuracy(readings, task, name, measure),
+            "Mean and 95 % interval over seeds; small dots are seeds.",
+            False,
+        ),
+        (
+            "epochs",
+            "At the same number of steps",
+            figures.curves(readings, task, name, "progress") if measure == "accuracy" else None,
+            "",
+            False,
+        ),
+        (
+            "seconds",
+            "At the same time",
+            figures.curves(readings, task, name, "seconds") if timed and measure == "accuracy" else None,
+            "",
+            False,
+        ),
+        (
+            "positions",
+            "KL(teacher‖student) along the answer",
+            figures.positions(readings, task, name),
+            "Rising curves are errors that build on errors.",
+            False,
+        ),
+        ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False),
+    ]
     if name in ("baselines", "sync"):
         made.append(("lag", "Lag", figures.lags(readings, task, name), "Dashed: the paper's near-policy bound.", False))
     if name in ("filter", "sync"):
         made.append(("loss", "Loss", figures.losses(readings, task, name), "First seed.", False))
     if name == "speed":
         made.append(("stages", "Where the time goes", figures.stages(readings, task, name), "", True))
-    return [Picture(f"{name}-{task}-{key}", f"{title}, {task}", svg, caption, wide)
-            for key, title, svg, caption, wide in made if svg is not None]
+    return [
+        Picture(f"{name}-{task}-{key}", f"{title}, {task}", svg, caption, wide)
+        for key, title, svg, caption, wide in made
+        if svg is not None
+    ]
 
 
 def headline(found: list[Section]) -> dict[str, int]:
@@ -304,4 +399,3 @@ def gain_text(v: Verdict) -> str:
     if measure == "exaccerr":
         return f"{with_interval(v.gain, _whole, sign=True)} % less"
     return f"{with_interval(v.gain, _nats, sign=True)} nats less"
-

@@ -15,8 +15,10 @@ class KL(SyncPolicy):
 
     def check(self) -> None:
         if self.settings.refreshes and not self.settings.lag_every:
-            raise UserError("sync.policy: kl measures the lag every sync.lag_every steps, which is 0: it would never "
-                            "refresh; set sync.lag_every above 0")
+            raise UserError(
+                "sync.policy: kl measures the lag every sync.lag_every steps, which is 0: it would never "
+                "refresh; set sync.lag_every above 0"
+            )
 
     @property
     def refreshes(self) -> int:

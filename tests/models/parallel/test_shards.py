@@ -26,16 +26,22 @@ def test_ranks_hold_the_checkpoints_tensors_in_equal_parts(spec, interleaved):
             tp_shards = TPShards(spec, interleaved=interleaved, rank=rank, size=2)
             parts.append(tp_shards.own(rule.param, whole))
             name = rule.hf[0]
-            axis = 1 if "o_proj.weight" in name or "down_proj" in name else None if "norm" in name or "o_proj" in name \
+            axis = (
+                1
+                if "o_proj.weight" in name or "down_proj" in name
+                else None
+                if "norm" in name or "o_proj" in name
                 else 0
+            )
             assert tp_shards.cuts(rule.param) == (axis is not None)
             cut = [t if axis is None else np.split(t, 2, axis)[rank] for t in tensors]
             local = {r.param: r for r in rules(shard_of(spec, 2), interleaved=interleaved)}[rule.param]
             for got, want in zip(local.split(parts[-1]), cut, strict=True):
                 np.testing.assert_array_equal(got, want)
         for rank in range(2):
-            tp_shards = TPShards(spec, interleaved=interleaved, rank=rank, size=2,
-                                 gather=lambda x, p=parts: np.stack(p))
+            tp_shards = TPShards(
+                spec, interleaved=interleaved, rank=rank, size=2, gather=lambda x, p=parts: np.stack(p)
+            )
             np.testing.assert_array_equal(tp_shards.whole(rule.param, parts[rank]), whole)
 
 
@@ -77,6 +83,12 @@ def test_the_same_layout_is_one_of_mindformers(spec):
     for dp, tp in ((8, 1), (4, 2), (2, 4)):
         p = TransformerOpParallelConfig(data_parallel=dp, model_parallel=tp, vocab_emb_dp=False)
         assert (p.data_parallel, p.model_parallel) == (dp, tp)
-        c = TransformerConfig(num_layers=2, num_attention_heads=28, num_query_groups=4, hidden_size=3584,
-                              data_parallel_size=dp, tensor_model_parallel_size=tp)
+        c = TransformerConfig(
+            num_layers=2,
+            num_attention_heads=28,
+            num_query_groups=4,
+            hidden_size=3584,
+            data_parallel_size=dp,
+            tensor_model_parallel_size=tp,
+        )
         assert c.tensor_model_parallel_size == tp

@@ -31,22 +31,80 @@ def _arm(writer, task, group, arm, i, seed, points):
     for p in range(points + 1):
         share = p / points
         right = rng.random(200) < level * (0.3 + 0.7 * share)
-        writer.log("eval", **base, step=60 * p, progress=2.0 * p, seconds=total * share, prompts=400 * p, n=200,
-                   accuracy=float(right.mean()), hits="".join("01"[int(r)] for r in right))
+        writer.log(
+            "eval",
+            **base,
+            step=60 * p,
+            progress=2.0 * p,
+            seconds=total * share,
+            prompts=400 * p,
+            n=200,
+            accuracy=float(right.mean()),
+            hits="".join("01"[int(r)] for r in right),
+        )
     for step in range(1, 61):
-        writer.log("train", **base, step=step, progress=step / 10, seconds=total * step / 60, prompts=step * 20,
-                   loss=2.0 / step**0.5 + 0.02 * rng.random())
+        writer.log(
+            "train",
+            **base,
+            step=step,
+            progress=step / 10,
+            seconds=total * step / 60,
+            prompts=step * 20,
+            loss=2.0 / step**0.5 + 0.02 * rng.random(),
+        )
     for step in range(0, 61, 10):
-        writer.log("lag", **base, step=step, progress=step / 10, seconds=0.0, prompts=0, generation=0,
-                   forward=0.002 * step, reverse=0.001 * step)
+        writer.log(
+            "lag",
+            **base,
+            step=step,
+            progress=step / 10,
+            seconds=0.0,
+            prompts=0,
+            generation=0,
+            forward=0.002 * step,
+            reverse=0.001 * step,
+        )
     kl = 0.5 - 0.3 * LEVEL.get(arm, 0.6) + 0.002 * rng.random()
-    writer.log("exposure", **base, step=60, progress=6.0, seconds=total, prompts=1200, kl_st=kl, kl_ts=2 * kl,
-               exaccerr=100 * kl, nll=kl, teacher_nll=kl, buckets=["0-3", "4-7"], kl_ts_by_position=[kl, 2 * kl])
-    writer.log("zones", **base, step=0, progress=0.0, seconds=0.0, prompts=0, generation=0, below=0.03, inside=0.95,
-               above=0.02, kept=0.95)
+    writer.log(
+        "exposure",
+        **base,
+        step=60,
+        progress=6.0,
+        seconds=total,
+        prompts=1200,
+        kl_st=kl,
+        kl_ts=2 * kl,
+        exaccerr=100 * kl,
+        nll=kl,
+        teacher_nll=kl,
+        buckets=["0-3", "4-7"],
+        kl_ts_by_position=[kl, 2 * kl],
+    )
+    writer.log(
+        "zones",
+        **base,
+        step=0,
+        progress=0.0,
+        seconds=0.0,
+        prompts=0,
+        generation=0,
+        below=0.03,
+        inside=0.95,
+        above=0.02,
+        kept=0.95,
+    )
     for stage, part in (("rollout", 0.6), ("train", 0.4), ("total", 1.0)):
-        writer.log("time", **base, step=0, progress=6.0, prompts=1200, stage=stage, aside=False, seconds=total * part,
-                   timed=True)
+        writer.log(
+            "time",
+            **base,
+            step=0,
+            progress=6.0,
+            prompts=1200,
+            stage=stage,
+            aside=False,
+            seconds=total * part,
+            timed=True,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -42,19 +42,28 @@ def test_hits_as_list_or_bits():
     assert hits({}) is None and hits({"hits": ""}) is None
 
 
-@pytest.mark.parametrize("claim, outcome", [
-    (Claim("npd", "sft", ""), "shown"), (Claim("sft", "npd", ""), "against"), (Claim("npd", "gkd", ""), "open"),
-    (Claim("npd", "sft", "", "kl_ts"), "shown"), (Claim("sft", "npd", "", "exaccerr"), "against"),
-    (Claim("npd", "gkd", "", "seconds"), "shown"), (Claim("gkd", "npd", "", "seconds"), "against"),
-    (Claim("npd", "absent", ""), "missing")])
+@pytest.mark.parametrize(
+    "claim, outcome",
+    [
+        (Claim("npd", "sft", ""), "shown"),
+        (Claim("sft", "npd", ""), "against"),
+        (Claim("npd", "gkd", ""), "open"),
+        (Claim("npd", "sft", "", "kl_ts"), "shown"),
+        (Claim("sft", "npd", "", "exaccerr"), "against"),
+        (Claim("npd", "gkd", "", "seconds"), "shown"),
+        (Claim("gkd", "npd", "", "seconds"), "against"),
+        (Claim("npd", "absent", ""), "missing"),
+    ],
+)
 def test_verdicts(readings, claim, outcome):
     assert judge(readings, "maze", "baselines", claim).outcome == outcome
 
 
 def test_differences_use_seeds_and_prompts_in_pairs(readings):
     rows = [readings.last("maze", "baselines", arm, "eval") for arm in ("npd", "sft")]
-    expected = paired(*([r[s]["accuracy"] for s in (0, 1, 2)] for r in rows),
-                      *([hits(r[s]) for s in (0, 1, 2)] for r in rows))
+    expected = paired(
+        *([r[s]["accuracy"] for s in (0, 1, 2)] for r in rows), *([hits(r[s]) for s in (0, 1, 2)] for r in rows)
+    )
     assert difference(readings, "maze", "baselines", "npd", "sft", "accuracy") == expected
 
 
@@ -108,9 +117,11 @@ def test_pages(study, tmp_path):
 
 def test_peers_are_shown_beside(make_study, tmp_path):
     make_study(tmp_path, seeds=(0,))
-    row = ('{"trainer": "gkd", "lmbda": 1.0, "beta": 0.0, "temperature": 0.05, "seed": %d, "prompts": 2400,'
-           ' "seconds": %f, "seconds_per_prompt": 0.02, "accuracy_before": 0.3, "accuracy": 0.5, "trl": "1",'
-           ' "torch": "2", "transformers": "4"}')
+    row = (
+        '{"trainer": "gkd", "lmbda": 1.0, "beta": 0.0, "temperature": 0.05, "seed": %d, "prompts": 2400,'
+        ' "seconds": %f, "seconds_per_prompt": 0.02, "accuracy_before": 0.3, "accuracy": 0.5, "trl": "1",'
+        ' "torch": "2", "transformers": "4"}'
+    )
     (tmp_path / "peers.jsonl").write_text("\n".join([row % (0, 40.0), "torn {", row % (1, 44.0)]))
     text = (build(tmp_path).parent / "summary.md").read_text()
     assert "TRL gkd | 1 | 0 | 0.05 | 2 | 2,400 | 42.0 ± 25.4" in text
@@ -130,8 +141,10 @@ def test_arms_stand_in_the_study_s_order(tmp_path):
 
 
 def test_what_was_not_run_is_said(tmp_path):
-    rows = [{"kind": "eval", "task": "t", "group": "g", "arm": a, "seed": s, "step": 1} for a, s in
-            (("a", 0), ("a", 1), ("b", 0))]
+    rows = [
+        {"kind": "eval", "task": "t", "group": "g", "arm": a, "seed": s, "step": 1}
+        for a, s in (("a", 0), ("a", 1), ("b", 0))
+    ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert absent(tmp_path, Readings.read(tmp_path)) is None
     (tmp_path / "study.yaml").write_text("groups: {g: {arms: {a: {}, b: {}, c: {}}}, h: {arms: {d: {}}}}")
@@ -146,8 +159,17 @@ def test_divergences_are_compared_over_prompts_too(tmp_path):
     writer = MetricsWriter(tmp_path / "results.jsonl")
     for arm, level in (("sft", 1.5), ("npd", 1.0)):
         values = level + ease + 0.1 * rng.normal(size=100)
-        writer.log("exposure", task="t", group="baselines", arm=arm, seed=0, step=1, kl_ts=float(values.mean()),
-                   kl_st=1.0, by_answer={"kl_ts": values.tolist()})
+        writer.log(
+            "exposure",
+            task="t",
+            group="baselines",
+            arm=arm,
+            seed=0,
+            step=1,
+            kl_ts=float(values.mean()),
+            kl_st=1.0,
+            by_answer={"kl_ts": values.tolist()},
+        )
     readings = Readings.read(tmp_path)
     gap = difference(readings, "t", "baselines", "npd", "sft", "kl_ts")
     assert gap.low < -0.5 < gap.high and gap.half < 0.05  # paired; unpaired it would be 0.28
@@ -160,7 +182,8 @@ def test_notes_and_machine_are_those_of_the_study(make_study, tmp_path):
     assert "2 CPU cores" not in before and "ran one at a time" not in before
     (tmp_path / "machine.txt").write_text("riscv, 3 cores, no NPU")
     (tmp_path / "study.yaml").write_text(
-        "study: {seeds: [0]}\ntasks: {maze: {}}\ngroups: {speed: {arms: {npd: {}}, note: Timed alone.}}\n")
+        "study: {seeds: [0]}\ntasks: {maze: {}}\ngroups: {speed: {arms: {npd: {}}, note: Timed alone.}}\n"
+    )
     after = build(tmp_path).read_text()
     assert "riscv, 3 cores, no NPU" in after and "Timed alone." in after
 
@@ -169,8 +192,9 @@ def test_zones_stand_beside_the_papers_where_they_end_at_its_delta(make_study, t
     make_study(tmp_path, seeds=(0,))
     assert "paper, early" in build(tmp_path).read_text()
     rows = [json.loads(x) for x in (tmp_path / "results.jsonl").read_text().splitlines()]
-    (tmp_path / "results.jsonl").write_text("".join(
-        json.dumps(r | ({"zone_upper": 0.4} if r["kind"] == "zones" else {})) + "\n" for r in rows))
+    (tmp_path / "results.jsonl").write_text(
+        "".join(json.dumps(r | ({"zone_upper": 0.4} if r["kind"] == "zones" else {})) + "\n" for r in rows)
+    )
     assert "paper, early" not in build(tmp_path).read_text()
 
 
@@ -178,7 +202,10 @@ def test_where_arms_start_from_different_students_it_is_said(make_study, tmp_pat
     make_study(tmp_path)
     rows = [json.loads(x) for x in (tmp_path / "results.jsonl").read_text().splitlines()]
     text = (build(tmp_path).parent / "summary.md").read_text()
-    starts = {r["accuracy"] for r in rows if r["kind"] == "eval" and r["task"] == "maze" and r["group"] == "sync"
-              and r["step"] == 0}
+    starts = {
+        r["accuracy"]
+        for r in rows
+        if r["kind"] == "eval" and r["task"] == "maze" and r["group"] == "sync" and r["step"] == 0
+    }
     assert f"They start at {100 * min(starts):.1f} to {100 * max(starts):.1f} % of 200" in text
     assert "; 60 optimiser steps." in text

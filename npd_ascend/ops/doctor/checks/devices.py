@@ -20,9 +20,13 @@ def devices_present(p: Patient) -> list[Finding]:
     if not npus:
         if p.target == "cpu":
             return [ok("NPUs visible: 0 (CPU will be used)")]
-        return [error("no NPU is visible (/dev/davinci*)",
-                      "start the container with --device /dev/davinci0 ... and /dev/davinci_manager, /dev/devmm_svm, "
-                      "/dev/hisi_hdc (docs/ascend.md); or set device.target: cpu")]
+        return [
+            error(
+                "no NPU is visible (/dev/davinci*)",
+                "start the container with --device /dev/davinci0 ... and /dev/davinci_manager, /dev/devmm_svm, "
+                "/dev/hisi_hdc (docs/ascend.md); or set device.target: cpu",
+            )
+        ]
     missing = [d for d in ("davinci_manager", "devmm_svm", "hisi_hdc") if not p.machine.glob(f"/dev/{d}")]
     if missing:
         return [error(f"/dev has NPUs but not {', '.join(missing)}", "pass these devices to the container as well")]
@@ -40,25 +44,41 @@ def devices_healthy(p: Patient) -> list[Finding]:
     if not p.machine.npus or p.target == "cpu":
         return []
     if smi is None or not smi.chips:
-        return [warning("npu-smi does not answer",
-                        "mount /usr/local/bin/npu-smi and /usr/local/dcmi into the container; 'device is used' means "
-                        "that another, unprivileged container holds the device")]
+        return [
+            warning(
+                "npu-smi does not answer",
+                "mount /usr/local/bin/npu-smi and /usr/local/dcmi into the container; 'device is used' means "
+                "that another, unprivileged container holds the device",
+            )
+        ]
     out: list[Finding] = []
     sick = [c for c in smi.chips if c.health != "OK"]
     if sick:
-        out.append(error("unhealthy: " + ", ".join(f"NPU {c.physical} ({c.health})" for c in sick),
-                         "leave them out with ASCEND_RT_VISIBLE_DEVICES, and look at npu-smi info -t health"))
+        out.append(
+            error(
+                "unhealthy: " + ", ".join(f"NPU {c.physical} ({c.health})" for c in sick),
+                "leave them out with ASCEND_RT_VISIBLE_DEVICES, and look at npu-smi info -t health",
+            )
+        )
     pids = {q.pid for q in smi.processes}
     full = [c for c in smi.chips if c.used > _IDLE_MB]
     if full:
         who = f"processes {', '.join(map(str, sorted(pids)))}" if pids else "no process that this container can see"
         where = ", ".join(f"NPU {c.physical} {c.used / 1024:.0f} of {c.total / 1024:.0f} GB" for c in full)
-        out.append(error(f"memory in use: {where}, by {who}",
-                         "end what is left of an earlier job on the host, or choose other devices with "
-                         "ASCEND_RT_VISIBLE_DEVICES"))
+        out.append(
+            error(
+                f"memory in use: {where}, by {who}",
+                "end what is left of an earlier job on the host, or choose other devices with "
+                "ASCEND_RT_VISIBLE_DEVICES",
+            )
+        )
     if not out:
-        out.append(ok(f"{len(smi.chips)} x {smi.chips[0].name}, healthy, "
-                      f"{min(c.total - c.used for c in smi.chips) / 1024:.0f} GB free each"))
+        out.append(
+            ok(
+                f"{len(smi.chips)} x {smi.chips[0].name}, healthy, "
+                f"{min(c.total - c.used for c in smi.chips) / 1024:.0f} GB free each"
+            )
+        )
     return out
 
 
@@ -79,8 +99,12 @@ def enough_devices(p: Patient) -> list[Finding]:
         placement = Placement.of(c, "ascend", here)
         placement.check(c, nodes)
         if engines < len(placement.rollout) * nodes or ranks < len(placement.train) * nodes:
-            out.append(warning(f"rollout uses {engines} and training {ranks} devices; {placement.describe()}; nodes: "
-                               f"{nodes}", "raise rollout.workers and train.data_parallel"))
+            out.append(
+                warning(
+                    f"rollout uses {engines} and training {ranks} devices; {placement.describe()}; nodes: {nodes}",
+                    "raise rollout.workers and train.data_parallel",
+                )
+            )
     except UserError as e:
         out.append(error(str(e), "change that setting, or the devices"))
     smi = p.machine.npu_smi

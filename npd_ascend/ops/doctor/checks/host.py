@@ -20,8 +20,12 @@ def cores(p: Patient) -> list[Finding]:
     have = len(os.sched_getaffinity(0))
     ranks = len(p.machine.npus) if p.target == "ascend" else 0
     if ranks and have < 4 * ranks:
-        return [warning(f"{have} CPU cores for {ranks} NPUs: launching kernels may be what takes the time",
-                        "give the container more cores (no --cpuset-cpus)")]
+        return [
+            warning(
+                f"{have} CPU cores for {ranks} NPUs: launching kernels may be what takes the time",
+                "give the container more cores (no --cpuset-cpus)",
+            )
+        ]
     return [ok(f"{have} CPU cores")]
 
 
@@ -47,6 +51,11 @@ def disk(p: Patient) -> list[Finding]:
     except UserError as e:
         return [error(str(e))]
     if needed > free:
-        return [warning(f"disk: about {si(needed)}B needed if answers are as long as the plan takes them to be, "
-                        f"{si(free)}B free", "free some, or point run.dir at a larger disk")]
+        return [
+            warning(
+                f"disk: about {si(needed)}B needed if answers are as long as the plan takes them to be, "
+                f"{si(free)}B free",
+                "free some, or point run.dir at a larger disk",
+            )
+        ]
     return [ok(f"disk: about {si(needed)}B needed, {si(free)}B free")]

@@ -20,6 +20,7 @@ from npd_ascend.ops.plan.workload import Workload
 @check
 def settings(p: Patient) -> list[Finding]:
     """Names that the configuration mentions, and devices for all of its workers and ranks."""
+
     def look(config: Config) -> None:
         check_names(config)
         Placement.of(config, resolve_device(config.device).target).check(config, Nodes.from_environment().count)

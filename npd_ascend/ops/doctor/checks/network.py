@@ -23,9 +23,13 @@ def ports(p: Patient) -> list[Finding]:
         base = int(raw)
         taken = [n for n in range(base, base + _HCCL_PORTS) if not p.machine.port_is_free(n)]
         if taken:
-            out.append(error(f"HCCL's ports {base}-{base + _HCCL_PORTS - 1}: {', '.join(map(str, taken))} in use",
-                             "set HCCL_IF_BASE_PORT to a free range of 16, or HCCL_HOST_SOCKET_PORT_RANGE=auto and "
-                             "HCCL_NPU_SOCKET_PORT_RANGE=auto"))
+            out.append(
+                error(
+                    f"HCCL's ports {base}-{base + _HCCL_PORTS - 1}: {', '.join(map(str, taken))} in use",
+                    "set HCCL_IF_BASE_PORT to a free range of 16, or HCCL_HOST_SOCKET_PORT_RANGE=auto and "
+                    "HCCL_NPU_SOCKET_PORT_RANGE=auto",
+                )
+            )
     port = env.get("MASTER_PORT", str(MSRUN_PORT))
     if not port.isdigit():
         out.append(error(f"MASTER_PORT={port}: not a port", "unset it, or choose a free port"))
@@ -49,9 +53,17 @@ def several_nodes(p: Patient) -> list[Finding]:
     if not env.get("NODE_RANK", "").isdigit():
         out.append(error("NODES is set but NODE_RANK is not", "set it to 0 on the first node, 1 on the second, ..."))
     if not (env.get("HCCL_SOCKET_IFNAME") or env.get("HCCL_IF_IP")):
-        out.append(warning("HCCL chooses its network card itself",
-                           "with several cards set HCCL_SOCKET_IFNAME to the one that reaches the other nodes"))
+        out.append(
+            warning(
+                "HCCL chooses its network card itself",
+                "with several cards set HCCL_SOCKET_IFNAME to the one that reaches the other nodes",
+            )
+        )
     if p.config is not None and not str(p.config.run.dir).startswith("/"):
-        out.append(warning(f"run.dir {p.config.run.dir} is relative: all nodes must see the same folder",
-                           "give an absolute path on shared storage"))
+        out.append(
+            warning(
+                f"run.dir {p.config.run.dir} is relative: all nodes must see the same folder",
+                "give an absolute path on shared storage",
+            )
+        )
     return out or [ok(f"node {env['NODE_RANK']} of {nodes}, node 0 at {env['MASTER_ADDR']}")]

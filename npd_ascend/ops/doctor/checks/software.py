@@ -17,9 +17,11 @@ _LIST = (
     "print(json.dumps({n: v(n) for n in %r}))"
 )
 _ABSENT = "import importlib.util as u; print(' and '.join(n for n in ('te', 'hccl') if u.find_spec(n) is None))"
-_CANN = ("/usr/local/Ascend/cann/*-linux/ascend_toolkit_install.info",
-         "/usr/local/Ascend/cann-*/*-linux/ascend_toolkit_install.info",
-         "/usr/local/Ascend/ascend-toolkit/latest/*-linux/ascend_toolkit_install.info")
+_CANN = (
+    "/usr/local/Ascend/cann/*-linux/ascend_toolkit_install.info",
+    "/usr/local/Ascend/cann-*/*-linux/ascend_toolkit_install.info",
+    "/usr/local/Ascend/ascend-toolkit/latest/*-linux/ascend_toolkit_install.info",
+)
 _IMAGES = "use the images of docs/ascend.md, whose versions fit together"
 
 
@@ -66,9 +68,13 @@ def cann_packages(p: Patient) -> list[Finding]:
     missing = p.machine.run(str(p.environments.mindspore), "-c", _ABSENT)
     if not missing or not missing.strip():
         return []
-    return [error(f"MindSpore environment: {missing.strip()} of CANN cannot be imported",
-                  "source set_env.sh of the toolkit (it sets PYTHONPATH), or pip install the wheels of these names "
-                  "under $ASCEND_HOME_PATH/lib64")]
+    return [
+        error(
+            f"MindSpore environment: {missing.strip()} of CANN cannot be imported",
+            "source set_env.sh of the toolkit (it sets PYTHONPATH), or pip install the wheels of these names "
+            "under $ASCEND_HOME_PATH/lib64",
+        )
+    ]
 
 
 @check
@@ -80,11 +86,19 @@ def driver(p: Patient) -> list[Finding]:
     version = version or (p.machine.npu_smi.version if p.machine.npu_smi else "")
     wanted = MINDSPORE["ascend"].driver
     if not version:
-        return [error("driver: version not found",
-                      "mount /usr/local/Ascend/driver into the container, or install driver and firmware on the host")]
+        return [
+            error(
+                "driver: version not found",
+                "mount /usr/local/Ascend/driver into the container, or install driver and firmware on the host",
+            )
+        ]
     if _numbers(version) < _numbers(wanted):
-        return [warning(f"driver {version}: CANN 9.0.0 and 9.1.0 were released with {wanted}.RC1",
-                        "update driver and firmware of the host when kernels fail to load")]
+        return [
+            warning(
+                f"driver {version}: CANN 9.0.0 and 9.1.0 were released with {wanted}.RC1",
+                "update driver and firmware of the host when kernels fail to load",
+            )
+        ]
     return [ok(f"driver {version}")]
 
 
