@@ -37,7 +37,7 @@ def test_export_is_made_kept_and_made_again(kit, tmp_path, capsys):
     assert (run.export / "model.safetensors").stat().st_mtime_ns == made and not capsys.readouterr().err
 
     flip(run.export / "model.safetensors")
-    with pytest.raises(CorruptSnapshot, match=r"export: model.safetensors is damaged .* makes it anew"):
+    with pytest.raises(CorruptSnapshot, match=r"export: model.safetensors is damaged .* rebuilds it"):
         convert(run.export, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     executor._export(0)

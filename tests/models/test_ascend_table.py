@@ -81,13 +81,15 @@ def loss_and_gradients(net, batch, inputs, positions, *, ascend):
     loss.add_at.ascend = ascend
     forward = PackedLoss(net, loss)
     params = ms.ParameterTuple(net.trainable_params())
-    (value, terms), gradients = ms.value_and_grad(forward, None, params, has_aux=True)(
+    (value, terms, of_head), gradients = ms.value_and_grad(forward, None, params, has_aux=True)(
         *net.inputs(batch), ms.Tensor(np.float32(1 / 16)), ms.Tensor(positions), *loss.tensors(inputs)
     )
     shards = net.tp_shards()
     found = {}
     for p, gradient in zip(params, gradients, strict=True):
         names = shards.rules[p.name].hf
+        if p is net.head_weight:  # a tied table has the gradient of the embedding beside that of the head
+            gradient = gradient + of_head.astype(gradient.dtype)
         found.update(zip(names, shards.tensors(p.name, gradient.astype(ms.float32).asnumpy()), strict=True))
     return float(value), terms.asnumpy(), found
 

@@ -98,7 +98,7 @@ def test_poisoned_snapshot(world, train):
     flipped = bytearray(sound)
     flipped[-3] ^= 2
     file.write_bytes(flipped)
-    with pytest.raises(CorruptSnapshot, match=r"student: model.safetensors is damaged .* makes it anew"):
+    with pytest.raises(CorruptSnapshot, match=r"student: model.safetensors is damaged .* rebuilds it"):
         train(job)
 
 
