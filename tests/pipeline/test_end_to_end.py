@@ -195,7 +195,7 @@ def test_other_settings_are_refused_with_the_names(finished, tiny):
 def test_dry_run_writes_nothing(finished, tiny, tmp_path):
     code, out = tiny.run(tiny.config(tmp_path / "new"), "--dry-run")
     assert code == 0, out
-    assert "g001 annotate_teacher" in out and "epochs: 2.0" in out and "bounds the run" in out
+    assert "g001 annotate_teacher" in out and "epochs: 2.0" in out and "this machine" in out
     assert not (tmp_path / "new").exists()
     _, config, _ = finished
     code, out = tiny.run(config, "--dry-run")
