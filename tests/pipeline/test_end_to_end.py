@@ -175,7 +175,11 @@ def test_example_of_the_python_interface(finished):
     run, config, _ = finished
     settings = [f"{section}={json.dumps(values)}" for section, values in yaml.safe_load(config.read_text()).items()]
     done = subprocess.run(
-        [sys.executable, "examples/distil_mini.py", *settings], cwd=ROOT, text=True, capture_output=True
+        [sys.executable, "examples/distil_mini.py", *settings],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # the run's monitor is one of the examples
+        text=True,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-6:]
