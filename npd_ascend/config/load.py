@@ -73,6 +73,8 @@ def read_tree(path: str | Path, overrides: list[str] | None = None, kind: type[B
     try:
         tree = read_yaml(text)
     except (yaml.YAMLError, ValueError) as e:
+        if "nesting depth" in str(getattr(e, "problem", "")):  # libyaml's own limit
+            raise UserError(f"config {path}: nested too deeply") from None
         mark = getattr(e, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"config {path}{where}: not valid YAML ({getattr(e, 'problem', None) or e})") from None
