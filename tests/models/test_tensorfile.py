@@ -132,7 +132,7 @@ def test_a_tensor_in_two_shards(tmp_path):
     for name in ("one", "two"):
         save_file({"a": np.ones(3, np.float32)}, tmp_path / f"{name}.safetensors")
     (tmp_path / tensorfile.INDEX).write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
-    with pytest.raises(UserError, match="stands in"):
+    with pytest.raises(UserError, match="is in one"):
         entries(tmp_path)
 
 
