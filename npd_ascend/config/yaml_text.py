@@ -16,7 +16,11 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError, ValueError, RecursionError: it is not valid, or nested too deeply.
     """
-    return yaml.load(text, Loader=_LOADER)
+    loader = _LOADER(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def write_yaml(values: Any) -> str:

@@ -193,13 +193,13 @@ def test_json_and_text_say_when_they_extrapolate(pangu):
         asked.append(graph.layers)
         return Compiled(graph, [graph.layers], {"micro-batch": phase(graph.layers, 0)}, seconds=1.0, host=graph.layers)
 
-    c = compile_deep(pangu["train"], Path("python"), None, 9e9, compile=compile_at)
+    c = compile_deep(pangu["train"], Path("python"), None, 9e9, build=compile_at)
     assert asked == depths(pangu["train"], 9e9) and c.extrapolated and c.memory == 10**9 + 26 * 10**7
     found = json.loads(json.dumps(as_json(c)))
     assert found["extrapolated"] and found["compiled_layers"] == asked and found["layers"] == 26
     assert found["phases"]["micro-batch"]["kernels"]["aclnn"]["MatMul"] == 107
     assert f"extrapolated from {asked[0]} and {asked[1]}" in judge(c)[0].what
-    whole = compile_deep(pangu["train"], Path("python"), None, 1e12, compile=compile_at)
+    whole = compile_deep(pangu["train"], Path("python"), None, 1e12, build=compile_at)
     assert not whole.extrapolated and whole.memory == c.memory
 
 

@@ -53,7 +53,7 @@ def compile_deep(
     cann: Cann,
     room: float,
     tell: Callable[[str], None] = lambda _: None,
-    compile: Callable[..., Compiled] = compile_graph,
+    build: Callable[..., Compiled] = compile_graph,
 ) -> Compiled:
     """A graph at its full depth where ``room`` bytes of host memory allow it, else extrapolated from two depths;
     ``tell`` takes a line about what begins."""
@@ -62,7 +62,7 @@ def compile_deep(
         cut = graph.cut_to(layers)
         what = heading(Compiled(cut, [layers], {}))
         of = "" if layers == graph.layers else f" of {graph.layers}"
-        c = compile(cut, python, cann, lambda phase, said=f"{what}, {layers}{of} layers": tell(f"{said}: {phase}"))
+        c = build(cut, python, cann, lambda phase, said=f"{what}, {layers}{of} layers": tell(f"{said}: {phase}"))
         if c.failed:
             return Compiled(graph, [layers], {}, c.seconds, failed=c.failed)
         found.append(c)
