@@ -6,7 +6,7 @@ pytest.importorskip("mindspore")
 
 from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
-from npd_ascend.models import group as module  # noqa: E402
+from npd_ascend.models.parallel import mesh as module  # noqa: E402
 from npd_ascend.models.parallel.collectives import ALONE  # noqa: E402
 from npd_ascend.models.parallel.mesh import DeviceMesh  # noqa: E402
 
@@ -41,9 +41,9 @@ def test_data_by_context_by_model(grid):
         assert (g.data.rank, g.data.size) == (d, 2)
         assert (g.context.rank, g.context.size) == (c, 3)
         assert (g.model.rank, g.model.size) == (t, 2)
-        assert made[g.model.group] == [6 * d + 2 * c, 6 * d + 2 * c + 1]
-        assert made[g.context.group] == [6 * d + t + 2 * i for i in range(3)]
-        assert made[g.replicas.group] == list(range(t, SIZE, 2)) and g.replicas.rank == rank // 2
+        assert made[g.model.name] == [6 * d + 2 * c, 6 * d + 2 * c + 1]
+        assert made[g.context.name] == [6 * d + t + 2 * i for i in range(3)]
+        assert made[g.replicas.name] == list(range(t, SIZE, 2)) and g.replicas.rank == rank // 2
 
 
 @pytest.mark.parametrize("cuts", [(1, 1), (12, 1), (1, 12)])
