@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -145,9 +145,7 @@ class Registry(Generic[T]):
         return entry, argument
 
     def _hint(self, name: str) -> str:
-        """The known name that is nearest to an unknown one, as a question; empty where none is near."""
-        near = difflib.get_close_matches(name, self.known(), n=1, cutoff=0.3)
-        return f"did you mean {near[0]}? " if near else ""
+        return nearest(name, self.known(), cutoff=0.3)
 
     def _installed(self) -> dict[str, EntryPoint]:
         """Entry points of the group; the folder's own names go before them."""
@@ -182,6 +180,18 @@ class Registry(Generic[T]):
                 f"made as in the files of {self.package}"
             )
         return self._wrap(item)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that is nearest to an unknown one, as a question with a space behind it; empty where none is near.
+
+    Args:
+        name: the unknown one.
+        known: all others.
+        cutoff: how alike they must be, 0 to 1; see ``difflib.get_close_matches``.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from npd_ascend.config.yaml_text import read_yaml
 from npd_ascend.errors import UserError
 
 EXPECTED = ".jsonl or .json (also .gz, .zst), .csv, .tsv, .parquet or .arrow"
@@ -241,7 +242,7 @@ def _declared(root: Path) -> dict[str, dict[str, Any]] | None:
         with open(root / "README.md", encoding="utf-8", errors="replace") as f:
             text = f.read(_README)
         head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        configs = yaml.safe_load(head[1]).get("configs") if head else None
+        configs = read_yaml(head[1]).get("configs") if head else None
     except (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError):
         return None
     if not isinstance(configs, list):

@@ -8,14 +8,13 @@ both environments. ``module:function`` is none: a checkpoint's config names its 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from npd_ascend.errors import UserError
-from npd_ascend.registry import Registry
+from npd_ascend.registry import Registry, nearest
 
 if TYPE_CHECKING:
     from npd_ascend.models.hf_config import Reader
@@ -96,8 +95,7 @@ def supported() -> list[str]:
 
 def _nearest(name: Any) -> str:
     """For spellings only: a family of another name is another model."""
-    near = difflib.get_close_matches(name, supported(), n=1, cutoff=0.7) if isinstance(name, str) else []
-    return f"did you mean {near[0]}? " if near else ""
+    return nearest(name, supported(), cutoff=0.7) if isinstance(name, str) else ""
 
 
 def _why_not(config: dict[str, Any]) -> str:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npd_ascend.errors import UserError
+from npd_ascend.ops import machine_cache
 from npd_ascend.ops.ascend import standins
 
-CACHE = "NPD_CACHE"
-"""Variable with the folder of what is made once for a machine; else $XDG_CACHE_HOME/npd_ascend, ~/.cache/npd_ascend."""
 _ASK = """import importlib.util, json
 from importlib.metadata import version
 found = importlib.util.find_spec("mindspore")
@@ -49,7 +48,7 @@ class Cann:
         package, version = _mindspore(python)
         maker = hashlib.sha256(Path(standins.__file__).read_bytes() + str(package).encode()).hexdigest()[:12]
         # MindSpore looks for a folder of this name in the library's path.
-        folder = _cache() / f"standins-{version}-{maker}" / "cann"
+        folder = machine_cache.folder() / f"standins-{version}-{maker}" / "cann"
         if not folder.exists():
             standins.build(package, version, folder)
         return cls(folder)
@@ -90,11 +89,3 @@ def _mindspore(python: Path) -> tuple[Path, str]:
     if not found:
         raise UserError(f"{python}: has no MindSpore; --compile needs it: run scripts/setup_env.sh")
     return Path(found[0]), found[1]
-
-
-def _cache() -> Path:
-    given = os.environ.get(CACHE)
-    if given:
-        return Path(given).resolve()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "npd_ascend"

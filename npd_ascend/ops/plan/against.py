@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from npd_ascend.ops.plan.estimate import Passes, devices_of
 from npd_ascend.ops.plan.loops import INPUTS, LOOPS, PAPER_HOURS, Cost, Rates, Setting, levers
 from npd_ascend.ops.plan.workload import Workload
 from npd_ascend.ops.plan.workload import workload as find_workload
-from npd_ascend.recipes import find
+from npd_ascend.registry import nearest
 
 ENDS = ("fast", "central", "slow")
 
@@ -36,8 +35,7 @@ def setting(
     """
     npu = find_npu(device)
     work = workload or find_workload(config)
-    passes = Passes(config)
-    find(config.run.recipe)(config, passes)
+    passes = Passes.of(config)
     asked = {name for names in passes.quantities.values() for name in names}
     student, teacher = (ModelSpec.from_folder(f) for f in (config.models.student, config.models.teacher))
     room = memory.rollout_memory(config, student, npu, work.prompt_tokens + work.answer_tokens)
@@ -66,11 +64,8 @@ def against(s: Setting, names: Sequence[str]) -> str:
     """
     for name in names:
         if name not in LOOPS:
-            near = difflib.get_close_matches(name, LOOPS, n=1)
             raise UserError(
-                f"--against {name}: there is no such loop; "
-                + (f"did you mean {near[0]}? " if near else "")
-                + f"known: {', '.join(sorted(LOOPS))}"
+                f"--against {name}: there is no such loop; {nearest(name, LOOPS)}known: {', '.join(sorted(LOOPS))}"
             )
     chosen = ["npd", *dict.fromkeys(n for n in names if n != "npd")]
     return "\n".join(

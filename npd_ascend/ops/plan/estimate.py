@@ -145,8 +145,7 @@ def estimate(
     npu = find_npu(device)
     work = workload or find_workload(config)
     student = ModelSpec.from_folder(config.models.student)
-    passes = Passes(config)
-    find(config.run.recipe)(config, passes)
+    passes = Passes.of(config)
     teacher = ModelSpec.from_folder(config.models.teacher) if passes.asks("teacher") else student
     plan = _Planner(config, npu, devices or devices_of(config), work, student, teacher, passes)
     stages = plan.stages()
@@ -184,6 +183,13 @@ class Passes:
         self.generations = policy_of(config).refreshes + 1
         self.count: Counter[str] = Counter()
         self.quantities: dict[str, Collection[str]] = {}
+
+    @classmethod
+    def of(cls, config: Config) -> Passes:
+        """Those of the configured recipe."""
+        passes = cls(config)
+        find(config.run.recipe)(config, passes)
+        return passes
 
     def __call__(
         self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = ""

@@ -25,6 +25,7 @@ from npd_ascend.arrays import Array
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
+from npd_ascend.ops import machine_cache
 from npd_ascend.ops.plan.calibrate import Calibration, Rate
 from npd_ascend.ops.plan.workload import Workload
 from npd_ascend.store.atomic import write_bytes
@@ -162,10 +163,9 @@ def _batch(config: Config, work: Workload) -> int:
 
 
 def _file(config: Config, work: Workload) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npd_ascend"
     specs = [ModelSpec.from_folder(folder) for folder in (config.models.student, config.models.teacher)]
     key = repr([platform.node(), os.cpu_count(), specs, _batch(config, work)])
-    return root / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return machine_cache.folder() / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _machine() -> str:
