@@ -31,7 +31,10 @@ def beside(tree: Tree, folder: Path, kind: type[BaseModel]) -> Tree:
         folder: of that file.
         kind: what the tree is to become.
     """
-    inputs = set(input_keys(kind))
+    from npd_ascend.config.schema import Config
+
+    # A study's ``set`` holds keys of a run.
+    inputs = {*input_keys(kind), *input_keys(Config)}
 
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
@@ -92,9 +95,7 @@ def _types(annotation: Any) -> list[Any]:
 
 
 def _pattern(key: str, inputs: set[str]) -> bool:
-    from npd_ascend.config.schema import Config
-
-    if key in inputs or key in set(input_keys(Config)):
+    if key in inputs:
         return True
     parts = key.split(".")
     return any(
