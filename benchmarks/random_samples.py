@@ -55,6 +55,10 @@ class Samples:
     def targets(self, samples: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
         return np.concatenate([self.responses[i] for i in samples] or [_NOTHING])
 
+    def written(self, samples: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+        """All tokens are trained on."""
+        return np.ones(int(response_tokens.sum()), bool)
+
     def read_many(self, samples: np.ndarray, extras: bool = True) -> tuple[TopK, np.ndarray]:
         notes = [self.notes[i] for i in samples]
         names = ("ids", "logprobs", "logz", "sampled", "entropy")
