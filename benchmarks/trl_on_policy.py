@@ -37,8 +37,8 @@ import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 
-from npd_ascend.evaluate.checkers.maze import maze  # noqa: E402
-from npd_ascend.evaluate.registry import Attempt  # noqa: E402
+from npd_ascend.tasks.registry import Attempt  # noqa: E402
+from npd_ascend.tasks.rewards.maze import maze  # noqa: E402
 
 
 def as_llama(folder: Path, out: Path) -> Path:

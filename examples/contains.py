@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from npd_ascend.evaluate.registry import Attempt
+from npd_ascend.tasks.registry import Attempt
 
 
 def contains(attempt: Attempt, data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 from collections.abc import Iterator
@@ -100,3 +101,23 @@ def _count(path: Path) -> int:
         return sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("oom_kill "))
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process and all it has started hold, pages they share counted for each; 0 where /proc is not."""
+    children: dict[int, list[int]] = {}
+    pages: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        one = int(stat.parent.name)
+        children.setdefault(int(fields[1]), []).append(one)
+        pages[one] = int(fields[21])
+    total, left = 0, [pid]
+    while left:
+        one = left.pop()
+        total += pages.get(one, 0)
+        left += children.get(one, [])
+    return total * os.sysconf("SC_PAGE_SIZE")

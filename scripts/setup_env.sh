@@ -9,6 +9,9 @@
 # them); others get the newest versions that the requirements allow. Where PyPI's torch would bring CUDA along, point
 # PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels. On Ascend nodes the vendor's images take the place of
 # the rollout environment: set NPD_ROLLOUT_PYTHON, and it is left alone here.
+#
+# Rewards and benchmarks that run programs need bubblewrap. Where this is root on a system with apt-get, it is installed;
+# elsewhere one line says how, and everything else works without it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -64,10 +67,23 @@ make_env() { # NAME REQUIREMENTS EXTRA
   echo "$want" >"$stamp"
 }
 
+sandbox() {
+  command -v bwrap >/dev/null 2>&1 && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    say "installing bubblewrap ..."
+    if apt-get install -y --no-install-recommends bubblewrap >.envs/bubblewrap.log 2>&1 ||
+      { apt-get update && apt-get install -y --no-install-recommends bubblewrap; } >.envs/bubblewrap.log 2>&1; then
+      return
+    fi
+  fi
+  say "note: no bubblewrap, so programs that a model writes cannot be judged; as root: apt-get install bubblewrap"
+}
+
 mkdir -p .envs
 exec 9>.envs/.lock
 flock 9 # two scripts at once: the second waits and then finds everything done
 which=${1:-all}
+sandbox
 case $which in all | mindspore | rollout) ;; *)
   say "error: unknown environment '$which'; use mindspore, rollout or nothing for both"
   exit 2

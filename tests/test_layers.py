@@ -17,9 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 STAGE_LAYERS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "exposure")
 """``data`` is a stage (prepare) and a layer below the stages: they read prompts and tokenizers with it."""
 TIERS = (
-    ("visible", "interrupt", "arrays"), ("errors",), ("registry", "progress"), ("config",), ("out_of_memory", "store"),
-    ("rows", "sync"), ("models",), ("objectives", "data"), STAGE_LAYERS, ("recipes", "monitors"), ("ops", "report"),
-    ("pipeline",), ("study",), ("api",), ("commands",), ("cli",), ("__init__",))  # fmt: skip
+    ("visible", "interrupt", "arrays"), ("errors",), ("environments", "registry", "progress"), ("config",),
+    ("out_of_memory", "store"), ("rows", "sync", "tasks"), ("models",), ("objectives", "data"), STAGE_LAYERS,
+    ("recipes", "monitors"), ("ops", "report"), ("pipeline",), ("study",), ("api",), ("commands",), ("cli",),
+    ("__init__",))  # fmt: skip
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
     "mindspore": (
@@ -107,7 +108,8 @@ def test_what_is_registered_by_name_needs_no_engine():
         "select/filters",
         "objectives/terms",
         "objectives/token_weights",
-        "evaluate/checkers",
+        "tasks/known",
+        "tasks/rewards",
         "sync/policies",
         "study/methods",
         "recipes",

@@ -44,17 +44,18 @@ print("\\n#", *(m for m in large if m in sys.modules))
 
 def test_registries():
     assert without_engines("""
-from npd_ascend.evaluate.registry import CHECKERS
+from npd_ascend.tasks.registry import REWARDS, TASKS
 from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import TERMS, TOKEN_WEIGHTS
 from npd_ascend.recipes import RECIPES
 from npd_ascend.select.registry import FILTERS
 from npd_ascend.study.method import METHODS
 from npd_ascend.sync.registry import POLICIES
-for registry in (CHECKERS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS):
+for registry in (REWARDS, TASKS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS):
     print(registry.what, *registry.all())
 """).splitlines() == [
-        "checker exact maze number rules",
+        "reward choice code exact format http ifeval length math maze number rules",
+        "task choice gsm8k humaneval ifeval math mbpp",
         "recipe npd",
         "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
         "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd",
@@ -69,7 +70,8 @@ def test_modules_above_the_engines():
     """Whatever conducts a run is importable, and with it numpy's stages."""
     without_engines("""
 import importlib, pkgutil, npd_ascend
-for room in ("config", "store", "rows", "sync", "data", "select", "pack", "evaluate", "recipes", "report", "pipeline"):
+for room in ("config", "store", "rows", "sync", "tasks", "data", "select", "pack", "evaluate", "recipes", "report",
+             "pipeline"):
     package = importlib.import_module(f"npd_ascend.{room}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)

@@ -40,7 +40,7 @@ class Row:
         kind: family of instructions.
         about: what is asked about; decides together with others of its kind in which file the row is.
         prompt, response: the user's turn and the data's answer.
-        rule: see ``npd_ascend/evaluate/checkers/rules.py``.
+        rule: see ``npd_ascend/tasks/rewards/rules.py``.
     """
 
     kind: str

@@ -69,6 +69,9 @@ class DataConfig(Section):
     """Optional text with one label token per response token (labels that differ from the input)."""
     answer_field: str | None = None
     """What the answer checker compares with."""
+    task: Annotated[str | None, Younger()] = None
+    """A file of ``tasks/known`` (choice, gsm8k, humaneval, ifeval, math, mbpp), or ``module:function`` of one's own:
+    how rows are read, what is asked, what is right and what judges it, in place of prompt_field and answer_field."""
     template: Literal["auto", "chat", "raw"] = "auto"
     """``chat``: the tokenizer's chat template; ``raw``: the prompt unchanged; ``auto``: chat when there is one."""
     chat_template: Annotated[str, Field(min_length=1), TEMPLATE] = "auto"
@@ -314,9 +317,10 @@ class EvaluateConfig(Section):
     """Held-out rows in the format of ``data``; empty: no evaluation."""
     limit: Count | None = None
     checker: str = "exact"
-    """A file of ``evaluate/checkers`` (exact, number, rules, maze), or ``module:function`` of one's own."""
+    """A file of ``tasks/rewards`` (exact, number, math, choice, rules, ifeval, code, maze), or ``module:function`` of
+    one's own: right is what it gives 1. Left at exact, ``data.task`` says it, if there is one."""
     checker_data: Annotated[Path | None, FILE] = None
-    """File a checker needs (the map of the maze)."""
+    """JSON file a checker needs (the map of the maze)."""
     samples: Paths = 0
     """Sampled answers a prompt for pass@n; 0: greedy only."""
     temperature: Positive = 0.8
@@ -395,7 +399,7 @@ class Config(Section):
                 f"pack.row_length {self.pack.row_length} is not a multiple of train.context_parallel "
                 f"{self.train.context_parallel}; change one of them"
             )
-        if self.evaluate.prompts and not self.data.answer_field:
+        if self.evaluate.prompts and not (self.data.answer_field or self.data.task):
             raise ValueError("evaluate.prompts is set but data.answer_field is not: there is nothing to compare with")
         return self
 

@@ -17,6 +17,7 @@ from npd_ascend.data.conversation import Messages, checked_text, read_messages, 
 from npd_ascend.data.sources import expand, kind_of
 from npd_ascend.data.texts import type_name
 from npd_ascend.errors import UserError
+from npd_ascend.tasks.registry import TASKS, Task
 
 
 @dataclass
@@ -118,6 +119,8 @@ class _Row:
         Raises:
             UserError: see ``read_prompts``.
         """
+        if self.settings.task is not None:
+            return self._of_task(TASKS.find(self.settings.task))
         value = self._field(self.shape.prompt, "prompt_field")
         if isinstance(value, str):
             prompt, own = [{"role": "user", "content": self._task(value)}], None
@@ -137,6 +140,12 @@ class _Row:
                     "leave data.labels_field out"
                 )
         return PromptRow(self.where, prompt, text, response, labels, self._checked_answer(), turns, tools)
+
+    def _of_task(self, task: Task) -> PromptRow:
+        asked, right = task.of(self.record, self.where)
+        prompt, text = self._finished([{"role": "user", "content": self._string(task.name, asked)}])
+        response, turns = self._answer_of(self._reference())
+        return PromptRow(self.where, prompt, text, response, None, self._string(task.name, right), turns)
 
     # ---- the prompt
 

@@ -64,6 +64,8 @@ def shape_of(fields: Collection[str], settings: DataConfig) -> Shape:
 
 def columns(names: Collection[str], settings: DataConfig, need_reference: bool) -> list[str]:
     """The columns of a table that some row may need, whatever is null in it."""
+    if settings.task is not None:  # it knows what it reads
+        return list(names)
     named = [settings.prompt_field, *_named(settings), TOOLS]
     if settings.prompt_field not in names and settings.prompt_field == _UNNAMED:
         named += [*CONVERSATIONS, *TASKS, *(n for of in CONTEXTS.values() for n in of), SYSTEM, INSTANCES]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npd_ascend.data.pangu import THINK_END, THINK_START
+from npd_ascend.data.answers import Decoder, answered
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.interval import bootstrap, pass_at_k, wilson
 from npd_ascend.evaluate.job import EvaluateJob
-from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
 from npd_ascend.progress import Meter
 from npd_ascend.store.atomic import read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.tasks.registry import Attempt, Checker
 
 SAMPLES = 8
-_THINK = ((THINK_START, THINK_END), ("<think>", "</think>"))
 
 
 def run(job: EvaluateJob) -> None:
@@ -36,19 +34,20 @@ def run(job: EvaluateJob) -> None:
     """
     if _done(job.out, job.fingerprint):
         return
-    checker, data = CHECKERS.find(job.settings.checker), load_checker_data(job.settings.checker_data)
+    checker = Checker(job.settings.checker, job.settings.checker_data)
     decode = Decoder(load_tokenizer(job.tokenizer, job.trust_remote_code), job.eos_token_ids)
     prompts, rollouts = Dataset.open(job.prompts, "prompts"), Dataset.open(job.rollouts, "rollouts")
     results: dict[int, list[tuple[int, bool]]] = {}
     samples: list[dict[str, Any]] = []
     truncated = tokens = count = thoughtful = unfinished = 0
     with Meter(f"evaluate {job.name}", rollouts.rows, "answers") as meter:
-        for row in _rows(prompts, rollouts):
+        for row in answered(prompts, rollouts):
             thinking, answer = decode.parts(row["response_ids"])
-            attempt = Attempt(row["text"], answer, row["answer"])
-            correct = bool(checker(attempt, data))
+            cut = row["finish_reason"] == "length"
+            attempt = Attempt(row["text"], answer, row["answer"], len(row["response_ids"]), cut)
+            correct = checker(attempt)
             results.setdefault(row["prompt_index"], []).append((row["path"], correct))
-            truncated += row["finish_reason"] == "length"
+            truncated += cut
             thoughtful += bool(thinking)
             unfinished += bool(thinking) and not answer
             tokens, count = tokens + len(row["response_ids"]), count + 1
@@ -119,78 +118,6 @@ def summarise(results: dict[int, list[tuple[int, bool]]], samples: int) -> dict[
             out["pass_at"][str(k)] = float(values.mean())
             out["pass_at_interval"][str(k)] = list(bootstrap(values))
     return out
-
-
-class Decoder:
-    """Turns answer ids into the text that is checked: no special tokens, no thinking.
-
-    Args:
-        tokenizer: transformers tokenizer.
-        eos: ids that end an answer; one that is no special token of the tokenizer is cut off as well.
-    """
-
-    def __init__(self, tokenizer: Any, eos: list[int]):
-        self.tokenizer, self.eos = tokenizer, set(eos)
-        vocab = tokenizer.get_vocab()
-        self.marks = [(vocab[a], vocab[b]) for a, b in _THINK if a in vocab and b in vocab]
-
-    def __call__(self, ids: list[int]) -> str:
-        return self.parts(ids)[1]
-
-    def parts(self, ids: list[int]) -> tuple[str, str]:
-        """Thinking and answer of one response; the answer is empty where the tokens ran out while thinking."""
-        while ids and ids[-1] in self.eos:
-            ids = ids[:-1]
-        thought: list[int] = []
-        for start, end in self.marks:
-            if end in ids:
-                cut = len(ids) - ids[::-1].index(end)
-                thought, ids = ids[:cut], ids[cut:]
-            elif start in ids:
-                cut = ids.index(start)
-                thought, ids = ids[cut:], ids[:cut]
-        thinking, answer = split_thinking(self._text(ids))
-        return (_plain(self._text(thought)) + thinking).strip(), answer.strip()
-
-    def _text(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """Thinking and what follows its last part; an unfinished one leaves what comes before it."""
-    thinking = ""
-    for start, end in _THINK:
-        before, mark, text = text.rpartition(end)
-        text, opened, unfinished = text.partition(start)
-        thinking += before * bool(mark) + unfinished
-    return _plain(thinking), text
-
-
-def _plain(text: str) -> str:
-    for pair in _THINK:
-        for mark in pair:
-            text = text.replace(mark, "")
-    return text
-
-
-def _rows(prompts: Dataset, rollouts: Dataset) -> Iterator[dict[str, Any]]:
-    """Rollout rows joined with text and answer of their prompts, shard by shard."""
-    if prompts.shards != rollouts.shards:
-        raise UserError(
-            f"{rollouts.folder}: answers {rollouts.shards} shards of prompts, {prompts.folder} has {prompts.shards}"
-        )
-    for shard in range(prompts.shards):
-        asked = prompts.read(shard, ["prompt_index", "text", "answer"]).to_pylist()
-        by_index = {row["prompt_index"]: row for row in asked}
-        answers = rollouts.read(shard, ["prompt_index", "path", "response_ids", "finish_reason"])
-        for row in answers.to_pylist():
-            if row["prompt_index"] not in by_index:
-                raise UserError(
-                    f"{rollouts.folder}: shard {shard} answers prompt {row['prompt_index']}, which is not "
-                    f"in shard {shard} of {prompts.folder}"
-                )
-            yield {**row, **by_index[row["prompt_index"]]}
 
 
 def _done(path: Path, fingerprint: str) -> bool:

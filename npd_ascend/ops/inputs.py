@@ -11,7 +11,6 @@ from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.sources import expand
 from npd_ascend.data.stage import look
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
 from npd_ascend.models.mapping import heads_of, shard_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import check_checkpoint
@@ -21,6 +20,7 @@ from npd_ascend.recipes import asks
 from npd_ascend.rollout.servable import check_servable
 from npd_ascend.select.registry import FILTERS
 from npd_ascend.sync.registry import check as check_sync
+from npd_ascend.tasks.registry import TASKS, Checker
 
 FIRST_ROWS = 256
 """Rows of each prompt file that ``check_prompts`` looks at."""
@@ -40,9 +40,10 @@ def check_names(config: Config) -> None:
     check_sync(config)
     for name in config.report.monitors:
         MONITORS.parse(name)
+    if config.data.task is not None:
+        TASKS.find(config.data.task)
     if config.evaluate.prompts:
-        CHECKERS.find(config.evaluate.checker)
-        load_checker_data(config.evaluate.checker_data)
+        Checker.of(config)
 
 
 def _check_loss(config: Config) -> None:

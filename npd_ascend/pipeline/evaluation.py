@@ -7,7 +7,6 @@ from typing import Any
 
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.registry import CHECKERS, load_checker_data
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.placement import Placement
@@ -17,6 +16,7 @@ from npd_ascend.report.live import LiveView
 from npd_ascend.store.atomic import read_sealed, write_json
 from npd_ascend.store.identity import model_fingerprint
 from npd_ascend.store.layout import RunDir
+from npd_ascend.tasks.registry import Checker
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Path, out: Path) -> dict[str
     models = config.models.model_copy(update={"student": checkpoint, "tokenizer": config.models.tokenizer})
     config = config.model_copy(update={"models": models})
     check_checkpoint(checkpoint)
-    CHECKERS.find(config.evaluate.checker)
-    load_checker_data(config.evaluate.checker_data)
+    Checker.of(config)
     identity = model_fingerprint(checkpoint, out / ".hashes.json")
     run = RunDir(out / f"{checkpoint.resolve().name}-{identity[:8]}")
     run.lock()

@@ -33,26 +33,6 @@ def tie(pid: int, cores: Sequence[int]) -> None:
         pass  # it has ended already, and its exit code says why
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory that a process and all it has started hold, pages they share counted for each; 0 where /proc is not."""
-    children: dict[int, list[int]] = {}
-    pages: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        one = int(stat.parent.name)
-        children.setdefault(int(fields[1]), []).append(one)
-        pages[one] = int(fields[21])
-    total, left = 0, [pid]
-    while left:
-        one = left.pop()
-        total += pages.get(one, 0)
-        left += children.get(one, [])
-    return total * os.sysconf("SC_PAGE_SIZE")
-
-
 def free_port() -> int:
     """A TCP port on which nothing listens just now."""
     with socket.socket() as s:

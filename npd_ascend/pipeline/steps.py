@@ -27,6 +27,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import seals_hold
 from npd_ascend.store.layout import RunDir
 from npd_ascend.sync.registry import Span, policy_of
+from npd_ascend.tasks.registry import checker_of
 from npd_ascend.train.job import TrainJob
 
 
@@ -295,6 +296,7 @@ class StepBuilder:
     def _tell_evaluate(self, row: Stage, at: _At) -> dict[str, Any]:
         return {
             "out": self.run.evaluation(at.evaluation),
+            "settings": self.config.evaluate.model_copy(update={"checker": checker_of(self.config)}),
             "eos_token_ids": self._eos(Dataset.open(self.run.eval_prompts, "prompts")),
         }
 

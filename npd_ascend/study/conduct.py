@@ -22,8 +22,9 @@ from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.config.yaml_text import write_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, visible_npus
+from npd_ascend.out_of_memory import resident_bytes
 from npd_ascend.pipeline.checks import check_config
-from npd_ascend.pipeline.processes import child_environment, resident_bytes
+from npd_ascend.pipeline.processes import child_environment
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.method import changes, live_method
 from npd_ascend.study.report.readings import MACHINE

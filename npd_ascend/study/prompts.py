@@ -10,12 +10,12 @@ import numpy as np
 from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import Config
+from npd_ascend.data.answers import Decoder
 from npd_ascend.data.tokenizer import load_tokenizer
-from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
-from npd_ascend.evaluate.stage import Decoder
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.tasks.registry import Attempt, Checker
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class Judge:
     """
 
     def __init__(self, config: Config, eos: list[int]):
-        self._checker = CHECKERS.find(config.evaluate.checker)
-        self._data = load_checker_data(config.evaluate.checker_data)
+        self._checker = Checker.of(config)
         models = config.models
         self._decode = Decoder(load_tokenizer(models.tokenizer or models.student, models.trust_remote_code), eos)
 
@@ -84,7 +83,7 @@ class Judge:
         """[N] bool."""
         return np.array(
             [
-                bool(self._checker(Attempt(text, self._decode(response.tolist()), answer), self._data))
+                self._checker(Attempt(text, self._decode(response.tolist()), answer, len(response)))
                 for text, answer, response in zip(prompts.texts, prompts.answers, responses, strict=True)
             ]
         )

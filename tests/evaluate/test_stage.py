@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from npd_ascend.config.schema import EvaluateConfig
+from npd_ascend.data.answers import Decoder, split_thinking
 from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
 from npd_ascend.evaluate.interval import wilson
 from npd_ascend.evaluate.job import EvaluateJob
-from npd_ascend.evaluate.stage import Decoder, run, split_thinking, summarise
+from npd_ascend.evaluate.stage import run, summarise
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.schemas import PROMPTS, ROLLOUTS
 

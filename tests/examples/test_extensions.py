@@ -17,7 +17,6 @@ from npd_ascend.config.job import Device
 from npd_ascend.config.schema import LossConfig, SelectConfig, TrainConfig
 from npd_ascend.config.study import LiveConfig
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.registry import CHECKERS, Attempt
 from npd_ascend.models.families import FAMILIES
 from npd_ascend.models.initial import initial_checkpoint
 from npd_ascend.models.spec import ModelSpec
@@ -35,13 +34,14 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.study.method import METHODS, Sample, changes
 from npd_ascend.sync.registry import POLICIES, Moment, policy_of
+from npd_ascend.tasks.registry import REWARDS, Attempt
 from tests.faults.conftest import kit, make_kit, sound  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 KINDS: dict[str, tuple[Registry, str]] = {
     "confident": (FILTERS, "confident:confident"),
-    "contains": (CHECKERS, "contains:contains"),
+    "contains": (REWARDS, "contains:contains"),
     "hellinger": (TERMS, "hellinger:hellinger"),
     "rare_first": (TOKEN_WEIGHTS, "rare_first:rare_first"),
     "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"),
@@ -123,8 +123,9 @@ def test_the_filter():
     [("It is Paris, of course", None, True), ("Lyon", None, False), ("Lutetia", ["Lutetia"], True), ("", [" "], False)],
 )
 def test_the_checker(response, data, right):
-    assert CHECKERS.find("contains:contains")(Attempt("Capital?", response, "paris"), data) is right
-    assert not CHECKERS.find("contains:contains")(Attempt("Capital?", response, None), None)
+    judge = REWARDS.find("contains:contains").judge
+    assert judge(Attempt("Capital?", response, "paris"), data) is right
+    assert not judge(Attempt("Capital?", response, None), None)
 
 
 class Array(np.ndarray):

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from npd_ascend.config.schema import SelectConfig
+from npd_ascend.out_of_memory import resident_bytes
 from npd_ascend.pipeline.child import _advice, write_job
-from npd_ascend.pipeline.processes import Child, child_environment, resident_bytes
+from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.progress import ProgressTail
 from npd_ascend.select.job import SelectJob
 from npd_ascend.store.dataset import Dataset

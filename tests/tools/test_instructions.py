@@ -10,8 +10,8 @@ import make_instructions as task
 import pytest
 import yaml
 
-from npd_ascend.evaluate.checkers.rules import rules
-from npd_ascend.evaluate.registry import Attempt
+from npd_ascend.tasks.registry import Attempt
+from npd_ascend.tasks.rewards.rules import rules
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npd_ascend.evaluate.checkers.maze import maze
-from npd_ascend.evaluate.registry import Attempt
+from npd_ascend.tasks.registry import Attempt
+from npd_ascend.tasks.rewards.maze import maze
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"
 

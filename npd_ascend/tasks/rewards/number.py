@@ -6,12 +6,12 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from npd_ascend.evaluate.registry import Attempt, register
+from npd_ascend.tasks.registry import Attempt, register
 
 _NUMBER = re.compile(r"[-+−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?!\d))?|[-+−]?\$?\.\d+")
 
 
-@register("number")
+@register("number", needs_answer=True)
 def number(attempt: Attempt, data: Any = None) -> bool:
     """The same final number: after ``####``, in the last ``\\boxed{}``, or the last one in the text, in this order."""
     if attempt.answer is None:
@@ -25,7 +25,7 @@ def final_number(text: str) -> Decimal | None:
 
     Thousands separators, a dollar sign, a percent sign and units around it are passed over; ``a/b`` is divided.
     """
-    marked = text.rpartition("####")[2] if "####" in text else _boxed(text)
+    marked = text.rpartition("####")[2] if "####" in text else boxed(text)
     if marked is not None:
         found = _NUMBER.search(_unlatex(marked))
         return _value(found.group()) if found else None
@@ -38,7 +38,7 @@ def _unlatex(text: str) -> str:
     return text.replace("\\$", "$").replace("{,}", ",").replace("\\!", "")
 
 
-def _boxed(text: str) -> str | None:
+def boxed(text: str) -> str | None:
     """Content of the last ``\\boxed{...}``, braces inside it balanced."""
     start = text.rfind("\\boxed{")
     if start < 0:

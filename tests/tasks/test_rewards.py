@@ -1,4 +1,4 @@
-"""Checkers against hand-made cases, and the maze against a search of its own."""
+"""Rewards that need nothing, against hand-made cases."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers.exact import exact
-from npd_ascend.evaluate.checkers.maze import maze
-from npd_ascend.evaluate.checkers.number import final_number, number
-from npd_ascend.evaluate.checkers.rules import rules
-from npd_ascend.evaluate.registry import CHECKERS, Attempt, load_checker_data
+from npd_ascend.tasks.registry import REWARDS, Attempt, Checker, Reward, load_data
+from npd_ascend.tasks.rewards.choice import choice, letter
+from npd_ascend.tasks.rewards.exact import exact
+from npd_ascend.tasks.rewards.length import length
+from npd_ascend.tasks.rewards.maze import maze
+from npd_ascend.tasks.rewards.number import final_number, number
+from npd_ascend.tasks.rewards.rules import rules
 
 LINE = {"neighbours": {"a": ["b"], "b": ["a", "c"], "c": ["b", "d"], "d": ["c"], "x": []}}
 
@@ -83,23 +85,75 @@ def test_maze_corner_cases():
             maze(Attempt(prompt, "b", None), LINE)
 
 
+CHEAP = ("choice", "exact", "length", "maze", "number", "rules")
+
+
 @settings(max_examples=200)
-@given(st.sampled_from(CHECKERS.names()), st.text(max_size=60), st.text(max_size=30) | st.none())
-def test_no_response_makes_a_checker_fail(name, response, answer):
+@given(st.sampled_from(CHEAP), st.text(max_size=60), st.text(max_size=30) | st.none())
+def test_no_response_makes_a_reward_fail(name, response, answer):
     if name == "rules" and answer is not None:
         answer = json.dumps({"any": [answer], "all": answer, "words": answer, "number": answer, "ends": answer})
-    assert CHECKERS.find(name)(Attempt("a d", response, answer), LINE) in (True, False)
+    options = {"limit": 8, "buffer": 4} if name == "length" else {}
+    value = REWARDS.find(name).with_options(options, "reward.parts")(Attempt("a d", response, answer, 5), LINE)
+    assert -1 <= value <= 1
+
+
+@pytest.mark.parametrize(
+    "response, right",
+    [
+        ("B", "B"), ("The answer is (C).", "C"), ("答案是D。", "D"), ("A dog is an animal, so\nB", "B"),
+        (r"So \boxed{\text{A}}", "A"), (r"A is wrong. Answer: B. No, answer: C", "C"), ("B. Because A is wrong", "B"),
+        ("", None), ("no idea", None), ("A or B or C I cannot say which", None), ("the answer is a dog", None),
+    ],
+)  # fmt: skip
+def test_letter(response, right):
+    assert letter(response) == right
+    assert choice(Attempt("q", response, right or "A")) is (right is not None)
+
+
+def test_choice_without_an_answer():
+    assert not choice(Attempt("q", "A", None))
+
+
+@pytest.mark.parametrize("tokens, cut, value", [(0, False, 0), (80, False, 0), (90, False, -0.5), (100, False, -1),
+                                                (500, False, -1), (3, True, -1)])  # fmt: skip
+def test_length_is_a_ramp(tokens, cut, value):
+    assert length(Attempt("q", "", None, tokens, cut), limit=100, buffer=20) == value
+
+
+def test_options():
+    reward = REWARDS.find("length")
+    with pytest.raises(UserError, match="needs the option 'buffer'"):
+        reward.with_options({"limit": 3}, "reward.parts")
+    with pytest.raises(UserError, match="no option 'limits'; it takes limit, buffer"):
+        reward.with_options({"limits": 3}, "reward.parts")
+    with pytest.raises(UserError, match="it takes none"):
+        REWARDS.find("exact").with_options({"x": 1}, "reward.parts")
+
+
+@pytest.mark.parametrize(
+    "function, why", [(lambda a, d: 1 / 0, "raised ZeroDivisionError"), (lambda a, d: "good", "raised ValueError"),
+                      (lambda a, d: float("nan"), "no finite number")])  # fmt: skip
+def test_a_reward_of_ones_own_that_fails(function, why):
+    with pytest.raises(UserError, match=why + ".*prompt 'a', response 'b'"):
+        Reward.of(function).with_options({}, "reward.parts")(Attempt("a", "b", None), None)
+
+
+def test_checker_counts_ones():
+    assert Checker("exact", None)(Attempt("q", "1", "1")) and not Checker("exact", None)(Attempt("q", "1", "2"))
+    with pytest.raises(UserError, match="evaluate.checker 'length'|needs the option"):
+        Checker("length", None)
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(UserError, match="exact, maze, number"):
-        CHECKERS.find("vibes")
-    assert load_checker_data(None) is None
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checker_data(tmp_path / "gone.json")
+    with pytest.raises(UserError, match="exact, .*number"):
+        REWARDS.find("vibes")
+    assert load_data(None, "key") is None
+    with pytest.raises(UserError, match="key .*cannot be read"):
+        load_data(tmp_path / "gone.json", "key")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        load_checker_data(tmp_path / "bad.json")
+        load_data(tmp_path / "bad.json", "key")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.registry import Attempt, register
+from npd_ascend.tasks.registry import Attempt, register
 
 
 @register("maze")
@@ -17,12 +17,13 @@ def maze(attempt: Attempt, data: Any = None) -> bool:
     """
     neighbours = data.get("neighbours") if isinstance(data, dict) else None
     if not isinstance(neighbours, dict):
-        raise UserError("evaluate.checker maze needs evaluate.checker_data: a JSON file with the maze's 'neighbours'")
+        raise UserError(
+            "reward maze needs a JSON file with the maze's 'neighbours': evaluate.checker_data, or data of its part in "
+            "reward.parts"
+        )
     ends = attempt.prompt.split()
     if len(ends) != 2 or not all(end in neighbours for end in ends):
-        raise UserError(
-            f"prompt {attempt.prompt!r} does not name two places of the maze; is it the right checker_data?"
-        )
+        raise UserError(f"prompt {attempt.prompt!r} does not name two places of the maze; is it the right data?")
     here, goal = ends
     walk = attempt.response.split()
     distance = _distance(neighbours, here, goal)

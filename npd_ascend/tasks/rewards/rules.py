@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from npd_ascend.errors import UserError
-from npd_ascend.evaluate.checkers.number import final_number
-from npd_ascend.evaluate.registry import Attempt, register
+from npd_ascend.tasks.registry import Attempt, register
+from npd_ascend.tasks.rewards.number import final_number
 
 
 def _texts(value: Any) -> list[str]:
@@ -34,7 +34,7 @@ _RULES: dict[str, Callable[[str, Any], bool]] = {
 commas; ``ends``: the last characters."""
 
 
-@register("rules")
+@register("rules", needs_answer=True)
 def rules(attempt: Attempt, data: Any = None) -> bool:
     """All rules of the answer hold, such as ``{"any": ["Paris"], "max_words": 20}``.
 

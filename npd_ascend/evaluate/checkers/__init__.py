@@ -1,1 +1,0 @@
-"""One answer checker a file, called by the name of the file."""

@@ -1,0 +1,1 @@
+"""What is asked and what a right answer is: tasks, rewards by name, and where strangers' programs may run."""

@@ -1,0 +1,1 @@
+"""One task a file, called by the name of the file."""
