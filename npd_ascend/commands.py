@@ -124,6 +124,45 @@ def evaluate(
 
 
 @app.command()
+def bench(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Hugging Face folder to score; with --table: folders with scores")
+    ],
+    config: Annotated[Path | None, typer.Option(help="configuration of the run that the checkpoint belongs to")] = None,
+    tasks: Annotated[str, typer.Option(help="names with commas between them, e.g. gsm8k,math500,ifeval")] = "",
+    data: Annotated[Path | None, typer.Option(help="folder with the benchmarks' files")] = None,
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="each checkpoint gets a folder below it; default: bench in the run directory")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows of each benchmark")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="most tokens of an answer")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of sampled answers")] = 0,
+    table: Annotated[str, typer.Option(help="print scores side by side: markdown or latex")] = "",
+    paper: Annotated[str, typer.Option(help="tables of the paper to show beside: 6, 7, 8, 15, 16, 17")] = "",
+) -> None:
+    """Scores checkpoints on public benchmarks, through lm-eval and vLLM; or prints a table of the scores."""
+    from npd_ascend.bench.table import compare, lines
+
+    if table:
+        _say(compare(checkpoints, table, paper))
+        return
+    if config is None or data is None:
+        raise UserError("npd bench needs --config and --data; with --table it prints scores that are there already")
+    from npd_ascend.config import load_config
+    from npd_ascend.pipeline.benchmarking import bench_checkpoint
+
+    interrupt.unwind()
+    names = [name for name in tasks.split(",") if name]
+    loaded = load_config(config, set_, inputs=True)
+    for checkpoint in checkpoints:
+        found = bench_checkpoint(
+            loaded, checkpoint, names, data, out, limit=limit, max_new_tokens=max_new_tokens, seed=seed
+        )
+        _say(lines(found))
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="run directory")],
     monitor: Annotated[

@@ -19,7 +19,7 @@ STAGE_LAYERS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "e
 TIERS = (
     ("visible", "interrupt", "arrays"), ("errors",), ("environments", "registry", "progress"), ("config",),
     ("out_of_memory", "store"), ("rows", "sync", "tasks"), ("models",), ("objectives", "data"), STAGE_LAYERS,
-    ("recipes", "monitors"), ("ops", "report"), ("pipeline",), ("study",), ("api",), ("commands",), ("cli",),
+    ("recipes", "monitors", "bench"), ("ops", "report"), ("pipeline",), ("study",), ("api",), ("commands",), ("cli",),
     ("__init__",))  # fmt: skip
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
@@ -43,6 +43,8 @@ ENGINES = {
     "vllm_ascend": (),
 }
 """Files, and layers with a slash, that may import an engine."""
+HARNESS = {"lm_eval": ("bench/lm.py", "bench/harness.py", "tasks/rewards/ifeval.py"), "datasets": ("bench/harness.py",)}
+"""The same of what only the rollout environment has for benchmarks."""
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -98,7 +100,7 @@ def test_engines_are_imported_where_the_architecture_says():
     for path in FILES:
         place = path.relative_to(PACKAGE).as_posix()
         for name, line in imports(path):
-            allowed = ENGINES.get(name.partition(".")[0])
+            allowed = {**ENGINES, **HARNESS}.get(name.partition(".")[0])
             assert allowed is None or place.startswith(allowed), f"{place}:{line} imports {name}"
 
 
@@ -114,6 +116,7 @@ def test_what_is_registered_by_name_needs_no_engine():
         "study/methods",
         "recipes",
         "monitors/backends",
+        "bench/benchmarks",
     )
     for path in (p for folder in folders for p in (PACKAGE / folder).glob("*.py")):
         roots = {name.partition(".")[0] for name, _ in imports(path)}

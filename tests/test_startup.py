@@ -45,13 +45,14 @@ print("\\n#", *(m for m in large if m in sys.modules))
 def test_registries():
     assert without_engines("""
 from npd_ascend.tasks.registry import REWARDS, TASKS
+from npd_ascend.bench.registry import BENCHMARKS
 from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import TERMS, TOKEN_WEIGHTS
 from npd_ascend.recipes import RECIPES
 from npd_ascend.select.registry import FILTERS
 from npd_ascend.study.method import METHODS
 from npd_ascend.sync.registry import POLICIES
-for registry in (REWARDS, TASKS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS):
+for registry in (REWARDS, TASKS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, TERMS, TOKEN_WEIGHTS, BENCHMARKS):
     print(registry.what, *registry.all())
 """).splitlines() == [
         "reward choice code exact format http ifeval length math maze number rules",
@@ -63,6 +64,7 @@ for registry in (REWARDS, TASKS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, 
         "sync policy kl static",
         "loss term cross_entropy forward_kl jsd reverse_kl skew_kl skew_reverse_kl",
         "token weight none position_decay surprisal_gate teacher_confidence",
+        "benchmark aime24 aime25 ceval cluewsc cmmlu drop gpqa gsm8k humaneval ifeval math500 math500_avg5 mbpp mmlu",
     ]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from npd_ascend import __version__
+from npd_ascend.bench.results import read_folder
+from npd_ascend.bench.table import Table, columns_of, tabulate
 from npd_ascend.config.stages import title
 from npd_ascend.report import numbers, tables
 from npd_ascend.report.captions import author, captions, lag_title, loss_formula, rule
@@ -80,6 +82,7 @@ def render(run: Run) -> str:
         warnings=warnings_of(run),
         figures={name: getattr(plots, name)(run) for name in _FIGURES},
         tables={name: getattr(tables, name)(run) for name in _TABLES},
+        benchmarks=_benchmarks(run),
         captions=captions(run),
         lag_title=lag_title(run.config),
         loss_formula=loss_formula(run.config) if run.config else "",
@@ -179,6 +182,13 @@ def _answers(run: Run) -> dict[str, Any] | None:
         for a in shown[0].answers[:_ANSWERS]
     ]
     return {"names": [e.name for e in shown], "rows": rows}
+
+
+def _benchmarks(run: Run) -> Table | None:
+    """What ``npd bench`` has scored in the run's directory, beside the paper's students."""
+    results = read_folder(run.root / "bench")
+    beside = [c for c in columns_of("6,8") if c.title in ("SFT 1B", "NPD 1B", "NPD + GRPO 1B")]
+    return tabulate(results, beside) if results else None
 
 
 def _cut(text: object, at_most: int = 300) -> str:

@@ -17,6 +17,7 @@ from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.rollout.check import AnswerCheck, Verdict
 from npd_ascend.rollout.job import RolloutJob
+from npd_ascend.rollout.questions import Question, Reply
 from npd_ascend.rollout.requests import Answer, Request
 from npd_ascend.rollout.servable import check_servable, read_architecture, weights_of
 
@@ -68,6 +69,7 @@ class Engine:
             )
         self._config, self._job, self._model = config, job, job.model
         self.reloads = 0
+        self._asked: dict[str, Question] = {}
         self._weights = weights_of(job.model)
         set_environment(job.device.target)
         from vllm import LLM
@@ -198,6 +200,49 @@ class Engine:
                 done.append((output.request_id, Answer(np.asarray(out.token_ids, np.int32), logprobs, finish)))
         return done
 
+    def read_stops(self, tokenizer: Any) -> None:
+        """Gives the engine the tokenizer by which it looks for stop texts in answers; without one it has none."""
+        self._engine.output_processor.tokenizer = tokenizer
+
+    def ask(self, name: str, question: Question) -> None:
+        """Queues a question under a name of its own; stop texts need ``read_stops`` before."""
+        from vllm.inputs import TokensPrompt
+
+        self._asked[name] = question
+        ids = question.ids if len(question.given) == 1 else question.ids + question.given
+        self._engine.add_request(name, TokensPrompt(prompt_token_ids=ids), self._question_params(question))
+
+    def replies(self) -> list[tuple[str, Reply]]:
+        """Advances all questions by one token; returns those that are answered."""
+        finished = [output for output in self._engine.step() if output.finished]
+        return [(o.request_id, _reply(self._asked.pop(o.request_id), o)) for o in finished]
+
+    def _question_params(self, question: Question) -> Any:
+        """One given token is forced: such a request finds its prompt in the prefix cache, where the other choices
+        and the questions with the same examples have left it. Several are a prefill with the log-probs of its tokens,
+        which vLLM computes anew each time."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        common: dict[str, Any] = {"n": 1, "output_kind": RequestOutputKind.FINAL_ONLY, "temperature": 0.0}
+        if question.given:
+            scores: dict[str, Any] = {"logprobs": 0} if len(question.given) == 1 else {"prompt_logprobs": 0}
+            if len(question.given) == 1:
+                scores["allowed_token_ids"] = question.given
+            return SamplingParams(
+                max_tokens=1, ignore_eos=True, detokenize=False, flat_logprobs=True, **common, **scores
+            )
+        if question.seed is not None:
+            names = ("temperature", "top_p", "top_k", "seed")
+            common |= {name: getattr(question, name) for name in names}
+        return SamplingParams(
+            max_tokens=question.max_tokens,
+            stop_token_ids=sorted({*self._job.eos_token_ids, *self._job.settings.stop_token_ids}),
+            stop=question.stop,
+            detokenize=bool(question.stop),
+            **common,
+        )
+
     def close(self) -> None:
         """Stops vLLM's own processes, where it has any, and frees its memory; may be called twice."""
         if self._engine is not None:
@@ -239,3 +284,19 @@ class Engine:
                     f"the engine does not hold the weights of {model}: {len(different)} of {compared} "
                     f"parameters differ, e.g. {different[:3]}"
                 )
+
+
+def _reply(question: Question, output: Any) -> Reply:
+    """What vLLM's output says to a question.
+
+    Raises:
+        UserError: the model's log-probs are not numbers.
+    """
+    out, m = output.outputs[0], len(question.given)
+    if not m:
+        return Reply(list(out.token_ids), "stop" if out.finish_reason == "stop" else "length")
+    found = out.logprobs if m == 1 else output.prompt_logprobs
+    logprob = float(np.sum(found.logprobs[-m:], dtype=np.float64))
+    if np.isnan(logprob):
+        raise UserError("the model's log-probs are NaN; check the checkpoint's weights")
+    return Reply([], "given", logprob, all(rank == 1 for rank in found.ranks[-m:]))

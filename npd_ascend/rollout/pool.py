@@ -11,7 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from npd_ascend import out_of_memory
 from npd_ascend.arrays import Array
@@ -23,6 +23,7 @@ from npd_ascend.rollout.cluster import Cluster
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.live import LiveBatch
 from npd_ascend.rollout.local import LocalWorker, Worker
+from npd_ascend.rollout.questions import Asking, Question, Reply
 from npd_ascend.rollout.shards import Board
 from npd_ascend.rollout.stage import Tally
 from npd_ascend.store.dataset import Dataset
@@ -34,6 +35,58 @@ _START_S = 900.0
 
 class PoolClosed(NpdError):
     """``close`` was called while a job was running (from another thread, or a signal handler)."""
+
+
+class Work(Protocol):
+    """What the workers of a pool do together; ``Asking`` is another one."""
+
+    @property
+    def open(self) -> bool:
+        """Whether something is left that no worker has."""
+        ...
+
+    def command(self, index: int) -> dict[str, Any] | None:
+        """What a worker is to do that has nothing to do; None: nothing is left for it."""
+        ...
+
+    def hear(self, index: int, event: dict[str, Any]) -> bool:
+        """Takes what a worker tells of its work; returns whether it is still at it."""
+        ...
+
+    def more(self, index: int) -> dict[str, Any] | None:
+        """What a worker is to do as well, or None."""
+        ...
+
+    def lose(self, index: int) -> None:
+        """A worker is gone."""
+        ...
+
+
+class _Shards:
+    """The shards of a job. Workers claim them by themselves, and a dead one's claims are free."""
+
+    def __init__(self, job: RolloutJob, tally: Tally):
+        self._job, self._tally = job, tally
+        self._command = {"cmd": "run", "job": job.model_dump(mode="json")}
+        self._shards = Dataset.open(job.prompts, "prompts").shards
+
+    @property
+    def open(self) -> bool:
+        return bool(Dataset(self._job.out, "rollouts", self._job.fingerprint).missing(self._shards))
+
+    def command(self, index: int) -> dict[str, Any] | None:
+        return self._command
+
+    def hear(self, index: int, event: dict[str, Any]) -> bool:
+        if event["event"] == "progress":
+            self._tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
+        return bool(event["event"] != "done")
+
+    def more(self, index: int) -> dict[str, Any] | None:
+        return None
+
+    def lose(self, index: int) -> None:
+        pass
 
 
 class RolloutPool:
@@ -99,7 +152,7 @@ class RolloutPool:
             wanted = min(self._size, len(board.dataset.missing(board.shards)))
         try:
             tally = Tally(job, self._meter)
-            self._run(job, wanted, tally)
+            self._run(job, wanted, _Shards(job, tally))
             tally.close(complete=True)
         except BaseException:
             self._kill()
@@ -149,6 +202,34 @@ class RolloutPool:
             self._kill()
             raise
 
+    def ask(
+        self,
+        job: RolloutJob,
+        tokenizer: Path,
+        questions: Sequence[Question],
+        take: Callable[[int, Reply], None],
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Has questions answered in memory by all workers; nothing is stored.
+
+        Args:
+            job: model, settings and length; its datasets are not looked at.
+            tokenizer: folder of the tokenizer that reads stop texts.
+            questions: all of them.
+            take: called here with the number of a question and its reply, as they come.
+            trust_remote_code: of the tokenizer.
+
+        Raises:
+            UserError: of the questions themselves, or more than ``settings.max_failures`` workers died.
+            PoolClosed: see there.
+        """
+        try:
+            work = Asking(job, tokenizer, trust_remote_code, questions, take, self._size)
+            self._run(job, min(self._size, len(questions)), work)
+        except BaseException:
+            self._kill()
+            raise
+
     def close(self) -> None:
         """Stops all workers, those at work too; may be called twice and from any thread."""
         self._closed = True
@@ -170,30 +251,34 @@ class RolloutPool:
 
     # ---- inside
 
-    def _run(self, job: RolloutJob, wanted: int, tally: Tally) -> None:
-        command = {"cmd": "run", "job": job.model_dump(mode="json")}
-        self._orphans, self._shards = False, Dataset.open(job.prompts, "prompts").shards
+    def _run(self, job: RolloutJob, wanted: int, work: Work) -> None:
+        self._orphans = False
         for i in range(wanted):
-            self._assign(i, command)
+            self._give(i, work)
         failures = 0
-        while self._busy(job, command):
-            failures = self._take_event(job, command, tally, failures)
+        while self._busy(work):
+            failures = self._take_event(job, work, failures)
         if self._closed:
             raise PoolClosed("the rollout pool was closed")
 
-    def _busy(self, job: RolloutJob, command: dict[str, Any]) -> bool:
-        """Whether anything is to be waited for. Shards that a worker left which had no successor go to the others."""
+    def _busy(self, work: Work) -> bool:
+        """Whether anything is to be waited for. What a worker left which had no successor goes to the others."""
         workers = list(self._workers.values())
         if any(w.busy for w in workers):
             return True
-        if self._orphans and workers and Dataset(job.out, "rollouts", job.fingerprint).missing(self._shards):
+        if self._orphans and workers and work.open:
             self._orphans = False
             for worker in workers:
-                self._assign(worker.index, command)
+                self._give(worker.index, work)
             return True
         return False
 
-    def _take_event(self, job: RolloutJob, command: dict[str, Any], tally: Tally, failures: int) -> int:
+    def _give(self, index: int, work: Work, restart: bool = False) -> None:
+        """Sets a worker to work, if anything is left for it."""
+        if command := work.command(index):
+            self._assign(index, command, restart)
+
+    def _take_event(self, job: RolloutJob, work: Work, failures: int) -> int:
         """Waits a moment for one event and acts on it; returns the failures so far."""
         self._kill_hanging(job.settings.hang_seconds)
         try:
@@ -204,17 +289,19 @@ class RolloutPool:
             return failures  # the last words of a process that was replaced
         worker.heard = time.monotonic()
         kind = event["event"]
-        worker.settled |= kind in ("progress", "done")
-        if kind == "progress":
-            tally(event["samples"], event["tokens"], {int(i): n for i, n in event["have"].items()})
+        if kind in ("progress", "done", "replies"):
+            worker.settled = True
+            worker.busy = work.hear(worker.index, event)
+            if more := work.more(worker.index):
+                worker.busy = True
+                worker.send(more)
         elif kind == "loaded":
             self._tell_load(worker, event)
         elif kind == "placed":
             message(f"rollout worker {worker.index} is on {event['node']}")
-        elif kind == "done":
-            worker.busy = False
         elif kind == "restart":
-            self._assign(worker.index, command, restart=True)
+            work.lose(worker.index)
+            self._give(worker.index, work, restart=True)
         elif kind == "error" and event["kind"] == "corrupt" and event["index"] < 0:
             raise CorruptSnapshot(event["dataset"], "found damaged by a rollout worker")
         elif kind == "error" and event["kind"] == "corrupt":
@@ -225,6 +312,7 @@ class RolloutPool:
             worker.why = event["text"]  # its death follows, and is counted then
         elif kind == "unplaced":
             del self._workers[worker.index]
+            work.lose(worker.index)
             self._orphans = True
             if not self._workers:
                 raise UserError(f"{event['text']}; nowhere to run rollouts")
@@ -240,7 +328,8 @@ class RolloutPool:
                     f"and rollout.max_failures is {job.settings.max_failures}; see {worker.log}"
                 )
             message(f"rollout worker {worker.index} failed ({why}); starting another", level="warning")
-            self._assign(worker.index, command, restart=True)
+            work.lose(worker.index)
+            self._give(worker.index, work, restart=True)
         return failures
 
     def _tell_load(self, worker: Worker, event: dict[str, Any], only_failures: bool = False) -> None:

@@ -4,6 +4,8 @@ Commands are JSON lines on stdin::
 
     {"cmd": "run", "job": {...}}        a RolloutJob
     {"cmd": "answer", "job": {...}, "prompts": [[ids]], "seeds": [...]}   one batch, answered in memory (``live.py``)
+    {"cmd": "ask", "job": {...}, "tokenizer", "trust_remote_code", "questions": [[number, {...}]]}   a block of
+                                                             ``questions.py``; the next may come before it is done
     {"cmd": "exit"}
 
 Answers are JSON lines on what was stdout at the start; what libraries print goes to stderr::
@@ -15,6 +17,7 @@ Answers are JSON lines on what was stdout at the start; what libraries print goe
     {"event": "progress", "samples", "tokens", "have"}       counts as ``generate`` reports them; also the heartbeat
     {"event": "done", "complete"}                            its share of the job is done
     {"event": "answers", "answers", "seconds"}               of ``answer``
+    {"event": "replies", "replies"}                          of ``ask``: [number, reply] of those that are answered
     {"event": "restart"}                                     the job needs another engine: start a new process
     {"event": "error", "kind": "user"|"corrupt"|"internal", "text", ...}   and the process ends
 
@@ -32,11 +35,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import CorruptShard, UserError
-from npd_ascend.rollout import live
+from npd_ascend.rollout import live, questions
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.stage import hold, work
 from npd_ascend.store.dataset import Dataset
@@ -57,9 +63,11 @@ class Worker:
         self._answers = answers
         self._engine: Engine | None = None
         self._asked = time.monotonic()
+        self._commands: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def serve(self, commands: queue.Queue[dict[str, Any]]) -> None:
         """Works until ``exit``, a restart or an error."""
+        self._commands = commands
         self._say("ready")
         while (command := commands.get())["cmd"] != "exit":
             self._asked = time.monotonic()
@@ -88,9 +96,21 @@ class Worker:
             self._engine = hold(job, self._engine, self._loaded, live.CHECK_EVERY)
             self._say("answers", **live.answer(job, self._engine, command))
             return True
+        if command["cmd"] == "ask":
+            self._engine = hold(job, self._engine, self._loaded)
+            self._engine.read_stops(load_tokenizer(Path(command["tokenizer"]), command["trust_remote_code"]))
+            questions.answer(self._engine, self._blocks(command), lambda **told: self._say("replies", **told))
+            return True
         self._engine = work(job, self._engine, lambda **counts: self._say("progress", **counts), self._loaded)
         self._say("done", complete=Dataset(job.out, "rollouts", job.fingerprint).complete)
         return True
+
+    def _blocks(self, first: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+        """A block of questions and those that have come since; None where there is none now."""
+        yield first
+        while True:
+            waiting = self._commands.queue
+            yield self._commands.get() if waiting and waiting[0]["cmd"] == "ask" else None
 
     def _loaded(self, how: str, verdict: Verdict | None) -> None:
         now = time.monotonic()

@@ -1,0 +1,1 @@
+"""One benchmark a file, called by the name of the file."""
