@@ -64,14 +64,14 @@ class Session:
         """
         job = self.job
         rows = benchmark.rows(job.folder)
-        settings = self._settings(benchmark)
+        settings = self.settings(benchmark)
         identity = fingerprint("bench", {"checkpoint": job.checkpoint_id, **settings})
         if (known := read_result(job.out, benchmark.name)) and known.fingerprint == identity:
             message(f"bench {benchmark.name}: already scored")
             return known
         benchmark.check()
         begin, asked, tokens = time.monotonic(), self._answers.asked, self._answers.tokens
-        samples, lm = self._evaluate(benchmark, rows[: job.limit], settings)
+        samples, lm = self.evaluate(benchmark, rows[: job.limit], settings)
         finishes = [r.finish for r in lm.replies]
         result = Result(
             benchmark=benchmark.name,
@@ -98,7 +98,7 @@ class Session:
         """Closes the file of answers."""
         self._answers.close()
 
-    def _settings(self, benchmark: Benchmark) -> dict[str, Any]:
+    def settings(self, benchmark: Benchmark) -> dict[str, Any]:
         """All that the score depends on beside the checkpoint."""
         job, own = self.job, benchmark.settings()
         if job.max_new_tokens and "max_new_tokens" in own:
@@ -115,26 +115,24 @@ class Session:
             "dtype": job.device.dtype,
         }
 
-    def _evaluate(
-        self, benchmark: Benchmark, rows: Sequence[Row], settings: dict[str, Any]
-    ) -> tuple[list[Sample], Any]:
+    def evaluate(self, benchmark: Benchmark, rows: Sequence[Row], settings: dict[str, Any]) -> tuple[list[Sample], Any]:
         """Has lm-eval ask and score all rows."""
         from lm_eval.api.task import ConfigurableTask
         from lm_eval.evaluator import evaluate
 
         from npd_ascend.bench.lm import PoolLM
 
-        prompts = self._prompts(benchmark, rows)
+        prompts = self.prompts(benchmark, rows)
         lm = PoolLM(
             self._both.tokenizer, self._both.template, self._spec.max_positions, self._answers, self._ask, self.job.seed
         )
         lm.name = benchmark.name
-        task = ConfigurableTask(config=_task(benchmark, rows, prompts, settings))
+        task = ConfigurableTask(config=task_of(benchmark, rows, prompts, settings))
         found = evaluate(lm, {benchmark.name: task}, bootstrap_iters=0, log_samples=True)
         logged = sorted(found["samples"][benchmark.name], key=lambda s: s["doc_id"])
         return [_sample(row, entry) for row, entry in zip(rows, logged, strict=True)], lm
 
-    def _prompts(self, benchmark: Benchmark, rows: Sequence[Row]) -> list[str]:
+    def prompts(self, benchmark: Benchmark, rows: Sequence[Row]) -> list[str]:
         """Text of each prompt, in the chat template where the benchmark asks for it.
 
         Raises:
@@ -173,7 +171,7 @@ class Session:
         self._pool.ask(rollout, job.tokenizer, questions, take, job.trust_remote_code)
 
 
-def _task(
+def task_of(
     benchmark: Benchmark, rows: Sequence[Row], prompts: Sequence[str], settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The benchmark as a task of lm-eval, whose documents are the numbers of the rows."""
