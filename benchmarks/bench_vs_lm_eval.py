@@ -4,8 +4,8 @@
     python benchmarks/bench_vs_lm_eval.py CHECKPOINT --data DIR --task gsm8k --rows 16 --tokens 128    against `vllm`
 
 Run it with the interpreter of the rollout environment. Both get the same requests from lm-eval. Of likelihoods the
-largest difference is said, and on how many rows the chosen answer is another; of generated answers how many are the same
-text, and the scores. ``--repeats`` asks ours again with shuffled rows. Seconds are without the start of the engines.
+largest difference is said, and on how many rows the chosen answer is another; of generated answers how many are the
+same text, and the scores. ``--repeats`` asks ours again with shuffled rows. Seconds are without the start of engines.
 """
 
 from __future__ import annotations

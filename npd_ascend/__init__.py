@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from npd_ascend.api import build_report, dry_run, evaluate_checkpoint, run
+    from npd_ascend.api import bench_checkpoint, build_report, dry_run, evaluate_checkpoint, run
     from npd_ascend.config.load import load_config
     from npd_ascend.config.schema import Config
     from npd_ascend.errors import CorruptShard, CorruptSnapshot, MachineError, NpdError, UserError
@@ -38,6 +38,7 @@ __all__ = [
     "TopK",
     "UserError",
     "__version__",
+    "bench_checkpoint",
     "build_report",
     "dry_run",
     "evaluate_checkpoint",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api": ("build_report", "dry_run", "evaluate_checkpoint", "run"),
+    "api": ("bench_checkpoint", "build_report", "dry_run", "evaluate_checkpoint", "run"),
     "config.load": ("load_config",),
     "config.schema": ("Config",),
     "errors": ("CorruptShard", "CorruptSnapshot", "MachineError", "NpdError", "UserError"),

@@ -7,6 +7,8 @@ All of them raise ``UserError`` for what the caller can mend and ``MachineError`
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,51 @@ def evaluate_checkpoint(config: Config | str | Path, checkpoint: str | Path, out
 
     with as_machine_error():
         return evaluate(_config(config), Path(checkpoint), Path(out))
+
+
+def bench_checkpoint(
+    config: Config | str | Path,
+    checkpoint: str | Path,
+    tasks: Sequence[str],
+    data: str | Path,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Scores of a checkpoint on public benchmarks; the same as ``npd bench``.
+
+    Args:
+        config: configuration of the run that it belongs to, or the YAML file of one.
+        checkpoint: Hugging Face folder.
+        tasks: names of benchmarks (docs/bench.md).
+        data: folder with their rows.
+        out: folder for scores and answers; ``bench`` in the run directory when None. Resumed like a run.
+        limit: only the first rows of each.
+        max_new_tokens: most tokens of an answer, in place of the benchmarks' own.
+        seed: of sampled answers.
+
+    Returns:
+        By benchmark: ``score`` (0 to 1), ``interval`` (95 %), ``n``, ``settings``, ...
+
+    Raises:
+        UserError: an input, a setting or an environment has to be mended; what was scored stays.
+        MachineError: disk, memory or threads ran out.
+    """
+    from npd_ascend.pipeline.benchmarking import bench_checkpoint as bench
+
+    with as_machine_error():
+        found = bench(
+            _config(config),
+            Path(checkpoint),
+            tasks,
+            Path(data),
+            Path(out) if out else None,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+    return {result.benchmark: asdict(result) for result in found}
 
 
 def build_report(run_dir: str | Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npd_ascend.bench.registry import BENCHMARKS, Chosen, find
 from npd_ascend.config import stages
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import LossConfig, SelectConfig, TrainConfig
@@ -47,6 +48,7 @@ KINDS: dict[str, tuple[Registry, str]] = {
     "first_of_two": (POLICIES, "first_of_two:FirstOfTwo"),
     "half_and_half": (METHODS, "half_and_half:HalfAndHalf"),
     "curves_as_csv": (MONITORS, "curves_as_csv:curves"),
+    "capitals": (BENCHMARKS, "capitals:Capitals"),
     "look_first": (RECIPES, "look_first:look_first"),
     "seed_oss": (FAMILIES, "seed_oss"),
 }
@@ -105,6 +107,18 @@ def test_files_beside_the_test():
 
 
 # ---- what each does
+
+
+def test_the_benchmark(tmp_path):
+    (benchmark,) = find(["capitals:Capitals"])
+    assert isinstance(benchmark, Chosen)
+    line = '{"country": "France", "cities": ["Lyon", "Paris"], "capital": "%s"}\n'
+    (tmp_path / "capitals.jsonl").write_text(line % "Paris")
+    (row,) = benchmark.rows(tmp_path)
+    assert benchmark.asked(row) + benchmark.choices(row)[benchmark.right(row)] == "The capital of France is Paris"
+    (tmp_path / "capitals.jsonl").write_text(line % "Rome")
+    with pytest.raises(UserError, match="'Rome' is none of the cities"):
+        benchmark.right(*benchmark.rows(tmp_path))
 
 
 def test_the_filter():

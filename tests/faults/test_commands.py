@@ -49,6 +49,15 @@ COMMANDS: dict[str, tuple[Callable[[Any], list[str]], str]] = {
         lambda k: ["evaluate", "none", "--config", str(k.file), "--out", str(k.root / "out")],
         "evaluate.prompts",
     ),
+    "unknown benchmark": (
+        lambda k: ["bench", str(k.student), "--config", str(k.file), "--tasks", "gsm9k", "--data", str(k.root)],
+        "did you mean gsm8k?",
+    ),
+    "benchmark without its rows": (
+        lambda k: ["bench", str(k.student), "--config", str(k.file), "--tasks", "gsm8k", "--data", str(k.root)],
+        "gsm8k/test.jsonl is missing; it comes from github.com/openai/grade-school-math (licence: MIT)",
+    ),
+    "table of no scores": (lambda k: ["bench", str(k.root / "none"), "--table", "markdown"], "there are no scores"),
     "run directory taken": (lambda k: ["run", str(k.file), "--set", f"run.dir={k.student}"], "choose another run.dir"),
 }
 

@@ -1,0 +1,167 @@
+"""A benchmarking process on a small model: lm-eval, workers, files; likelihoods against lm-eval's own model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+lm_eval = pytest.importorskip("lm_eval")
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+from npd_ascend.bench import harness  # noqa: E402
+from npd_ascend.bench.harness import Session, task_of  # noqa: E402
+from npd_ascend.bench.job import BenchJob  # noqa: E402
+from npd_ascend.bench.registry import find  # noqa: E402
+from npd_ascend.bench.results import Result, read_result, read_samples  # noqa: E402
+from npd_ascend.config.job import Device  # noqa: E402
+from npd_ascend.config.schema import DataConfig, RolloutConfig  # noqa: E402
+from npd_ascend.data.tokenizer import load_tokenizer  # noqa: E402
+from npd_ascend.errors import UserError  # noqa: E402
+from npd_ascend.rollout.engine import set_environment  # noqa: E402
+from npd_ascend.rollout.pool import RolloutPool  # noqa: E402
+from tests.bench.conftest import make_folder  # noqa: E402, F401
+from tests.rollout.families import write  # noqa: E402
+
+set_environment("cpu")  # read by torch when it is imported
+
+MINI = Path(__file__).parents[2] / "assets" / "mini" / "teacher"
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory):
+    with RolloutPool(Path(sys.executable), 1, tmp_path_factory.mktemp("logs")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> Callable[..., BenchJob]:
+    """``make_bench(folder, **changes)``: a job on the mini teacher."""
+
+    def make(folder: Path, **changes: object) -> BenchJob:
+        fields = {
+            "out": tmp_path / "out",
+            "model": MINI,
+            "checkpoint_id": "mini",
+            "tokenizer": MINI,
+            "teacher": MINI,
+            "trust_remote_code": False,
+            "data": DataConfig(prompts=[], template="raw"),
+            "folder": folder,
+            "benchmarks": [],
+            "limit": None,
+            "max_new_tokens": 8,
+            "seed": 0,
+            "settings": RolloutConfig(max_num_seqs=16, kv_cache_gib=0.125),
+            "device": Device(),
+            "env": {},
+            "cores": None,
+            "logs": tmp_path / "logs",
+        }
+        return BenchJob.model_validate({**fields, **changes})
+
+    return make
+
+
+def scored(job: BenchJob, pool: RolloutPool, *names: str) -> list[Result]:
+    session = Session(job, pool)
+    try:
+        return [session.run(benchmark) for benchmark in find(names)]
+    finally:
+        session.close()
+
+
+def test_likelihoods_are_those_of_lm_eval_s_own_model(make_folder, make_bench, pool):  # noqa: F811
+    """Answer by answer, for choices of one token and of several."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    names = ("mmlu", "cluewsc")
+    job = make_bench(make_folder(*names))
+    scored(job, pool, *names)
+    model = HFLM(str(MINI), device="cpu", dtype="float32", batch_size=2)
+    session = Session(job, pool)
+    for benchmark in find(names):
+        rows = benchmark.rows(job.folder)
+        task = ConfigurableTask(config=task_of(benchmark, rows, session.prompts(benchmark, rows), {}))
+        found = evaluate(model, {benchmark.name: task}, bootstrap_iters=0, log_samples=True)["samples"][benchmark.name]
+        own = list(read_samples(job.out, benchmark.name))
+        for theirs, ours in zip(sorted(found, key=lambda s: s["doc_id"]), own, strict=True):
+            pairs = [r for instance in theirs["resps"] for r in instance]
+            assert [p[0] for p in pairs] == pytest.approx([g[0] for g in ours.given], abs=2e-3)
+            assert theirs["acc"] == ours.score
+    session.close()
+
+
+def test_prompts_are_those_of_lm_eval_s_own_task(make_folder):  # noqa: F811
+    """Its template file, filled by Jinja as lm-eval does it, five solved questions in front."""
+    import yaml
+    from jinja2 import Template
+
+    (benchmark,) = find(["mmlu"])
+    folder = make_folder("mmlu")
+    place = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+    text = (place / "_default_template_yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text) | yaml.safe_load((place / "mmlu_us_foreign_policy.yaml").read_text(encoding="utf-8"))
+    row = benchmark.rows(folder)[3]
+    question = Template(config["doc_to_text"]).render(
+        question=row.text("question"), choices=[row.text(c) for c in "ABCD"]
+    )
+    asked = benchmark.asked(row)
+    assert asked.startswith(config["description"]) and asked.endswith(f"\n\n{question}")
+    assert benchmark.choices(row) == [f" {c}" for c in config["doc_to_choice"]]
+
+
+def test_what_is_known_is_not_asked_again(make_folder, make_bench, pool, capfd):  # noqa: F811
+    folder = make_folder("mmlu", "gsm8k")
+    first, some = scored(make_bench(folder, limit=1), pool, "mmlu", "gsm8k")
+    assert (first.n, first.asked, some.asked) == (1, 4, 1) and first.marks[0] == "the first 1 of 8 rows"
+    every, both = scored(make_bench(folder), pool, "mmlu", "gsm8k")
+    assert (every.n, every.asked, both.asked) == (8, 28, 1)
+    assert read_result(make_bench(folder).out, "mmlu") == every
+    assert scored(make_bench(folder), pool, "mmlu")[0] == every and "already scored" in capfd.readouterr().err
+    longer = scored(make_bench(folder, max_new_tokens=12), pool, "gsm8k")[0]
+    assert longer.asked == 2 and longer.fingerprint != both.fingerprint
+
+
+def test_samples_have_seeds_of_their_own(make_folder, make_bench, pool):  # noqa: F811
+    folder = make_folder("aime24")
+    result = scored(make_bench(folder), pool, "aime24")[0]
+    (sample,) = read_samples(make_bench(folder).out, "aime24")
+    assert result.asked == 16 == len(sample.given) and len(set(sample.given)) > 4 and result.n == 1
+    again = scored(make_bench(folder, out=make_bench(folder).out / "again"), pool, "aime24")[0]
+    (other,) = read_samples(make_bench(folder).out / "again", "aime24")
+    assert other.given == sample.given and again.fingerprint == result.fingerprint
+    reseeded = scored(make_bench(folder, seed=1), pool, "aime24")[0]
+    assert reseeded.asked == 16
+
+
+def test_a_chat_needs_a_template(make_folder, make_bench, tmp_path):  # noqa: F811
+    write(tmp_path / "plain", "qwen2", True, seed=0, layers=2)
+    for path in MINI.glob("tokenizer*"):
+        (tmp_path / "plain" / path.name).write_bytes(path.read_bytes())
+    config = tmp_path / "plain" / "tokenizer_config.json"
+    tokenizer = load_tokenizer(MINI)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "plain")
+    assert config.is_file()
+    job = make_bench(make_folder("gsm8k"), model=tmp_path / "plain", tokenizer=tmp_path / "plain")
+    job = job.model_copy(update={"teacher": tmp_path / "plain", "data": DataConfig(prompts=[])})
+    session = Session(job, None)  # type: ignore[arg-type]  # no engine is reached
+    (benchmark,) = find(["gsm8k"])
+    with pytest.raises(UserError, match="gsm8k asks in a chat, but .* has no chat template"):
+        session.prompts(benchmark, benchmark.rows(job.folder))
+    raw = Session(job.model_copy(update={"data": DataConfig(prompts=[], template="raw")}), None)  # type: ignore[arg-type]
+    assert raw.prompts(benchmark, benchmark.rows(job.folder))[0].startswith("Ann has 3 pens")
+
+
+def test_the_process_ends_with_one_line(make_folder, make_bench, tmp_path, capsys):  # noqa: F811
+    job = make_bench(make_folder("mmlu"), benchmarks=["cmmlu"])
+    path = tmp_path / "job.json"
+    path.write_text(job.model_dump_json())
+    assert harness.main(path) == 2
+    assert "cmmlu is missing; it comes from" in capsys.readouterr().err.splitlines()[-1]
