@@ -103,7 +103,7 @@ def bench_checkpoint(
         tasks: names of benchmarks (docs/bench.md).
         data: folder with their rows.
         out: folder for scores and answers; ``bench`` in the run directory when None. Resumed like a run.
-        limit: only the first rows of each.
+        limit: only so many rows of each, evenly spread.
         max_new_tokens: most tokens of an answer, in place of the benchmarks' own.
         seed: of sampled answers.
 

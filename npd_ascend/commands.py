@@ -135,7 +135,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="each checkpoint gets a folder below it; default: bench in the run directory")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows of each benchmark")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only so many rows of each benchmark, evenly spread")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="most tokens of an answer")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of sampled answers")] = 0,
     table: Annotated[str, typer.Option(help="print scores side by side: markdown or latex")] = "",

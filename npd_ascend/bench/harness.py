@@ -24,7 +24,7 @@ from npd_ascend.bench.answers import Answers
 from npd_ascend.bench.job import BenchJob
 from npd_ascend.bench.registry import Answered, Benchmark, Chosen, find
 from npd_ascend.bench.results import Result, Sample, read_result, write_result
-from npd_ascend.bench.rows import Row
+from npd_ascend.bench.rows import Row, spread
 from npd_ascend.data.compat import Agreement, agree
 from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
 from npd_ascend.models.spec import ModelSpec
@@ -71,7 +71,7 @@ class Session:
             return known
         benchmark.check()
         begin, asked, tokens = time.monotonic(), self._answers.asked, self._answers.tokens
-        samples, lm = self.evaluate(benchmark, rows[: job.limit], settings)
+        samples, lm = self.evaluate(benchmark, spread(rows, job.limit), settings)
         finishes = [r.finish for r in lm.replies]
         result = Result(
             benchmark=benchmark.name,

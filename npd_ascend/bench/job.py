@@ -26,7 +26,7 @@ class BenchJob(Section):
     """Where the rows of all benchmarks are."""
     benchmarks: list[str]
     limit: int | None
-    """Only the first rows of each."""
+    """Only so many rows of each, evenly spread."""
     max_new_tokens: int | None
     """Most tokens of an answer, in place of the benchmarks' own."""
     seed: int

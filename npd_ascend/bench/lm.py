@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -38,6 +39,7 @@ class PoolLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer, self._template, self._longest = tokenizer, template, longest
         self._answers, self._ask, self._seed = answers, ask, seed
         self._decode = Decoder(tokenizer, template.eos)
+        self._encoded = lru_cache(maxsize=8)(self._encode)  # the context of a question comes with each of its choices
         self.name, self.cut = "", 0
         self.replies: list[Reply] = []
 
@@ -54,7 +56,10 @@ class PoolLM(TemplateLM):  # type: ignore[misc]
         """As lm-eval's ``hf`` model does: with what the tokenizer adds by itself, but no second BOS."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
-        return encode(self.tokenizer, [string], special=add_special_tokens)[0]
+        return list(self._encoded(string, add_special_tokens))
+
+    def _encode(self, string: str, special: bool) -> list[int]:
+        return encode(self.tokenizer, [string], special=special)[0]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_: Any

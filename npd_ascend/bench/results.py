@@ -86,7 +86,7 @@ class Result:
         other = [path for path, seen in data.items() if published[path] and seen != published[path]]
         unknown = [path for path in data if not published[path]]
         return [
-            *([f"the first {self.n} of {self.rows} rows"] if self.n < self.rows else []),
+            *([f"{self.n} of {self.rows} rows"] if self.n < self.rows else []),
             *([f"{self.rows} rows, {self.published_rows} are published"] if self.rows != self.published_rows else []),
             *([f"other data than published ({', '.join(other)})"] if other else []),
             *([f"data whose published hash is not known ({', '.join(unknown)})"] if unknown else []),

@@ -52,6 +52,14 @@ class Row:
         return letters.index(value)
 
 
+def spread(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """As many rows as ``limit`` says, evenly spread, so that all subjects of an examination have their part; always
+    the same ones."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i * len(rows) // limit] for i in range(limit)]
+
+
 def one_line_each(path: Path) -> Iterator[Row]:
     """Objects of a file of JSON lines, gzipped or not.
 

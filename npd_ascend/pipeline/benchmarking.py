@@ -9,6 +9,7 @@ from pathlib import Path
 from npd_ascend.bench.job import BenchJob
 from npd_ascend.bench.registry import Benchmark, find
 from npd_ascend.bench.results import Result, read_result
+from npd_ascend.bench.rows import spread
 from npd_ascend.config import Config
 from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
@@ -46,7 +47,7 @@ def bench_checkpoint(
         data: folder with their rows.
         out: below it each checkpoint has a folder, named after it and its content; ``<run.dir>/bench`` when None, from
             where the run's report takes it.
-        limit: only the first rows of each benchmark.
+        limit: only so many rows of each benchmark, evenly spread.
         max_new_tokens: most tokens of an answer, in place of the benchmarks' own.
         seed: root of the seeds of sampled answers.
         view: where progress is shown.
@@ -107,7 +108,7 @@ def _look_at(benchmark: Benchmark, data: Path, limit: int | None) -> None:
     rows = benchmark.rows(data)
     if not rows:
         raise UserError(f"benchmark {benchmark.name}: there are no rows in {data}")
-    for row in rows[:limit]:
+    for row in spread(rows, limit):
         benchmark.asked(row)
 
 

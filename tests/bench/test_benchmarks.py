@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from npd_ascend.bench.registry import BENCHMARKS, Answered, Chosen, find
+from npd_ascend.bench.rows import Row, spread
 from npd_ascend.errors import UserError
 from tests.bench.conftest import FILES
 
@@ -126,3 +127,9 @@ def test_names():
         find(["gsm9k"])
     with pytest.raises(UserError, match="names no benchmark"):
         find([])
+
+
+def test_a_part_is_spread_evenly():
+    rows = [Row(str(i), {}) for i in range(10)]
+    assert [r.where for r in spread(rows, 4)] == ["0", "2", "5", "7"] and spread(rows, 4) == spread(rows, 4)
+    assert spread(rows, None) == spread(rows, 10) == spread(rows, 99) == rows

@@ -57,7 +57,7 @@ def test_intervals():
 
 def test_marks_say_in_what_a_score_is_another_measurement():
     assert result().marks == []
-    assert result(rows=9, published_rows=9).marks == ["the first 4 of 9 rows"]
+    assert result(rows=9, published_rows=9).marks == ["4 of 9 rows"]
     assert result(published_rows=5).marks == ["4 rows, 5 are published"]
     other = {"data": {"a": "2", "b": "3"}, "published_data": {"a": "1", "b": ""}}
     assert [m.partition(" (")[0] for m in result(settings=other).marks] == [
@@ -72,7 +72,7 @@ def test_checkpoints_side_by_side_with_the_paper():
     assert table.head == ["benchmark", "m/teacher", "a/export", "paper, Table 8: NPD 1B"]
     assert [row[0] for row in table.rows] == ["MMLU", "GSM8K", "AVG of 11"]
     assert table.rows[0][2] == "–" and table.rows[1][1].startswith("25.00 [") and table.rows[1][3] == "78.24"
-    assert table.rows[1][2].endswith("] a") and table.notes == ["a: the first 4 of 9 rows"]
+    assert table.rows[1][2].endswith("] a") and table.notes == ["a: 4 of 9 rows"]
     assert table.rows[2] == ["AVG of 11", "–", "–", "64.37"]
 
 
@@ -95,7 +95,7 @@ def test_forms(tmp_path):
     write_result(tmp_path, result(checkpoint="/m/a_b", rows=9, published_rows=9), [])
     lines = compare([tmp_path], "markdown", "6").splitlines()
     assert lines[0] == "| benchmark | a_b | paper, Table 6: SFT + GRPO 1B | paper, Table 6: NPD + GRPO 1B |"
-    assert lines[1] == "| --- | ---: | ---: | ---: |" and "a: the first 4 of 9 rows" in lines
+    assert lines[1] == "| --- | ---: | ---: | ---: |" and "a: 4 of 9 rows" in lines
     text = compare([tmp_path], "latex")
     assert text.startswith("\\begin{tabular}{lr}") and "a\\_b" in text and text.count("\\\\\n") == 2
 
@@ -117,5 +117,5 @@ def test_the_section_of_a_run_s_report(tmp_path):
     assert "Public benchmarks" not in page
     write_result(tmp_path / "bench" / "teacher-1", result(rows=9, published_rows=9, title="<GSM8K>"), [])
     page = report.render(collect(tmp_path))
-    assert "Public benchmarks" in page and "&lt;GSM8K&gt;" in page and "the first 4 of 9 rows" in page
+    assert "Public benchmarks" in page and "&lt;GSM8K&gt;" in page and "4 of 9 rows" in page
     assert page.count("paper, Table") >= 3 and "SupKD" not in page

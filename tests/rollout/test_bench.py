@@ -119,7 +119,7 @@ def test_prompts_are_those_of_lm_eval_s_own_task(make_folder):  # noqa: F811
 def test_what_is_known_is_not_asked_again(make_folder, make_bench, pool, capfd):  # noqa: F811
     folder = make_folder("mmlu", "gsm8k")
     first, some = scored(make_bench(folder, limit=1), pool, "mmlu", "gsm8k")
-    assert (first.n, first.asked, some.asked) == (1, 4, 1) and first.marks[0] == "the first 1 of 8 rows"
+    assert (first.n, first.asked, some.asked) == (1, 4, 1) and first.marks[0] == "1 of 8 rows"
     every, both = scored(make_bench(folder), pool, "mmlu", "gsm8k")
     assert (every.n, every.asked, both.asked) == (8, 28, 1)
     assert read_result(make_bench(folder).out, "mmlu") == every
