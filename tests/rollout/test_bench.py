@@ -13,7 +13,7 @@ lm_eval = pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 from npd_ascend.bench import harness  # noqa: E402
-from npd_ascend.bench.harness import Session, task_of  # noqa: E402
+from npd_ascend.bench.harness import Session  # noqa: E402
 from npd_ascend.bench.job import BenchJob  # noqa: E402
 from npd_ascend.bench.registry import find  # noqa: E402
 from npd_ascend.bench.results import Result, read_result, read_samples  # noqa: E402
@@ -74,27 +74,28 @@ def scored(job: BenchJob, pool: RolloutPool, *names: str) -> list[Result]:
         session.close()
 
 
-def test_likelihoods_are_those_of_lm_eval_s_own_model(make_folder, make_bench, pool):  # noqa: F811
-    """Answer by answer, for choices of one token and of several."""
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, pool):  # noqa: F811
+    """Answer by answer, for choices of one token and of several; the text is cut where its question ends."""
+    import torch
 
-    names = ("mmlu", "cluewsc")
+    from npd_ascend.rollout.forward import token_logprobs
+
+    tokenizer = load_tokenizer(MINI)
+    size, names, lengths = max(tokenizer.get_vocab().values()) + 1, ("mmlu", "cluewsc"), set()
     job = make_bench(make_folder(*names))
     scored(job, pool, *names)
-    model = HFLM(str(MINI), device="cpu", dtype="float32", batch_size=2)
-    session = Session(job, pool)
     for benchmark in find(names):
         rows = benchmark.rows(job.folder)
-        task = ConfigurableTask(config=task_of(benchmark, rows, session.prompts(benchmark, rows), {}))
-        found = evaluate(model, {benchmark.name: task}, bootstrap_iters=0, log_samples=True)["samples"][benchmark.name]
-        own = list(read_samples(job.out, benchmark.name))
-        for theirs, ours in zip(sorted(found, key=lambda s: s["doc_id"]), own, strict=True):
-            pairs = [r for instance in theirs["resps"] for r in instance]
-            assert [p[0] for p in pairs] == pytest.approx([g[0] for g in ours.given], abs=2e-3)
-            assert theirs["acc"] == ours.score
-    session.close()
+        for row, sample in zip(rows, read_samples(job.out, benchmark.name), strict=True):
+            expected = []
+            for choice in benchmark.choices(row):
+                ids, begin = tokenizer.encode(sample.prompt + choice), len(tokenizer.encode(sample.prompt))
+                found = token_logprobs(MINI, ids, torch.float32, torch.float32, size)
+                expected.append(float(found[begin - 1 :].sum()))
+                lengths.add(len(ids) - begin)
+            assert [g[0] for g in sample.given] == pytest.approx(expected, abs=2e-3)
+            assert sample.score == float(expected.index(max(expected)) == benchmark.right(row))
+    assert min(lengths) == 1 < max(lengths)
 
 
 def test_prompts_are_those_of_lm_eval_s_own_task(make_folder):  # noqa: F811
