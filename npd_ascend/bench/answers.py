@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from npd_ascend.progress import Meter
 from npd_ascend.rollout.questions import Question, Reply
@@ -15,21 +16,21 @@ Ask = Callable[[Sequence[Question], Callable[[int, Reply], None]], None]
 
 
 class Answers:
-    """The replies of one checkpoint under one numeric type.
+    """The replies of one checkpoint.
 
     A reply is on disk as soon as it has come, so that a kill costs what was being answered.
 
     Args:
         folder: of the checkpoint's results.
-        kind: what else decides a reply: device and numeric type.
+        engine: what decides a reply beside the question: device, numeric type, stop ids, vocabulary.
 
     Attributes:
         asked: questions that went to the model since the start.
         tokens: that it wrote for them.
     """
 
-    def __init__(self, folder: Path, kind: str):
-        self._journal = Journal(folder / f"answers-{kind}.journal")
+    def __init__(self, folder: Path, engine: Sequence[Any]):
+        self._journal = Journal(folder / f"answers-{digest(engine)}.journal")
         self._known = {record.pop("key"): Reply(**record) for record in self._journal.replay()}
         self.asked = self.tokens = 0
 

@@ -53,7 +53,9 @@ class Session:
         self._both: Agreement = agree(
             job.tokenizer, job.data, job.model, job.teacher, needed=False, trust_remote_code=job.trust_remote_code
         )
-        self._answers = Answers(job.out, f"{job.device.target}-{job.device.dtype}")
+        self._eos = sorted({*self._spec.eos_token_ids, *self._both.template.eos})
+        self._stops = sorted({*self._eos, *job.settings.stop_token_ids})
+        self._answers = Answers(job.out, [job.device.target, job.device.dtype, self._stops, self._both.vocabulary.size])
         self._length = 0
 
     def run(self, benchmark: Benchmark) -> Result:
@@ -109,6 +111,7 @@ class Session:
             **(chat if own["chat"] and self._both.template.chat else {"template": None}),
             **({"seed": job.seed} if own.get("temperature") else {}),
             "limit": job.limit,
+            "stop_token_ids": self._stops,
             "data": {s.path: s.digest(job.folder) for s in benchmark.sources},
             "published_data": {s.path: s.sha256 for s in benchmark.sources},
             "target": job.device.target,
@@ -164,7 +167,7 @@ class Session:
             settings=job.settings,
             device=job.device,
             max_model_len=self._length,
-            eos_token_ids=sorted({*self._spec.eos_token_ids, *self._both.template.eos}),
+            eos_token_ids=self._eos,
             vocabulary=self._both.vocabulary.size,
             fingerprint="",
         )

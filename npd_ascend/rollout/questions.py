@@ -1,7 +1,7 @@
 """Questions with settings of their own, each answered in memory: what benchmarks ask, who bound every task differently.
 
 Beside answers to be generated there are texts whose log-prob is asked for. A pool hands questions out in blocks; a
-worker is sent the next block before it runs dry, and tells what it has a few times a second. Nothing is stored here.
+worker is sent the next block before it runs dry, and tells what it has about twice a second. Nothing is stored here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from npd_ascend.rollout.job import RolloutJob
 if TYPE_CHECKING:
     from npd_ascend.rollout.engine import Engine
 
-_TELL_S = 0.25
+_TELL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def answer(engine: Engine, blocks: Iterator[dict[str, Any] | None], tell: Callab
     Args:
         engine: holds the job's model.
         blocks: the next command of ``Asking``, or None where there is none now.
-        tell: called with ``replies=`` a few times a second.
+        tell: called with ``replies=``, those since the last call, about twice a second.
     """
     flying, replies, told = 0, [], time.monotonic()
     while True:
@@ -149,6 +149,6 @@ def answer(engine: Engine, blocks: Iterator[dict[str, Any] | None], tell: Callab
         for name, reply in engine.replies():
             replies.append([int(name), asdict(reply)])
             flying -= 1
-        if replies and (not flying or time.monotonic() - told > _TELL_S):
+        if not flying or time.monotonic() - told > _TELL_S:  # nothing new is a sign of life, too
             tell(replies=replies)
             replies, told = [], time.monotonic()
