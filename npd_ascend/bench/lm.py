@@ -98,7 +98,13 @@ class PoolLM(TemplateLM):  # type: ignore[misc]
         raise NotImplementedError("no benchmark here asks for the likelihood of a whole text")
 
     def _text(self, ids: list[int], stop: list[str]) -> str:
-        """An answer up to the first stop text."""
-        text = self._decode(ids)
+        """An answer up to the first stop text, with the spaces at its ends: a function's body may begin with them."""
+        thinking, text = self._decode.parts(ids)
+        if not thinking:
+            text = self.tokenizer.decode(
+                [i for i in ids if i not in self._decode.eos],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
         ends = [at for s in stop if (at := text.find(s)) >= 0]
         return text[: min(ends)] if ends else text
