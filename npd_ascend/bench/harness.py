@@ -103,8 +103,9 @@ class Session:
     def settings(self, benchmark: Benchmark) -> dict[str, Any]:
         """All that the score depends on beside the checkpoint."""
         job, own = self.job, benchmark.settings()
-        if job.max_new_tokens and "max_new_tokens" in own:
-            own["max_new_tokens"] = job.max_new_tokens
+        usual = own.get("max_new_tokens")
+        if usual and job.max_new_tokens and job.max_new_tokens != usual:
+            own |= {"max_new_tokens": job.max_new_tokens, "usual_max_new_tokens": usual}
         chat = {"template": self._both.chosen.text, "system": job.data.system, "suffix": job.data.suffix}
         return {
             **own,

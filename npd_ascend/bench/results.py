@@ -84,12 +84,14 @@ class Result:
         """In what this is another measurement than that of the published set."""
         data, published = self.settings["data"], self.settings["published_data"]
         other = [path for path, seen in data.items() if published[path] and seen != published[path]]
+        usual, most = (self.settings.get(f"{which}max_new_tokens") for which in ("usual_", ""))
         unknown = [path for path in data if not published[path]]
         return [
             *([f"{self.n} of {self.rows} rows"] if self.n < self.rows else []),
             *([f"{self.rows} rows, {self.published_rows} are published"] if self.rows != self.published_rows else []),
             *([f"other data than published ({', '.join(other)})"] if other else []),
             *([f"data whose published hash is not known ({', '.join(unknown)})"] if unknown else []),
+            *([f"answers of at most {most} tokens, usual are {usual}"] if usual else []),
             *([f"{self.cut_prompts} prompts were cut"] if self.cut_prompts else []),
         ]
 

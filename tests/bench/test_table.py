@@ -64,6 +64,8 @@ def test_marks_say_in_what_a_score_is_another_measurement():
         "other data than published",
         "data whose published hash is not known",
     ]
+    short = {**result().settings, "max_new_tokens": 64, "usual_max_new_tokens": 1024}
+    assert result(settings=short).marks == ["answers of at most 64 tokens, usual are 1024"]
 
 
 def test_checkpoints_side_by_side_with_the_paper():
