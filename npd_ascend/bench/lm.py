@@ -10,9 +10,10 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from npd_ascend.bench.answers import Answers, Ask
+from npd_ascend.data.answers import Decoder
 from npd_ascend.data.template import Template
 from npd_ascend.data.tokenizer import encode
-from npd_ascend.evaluate.stage import Decoder
+from npd_ascend.errors import UserError
 from npd_ascend.rollout.questions import Question, Reply
 from npd_ascend.store.identity import digest, sample_seed
 
@@ -66,7 +67,12 @@ class PoolLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         questions = []
         self.cut = 0
-        for _text, context, continuation in requests:
+        for text, context, continuation in requests:
+            if not continuation:
+                raise UserError(
+                    f"bench {self.name}: the checkpoint's tokenizer makes no token of the choice {text[1]!r} behind "
+                    f"its question, so it has no likelihood; leave this benchmark out"
+                )
             room = self._longest - len(continuation)
             self.cut += len(context) > room
             questions.append(Question(context[-room:], continuation))

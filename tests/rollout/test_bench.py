@@ -74,13 +74,15 @@ def scored(job: BenchJob, pool: RolloutPool, *names: str) -> list[Result]:
         session.close()
 
 
-def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, pool):  # noqa: F811
+def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, pool, monkeypatch):  # noqa: F811
     """Answer by answer, for choices of one token and of several; the text is cut where its question ends."""
     import torch
 
+    from npd_ascend.bench.benchmarks.cluewsc import CLUEWSC
     from npd_ascend.rollout.forward import token_logprobs
 
     tokenizer = load_tokenizer(MINI)
+    monkeypatch.setattr(CLUEWSC, "choices", lambda self, row: [" no , no", " yes"])  # words, as this tokenizer wants
     size, names, lengths = max(tokenizer.get_vocab().values()) + 1, ("mmlu", "cluewsc"), set()
     job = make_bench(make_folder(*names))
     scored(job, pool, *names)
@@ -96,6 +98,12 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, 
             assert [g[0] for g in sample.given] == pytest.approx(expected, abs=2e-3)
             assert sample.score == float(expected.index(max(expected)) == benchmark.right(row))
     assert min(lengths) == 1 < max(lengths)
+
+
+def test_a_choice_without_tokens_is_refused(make_folder, make_bench, pool):  # noqa: F811
+    """A tokenizer of words takes a Chinese question with its answer for one unknown word."""
+    with pytest.raises(UserError, match="no token of the choice '否'"):
+        scored(make_bench(make_folder("cluewsc")), pool, "cluewsc")
 
 
 def test_prompts_are_those_of_lm_eval_s_own_task(make_folder):  # noqa: F811
