@@ -77,7 +77,7 @@ def run(
 
     if stage:
         check_stage(stage)
-    loaded = load_config(config, set_, inputs=True)
+    loaded = load_config(config, set_, inputs=not dry_run)
     if dry_run:
         from npd_ascend.pipeline.describe import describe
 
@@ -199,7 +199,7 @@ def plan(
     from npd_ascend.config import load_config
     from npd_ascend.ops.plan import compare_loops, estimate_run, render
 
-    loaded = load_config(config, set_, inputs=True)
+    loaded = load_config(config, set_)
     _say(
         compare_loops(loaded, against.split(","), device, devices, prompts, prompt_tokens, answer_tokens, calibrate)
         if against

@@ -51,6 +51,10 @@ _MOST_FILES = 100_000
 _README = 1 << 20  # characters that are looked at
 
 
+class NoPromptFile(UserError):
+    """A prompt file is not there."""
+
+
 def kind_of(path: Path) -> str | None:
     """``json``, ``csv``, ``parquet`` or ``arrow``, by the name; None: no prompt file."""
     name = path.name.lower()
@@ -87,7 +91,7 @@ def _local(path: Path, split: str) -> list[Path]:
     if colon and asked and not path.exists() and Path(base).is_dir():
         return _folder(Path(base), asked, split)
     if not path.exists():
-        raise UserError(f"prompt file {path}: no such file")
+        raise NoPromptFile(f"prompt file {path}: no such file")
     if not kind_of(path):
         raise UserError(f"prompt file {path}: unknown kind of file; expected {EXPECTED}")
     return [path]

@@ -3,18 +3,20 @@
 ``shapes.json`` holds the fields of each ``config.json`` that decide the network, and ``tokenizer_size`` where the
 logits are wider than the tokenizer. Sources: the released config of openPangu-Embedded-7B; for the 1B its model card
 and the 340 tensors of its published conversions, which leave tied embeddings and biases of all four projections of
-attention; the model cards of Qwen2.5.
+attention; the model cards of Qwen2.5. Names with a folder are models that a tool of this project makes there.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.errors import UserError
 from npd_ascend.models.hf_config import read_config
+from npd_ascend.models.spec import ModelSpec
 
 
 @cache
@@ -40,9 +42,35 @@ def shape_of(folder: Path) -> tuple[dict[str, Any], bool]:
     """
     if (config := read_config(folder / "config.json")) is not None:
         return config, False
-    if (known := known_shape(folder.name)) is not None and not folder.exists():
+    if (known := _known(folder)) is not None:
         return known, True
     raise UserError(
         f"{folder}: no config.json there, and {folder.name} is not one of the checkpoints whose shape is "
         f"known ({', '.join(known_shapes())})"
     )
+
+
+def planned_spec(folder: Path) -> ModelSpec:
+    """Architecture of a checkpoint that may still be missing.
+
+    Raises:
+        UserError: as ``shape_of`` and ``ModelSpec.from_folder``.
+    """
+    config, built_in = shape_of(folder)
+    return ModelSpec.from_config(config, {}, str(folder)) if built_in else ModelSpec.from_folder(folder)
+
+
+def missing(*folders: Path) -> list[Path]:
+    """Those that are not there and whose shape is known: it stands in for them."""
+    return [folder for folder in dict.fromkeys(folders) if _known(folder) is not None]
+
+
+def said_of(folders: Sequence[Path]) -> str:
+    """One line on missing checkpoints."""
+    return f"not there, so the built-in shape of its name is used: {', '.join(map(str, folders))}"
+
+
+def _known(folder: Path) -> dict[str, Any] | None:
+    if folder.exists():
+        return None
+    return known_shape(folder.name) or known_shape(f"{folder.parent.name}/{folder.name}")

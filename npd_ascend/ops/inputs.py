@@ -12,7 +12,7 @@ from npd_ascend.data.sources import expand
 from npd_ascend.data.stage import look
 from npd_ascend.errors import UserError
 from npd_ascend.models.mapping import heads_of, shard_of
-from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.shapes import planned_spec
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.monitors.registry import MONITORS
 from npd_ascend.objectives.registry import asked
@@ -76,7 +76,7 @@ def check_models(config: Config) -> Agreement | None:
     models, asked = config.models, _asks_teacher(config)
     teacher = models.teacher if asked else models.student
     both = check_pair(teacher, models.student, models.tokenizer, models.trust_remote_code, config.data)
-    _check_cuts(config, ModelSpec.from_folder(teacher), ModelSpec.from_folder(models.student))
+    check_cuts(config)
     for folder in dict.fromkeys((models.student, teacher)):
         width = check_checkpoint(folder).vocab_size
         if asked and config.annotate.k > width:
@@ -150,9 +150,14 @@ def _asks_teacher(config: Config) -> bool:
     return asks(config, "teacher") or config.rollout.source == "teacher"
 
 
-def _check_cuts(config: Config, teacher: ModelSpec, student: ModelSpec) -> None:
-    """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out."""
-    t = config.train
+def check_cuts(config: Config) -> None:
+    """Models that tensor parallelism cuts must come out even, and so must heads that context parallelism deals out.
+
+    Raises:
+        UserError: they do not, or a model is neither there nor known.
+    """
+    t, student = config.train, planned_spec(config.models.student)
+    teacher = planned_spec(config.models.teacher) if _asks_teacher(config) else student
     for key, size, spec, context in (
         ("annotate", config.annotate.tensor_parallel if asks(config, "teacher") else 1, teacher, 1),
         ("annotate", config.annotate_student.tensor_parallel if asks(config, "student") else 1, student, 1),

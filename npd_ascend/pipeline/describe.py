@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from npd_ascend.config import Config, dump_config
+from npd_ascend.config.job import Device
 from npd_ascend.errors import UserError
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.models.shapes import missing, said_of
+from npd_ascend.ops.environments import Environments, resolve_device, visible_npus
+from npd_ascend.ops.inputs import check_cuts, check_names
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate, estimate_here, render
@@ -18,17 +21,21 @@ from npd_ascend.sync.registry import policy_of
 
 
 def describe(config: Config) -> str:
-    """Text of a dry run; writes nothing.
+    """Text of a dry run; writes nothing. Checkpoints whose shape is known and NPUs may still be missing; the text says
+    which are, and that nothing was checked that takes them.
 
     Raises:
-        UserError: whatever would stop the run before its first stage.
+        UserError: whatever else would stop the run before its first stage.
     """
     recipe = find(config.run.recipe)
-    check_config(config)
-    device = resolve_device(config.device)
-    environments, nodes = Environments.find(), Nodes.from_environment()
-    placement = Placement.of(config, device.target)
-    placement.check(config, nodes.count)
+    absent = missing(config.models.student, config.models.teacher)
+    if absent:
+        check_names(config)
+        check_cuts(config)
+    else:
+        check_config(config)
+    device, where = _device(config)
+    environments = Environments.find()
     outline = Outline(StepBuilder(config, RunDir(config.run.dir), device, remember_hashes=False))
     recipe(config, outline)
     lines = [
@@ -37,15 +44,28 @@ def describe(config: Config) -> str:
         "",
         "# device",
         f"{device.target}, {device.dtype}; MindSpore: {environments.mindspore}; rollout: {environments.rollout}",
-        f"{placement.describe()}; nodes: {nodes.count}",
+        where,
+        *(["", "# models", said_of(absent) + "; tokenizers, templates and weights are not checked"] if absent else []),
         "",
         f"# stages ({config.run.dir})",
         *(f"  {name:<32} {state}" for name, state in outline.lines),
         "",
         "# cost",
-        render(estimate_here(config) if device.target == "cpu" else estimate(config)),
+        render(estimate_here(config) if device.target == "cpu" else estimate(config, assume=True)),
     ]
     return "\n".join(lines)
+
+
+def _device(config: Config) -> tuple[Device, str]:
+    """What the run will use, and which of its devices for what."""
+    if config.device.target == "ascend" and not visible_npus():
+        dtype = config.device.dtype if config.device.dtype != "auto" else "bfloat16"
+        device = Device(target="ascend", dtype=dtype, max_device_memory=config.device.max_device_memory)
+        return device, "no NPU is visible here, so the run would stop, and its placement is not checked"
+    device, nodes = resolve_device(config.device), Nodes.from_environment()
+    placement = Placement.of(config, device.target)
+    placement.check(config, nodes.count)
+    return device, f"{placement.describe()}; nodes: {nodes.count}"
 
 
 class Outline:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,12 @@ class StepBuilder:
     def __init__(self, config: Config, run: RunDir, device: Device, remember_hashes: bool = True, alone: bool = False):
         self.config, self.run, self.device, self.alone = config, run, device, alone
         self.fingerprints = Fingerprints(run.hashes if remember_hashes else None)
-        self.spec = ModelSpec.from_folder(config.models.student)
         self.tokenizer = config.models.tokenizer or config.models.student
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Architecture of the student."""
+        return ModelSpec.from_folder(self.config.models.student)
 
     def step(self, stage: str, generation: int = -1, *, quantities: Collection[str] = (), evaluation: str = "") -> Step:
         """A stage with its job.

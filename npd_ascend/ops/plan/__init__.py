@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npd_ascend.config import Config
-from npd_ascend.errors import UserError
+from npd_ascend.models.shapes import missing, said_of
 from npd_ascend.ops.environments import visible_npus
 from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.devices import DEFAULT_NPU
@@ -43,12 +43,14 @@ def estimate_run(
     Without a device named, a configuration for the CPU is planned for this machine: by the rates of ``calibrate``, or
     of a probe that takes about five seconds.
     """
-    work = _workload(config, prompts, prompt_tokens, answer_tokens, calibrate)
+    work = workload(config, prompts, prompt_tokens, answer_tokens, calibrate, assume=True)
     rates = Calibration.from_run(calibrate) if calibrate else None
     target = config.device.target
     if device is None and (target == "cpu" or target == "auto" and not visible_npus()):
         return estimate_here(config, work, rates, measure=True)
-    return estimate(config, device=device or DEFAULT_NPU, devices=devices, workload=work, calibration=rates)
+    return estimate(
+        config, device=device or DEFAULT_NPU, devices=devices, workload=work, calibration=rates, assume=True
+    )
 
 
 def estimate_here(
@@ -62,13 +64,13 @@ def estimate_here(
         rates: of a finished run; None: of a probe.
         measure: whether to measure where there is no probe of an earlier plan; else there are then no seconds.
     """
-    work = work or workload(config)
+    work = work or workload(config, assume=True)
     how = "this machine, by the rates of a finished run"
     if rates is None:
         found = probe(config, work) if measure else cached(config, work)
         how = f"this machine ({found.machine}), by a probe" if found else "this machine, not measured yet"
         rates = found.calibration(config) if found else None
-    return estimate(config, workload=work, calibration=rates, cpu=how)
+    return estimate(config, workload=work, calibration=rates, cpu=how, assume=True)
 
 
 def compare_loops(
@@ -84,14 +86,7 @@ def compare_loops(
     """``against`` with what the command line gives; lengths as for ``estimate_run``."""
     from npd_ascend.ops.plan.against import against, setting
 
-    work = _workload(config, prompts, prompt_tokens, answer_tokens, like)
-    return against(setting(config, device or DEFAULT_NPU, devices, work), [name.strip() for name in loops])
-
-
-def _workload(
-    config: Config, prompts: int | None, prompt_tokens: float | None, answer_tokens: float | None, like: Path | None
-) -> Workload:
-    try:
-        return workload(config, prompts, prompt_tokens, answer_tokens, like)
-    except UserError as e:
-        raise UserError(f"{e}; or give --prompts and --prompt-tokens") from None
+    work = workload(config, prompts, prompt_tokens, answer_tokens, like, assume=True)
+    text = against(setting(config, device or DEFAULT_NPU, devices, work), [name.strip() for name in loops])
+    absent = missing(config.models.student, config.models.teacher)
+    return "\n".join([*([said_of(absent)] if absent else []), *work.notes, text])

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
-from npd_ascend.models.spec import ModelSpec
+from npd_ascend.models.shapes import planned_spec
 from npd_ascend.ops.plan import memory
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, find_npu
 from npd_ascend.ops.plan.estimate import Passes, devices_of
-from npd_ascend.ops.plan.loops import INPUTS, LOOPS, PAPER_HOURS, Cost, Rates, Setting, levers
+from npd_ascend.ops.plan.loops import LOOPS, PAPER_HOURS, Cost, Setting, levers
+from npd_ascend.ops.plan.paces import ENDS, INPUTS, Rates
+from npd_ascend.ops.plan.text import aligned
 from npd_ascend.ops.plan.workload import Workload
 from npd_ascend.ops.plan.workload import workload as find_workload
 from npd_ascend.registry import nearest
-
-ENDS = ("fast", "central", "slow")
 
 
 def setting(
@@ -37,7 +37,7 @@ def setting(
     work = workload or find_workload(config)
     passes = Passes.of(config)
     asked = {name for names in passes.quantities.values() for name in names}
-    student, teacher = (ModelSpec.from_folder(f) for f in (config.models.student, config.models.teacher))
+    student, teacher = planned_spec(config.models.student), planned_spec(config.models.teacher)
     room = memory.rollout_memory(config, student, npu, work.prompt_tokens + work.answer_tokens)
     return Setting(
         student,
@@ -114,7 +114,7 @@ def _table(s: Setting, chosen: Sequence[str]) -> list[str]:
                 f"{paper:g} h, x {paper / PAPER_HOURS['npd']:.2f}" if paper else "-",
             ]
         )
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _sensitivity(s: Setting, chosen: Sequence[str]) -> list[str]:
@@ -129,7 +129,7 @@ def _sensitivity(s: Setting, chosen: Sequence[str]) -> list[str]:
     for _, name, i, (slow, fast) in rows:
         ratios = (f"{a:.2f}..{b:.2f}" for a, b in zip(slow, fast, strict=True))
         out.append([name, f"{i.slow:g}", f"{i.fast:g}", *ratios])
-    return ["What the ratio rests on (one input at its slow..fast value, the others central):", *_aligned(out)]
+    return ["What the ratio rests on (one input at its slow..fast value, the others central):", *aligned(out)]
 
 
 def _ratios(s: Setting, chosen: Sequence[str], r: Rates) -> list[float]:
@@ -152,7 +152,7 @@ def _levers(s: Setting, chosen: Sequence[str]) -> list[str]:
                 *(f"{LOOPS[n](_same_work(s, changed), rates).total / own.total:.2f}" for n in chosen[1:]),
             ]
         )
-    return ["What each lever gives (central inputs; the other loops get the same epochs and horizon):", *_aligned(out)]
+    return ["What each lever gives (central inputs; the other loops get the same epochs and horizon):", *aligned(out)]
 
 
 def _same_work(s: Setting, changed: Setting) -> Setting:
@@ -162,13 +162,8 @@ def _same_work(s: Setting, changed: Setting) -> Setting:
 def _inputs() -> list[str]:
     rows = [["input", "slow", "central", "fast", "unit", "what", "source"]]
     rows += [[n, f"{i.slow:g}", f"{i.central:g}", f"{i.fast:g}", i.unit, i.what, i.source] for n, i in INPUTS.items()]
-    return ["Inputs:", *_aligned(rows)]
+    return ["Inputs:", *aligned(rows)]
 
 
 def _hours(c: Cost) -> str:
     return f"{c.total / 3600:.3g}"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

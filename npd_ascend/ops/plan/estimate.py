@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from npd_ascend.config import Config
 from npd_ascend.config.schema import Split
 from npd_ascend.config.stages import QUANTITIES, STAGES, Stage
+from npd_ascend.models.shapes import missing, planned_spec, said_of
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan import memory
 from npd_ascend.ops.plan.cuts import what_fits
-from npd_ascend.ops.plan.devices import DEFAULT_NPU, GOOD, PAPER, Npu, Pace, find_npu
-from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, weight_bytes
+from npd_ascend.ops.plan.devices import DEFAULT_NPU, Npu, find_npu
+from npd_ascend.ops.plan.flops import decode_flops, forward_flops
 from npd_ascend.ops.plan.memory import Memory
-from npd_ascend.ops.plan.workload import Workload, count_prompts
+from npd_ascend.ops.plan.paces import ENDS, LIMIT, Rates, decode_step
+from npd_ascend.ops.plan.workload import Workload, count_held_out
 from npd_ascend.ops.plan.workload import workload as find_workload
 from npd_ascend.recipes import find
 from npd_ascend.store.topk_codec import TopKFormat
@@ -37,9 +39,9 @@ class StageCost:
         passes: how often the stage runs.
         tokens: processed tokens as the stage counts them: generated, prefilled, or trained on.
         flops: floating-point operations.
-        limit: seconds on one device at the hardware's limit.
+        seconds: on one device, at each of ``ENDS`` and at the hardware's ``limit``.
         devices: devices that share the work.
-        share: which share of ``Pace`` applies: ``decode``, ``prefill`` or ``train``.
+        rests_on: names of ``INPUTS`` that the seconds come from.
         disk: bytes it leaves in the run directory.
         memory: device memory.
         bound: what binds it.
@@ -51,18 +53,18 @@ class StageCost:
     passes: int
     tokens: float
     flops: float
-    limit: float
+    seconds: dict[str, float]
     devices: int
-    share: str
+    rests_on: tuple[str, ...]
     disk: float = 0.0
     memory: Memory | None = None
     bound: str = "compute"
     measured: float | None = None
     start: float = 0.0
 
-    def hours(self, pace: Pace) -> float:
-        """Wall hours at a pace."""
-        return float(self.limit / getattr(pace, self.share) / self.devices / 3600)
+    def hours(self, end: str = "central") -> float:
+        """Wall hours at one of ``ENDS``, or at the ``limit``."""
+        return self.seconds[end] / self.devices / 3600
 
 
 @dataclass
@@ -96,9 +98,9 @@ class Estimate:
         return sum(known) + self.host if known and len(known) == len(self.stages) else None
 
     def share(self, stage: StageCost) -> float:
-        """Share of a stage in the run's time: calibrated where all stages are, else at the paper's pace."""
+        """Share of a stage in the run's time: calibrated where all stages are, else by central figures."""
         if self.measured is None or stage.measured is None:
-            return stage.hours(PAPER) / self.hours(PAPER)
+            return stage.hours() / self.hours()
         return stage.measured / self.measured
 
     @property
@@ -110,9 +112,9 @@ class Estimate:
         """The stage of this name."""
         return next(s for s in self.stages if s.stage == name)
 
-    def hours(self, pace: Pace) -> float:
-        """Wall hours of the whole run at a pace, stages one after the other."""
-        return sum(s.hours(pace) for s in self.stages)
+    def hours(self, end: str = "central") -> float:
+        """Wall hours of the whole run, stages one after the other; ``end`` as for a stage."""
+        return sum(s.hours(end) for s in self.stages)
 
     @property
     def longest(self) -> StageCost:
@@ -128,6 +130,7 @@ def estimate(
     workload: Workload | None = None,
     calibration: Calibration | None = None,
     cpu: str = "",
+    assume: bool = False,
 ) -> Estimate:
     """Estimates a run from model shapes, prompt statistics and a device of the table.
 
@@ -138,16 +141,18 @@ def estimate(
         workload: prompt statistics; None: found from the run or its prompt files.
         calibration: measured rates of a finished run on the same machine.
         cpu: the run is on a CPU, and its seconds are of this; nothing is then said of NPUs.
+        assume: prompt files may still be missing.
 
     Raises:
-        UserError: a model folder or prompt file is not usable, or the device is unknown.
+        UserError: a model is neither there nor known, a prompt file is not usable, or the device is unknown.
     """
-    npu = find_npu(device)
-    work = workload or find_workload(config)
-    student = ModelSpec.from_folder(config.models.student)
+    npus = {"fast": find_npu(device, "high"), "central": find_npu(device), "slow": find_npu(device, "low")}
+    npu = npus["central"]
+    work = workload or find_workload(config, assume=assume)
+    student = planned_spec(config.models.student)
     passes = Passes.of(config)
-    teacher = ModelSpec.from_folder(config.models.teacher) if passes.asks("teacher") else student
-    plan = _Planner(config, npu, devices or devices_of(config), work, student, teacher, passes)
+    teacher = planned_spec(config.models.teacher) if passes.asks("teacher") else student
+    plan = _Planner(config, npus, devices or devices_of(config), work, student, teacher, passes, assume)
     stages = plan.stages()
     if calibration is not None:
         for s in stages:
@@ -156,6 +161,9 @@ def estimate(
     out = Estimate(
         stages, npu, work, [*work.notes, *plan.notes(npus=not cpu)], free_disk=_free(config.run.dir), cpu=cpu
     )
+    used = [config.models.student, *([config.models.teacher] if teacher is not student else [])]
+    if absent := missing(*used):
+        out.assumptions.insert(0, said_of(absent))
     out.host = calibration.host(plan.generations) if calibration else 0.0
     out.advice = _advice(config, out, plan) if stages else ["no stage of this recipe needs a device"]
     return out
@@ -212,15 +220,17 @@ class _Planner:
     def __init__(
         self,
         config: Config,
-        npu: Npu,
+        npus: dict[str, Npu],
         devices: int,
         work: Workload,
         student: ModelSpec,
         teacher: ModelSpec,
         passes: Passes,
+        assume: bool,
     ):
-        self.config, self.npu, self.devices, self.work = config, npu, devices, work
-        self.student, self.teacher, self.passes = student, teacher, passes
+        self.config, self.npu, self.devices, self.work = config, npus["central"], devices, work
+        self.student, self.teacher, self.passes, self.assume = student, teacher, passes, assume
+        self.ends = {end: (npus[end], Rates.at(end)) for end in ENDS} | {"limit": (self.npu, LIMIT)}
         split = config.device.placement
         self.generating = self.training = devices
         if isinstance(split, Split):
@@ -243,8 +253,7 @@ class _Planner:
             return [work, "no other job takes the cores meanwhile; lengths are taken at their means"]
         return [
             work,
-            f"{self.devices} x {self.npu.name}: {self.npu.flops / 1e12:.0f} TFLOPS bf16, "
-            f"{self.npu.memory / 2**30:.0f} GB, {self.npu.bandwidth / 1e12:.1f} TB/s each",
+            f"{self.devices} x {self.npu.name}",
             *(
                 [
                     f"device.placement: {self.generating} devices answer and annotate, {self.training} train; beside "
@@ -252,11 +261,6 @@ class _Planner:
                 ]
                 if isinstance(c.device.placement, Split)
                 else []
-            ),
-            *(
-                f"pace '{p.name}': {p.decode:.0%} of the limit in decoding, {p.prefill:.0%} of the peak in prefill, "
-                f"{p.train:.0%} in training ({why})"
-                for p, why in ((PAPER, "backed out of the paper's Table 19"), (GOOD, "well-tuned software"))
             ),
             "decoding reads all weights and the KV cache of the batch for every token; attention is causal; lengths "
             "are taken at their means",
@@ -282,7 +286,7 @@ class _Planner:
     def _evaluate(self, row: Stage) -> StageCost:
         """Held-out prompts of the same lengths."""
         c, times = self.config.evaluate, self.passes.count[row.name]
-        answers = count_prompts(c.prompts, c.limit) * (1 + c.samples) * times
+        answers = count_held_out(c.prompts, c.limit, self.assume) * (1 + c.samples) * times
         cost, share = self._rollout(row), answers / max(1.0, self.samples)
         return replace(
             cost,
@@ -290,37 +294,41 @@ class _Planner:
             passes=times,
             tokens=answers * self.work.answer_tokens,
             flops=cost.flops / cost.passes * share,
-            limit=cost.limit / cost.passes * share,
+            seconds={end: x / cost.passes * share for end, x in cost.seconds.items()},
             disk=0.0,
             memory=None,
         )
 
     def _rollout(self, row: Stage) -> StageCost:
-        c, npu = self.config, self.npu
+        c = self.config
         spec = self.teacher if c.rollout.source == "teacher" else self.student
         context = self.work.prompt_tokens + self.work.answer_tokens / 2
-        room = memory.rollout_memory(c, spec, npu, self.length)
+        room = memory.rollout_memory(c, spec, self.npu, self.length)
         tp = c.rollout.tensor_parallel
         engines = max(1, min(c.rollout.workers, self.generating // tp))
         batch = max(1.0, min(c.rollout.max_num_seqs, room.largest, self.samples / engines))
-        moved = (weight_bytes(spec) + batch * context * kv_bytes(spec)) / npu.bandwidth
-        computed = batch * decode_flops(spec, context) / npu.flops
-        prefill = forward_flops(spec, self.samples, self.work.prompt_tokens, self.samples) / npu.flops
-        decode = self.answers / batch * max(moved, computed)  # device seconds, tensor parallel or not
-        flops = self.answers * decode_flops(spec, context) + prefill * npu.flops
+        prefill = forward_flops(spec, self.samples, self.work.prompt_tokens, self.samples)
+        steps = {end: decode_step(spec, npu, batch, context, r, tp) for end, (npu, r) in self.ends.items()}
         g = self.generations if c.rollout.source == "student" else 1
         return StageCost(
             "rollout",
             g,
             g * self.answers,
-            g * flops,
-            g * (decode + prefill),
+            g * (self.answers * decode_flops(spec, context) + prefill),
+            {
+                end: g * (self.answers / batch * steps[end].seconds + prefill / (npu.flops * r.prefill))
+                for end, (npu, r) in self.ends.items()
+            },
             engines * tp,
-            "decode",
+            ("launch_ms", "bandwidth", "prefill"),
             g * self.answers * 8,
             room,
-            "memory bandwidth" if moved > computed else "compute",
+            steps["central"].bound,
         )
+
+    def _computing(self, flops: float, share: str) -> dict[str, float]:
+        """Seconds on one device of a stage that computation binds."""
+        return {end: flops / (npu.flops * getattr(r, share)) for end, (npu, r) in self.ends.items()}
 
     def _annotate(self, row: Stage) -> StageCost:
         c, g, asked = self.config, self.generations, [QUANTITIES[name] for name in self.passes.quantities[row.name]]
@@ -340,9 +348,9 @@ class _Planner:
             g,
             g * tokens,
             g * flops,
-            g * flops / self.npu.flops,
+            self._computing(g * flops, "prefill"),
             self.generating,
-            "prefill",
+            ("prefill",),
             g * self.answers * disk,
             memory.annotate_memory(c, spec, self.npu, own.tensor_parallel),
         )
@@ -357,9 +365,9 @@ class _Planner:
             self.generations,
             c.train.epochs * self.samples * self.length,
             flops,
-            flops / self.npu.flops,
+            self._computing(flops, "train"),
             min(self.training, c.train.ranks),
-            "train",
+            ("train",),
             disk,
             memory.train_memory(c, spec, self.npu, recompute=c.train.recompute),
         )

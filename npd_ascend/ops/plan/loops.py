@@ -1,7 +1,7 @@
 """How long other ways of distilling take on the same devices, for ``npd plan --against``.
 
-Each loop is counted step by step from the shapes of the models and the inputs below. No input is fitted to a figure of
-the paper: each names its source and has a low and a high value, and the text shows which of them decide the ratio.
+Each loop is counted step by step from the shapes of the models and the inputs of ``paces``. No input is fitted to a
+figure of the paper, and the text shows which of them decide the ratio.
 
 A synchronous loop answers one step's prompts, waits for the longest answer, lets the teacher score the answers, trains
 once and hands the new weights to the engine. NPD answers all prompts with a full engine and hands over weights once a
@@ -17,117 +17,14 @@ from statistics import NormalDist
 
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.plan.devices import Npu
-from npd_ascend.ops.plan.flops import decode_flops, forward_flops, kv_bytes, weight_bytes
+from npd_ascend.ops.plan.flops import forward_flops, weight_bytes
+from npd_ascend.ops.plan.paces import Rates, decode_step
 from npd_ascend.ops.plan.workload import Workload
 
 _PIECES = 200
 """Pieces of the answers' length over which a decoding batch is summed."""
 GKD_FRACTION = 0.5
 """Steps on the student's answers: λ_s of GKD (arXiv:2306.13649; TRL's default)."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """What the comparison rests on.
-
-    Attributes:
-        slow, central, fast: values by how they move NPD's and the other loops' time alike; for ``length_spread`` and
-            ``step_prompts``, which only synchronous loops feel, ``slow`` is what slows those.
-        unit: of the values.
-        what: for people.
-        source: where the values are from.
-    """
-
-    slow: float
-    central: float
-    fast: float
-    unit: str
-    what: str
-    source: str
-
-
-INPUTS = {
-    "launch_ms": Input(
-        1.18,
-        0.55,
-        0.50,
-        "ms a layer",
-        "least time of a decoder layer in a decode step",
-        "openPangu-1B, 26 layers, one 910B: 30.6 ms a step in eager mode, 14.5 ms with graphs, 12.9 ms at batch 1",
-    ),
-    "bandwidth": Input(
-        0.38,
-        0.55,
-        0.70,
-        "of the peak",
-        "memory bandwidth reached in decoding",
-        "openPangu-7B at batch 1: 24.8 ms a token in one laboratory (38 %), 17.1 ms in another (55 %); 70 % is a goal",
-    ),
-    "prefill": Input(
-        0.45,
-        0.50,
-        0.58,
-        "of the peak",
-        "FLOP/s reached in prefill",
-        "openPangu-7B on one 910B: 58 % at 2k, 48 % at 8k, 45 % at 16k tokens",
-    ),
-    "train": Input(
-        0.38,
-        0.47,
-        0.55,
-        "of the peak",
-        "FLOP/s reached in training",
-        "MindFormers on 910B: 38-42 % (8B), 51-55 % (7B, 4k); 45 % backed out of Table 19 of the paper",
-    ),
-    "transfer": Input(
-        2.0, 5.3, 20.0, "GB/s", "weights from trainer to engine", "HCCL broadcast on one node: 5.3 GB/s; range assumed"
-    ),
-    "switch_s": Input(5.0, 2.0, 0.5, "s a step", "engine put to sleep and woken, processes in step", "assumed"),
-    "length_spread": Input(
-        0.9,
-        0.6,
-        0.3,
-        "",
-        "standard deviation of the answers' length over its mean (log-normal)",
-        "assumed; chat answers lie near 0.6",
-    ),
-    "step_prompts": Input(
-        32,
-        64,
-        256,
-        "prompts",
-        "prompts of a synchronous step over all devices",
-        "DistiLLM-2's code 32, TRL's defaults on 8 devices 64, large runs 256",
-    ),
-    "padded": Input(
-        0.45,
-        1.0,
-        1.0,
-        "",
-        "tokens over positions in a synchronous trainer's batches",
-        "1: it packs as NPD does; 0.45: batches of 8 padded to their longest, lengths spread by 0.6",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Rates:
-    """A value for each of ``INPUTS``."""
-
-    launch_ms: float
-    bandwidth: float
-    prefill: float
-    train: float
-    transfer: float
-    switch_s: float
-    length_spread: float
-    step_prompts: float
-    padded: float
-
-    @classmethod
-    def at(cls, end: str) -> Rates:
-        """All inputs at ``slow``, ``central`` or ``fast``."""
-        return cls(**{name: getattr(i, end) for name, i in INPUTS.items()})
 
 
 @dataclass(frozen=True)
@@ -189,13 +86,6 @@ class Cost:
         return Cost(*(getattr(self, f.name) * times for f in fields(self)))
 
 
-def decode_step(spec: ModelSpec, npu: Npu, batch: float, context: float, r: Rates) -> float:
-    """Seconds of one decode step: the launch floor, or reading weights and KV cache, or computing, whichever binds."""
-    moved = (weight_bytes(spec) + batch * context * kv_bytes(spec)) / (npu.bandwidth * r.bandwidth)
-    computed = batch * decode_flops(spec, context) / (npu.flops * r.prefill)
-    return max(r.launch_ms * 1e-3 * spec.num_layers, moved, computed)
-
-
 def batch_rollout(s: Setting, batch: float, r: Rates, spec: ModelSpec | None = None) -> float:
     """Seconds in which one engine answers ``batch`` prompts that start together, until the longest answer ends."""
     spec = spec or s.student
@@ -206,7 +96,7 @@ def batch_rollout(s: Setting, batch: float, r: Rates, spec: ModelSpec | None = N
     for i in range(_PIECES):
         done = (i + 0.5) * width
         alive = max(1.0, batch * (1 - lengths.cdf(math.log(done))))
-        seconds += width * decode_step(spec, s.npu, alive, s.work.prompt_tokens + done, r)
+        seconds += width * decode_step(spec, s.npu, alive, s.work.prompt_tokens + done, r).seconds
     return seconds + _prefill(spec, batch, s.work.prompt_tokens, batch, s.npu, r)
 
 
@@ -218,7 +108,7 @@ def full_rollout(s: Setting, prompts: float, r: Rates, spec: ModelSpec | None = 
     steady = max(0.0, each - batch) * s.answer / batch
     middle = s.work.prompt_tokens + s.answer / 2
     return (
-        steady * decode_step(spec, s.npu, batch, middle, r)
+        steady * decode_step(spec, s.npu, batch, middle, r).seconds
         + _prefill(spec, max(0.0, each - batch), s.work.prompt_tokens, each, s.npu, r)
         + batch_rollout(s, batch, r, spec)
     )

@@ -24,6 +24,7 @@ import numpy as np
 from npd_ascend.arrays import Array
 from npd_ascend.config import Config
 from npd_ascend.errors import UserError
+from npd_ascend.models.shapes import planned_spec
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops import machine_cache
 from npd_ascend.ops.plan.calibrate import Calibration, Rate
@@ -163,7 +164,7 @@ def _batch(config: Config, work: Workload) -> int:
 
 
 def _file(config: Config, work: Workload) -> Path:
-    specs = [ModelSpec.from_folder(folder) for folder in (config.models.student, config.models.teacher)]
+    specs = [planned_spec(folder) for folder in (config.models.student, config.models.teacher)]
     key = repr([platform.node(), os.cpu_count(), specs, _batch(config, work)])
     return machine_cache.folder() / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -260,7 +261,7 @@ def _adamw(n: int) -> Array:
 
 def main() -> None:
     """Measures; arguments: student, teacher, tokens of a sequence, sequences that decode at once."""
-    specs = [ModelSpec.from_folder(Path(folder)) for folder in sys.argv[1:3]]
+    specs = [planned_spec(Path(folder)) for folder in sys.argv[1:3]]
     length, batch = map(int, sys.argv[3:5])
     slow = _best(_loop) / _LOOP_S
     student, teacher = (_speed(spec, length, batch) for spec in specs)

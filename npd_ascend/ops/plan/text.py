@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from npd_ascend.ops.plan.devices import GOOD, PAPER
+from npd_ascend.ops.plan.devices import CELLS
 from npd_ascend.ops.plan.estimate import Estimate, StageCost
+from npd_ascend.ops.plan.paces import INPUTS
 
-_HEAD = (
-    "stage",
-    "tokens",
-    "FLOPs",
-    "disk",
-    f"h ({PAPER.name})",
-    f"h ({GOOD.name})",
-    "h (limit)",
-    "GB a device",
-    "most that fits",
-)
-_WIDTHS = (18, 10, 10, 10, 11, 10, 11, 13, 34)
+_HEAD = ("stage", "tokens", "FLOPs", "disk", "hours", "fast to slow", "limit", "GB a device", "most that fits")
+_CELLS = {"flops": "peak in bf16, TFLOPS", "memory": "memory, GB", "bandwidth": "memory bandwidth, TB/s"}
+_WIDTHS = (18, 10, 10, 10, 8, 15, 8, 13, 32)
 
 
 def render(e: Estimate) -> str:
@@ -58,13 +50,32 @@ def _npus(e: Estimate) -> str:
         widths.insert(4, 12)
     lines = [_line(head, widths), *(_line(_cells(s, measured), widths) for s in e.stages)]
     lines.append(
-        f"  in all: {e.hours(PAPER):.3g} h at the paper's pace, {e.hours(GOOD):.3g} h at a good one"
+        f"  in all: {e.hours():.3g} h ({e.hours('fast'):.3g} to {e.hours('slow'):.3g})"
         + (f", {_time(e.measured)} as calibrated ({_time(e.host)} of it prepare, select, pack)" if e.measured else "")
         + f"; {_disk(e)}"
     )
-    lines += ["  hours are estimates for NPUs of the table, not measurements; the stages run one after the other"]
+    lines += ["  hours are estimates, not measurements on NPUs; the stages run one after the other"]
     lines += [f"  > {a}" for a in e.advice]
-    return "\n".join(lines + [f"  - {a}" for a in e.assumptions])
+    return "\n".join([*lines, *(f"  - {a}" for a in e.assumptions), "", *_rests_on(e)])
+
+
+def _rests_on(e: Estimate) -> list[str]:
+    """The figures behind the hours, each with its range, its source and the part of a node report that measures it."""
+    rows = [["what the hours rest on", "central", "fast to slow", "measured by", "source"]]
+    for what, cell in CELLS[e.npu.name].items():
+        spread = f"{cell.high:g} to {cell.low:g}" if cell.low != cell.high else "-"
+        rows.append([f"{e.npu.name}: {_CELLS[what]}", f"{cell.central:g}", spread, "-", cell.source])
+    for i in (INPUTS[name] for name in dict.fromkeys(name for s in e.stages for name in s.rests_on)):
+        scale, unit = (100, "% of the peak") if i.unit == "of the peak" else (1, i.unit)
+        fast, central, slow = (f"{x * scale:g}" for x in (i.fast, i.central, i.slow))
+        rows.append([f"{i.what}, {unit}", central, f"{fast} to {slow}", i.settled_by or "-", i.source])
+    return [*aligned(rows), "  measured by: a part of npd doctor CONFIG --node-report DIR; --calibrate DIR reads it"]
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def si(x: float) -> str:
@@ -77,7 +88,7 @@ def si(x: float) -> str:
 
 def _cells(s: StageCost, measured: bool) -> list[str]:
     m = s.memory
-    hours = [f"{s.hours(p):.3g}" for p in (PAPER, GOOD)] + [f"{s.limit / s.devices / 3600:.3g}"]
+    hours = [f"{s.hours():.3g}", f"{s.hours('fast'):.3g} to {s.hours('slow'):.3g}", f"{s.hours('limit'):.3g}"]
     if measured:
         hours.insert(0, _time(s.measured) if s.measured is not None else "-")
     fits = (f"{m.needed / 1e9:.0f} of {m.budget / 1e9:.0f}", f"{m.knob} {m.largest}") if m else ("-", "-")
@@ -92,4 +103,6 @@ def _line(cells: list[str], widths: list[int]) -> str:
 def _time(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.2g} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.2g} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from npd_ascend.config import Config
 from npd_ascend.data.prompts import measure
+from npd_ascend.data.sources import NoPromptFile
 from npd_ascend.errors import UserError
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 
 _BYTES_PER_TEXT_TOKEN = 3.5
+_ASSUMED, _ASSUMED_ON_NPUS = 1_000, 100_000
+"""Prompts whose files are not there yet; held-out ones are as many as the former anywhere."""
+_ASSUMED_TOKENS = 300.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ def workload(
     prompt_tokens: float | None = None,
     answer_tokens: float | None = None,
     like: Path | None = None,
+    assume: bool = False,
 ) -> Workload:
     """Statistics from what is given, else from the run's own datasets, else from the prompt files.
 
@@ -44,13 +49,14 @@ def workload(
         config: the run.
         prompts, prompt_tokens, answer_tokens: taken as they are where given.
         like: directory of a run with prompts and answers of the same lengths, used before guessing.
+        assume: go on with assumed prompts where a file is not there, and say so.
 
     Raises:
         UserError: a prompt file cannot be read, or holds nothing.
     """
     notes = []
     if prompts is None or prompt_tokens is None:
-        found, mean, note = _prompts(config, like)
+        found, mean, note = _prompts(config, like, assume)
         prompts, prompt_tokens = prompts or found, prompt_tokens or mean
         notes.append(note)
     else:
@@ -63,13 +69,31 @@ def workload(
     return Workload(prompts, prompt_tokens, answer_tokens, notes)
 
 
-def count_prompts(files: list[Path], limit: int | None) -> float:
-    """Rows of prompt files, as far as they are used."""
-    return min(measure(files)[0], limit or float("inf"))
+def count_held_out(files: list[Path], limit: int | None, assume: bool) -> float:
+    """Rows of the files of an evaluation, as far as they are used; ``assume`` as for ``workload``."""
+    try:
+        rows = measure(files, "test")[0]
+    except NoPromptFile:
+        if not assume:
+            raise
+        rows = limit or _ASSUMED
+    return min(rows, limit or rows)
 
 
-def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
+def _prompts(config: Config, like: Path | None, assume: bool) -> tuple[float, float, str]:
     """(prompts, mean prompt tokens, note) from the tokenised prompts, or from the size of the files."""
+    try:
+        return _found_prompts(config, like)
+    except NoPromptFile as e:
+        if not assume:
+            raise
+        count = config.data.limit or (_ASSUMED_ON_NPUS if config.device.target == "ascend" else _ASSUMED)
+        mean = min(_ASSUMED_TOKENS, config.data.max_prompt_tokens)
+        note = f"{e}: {count:,} prompts of {mean:.0f} tokens assumed; --prompts and --prompt-tokens correct that"
+        return count, mean, note
+
+
+def _found_prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
     try:
         known, mean = _tokenised(config.run.dir)
         return known, mean, f"{known:,} prompts of {mean:.0f} tokens, as tokenised"
@@ -78,7 +102,7 @@ def _prompts(config: Config, like: Path | None) -> tuple[float, float, str]:
     if like is not None:
         try:
             mean = _tokenised(like)[1]
-            rows = count_prompts(config.data.prompts, config.data.limit)
+            rows = min(measure(config.data.prompts)[0], config.data.limit or float("inf"))
             return rows, mean, f"{rows:,.0f} prompts of {mean:.0f} tokens, as those in {like}"
         except UserError:
             pass
