@@ -192,7 +192,7 @@ def plan(
     prompts: Annotated[int | None, typer.Option(help="number of prompts; default: counted in the files")] = None,
     prompt_tokens: Annotated[float | None, typer.Option(help="mean tokens of a prompt")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="mean tokens of an answer")] = None,
-    calibrate: Annotated[Path | None, typer.Option(help="finished run on this machine: use its measured rates")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="finished run, or node report, of this machine")] = None,
     against: Annotated[str, typer.Option(help="other loops to compare with, e.g. on_policy,gkd,distillm2")] = "",
 ) -> None:
     """Estimates tokens, FLOPs, time, disk and device memory of each stage before anything runs."""
@@ -213,7 +213,9 @@ def doctor(
     set_: Set = None,
     selftest: Annotated[bool, typer.Option("--selftest", help="test the invariants on the models of CONFIG")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="first run on an NPU: tiny, whole chain, compared")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="with --smoke: the part that needs no NPU")] = False,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="with --smoke and --node-report: what needs no NPU, or the CPU in its place")
+    ] = False,
     out: Annotated[Path, typer.Option(help="with --smoke: folder of its run")] = Path("runs/smoke"),
     compile_: Annotated[
         bool,
@@ -222,12 +224,17 @@ def doctor(
         ),
     ] = False,
     json: Annotated[Path | None, typer.Option(help="with --compile: file for all that was found")] = None,
+    node_report: Annotated[
+        Path | None,
+        typer.Option(help="first hour on a node: tests and measurements into this folder, to be sent back; goes on"),
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="with --node-report: only this part; several times")] = None,
 ) -> None:
     """Checks environments, devices and (with a configuration) models, data and disk room."""
     from npd_ascend.ops.doctor import render, visit
 
     interrupt.unwind()
-    findings = visit(config, set_, selftest, smoke, cpu, out, compile_, json)
+    findings = visit(config, set_, selftest, smoke, cpu, out, compile_, json, node_report, part)
     _say(render(findings))
     if any(f.level == "error" for f in findings):
         raise typer.Exit(2)

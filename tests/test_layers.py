@@ -32,6 +32,8 @@ ENGINES = {
         "ops/numerics.py",
         "ops/selftest.py",
         "ops/ascend/child.py",
+        "ops/node_report/bench.py",
+        "ops/node_report/operators.py",
         "study/prefill.py",
         "study/workbench.py",
     ),

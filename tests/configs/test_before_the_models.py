@@ -72,9 +72,7 @@ def test_comparison_says_it_too():
 def test_an_unknown_model_is_refused():
     config = load_config(ROOT / "configs" / "7b_from_72b.yaml", ["models.teacher=/models/mine"])
     for ask in (estimate_run, describe):
-        with pytest.raises(
-            UserError, match="/models/mine: no config.json there, and mine is not one of"
-        ):
+        with pytest.raises(UserError, match="/models/mine: no config.json there, and mine is not one of"):
             ask(config)
 
 

@@ -34,9 +34,7 @@ def s(shapes):
 
 def test_a_decode_step_is_the_longest_of_three(s):
     spec, npu = s.student, s.npu
-    assert decode_step(spec, npu, 1, 100, CENTRAL).seconds == pytest.approx(
-        0.55e-3 * 26
-    )  # 14.3 ms, as measured
+    assert decode_step(spec, npu, 1, 100, CENTRAL).seconds == pytest.approx(0.55e-3 * 26)  # 14.3 ms, as measured
     bound = decode_step(spec, npu, 512, 2000, CENTRAL).seconds
     assert bound == pytest.approx((weight_bytes(spec) + 512 * 2000 * kv_bytes(spec)) / (1.6e12 * 0.55))
     no_floor = replace(CENTRAL, launch_ms=0.0, bandwidth=1e9)

@@ -82,10 +82,10 @@ def train(graph: Graph, phases: Phases) -> None:
     rows, chunk = loss_shape(positions, positions, s.vocab_chunk_rows)
     batch = _rows(graph, s.micro_batch)
     trainer = Trainer(net, s, chunk, mesh.replicas)
-    trainer.compile(_micro_batch(trainer, batch, rows, k), Announced(phases))
+    trainer.compile(micro_batch(trainer, batch, rows, k), Announced(phases))
     # Device data ends the loop over chunks of the loss, and in a dry run there are none: memory is that of one chunk.
     phases.begin(IGNORED, "micro-batch, memory")
-    trainer.accumulate(_micro_batch(trainer, batch, chunk, k), 1)
+    trainer.accumulate(micro_batch(trainer, batch, chunk, k), 1)
     phases.measure("micro-batch")
     phases.memory["micro-batch"] += _of_the_loop(net, rows, chunk)
     trainer.update(1e-5, 1)
@@ -120,7 +120,7 @@ def _rows(graph: Graph, batch: int) -> RowBatch:
     return collate([[np.zeros(1, np.int32)]], graph.row_length, 0, batch)
 
 
-def _micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
+def micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
     """``n`` loss rows of whatever the loss looks at."""
     m = len(trainer.loss.terms)
     floats = {
@@ -132,7 +132,8 @@ def _micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch
     }
     inputs: dict[str, Any] = {name: np.ones(shape, np.float32) for name, shape in floats.items()}
     inputs |= {"labels": np.zeros(n, np.int32), "teacher_ids": np.zeros((n, k), np.int32)}
-    return MicroBatch(rows, np.zeros(n, np.int32), LossInputs(**inputs), n, np.zeros(1, np.int64))
+    positions = np.arange(n, dtype=np.int32) % rows.input_ids.size
+    return MicroBatch(rows, positions, LossInputs(**inputs), n, np.zeros(1, np.int64))
 
 
 def _of_the_loop(net: CausalLM, rows: int, chunk: int) -> int:

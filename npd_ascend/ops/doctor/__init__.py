@@ -21,16 +21,20 @@ def visit(
     out: Path = Path("runs/smoke"),
     compile: bool = False,
     json: Path | None = None,
+    node_report: Path | None = None,
+    parts: list[str] | None = None,
 ) -> list[Finding]:
     """What the command asks for: the checks, or some of the longer tests.
 
     Raises:
         UserError: a test without a configuration, or one that cannot run here.
     """
-    if not (selftest or smoke or compile):
+    if not (selftest or smoke or compile or node_report):
         return examine(config, overrides)
     if config is None:
-        raise UserError("--selftest, --smoke and --compile need a configuration: npd doctor CONFIG --selftest")
+        raise UserError(
+            "--selftest, --smoke, --compile and --node-report need a configuration: npd doctor CONFIG --selftest"
+        )
     loaded = load_config(config, overrides, inputs=selftest or smoke)
     findings: list[Finding] = []
     if compile:
@@ -41,6 +45,10 @@ def visit(
         from npd_ascend.ops.doctor.selftest import selftest as run_selftest
 
         findings += run_selftest(loaded)
+    if node_report is not None:
+        from npd_ascend.ops.node_report import node_report as take
+
+        findings += take(loaded, node_report, path=config, overrides=overrides or [], cpu=cpu, only=parts or [])
     if smoke:
         from npd_ascend.ops.smoke import smoke as run_smoke
 

@@ -1,7 +1,8 @@
-"""Rates measured on a finished run, to predict another on the same machine."""
+"""Rates measured on a finished run, or in a node report, to predict a run on the same machine."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from npd_ascend.errors import UserError
 from npd_ascend.progress import ProgressTail
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
+
+REPORT = "node_report.json"
+"""Name of a node report in its folder."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,14 @@ class Calibration:
 
     @classmethod
     def from_run(cls, folder: Path) -> Calibration:
-        """Of a run directory: its metrics.jsonl and, where it is still there, logs/progress.jsonl.
+        """Of a run directory: its metrics.jsonl and, where it is still there, logs/progress.jsonl; or of the folder of
+        a node report.
 
         Raises:
-            UserError: no stage of that run has ended.
+            UserError: no stage of that run has ended, or nothing of that report was measured.
         """
+        if (folder / REPORT).exists():
+            return cls.from_report(folder / REPORT)
         run = RunDir(folder)
         found = cls.from_rows(read_metrics(run.metrics), ProgressTail(run.logs / "progress.jsonl").poll())
         if not found.rates:
@@ -68,6 +75,25 @@ class Calibration:
                 "run that has ended"
             )
         return found
+
+    @classmethod
+    def from_report(cls, path: Path) -> Calibration:
+        """Of a node report: each stage at its largest size, for as many workers as the report's configuration has.
+
+        Raises:
+            UserError: no report, or none of its measurements of stages was taken.
+        """
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            rates = _of_report(report["parts"], report["layout"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"--calibrate {path}: not a node report ({type(e).__name__}: {e})") from None
+        if not rates:
+            raise UserError(
+                f"--calibrate {path}: neither decoding nor annotation nor training was measured; "
+                "npd doctor CONFIG --node-report goes on with what failed"
+            )
+        return cls(rates)
 
     @classmethod
     def from_rows(cls, rows: list[dict[str, Any]], events: Iterable[dict[str, Any]] = ()) -> Calibration:
@@ -103,6 +129,24 @@ class Calibration:
             {s: r for s, r in rates.items() if s not in host},
             (sum(host["prepare"]), sum(sum(v) / len(v) for s, v in host.items() if s != "prepare" and v)),
         )
+
+
+def _of_report(parts: dict[str, Any], layout: dict[str, Any]) -> dict[str, Rate]:
+    """Rates of the stages whose measurement went well."""
+    measured = [line for part in parts.values() for line in part.get("lines", []) if "error" not in line]
+    rates = {}
+    for stage in ("annotate teacher", "annotate student", "train"):
+        if lines := [line for line in measured if line.get("stage") == stage]:
+            best = max(lines, key=lambda line: line["row_length"])
+            workers = layout.get(stage.replace(" ", "_"), 1)  # the ranks of training were measured together
+            rates[stage.replace(" ", "_")] = Rate(best["start"], best["start"], 1 / best["tokens_per_second"] / workers)
+    if lines := [line for line in measured if "sequences" in line]:
+        best = max(lines, key=lambda line: line["sequences"])
+        start = next((line["seconds"] for line in measured if line["name"] == "engine start"), 0.0)
+        again = next((line["to_seconds"] for line in measured if "to_seconds" in line), start)
+        rate = Rate(start, again if layout["keep_alive"] else start, 1 / best["tokens_per_second"] / layout["rollout"])
+        rates |= {"rollout": rate, "evaluate": Rate(0.0, 0.0, rate.per_token)}
+    return rates
 
 
 def _evaluations_merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ INPUTS = {
         "hccl",
     ),
     "switch_s": Input(
-        5.0, 2.0, 0.5, "s a step", "engine put to sleep and woken, processes in step", "assumed", "reload"
+        5.0, 2.0, 0.5, "s a step", "engine put to sleep and woken, processes in step", "assumed", "rollout"
     ),
     "length_spread": Input(
         0.9,
