@@ -26,7 +26,7 @@ class Lines:
         try:
             line = work()
         except Exception as e:  # of whatever kind: the report says it, and the next measurement is taken
-            line = {"error": f"{type(e).__name__}: {e}".strip().splitlines()[0][:500]}
+            line = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:400]}
         if self._path is not None:
             with open(self._path, "a") as f:
                 f.write(json.dumps({"name": name, **line}) + "\n")

@@ -65,7 +65,7 @@ def estimate_here(
         measure: whether to measure where there is no probe of an earlier plan; else there are then no seconds.
     """
     work = work or workload(config, assume=True)
-    how = "this machine, by the rates of a finished run"
+    how = "this machine, by measured rates"
     if rates is None:
         found = probe(config, work) if measure else cached(config, work)
         how = f"this machine ({found.machine}), by a probe" if found else "this machine, not measured yet"
