@@ -7,11 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import npd_ascend
 from npd_ascend.ops.node_report.parts import PARTS
 from npd_ascend.visible import visible
 
-_STYLE = Path(npd_ascend.__file__).parent / "report" / "templates" / "report.css"
+_STYLE = Path(__file__).parents[2] / "report" / "templates" / "report.css"
 _HEADS = {
     "value": "difference",
     "limit": "at most",

@@ -307,10 +307,8 @@ def _last(folder: Path, ranks: int) -> str:
 
 
 def _file(module: str) -> str:
-    """Path of a module's file: msrun takes no ``-m``."""
-    import npd_ascend
-
-    return str(Path(npd_ascend.__file__).parents[1] / (module.replace(".", "/") + ".py"))
+    """Path of a module of this folder: msrun takes no ``-m``."""
+    return str(Path(__file__).with_name(module.rpartition(".")[2] + ".py"))
 
 
 def _port() -> int:
