@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], list[str]], str]] = {
     "missing config": (lambda k: ["run", "none.yaml"], "none.yaml"),
     "missing model": (lambda k: ["run", str(k.file), "--set", "models.teacher=none"], "teacher: none is neither"),
     "unknown stage": (lambda k: ["run", str(k.file), "--stage", "distil"], "annotate_teacher"),
-    "unknown filter": (lambda k: ["plan", str(k.file), "--set", "data.prompts=[none.jsonl]"], "none.jsonl"),
+    "plan of nothing": (lambda k: ["plan", str(k.file), "--set", "models.teacher=none"], "none: no config.json there"),
     "report of no run": (lambda k: ["report", str(k.root / "none")], "no run there"),
     "convert nothing": (lambda k: ["convert", "none", str(k.root / "out")], "no config.json"),
     "convert to int3": (lambda k: ["convert", str(k.student), str(k.root / "out"), "--dtype", "int3"], "int3"),

@@ -17,7 +17,7 @@ from npd_ascend.ops.node_report.lines import Lines, read
 from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.paces import INPUTS
 
-SHAPE = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64,
+SHAPE = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 97, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4,
          "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2,
          "tie_word_embeddings": True}  # fmt: skip
