@@ -6,6 +6,7 @@ figures, or the ``error`` with which it ended. One that fails does not keep the 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -117,6 +118,7 @@ def annotate(job: dict[str, Any], mesh: DeviceMesh, lines: Lines) -> None:
     """A row of samples through network and head, at each row length."""
     for graph in (Graph(**g) for g in job["graphs"]):
         lines.take(f"{graph.stage}, rows of {graph.row_length:,}", lambda g=graph: _annotate(g, job, mesh))  # type: ignore[misc]
+        gc.collect()  # cells hold each other, and with them the memory of the device
 
 
 def _annotate(graph: Graph, job: dict[str, Any], mesh: DeviceMesh) -> dict[str, Any]:
@@ -149,6 +151,7 @@ def train(job: dict[str, Any], mesh: DeviceMesh, lines: Lines) -> None:
     """Optimizer steps in the configured layout, at each row length."""
     for graph in (Graph(**g) for g in job["graphs"]):
         lines.take(f"train, rows of {graph.row_length:,}", lambda g=graph: _train(g, job, mesh))  # type: ignore[misc]
+        gc.collect()
 
 
 def _train(graph: Graph, job: dict[str, Any], mesh: DeviceMesh) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def _sent(cell: nn.Cell, x: ms.Tensor, sent: float, n: int) -> Callable[[], dict
 def main() -> None:
     """Takes the measurements of a job."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    ms.set_context(mode=ms.GRAPH_MODE, device_target={"cpu": "CPU", "ascend": "Ascend"}[job["target"]])
+    device = {} if job["target"] == "cpu" else {"device_id": int(os.environ.get("DEVICE_ID", "0"))}
+    ms.set_context(mode=ms.GRAPH_MODE, device_target={"cpu": "CPU", "ascend": "Ascend"}[job["target"]], **device)
     {"topk": topk, "hccl": hccl}[job["kind"]](job, Lines(Path(job["lines"])))
 
 

@@ -228,13 +228,14 @@ def _told(findings: list[Finding]) -> list[list[str]]:
 
 
 def _sizes(s: Setting, stage: str) -> list[Graph]:
-    """The graph of a stage's first rank at a quarter, half and all of the configured row."""
+    """The graph of a stage's first rank at all, half and a quarter of the configured row: the size that matters first,
+    should memory run out."""
     found = [g for g in graphs(s.config) if g.stage == stage]
     if not found:
         return []
     graph, cut = found[0], 16 * s.config.train.context_parallel
     rows = {max(s.scale.least_row, graph.row_length // n // cut * cut) for n in (4, 2)} | {graph.row_length}
-    return [replace(graph, row_length=n, device=s.device.model_dump(mode="json")) for n in sorted(rows)]
+    return [replace(graph, row_length=n, device=s.device.model_dump(mode="json")) for n in sorted(rows, reverse=True)]
 
 
 def _bench(
