@@ -14,7 +14,7 @@ PACKAGE = Path(npd_ascend.__file__).parent
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-STAGE_LAYERS = ("rollout", "annotate", "select", "pack", "train", "evaluate", "exposure")
+STAGE_LAYERS = ("draw", "rollout", "reward", "annotate", "select", "pack", "train", "evaluate", "exposure")
 """``data`` is a stage (prepare) and a layer below the stages: they read prompts and tokenizers with it."""
 TIERS = (
     ("visible", "interrupt", "arrays"), ("errors",), ("environments", "registry", "progress"), ("config",),

@@ -57,12 +57,13 @@ for registry in (REWARDS, TASKS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, 
 """).splitlines() == [
         "reward choice code exact format http ifeval length math maze number rules",
         "task choice gsm8k humaneval ifeval math mbpp",
-        "recipe npd",
+        "recipe grpo npd",
         "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
         "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd",
         "monitor swanlab tensorboard wandb",
         "sync policy kl static",
-        "loss term cross_entropy forward_kl jsd reverse_kl skew_kl skew_reverse_kl",
+        "loss term cispo cross_entropy dppo drift forward_kl icepop jsd kl_sampled ppo_clip reinforce reverse_kl"
+        " skew_kl skew_reverse_kl tis",
         "token weight none position_decay surprisal_gate teacher_confidence",
         "benchmark aime24 aime25 ceval cluewsc cmmlu drop gpqa gsm8k humaneval ifeval math500 math500_avg5 mbpp mmlu",
     ]
@@ -72,8 +73,8 @@ def test_modules_above_the_engines():
     """Whatever conducts a run is importable, and with it numpy's stages."""
     without_engines("""
 import importlib, pkgutil, npd_ascend
-for room in ("config", "store", "rows", "sync", "tasks", "data", "select", "pack", "evaluate", "recipes", "report",
-             "pipeline"):
+for room in ("config", "store", "rows", "sync", "tasks", "data", "draw", "reward", "select", "pack", "evaluate",
+             "recipes", "report", "pipeline"):
     package = importlib.import_module(f"npd_ascend.{room}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)

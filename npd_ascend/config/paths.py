@@ -59,16 +59,25 @@ def check_inputs(config: BaseModel, folder: Path) -> None:
     Raises:
         UserError: one is not; the line names both places.
     """
-    for key in input_keys(type(config)):
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        for path in map(str, value if isinstance(value, list) else [value] if value is not None else []):
+    for name in input_keys(type(config)):
+        for key, path in _paths(config, name.split(".")):
             if _relative(path) and not _exists(path):
                 raise UserError(
                     f"{key}: {path} is neither in the working directory ({Path.cwd()}) nor beside the "
                     f"configuration ({os.path.abspath(folder)})"
                 )
+
+
+def _paths(value: Any, parts: list[str], at: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and paths that are below ``value`` at the key of these parts; ``*`` matches any name."""
+    if not parts:
+        given = value if isinstance(value, list) else [value] if value is not None else []
+        yield from ((at, str(path)) for path in given)
+        return
+    first, *rest = parts
+    found = value.items() if first == "*" else [(first, getattr(value, first))]
+    for name, inner in found:
+        yield from _paths(inner, rest, f"{at}.{name}" if at else name)
 
 
 def input_keys(kind: type[BaseModel], at: str = "") -> Iterator[str]:

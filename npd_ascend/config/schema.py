@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from npd_ascend.config.marks import FILE, SPEED, TEMPLATE, Only, Younger
 
@@ -56,6 +56,9 @@ class DataConfig(Section):
     of the Hugging Face hub: ``hf:org/name``, ``hf:org/name/config:split``."""
     limit: Count | None = None
     """Use only this many prompts, the first ones."""
+    slice: Annotated[Count | None, Younger()] = None
+    """Prompts of a generation: none comes again before the others have come, in an order that follows from
+    ``run.seed``; None: all of them."""
     prompt_field: str = "prompt"
     """Text of the user's turn, or a list of chat messages. Rows without a field ``prompt`` are read by the names of
     their fields if this is not set: messages, conversations, instruction, question, ... (docs/data.md)."""
@@ -190,6 +193,48 @@ class SelectConfig(Section):
         return self
 
 
+class Part(Section):
+    """One of the rewards that an answer's value is the weighted sum of."""
+
+    weight: float = 1.0
+    data: Annotated[Path | None, FILE] = None
+    """JSON file that it needs (the map of the maze)."""
+    options: dict[str, bool | int | float | str] = {}
+    """Its keywords, e.g. {limit: 1024, buffer: 256} of ``length``."""
+
+
+class AdvantageConfig(Section):
+    """From the values of a group, the answers to one prompt, to the advantage of each."""
+
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What is taken off a value: the mean of its group, or that of the others in it."""
+    scale: Literal["none", "std"] = "none"
+    """``std`` divides by the standard deviation of the group, as the first GRPO did."""
+    keep_equal: bool = False
+    """Groups whose values are all equal stay, though they teach nothing, and count in the mean over a batch."""
+
+
+class RewardConfig(Section):
+    """What answers are worth; read by recipes that have a stage ``reward``."""
+
+    parts: dict[str, Part] = {}
+    """Rewards by name, with their weights: files of ``tasks/rewards`` or ``module:function``, e.g. {math: 1, length:
+    {weight: 0.2, options: {limit: 1024, buffer: 256}}}; ``task`` is the reward of ``data.task``."""
+    advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
+    workers: Annotated[Count | None, SPEED] = None
+    """Answers that are judged at once; None: as there are cores. More help where a service judges."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _numbers_are_weights(cls, parts: Any) -> Any:
+        number = (int, float)
+        return (
+            {k: {"weight": v} if isinstance(v, number) else v for k, v in parts.items()}
+            if isinstance(parts, dict)
+            else parts
+        )
+
+
 class PackConfig(Section):
     """Kept samples into fixed rows."""
 
@@ -215,12 +260,19 @@ class LossConfig(Section):
     terms: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
     """Registered terms with their weights, e.g. {cross_entropy: 0.1, jsd:0.3: 0.9}, in the place of kd_weight and
     divergence; a term of weight 0 is not computed."""
+    mean: Annotated[Literal["token", "sequence", "constant"], Younger()] = "token"
+    """What a batch's loss is the mean over: its tokens; its samples, each the mean of its own tokens; or its samples,
+    each the sum of its tokens over ``mean_length``."""
+    mean_length: Annotated[Count | None, Younger()] = None
+    """Tokens; of ``mean: constant`` (Dr. GRPO: rollout.max_new_tokens)."""
 
     @model_validator(mode="after")
     def _one_form(self) -> LossConfig:
         fields = type(self).model_fields
         if self.terms and any(getattr(self, name) != fields[name].default for name in ("kd_weight", "divergence")):
             raise ValueError("terms is set beside kd_weight or divergence; keep one form")
+        if (self.mean == "constant") != (self.mean_length is not None):
+            raise ValueError("mean: constant and mean_length go together; set both or neither")
         if self.terms and self.ce_labels == "none" and self.terms.get("cross_entropy"):
             raise ValueError("ce_labels is none but terms names cross_entropy; keep one")
         return self
@@ -328,6 +380,8 @@ class EvaluateConfig(Section):
     """None: as in rollout."""
     at_refresh: bool = True
     """Evaluates the snapshot at each refresh beside the start and the end."""
+    every: Annotated[Count, Younger()] = 1
+    """At each refresh whose number is a multiple of this."""
 
 
 class Split(Section):
@@ -376,6 +430,7 @@ class Config(Section):
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
+    reward: Annotated[RewardConfig, Younger()] = Field(default_factory=RewardConfig)
     pack: PackConfig = Field(default_factory=PackConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sync: SyncConfig = Field(default_factory=SyncConfig)

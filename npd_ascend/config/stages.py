@@ -74,7 +74,9 @@ DATA: dict[str, Data] = {
     for d in (
         Data("prompts", "prompts", "prompts/train"),
         Data("eval_prompts", "prompts", "prompts/eval"),
+        Data("drawn", "prompts", _generation("prompts")),
         Data("rollouts", "rollouts", _generation("rollouts")),
+        Data("rewards", "rewards", _generation("rewards"), "rollouts"),
         Quantity("topk", "topk", _generation("topk"), "rollouts", "teacher", "topk", free=("scores_teacher",)),
         _scores("scores", "teacher"),
         _scores("unconditioned", "teacher"),
@@ -173,11 +175,20 @@ STAGES: dict[str, Stage] = {
             writes=("eval_prompts",), meter="prepare", booked="prepare", shared=True,
         ),
         Stage(
+            "draw", "draw", "Draws the prompts of a generation", "draw", "DrawJob", reads={"source": "prompts"},
+            writes=("drawn",),
+        ),
+        Stage(
             "rollout", "rollout", "Lets the student's snapshot answer the prompts", "rollout", "RolloutJob",
             reads=_same("prompts", "snapshot"), writes=("rollouts",), side="rollout", shared=True, pace="decode",
             memory=_ROLLOUT_MEMORY,
             time="more rollout.workers, fewer sync.refreshes, a shorter rollout.max_new_tokens; a larger "
             "rollout.max_num_seqs while the KV cache has room; sync.lead hides it behind training",
+        ),
+        Stage(
+            "reward", "reward", "Judges the answers", "reward", "RewardJob", reads=_same("prompts", "rollouts"),
+            writes=("rewards",), shared=True,
+            time="more reward.workers where a service judges; cheaper rewards (number for math)",
         ),
         Stage(
             "annotate_teacher", "annotate, teacher", "Scores the answers with teacher and student by packed prefill",

@@ -17,7 +17,7 @@ from npd_ascend.models.elementwise import log
 from npd_ascend.models.parallel.collectives import ALONE, AllReduce, ProcessGroup
 from npd_ascend.models.vocabulary import LogProbs, MaskPadding, OwnIds
 from npd_ascend.objectives.inputs import LossInputs
-from npd_ascend.objectives.registry import READS, Norm, Summand, Term, input_names, summands
+from npd_ascend.objectives.registry import READS, Norm, Summand, input_names, summands
 from npd_ascend.objectives.support import on_support
 
 
@@ -172,10 +172,11 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
         at: positions of the inputs.
     """
     order = tuple(READS)
-    parts = tuple(_weighted(s.term, j, tuple(order.index(name) for name in s.term.reads)) for j, s in enumerate(terms))
+    parts = tuple(_weighted(s, j, tuple(order.index(name) for name in s.term.reads)) for j, s in enumerate(terms))
     scales = tuple(s.scale for s in terms)
-    weights, logp, rollout, advantages, parameters = (
-        at.get(name, -1) for name in ("weights", "teacher_logprobs", "rollout_logprobs", "advantages", "parameters")
+    weights, logp, labels, rollout, advantages, parameters = (
+        at.get(name, -1)
+        for name in ("weights", "teacher_logprobs", "teacher_labels", "rollout_logprobs", "advantages", "parameters")
     )
 
     def objective(label: ms.Tensor, support: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ms.Tensor]:
@@ -183,7 +184,17 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
         student, teacher = support, support
         if logp >= 0:
             teacher, student = on_support(norm, inputs[logp], support)
-        known = (label, student, teacher, inputs[rollout], inputs[advantages], inputs[parameters], log)
+        known = (
+            label,
+            student,
+            teacher,
+            inputs[labels],
+            inputs[rollout],
+            inputs[advantages],
+            inputs[parameters],
+            log,
+            ops.stop_gradient,
+        )
         total: Any = 0.0
         sums: tuple[ms.Tensor, ...] = ()
         for j in range(len(parts)):
@@ -195,15 +206,15 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
     return objective
 
 
-def _weighted(term: Term, j: int, reads: tuple[int, ...]) -> Callable[..., Any]:
+def _weighted(summand: Summand, j: int, reads: tuple[int, ...]) -> Callable[..., Any]:
     """Weighted sum over rows of term number ``j``, whose arguments are those of numbers ``reads``."""
-    function, parameter = term.function, tuple(READS).index("parameter")
+    function, parameter, constants = summand.term.function, tuple(READS).index("parameter"), summand.constants
 
     def value(known: tuple[Any, ...], weights: ms.Tensor) -> ms.Tensor:
         given: tuple[Any, ...] = ()
         for i in reads:
             given = given + ((known[i][:, j : j + 1],) if i == parameter else (known[i],))
-        return (function(*given) * weights[:, j]).sum()
+        return (function(*given, *constants) * weights[:, j]).sum()
 
     return value
 

@@ -24,6 +24,7 @@ class LossInputs:
         weights: [N, M] float32 of each term: sample weight times token weight; 0 in rows that do not count.
         teacher_ids: [N, K] int32, the tokens that the teacher's annotation stores.
         teacher_logprobs: [N, K] float32, the teacher's log-probs of them, over the full vocabulary.
+        teacher_labels: [N] float32, the teacher's log-prob of the label.
         rollout_logprobs: [N] float32, log-prob of the response token under the snapshot that wrote it.
         advantages: [N] float32, as they were stored: never normalised, unlike weights.
         parameters: [N, M] float32 of each term, 0 for those without one.
@@ -33,6 +34,7 @@ class LossInputs:
     weights: Array
     teacher_ids: Array | None = field(default=None, metadata={"stored": "topk"})
     teacher_logprobs: Array | None = field(default=None, metadata={"stored": "topk"})
+    teacher_labels: Array | None = field(default=None, metadata={"stored": "topk"})
     rollout_logprobs: Array | None = None
     advantages: Array | None = None
     parameters: Array | None = None

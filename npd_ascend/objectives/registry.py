@@ -30,18 +30,21 @@ READS: dict[str, tuple[str, ...]] = {
     "label_logprobs": (),
     "student_logprobs": ("teacher_ids", "teacher_logprobs"),
     "teacher_logprobs": ("teacher_ids", "teacher_logprobs"),
+    "teacher_label_logprobs": ("teacher_labels",),
     "rollout_logprobs": ("rollout_logprobs",),
     "advantages": ("advantages",),
     "parameter": ("parameters",),
     "log": (),
+    "fixed": (),
 }
 """Arguments that a term may have, with the ``LossInputs`` behind each.
 
 ``label_logprobs`` [R]: the student's log-prob of the label, which for the student's own rollouts is the response token;
 ``student_logprobs``, ``teacher_logprobs`` [R, K]: both models on the stored support, made comparable by
-``train.loss.topk_norm``; ``rollout_logprobs``, ``advantages`` [R]; ``parameter`` [R, 1]; ``log``: the logarithm, whose
-bits do not change from call to call (``models.elementwise.log``). Gradients flow through the student's log-probs, which
-are ``label_logprobs`` and ``student_logprobs``.
+``train.loss.topk_norm``; ``teacher_label_logprobs`` [R]: the teacher's log-prob of the label; ``rollout_logprobs``,
+``advantages`` [R]; ``parameter`` [R, 1]; ``log``: the logarithm, whose bits do not change from call to call
+(``models.elementwise.log``); ``fixed``: a value without its gradient. Gradients flow through the student's log-probs,
+which are ``label_logprobs`` and ``student_logprobs``.
 """
 
 
@@ -56,6 +59,9 @@ class Term:
         student_weighted: whether the student's probabilities weight a sum over the support. Its gradient is biased, and
             the loss unbounded below, unless the student's measure on the support is normalised too (arXiv:2605.11182).
         parameter: value of the parameter when none is given; None for a term that has none.
+        constants: arguments behind those of ``READS``, with their defaults: numbers that are the same in all rows. A
+            configuration gives them behind the name, ``ppo_clip:0.2:0.28``.
+        watches: what is reported beside it: terms that read no more than ratios and advantages, and take its constants.
     """
 
     name: str
@@ -63,28 +69,46 @@ class Term:
     reads: tuple[str, ...]
     student_weighted: bool
     parameter: float | None
+    constants: tuple[float, ...] = ()
+    watches: tuple[Term, ...] = ()
 
     @classmethod
     def of(
-        cls, function: Callable[..., Any], name: str = "", *, student_weighted: bool = False, parameter: float = 0.5
+        cls,
+        function: Callable[..., Any],
+        name: str = "",
+        *,
+        student_weighted: bool = False,
+        parameter: float = 0.5,
+        watches: Collection[Callable[..., Any]] = (),
     ) -> Term:
         """A term from a function.
 
         Raises:
             UserError: it has an argument that no loss can give.
         """
-        reads = tuple(inspect.signature(function).parameters)
+        arguments = inspect.signature(function).parameters
+        reads = tuple(a for a in arguments if a in READS)
         name = name or function.__name__
-        if unknown := [a for a in reads if a not in READS]:
+        given = {a: p.default for a, p in arguments.items() if a not in READS}
+        if unknown := [a for a, default in given.items() if not isinstance(default, int | float)]:
             raise UserError(
-                f"loss term {name}: there is no input {unknown[0]!r}; its arguments may be {', '.join(READS)}"
+                f"loss term {name}: there is no input {unknown[0]!r}; its arguments may be {', '.join(READS)}, and "
+                "behind them numbers with a default"
             )
-        return cls(name, function, reads, student_weighted, parameter if "parameter" in reads else None)
+        watched = tuple(cls.of(watch) for watch in watches)
+        number = parameter if "parameter" in reads else None
+        return cls(name, function, reads, student_weighted, number, tuple(map(float, given.values())), watched)
 
     @property
     def is_divergence(self) -> bool:
         """Whether it compares the student with the teacher."""
         return "teacher_logprobs" in self.reads
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it weighs tokens by their probability when they were drawn, or takes them for draws."""
+        return not {"rollout_logprobs", "advantages", "teacher_label_logprobs"}.isdisjoint(self.reads)
 
 
 @dataclass(frozen=True)
@@ -95,15 +119,21 @@ class Summand:
         term: what is summed.
         scale: its weight in the loss; 0: only reported.
         parameter: of the term; 0 without one.
+        constants: of the term.
+        watched: whether it is there to be reported only, under its own name.
     """
 
     term: Term
     scale: float
     parameter: float
+    constants: tuple[float, ...] = ()
+    watched: bool = False
 
     @property
     def reported(self) -> str:
         """Its key in metrics; all divergences share one."""
+        if self.watched:
+            return f"{POLICY}{self.term.name}"
         if self.term.name == CROSS_ENTROPY:
             return "ce"
         return "kd" if self.term.is_divergence else f"term_{self.term.name}"
@@ -145,6 +175,8 @@ class TokenWeight:
 
 
 CROSS_ENTROPY = "cross_entropy"
+POLICY = "policy_"
+"""Begins the names of what is watched, in metrics."""
 TERMS: Registry[Term] = Registry(
     "loss term", "train.loss.terms", "npd_ascend.objectives.terms", wrap=Term.of, takes_argument=True
 )
@@ -156,10 +188,15 @@ TOKEN_WEIGHTS: Registry[TokenWeight] = Registry(
 )
 
 
-def term(name: str, *, student_weighted: bool = False, parameter: float = 0.5) -> Callable[[Any], Any]:
+def term(
+    name: str, *, student_weighted: bool = False, parameter: float = 0.5, watches: Collection[Callable[..., Any]] = ()
+) -> Callable[[Any], Any]:
     """Decorator that enters a term of the loss; see ``Term``. ``parameter`` is for functions with such an argument."""
     return TERMS.decorator(
-        lambda function: Term.of(function, name, student_weighted=student_weighted, parameter=parameter), name
+        lambda function: Term.of(
+            function, name, student_weighted=student_weighted, parameter=parameter, watches=watches
+        ),
+        name,
     )
 
 
@@ -177,7 +214,8 @@ def summands(loss: LossConfig) -> list[Summand]:
     """The terms of the configured loss: cross-entropy first, then the others in their order.
 
     The default is paper eq. (1), (1 − λ) cross-entropy + λ (sum of the configured divergences). Cross-entropy is always
-    among them, if only to be reported; another term of weight 0 is left out, and nothing is read for it.
+    among them, if only to be reported; another term of weight 0 is left out, and nothing is read for it. What the terms
+    have watched follows, each name once, with weight 0.
 
     Raises:
         UserError: unknown name, a bad parameter, or a normalisation under which a gradient would be biased.
@@ -196,12 +234,16 @@ def summands(loss: LossConfig) -> list[Summand]:
             0, Summand(TERMS.find(CROSS_ENTROPY), 0.0 if loss.ce_labels == "none" else 1.0 - loss.kd_weight, 0.0)
         )
     entropy = [s for s in found if s.term.name == CROSS_ENTROPY] or [Summand(TERMS.find(CROSS_ENTROPY), 0.0, 0.0)]
-    return entropy + [s for s in found if s.term.name != CROSS_ENTROPY and s.scale]
+    used = entropy + [s for s in found if s.term.name != CROSS_ENTROPY and s.scale]
+    watched = {w.name: Summand(w, 0.0, 0.0, _constants(w, s), watched=True) for s in used for w in s.term.watches}
+    return used + list(watched.values())
 
 
 def _summand(text: str, scale: float, loss: LossConfig, key: str) -> Summand:
     found, argument = TERMS.parse(text, key)
     value = found.parameter or 0.0
+    if found.constants:
+        return Summand(found, scale, value, _numbers(found, argument, f"{key} {text!r}"))
     if argument and found.parameter is None:
         raise UserError(f"{key} {text!r}: {found.name} takes no parameter; leave out ':{argument}'")
     if argument:
@@ -217,6 +259,23 @@ def _summand(text: str, scale: float, loss: LossConfig, key: str) -> Summand:
             f"(topk_norm: {loss.topk_norm}); set train.loss.topk_norm to tail or both"
         )
     return Summand(found, scale, value)
+
+
+def _numbers(term: Term, argument: str, where: str) -> tuple[float, ...]:
+    """The constants of a term, those that are not given as they are by default."""
+    try:
+        given = tuple(float(part) for part in argument.split(":")) if argument else ()
+    except ValueError:
+        given = (float("nan"),)
+    names = [a for a in inspect.signature(term.function).parameters if a not in READS]
+    if len(given) > len(names) or not all(0 <= x < float("inf") for x in given):
+        raise UserError(f"{where}: {term.name} takes {' and '.join(names)}, numbers from 0 on with ':' between them")
+    return given + term.constants[len(given) :]
+
+
+def _constants(watch: Term, of: Summand) -> tuple[float, ...]:
+    """What a watch takes of its term: as many constants as it has arguments for."""
+    return of.constants[: len(watch.constants)]
 
 
 def input_names(terms: Sequence[Summand]) -> tuple[str, ...]:

@@ -15,11 +15,12 @@ from npd_ascend.models.mapping import heads_of, shard_of
 from npd_ascend.models.shapes import planned_spec
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.monitors.registry import MONITORS
-from npd_ascend.objectives.registry import asked
+from npd_ascend.objectives.registry import asked, summands
 from npd_ascend.recipes import asks
 from npd_ascend.rollout.servable import check_servable
 from npd_ascend.select.registry import FILTERS
 from npd_ascend.sync.registry import check as check_sync
+from npd_ascend.tasks.judge import check_rewards, needs_answers
 from npd_ascend.tasks.registry import TASKS, Checker
 
 FIRST_ROWS = 256
@@ -36,6 +37,7 @@ def check_names(config: Config) -> None:
             checker, or settings that the sync policy cannot follow.
     """
     FILTERS.find(config.select.filter)
+    check_rewards(config)
     _check_loss(config)
     check_sync(config)
     for name in config.report.monitors:
@@ -54,14 +56,31 @@ def _check_loss(config: Config) -> None:
             "train.loss: a term or token weight reads rollout log-probs, which reference answers lack; "
             "change it or rollout.source"
         )
-    if "advantages" in read and not _stored("selection", "advantage"):
-        raise UserError("train.loss: a term reads advantages, which no stage of this run stores; leave it out")
+    if "advantages" in read and not config.reward.parts:
+        raise UserError(
+            "train.loss: a term reads advantages, and there are no rewards that they could come of; name some in "
+            "reward.parts and set run.recipe: grpo, or leave the term out"
+        )
+    _check_sampled(config)
 
 
-def _stored(dataset: str, column: str) -> bool:
-    from npd_ascend.store.schemas import SCHEMAS  # and with it pyarrow
-
-    return column in SCHEMAS[dataset].names
+def _check_sampled(config: Config) -> None:
+    """Ratios of probabilities and policy gradients need answers drawn from the whole distribution, at temperature 1."""
+    rollout = config.rollout
+    ratios = [s.term.name for s in summands(config.train.loss) if s.term.needs_samples]
+    if not ratios:
+        return
+    for key, now, must in (
+        ("greedy", rollout.greedy, False),
+        ("temperature", rollout.temperature, 1.0),
+        ("top_p", rollout.top_p, 1.0),
+        ("top_k", rollout.top_k, 0),
+    ):
+        if now != must:
+            raise UserError(
+                f"train.loss: {ratios[0]} weighs each token by its probability when it was drawn, which rollout.{key}: "
+                f"{now} makes another one; set rollout.{key}: {str(must).lower()}"
+            )
 
 
 def check_models(config: Config) -> Agreement | None:
@@ -119,7 +138,7 @@ def check_prompts(config: Config, both: Agreement | None = None) -> dict[str, in
             settings=config.data,
             limit=limit,
             tokenizer=config.models.tokenizer or config.models.student,
-            need_answer=evaluation,
+            need_answer=evaluation or needs_answers(config) is not None,
             need_reference=not evaluation and config.rollout.source == "reference",
             trust_remote_code=config.models.trust_remote_code,
             student=config.models.student,

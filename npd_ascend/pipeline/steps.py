@@ -28,6 +28,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import seals_hold
 from npd_ascend.store.layout import RunDir
 from npd_ascend.sync.registry import Span, policy_of
+from npd_ascend.tasks.judge import needs_answers, parts_of
 from npd_ascend.tasks.registry import checker_of
 from npd_ascend.train.job import TrainJob
 
@@ -187,9 +188,16 @@ class StepBuilder:
         asked = needs(self.config, row.name)
         folders = {name: self.run.data(name, at.generation) for name in asked}
         fields = {
-            name: self.run.data(data, at.generation, at.evaluation) for name, data in row.reads.items() if data in DATA
+            name: self.run.data(self._drawn(data, row, at), at.generation, at.evaluation)
+            for name, data in row.reads.items()
+            if data in DATA
         }
         return {**fields, **dict.fromkeys(QUANTITIES), **folders, "quantities": folders}
+
+    def _drawn(self, data: str, row: Stage, at: _At) -> str:
+        """Of the prompts, those of the generation, where each has its own."""
+        own = data == "prompts" and at.generation >= 0 and "drawn" not in row.writes
+        return "drawn" if own and self.config.data.slice else data
 
     def _common(self, row: Stage, at: _At) -> dict[str, Any]:
         """What any job may ask for."""
@@ -226,11 +234,29 @@ class StepBuilder:
             "limit": limit,
             "shard_size": c.rollout.shard_size,
             "need_reference": not held_out and c.rollout.source == "reference",
-            "need_answer": held_out,
+            "need_answer": held_out or needs_answers(c) is not None,
             "student": c.models.student,
             "teacher": c.models.teacher,
             "teacher_needed": not self.alone and (asks(c, "teacher") or c.rollout.source == "teacher"),
         }
+
+    def _tell_draw(self, row: Stage, at: _At) -> dict[str, Any]:
+        c, prompts = self.config, self._prompts.rows
+        if (c.data.slice or 0) > prompts:
+            raise UserError(f"data.slice is {c.data.slice}, but there are {prompts} prompts; lower it, or leave it out")
+        return {"count": c.data.slice, "shard_size": c.rollout.shard_size}
+
+    def _tell_reward(self, row: Stage, at: _At) -> dict[str, Any]:
+        return {
+            "parts": parts_of(self.config),
+            "workers": self.config.reward.workers,
+            "eos_token_ids": self._eos(self._prompts),
+        }
+
+    def _tell_select(self, row: Stage, at: _At) -> dict[str, Any]:
+        if not self.config.reward.parts:
+            return {}
+        return {"rewards": self.run.data("rewards", at.generation), "advantage": self.config.reward.advantage}
 
     def _tell_rollout(self, row: Stage, at: _At) -> dict[str, Any]:
         """Held-out prompts are answered as the training prompts are, by the student and greedily."""

@@ -73,6 +73,13 @@ def to_store(wanted: Collection[str], model: str) -> frozenset[str]:
     return frozenset(own.union(*(QUANTITIES[name].free for name in own)))
 
 
+def evaluate(config: Config, run: Run, name: str, generation: int) -> None:
+    """Accuracy of the snapshot that a generation begins with, on held-out prompts."""
+    if config.evaluate.prompts:
+        run("evaluate_rollout", generation, evaluation=name)
+        run("evaluate", generation, evaluation=name)
+
+
 def asks(config: Config, model: str) -> bool:
     """Whether a model has to annotate."""
     return bool(to_store(needs(config), model))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import count
 
 from npd_ascend.config.schema import Config
-from npd_ascend.recipes import Run, needs, register, to_store
+from npd_ascend.recipes import Run, evaluate, needs, register, to_store
 
 
 @register("npd")
@@ -22,10 +22,12 @@ def recipe(config: Config, run: Run) -> None:
     wanted = needs(config, "select", "train")
 
     for generation in count():
+        if config.data.slice:
+            run("draw", generation)
         run("rollout", generation)
         if generation == 0:
             evaluate(config, run, "start", generation)
-        elif config.evaluate.at_refresh:
+        elif config.evaluate.at_refresh and generation % config.evaluate.every == 0:
             evaluate(config, run, f"refresh {generation}", generation)
         for model in ("teacher", "student"):
             if quantities := to_store(wanted, model):
@@ -38,10 +40,3 @@ def recipe(config: Config, run: Run) -> None:
 
     run.export(generation)
     evaluate(config, run, "end", generation + 1)
-
-
-def evaluate(config: Config, run: Run, name: str, generation: int) -> None:
-    """Accuracy of the snapshot that a generation begins with, on held-out prompts."""
-    if config.evaluate.prompts:
-        run("evaluate_rollout", generation, evaluation=name)
-        run("evaluate", generation, evaluation=name)

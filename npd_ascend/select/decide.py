@@ -14,6 +14,7 @@ from npd_ascend.select.metrics import DELTA, ZONES, zone_of
 from npd_ascend.select.registry import Bound, Filter, Scores, Verdict
 
 HISTOGRAM_BINS = 60
+EQUAL = "equal"
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,31 @@ class Decisions:
     advice: str
 
 
-def decide(scores: Scores, chosen: Filter, settings: SelectConfig) -> Decisions:
+def decide(scores: Scores, chosen: Filter, settings: SelectConfig, equal: Array | None = None) -> Decisions:
     """Applies a filter to all samples of a generation.
 
-    A sample is dropped for the first of: empty, truncated (if so configured), undefined (its value is not a
-    number), below or above the filter's bounds.
+    A sample is dropped for the first of: of an equal group (whose answers are all worth the same), empty, truncated (if
+    so configured), undefined (its value is not a number), below or above the filter's bounds.
+
+    Args:
+        scores: of all samples.
+        chosen: the filter.
+        settings: its bounds.
+        equal: [N] bool, samples of equal groups; None: there are no groups.
 
     Raises:
         UserError: nothing is kept.
     """
     n = len(scores.tokens)
     verdict = chosen.judge(scores, settings)
-    reasons = tuple(dict.fromkeys(("kept", "empty", "truncated", "undefined", verdict.below, verdict.above)))
+    reasons = tuple(dict.fromkeys(("kept", EQUAL, "empty", "truncated", "undefined", verdict.below, verdict.above)))
     reason = np.zeros(n, np.int8)
 
     def drop(where: Array, name: str) -> None:
         reason[where & (reason == 0)] = reasons.index(name)
 
+    if equal is not None:
+        drop(equal, EQUAL)
     drop(scores.tokens == 0, "empty")
     if not settings.keep_truncated:
         drop(scores.truncated, "truncated")
@@ -120,7 +129,7 @@ def summary(decisions: Decisions, scores: Scores, settings: SelectConfig) -> dic
         "samples": n,
         "kept": kept,
         "keep_rate": kept / n if n else 1.0,
-        "low_keep_rate": kept < settings.warn_keep_below * n,
+        "low_keep_rate": kept < settings.warn_keep_below * _judged(decisions),
         "zones": {z: {"count": c, "share": c / n if n else 0.0} for z, c in zip(ZONES, by_zone, strict=True)},
         "zone_upper": decisions.zone_upper,
         "reasons": {r: c for r, c in zip(decisions.reasons, by_reason, strict=True) if c or r == "kept"},
@@ -133,12 +142,17 @@ def summary(decisions: Decisions, scores: Scores, settings: SelectConfig) -> dic
 def warning(name: str, decisions: Decisions, settings: SelectConfig) -> str | None:
     """One line of advice when the keep rate is under ``warn_keep_below``, else None."""
     n, kept = len(decisions.keep), int(decisions.keep.sum())
-    if kept >= settings.warn_keep_below * n:
+    if kept >= settings.warn_keep_below * _judged(decisions):
         return None
     return (
         f"select: filter {name} keeps {kept / n:.1%} of {n} samples, under warn_keep_below "
         f"{settings.warn_keep_below:.0%} ({_dropped(decisions)}); {_advice(decisions)}"
     )
+
+
+def _judged(decisions: Decisions) -> int:
+    """Samples that the filter could keep: those of equal groups teach nothing, whatever it says."""
+    return int((decisions.reason != decisions.reasons.index(EQUAL)).sum())
 
 
 def _resolve(bound: Bound | None, candidates: Array) -> float | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from npd_ascend.config.job import Job
-from npd_ascend.config.marks import Holds
-from npd_ascend.config.schema import SelectConfig
+from npd_ascend.config.marks import Holds, Younger
+from npd_ascend.config.schema import AdvantageConfig, SelectConfig
 
 
 class SelectJob(Job):
@@ -17,4 +17,7 @@ class SelectJob(Job):
     rollouts: Annotated[Path, Holds("rollouts")]
     quantities: Annotated[dict[str, Path], Holds("scores")] = {}
     """Folders of stored quantities by name, those that the filter needs."""
+    rewards: Annotated[Path | None, Holds("rewards"), Younger()] = None
+    """What the answers are worth; None: the run has no rewards."""
+    advantage: Annotated[AdvantageConfig, Younger()] = AdvantageConfig()
     settings: SelectConfig

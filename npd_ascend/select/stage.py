@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 from npd_ascend import progress
 from npd_ascend.arrays import Array
 from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
+from npd_ascend.select.advantages import Advantages, advantages
 from npd_ascend.select.columns import read_scores
 from npd_ascend.select.decide import Decisions, decide, summary, warning
 from npd_ascend.select.job import SelectJob
@@ -40,22 +42,45 @@ def run(job: SelectJob) -> None:
     ids, first, scores = read_scores(rollouts, stored, job.settings.ifd_form)
     if not len(ids):
         raise UserError(f"{job.rollouts}: no samples there; check data.prompts and data.max_prompt_tokens")
-    decisions = decide(scores, chosen, job.settings)
+    worth = _advantages(job, rollouts, ids) if job.rewards else None
+    decisions = decide(scores, chosen, job.settings, None if worth is None else worth.dropped)
     with progress.Meter("select", total=len(ids)) as meter:
         missing = out.missing(rollouts.shards)
         spans = [slice(int(first[shard]), int(first[shard + 1])) for shard in missing]
         meter.advance(len(ids) - sum(rows.stop - rows.start for rows in spans))
         names = strings(decisions.reasons), strings(ZONES)
-        tables = (_table(ids, scores, decisions, rows, *names) for rows in spans)
+        tables = (_table(ids, scores, decisions, worth, rows, *names) for rows in spans)
         for done in out.write_tables(zip(missing, tables, strict=True)):
             meter.advance(done)
     if advice := warning(chosen.name, decisions, job.settings):
         progress.message(advice, level="warning")
-    out.finish(rollouts.shards, **summary(decisions, scores, job.settings))
+    if worth is not None and worth.summary["idle"]:
+        progress.message(
+            "select: the answers to each prompt are all worth the same, so this generation teaches nothing; other "
+            "prompts or more rollout.samples help, or another start",
+            level="warning",
+        )
+    groups = {} if worth is None else {"groups": worth.summary}
+    out.finish(rollouts.shards, **summary(decisions, scores, job.settings), **groups)
+
+
+def _advantages(job: SelectJob, rollouts: Dataset, ids: Array) -> Advantages:
+    assert job.rewards is not None
+    rewards = Dataset.open(job.rewards, "rewards").read_all(["sample_id", "value"])
+    if not np.array_equal(rewards["sample_id"].to_numpy(), ids):
+        raise UserError(f"{job.rewards}: not of the samples in {job.rollouts}; run reward again")
+    group = rollouts.read_all(["prompt_index"])["prompt_index"].to_numpy()
+    return advantages(group, rewards["value"].to_numpy(), job.advantage)
 
 
 def _table(
-    ids: Array, scores: Scores, decisions: Decisions, rows: slice, reasons: pa.Array, zones: pa.Array
+    ids: Array,
+    scores: Scores,
+    decisions: Decisions,
+    worth: Advantages | None,
+    rows: slice,
+    reasons: pa.Array,
+    zones: pa.Array,
 ) -> pa.Table:
     columns = {
         "sample_id": ids[rows],
@@ -66,6 +91,8 @@ def _table(
         "ifd_student": scores.ifd_student[rows],
         "delta_ifd": scores.delta_ifd[rows],
     }
+    if worth is not None:
+        columns |= {"reward": worth.reward[rows], "advantage": worth.advantage[rows]}
     categories = {"reason": (decisions.reason[rows], reasons), "zone": (decisions.zone[rows], zones)}
     return pa.table(
         {name: to_arrow(values) for name, values in columns.items()}

@@ -37,7 +37,8 @@ class Dataset:
 
     Args:
         folder: where; made on the first write.
-        kind: ``prompts``, ``rollouts``, ``scores``, ``selection``, ``packs`` (Parquet) or ``topk`` (binary).
+        kind: ``prompts``, ``rollouts``, ``scores``, ``rewards``, ``selection``, ``packs`` (Parquet) or ``topk``
+            (binary).
         fingerprint: identity of all inputs (see ``identity.fingerprint``); shards with another one do not count.
     """
 

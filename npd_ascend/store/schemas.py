@@ -60,6 +60,14 @@ SCORES = pa.schema(
     ]
 )
 
+REWARDS = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("value", pa.float64()),  # weighted sum of the parts
+        ("parts", pa.list_(pa.float32())),  # each reward, in the order of ``extra["parts"]``, without its weight
+    ]
+)
+
 SELECTION = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -87,10 +95,19 @@ OPTIONAL: dict[str, list[pa.Field]] = {
     # pair behind the other, counted in its tokens; ascending, disjoint. Null: none.
     "prompts": [pa.field("reference_masked", _ids)],
     "rollouts": [pa.field("masked", _ids)],
+    # The value of an answer, and how much better it is than its group (``select.advantages``): of runs with rewards.
+    "selection": [pa.field("reward", pa.float64()), pa.field("advantage", pa.float32())],
 }
 """Columns that a shard has only where a row of it has a value: one without is, byte for byte, as if there were none."""
 
-SCHEMAS = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "scores": SCORES, "selection": SELECTION, "packs": PACKS}
+SCHEMAS = {
+    "prompts": PROMPTS,
+    "rollouts": ROLLOUTS,
+    "scores": SCORES,
+    "rewards": REWARDS,
+    "selection": SELECTION,
+    "packs": PACKS,
+}
 
 
 def schema_of(kind: str, table: pa.Table) -> pa.Schema:

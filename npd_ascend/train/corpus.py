@@ -12,7 +12,6 @@ from npd_ascend.errors import UserError
 from npd_ascend.rows.masks import written
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.ragged import Ragged, concat_ranges
-from npd_ascend.store.schemas import SCHEMAS
 
 
 class Corpus:
@@ -66,15 +65,23 @@ class Corpus:
         """[sum of tokens] bool of n samples: which of their first response tokens are trained on."""
         return written(self._masked, ordinals, response_tokens)
 
+    def written_tokens(self, ordinals: Array, response_tokens: Array) -> Array:
+        """[samples] int64: how many of their first response tokens are trained on."""
+        ends = np.cumsum(response_tokens, dtype=np.int64)
+        total = np.concatenate([[0], np.cumsum(self.written(ordinals, response_tokens), dtype=np.int64)])
+        counts: Array = total[ends] - total[ends - response_tokens]
+        return counts
+
 
 def _advantages(selection: Dataset) -> Array:
     """[samples] float32, as they are stored."""
-    if "advantage" not in SCHEMAS[selection.kind].names:
+    found = selection.read_all(["advantage"])["advantage"]
+    if found.null_count:
         raise UserError(
             f"{selection.folder}: holds no advantages, for which train.loss asks; only a recipe with "
             f"rewards stores them"
         )
-    return selection.read_all(["advantage"])["advantage"].to_numpy().astype(np.float32)
+    return found.to_numpy().astype(np.float32)
 
 
 @dataclass(frozen=True)

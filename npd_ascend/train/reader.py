@@ -99,12 +99,14 @@ class Reader:
         self.part, self._positions = part, settings.micro_batch * row_length // part.size
         self.align = min(align, self._positions)
         self.max_segments = max_segments
+        self._factors_of: dict[int, tuple[EpochPlan, Array]] = {}
         self.longest = max(int((p.prompt_tokens.astype(np.int64) + p.response_tokens).max(initial=1)) for p in plans)
         for plan in plans:
             self.check_segments(plan)
         self.terms, self._token_weight = summands(settings.loss), find_token_weight(settings.loss)
         self.names = input_names(self.terms)
-        if not ("teacher_ids" in self.names or "topk" in self._token_weight.needs):
+        self._extras = "teacher_labels" in self.names or "topk" in self._token_weight.needs
+        if not ("teacher_ids" in self.names or self._extras):
             self.topk = None
         elif topk is None:
             raise UserError(
@@ -184,13 +186,40 @@ class Reader:
         samples, response_n = plan.samples[lo:hi], plan.response_tokens[lo:hi]
         rows, mine, where = self.inputs(plan, begin, end)
         positions = _rows_of(where, self.head_rows)
-        return MicroBatch(rows, positions, self._loss_inputs(samples, response_n, mine), len(where), samples)
+        scale = self.corpus.weights[samples] * self._factors(plan)[lo:hi]
+        return MicroBatch(rows, positions, self._loss_inputs(samples, response_n, mine, scale), len(where), samples)
 
-    def _loss_inputs(self, samples: Array, response_n: Array, mine: Array) -> LossInputs:
-        """What the loss reads of the first ``response_n`` tokens of each sample; ``mine``: which of all of them."""
+    def _factors(self, plan: EpochPlan) -> Array:
+        """[samples of the plan] float64 that make of a mean over the tokens of a global batch the configured mean.
+
+        With T tokens and N samples in a batch, n tokens of a sample: T / (N n) over sequences, T / (N L) over a
+        constant length L.
+        """
+        loss, key = self.settings.loss, id(plan)
+        if key not in self._factors_of:
+            factors = np.ones(len(plan.samples))
+            if loss.mean != "token" and len(plan.samples):
+                tokens = self.corpus.written_tokens(plan.samples, plan.response_tokens)
+                rows = np.repeat(np.arange(len(plan)), np.diff(plan.first))
+                batch = rows // self.settings.global_batch
+                total, number = np.bincount(batch, tokens), np.bincount(batch, tokens > 0)
+                of = np.maximum(tokens, 1) if loss.mean == "sequence" else float(loss.mean_length or 1)
+                factors = (total / np.maximum(number, 1))[batch] / of
+            self._factors_of[key] = (plan, factors)  # which keeps the plan, and so its id
+        return self._factors_of[key][1]
+
+    def _loss_inputs(self, samples: Array, response_n: Array, mine: Array, scale: Array) -> LossInputs:
+        """What the loss reads of the first ``response_n`` tokens of each sample.
+
+        Args:
+            samples: ordinals.
+            response_n: tokens of each.
+            mine: which of all of their tokens.
+            scale: weight of each sample.
+        """
         c, n, names, m = self.corpus, self.head_rows, self.names, len(self.terms)
         notes = self._annotations(samples, response_n) if self.topk is not None and len(samples) else None
-        weights = np.repeat(c.weights[samples], response_n).astype(np.float32)
+        weights = np.repeat(scale, response_n).astype(np.float32)
         if not self._token_weight.uniform and len(samples):
             weights[c.written(samples, response_n)] *= np.concatenate(
                 [_NONE, *(self._token_weight.weight(t, self._stats) for t in self._tokens(samples, response_n, notes))]
@@ -204,6 +233,9 @@ class Reader:
             if notes is not None:
                 ids[: len(mine)], logprobs[: len(mine)] = notes.ids[mine], notes.logprobs[mine]
             found |= {"teacher_ids": ids, "teacher_logprobs": logprobs}
+        if "teacher_labels" in names:
+            own = np.zeros(0, np.float32) if notes is None else notes.sampled[mine]
+            found["teacher_labels"] = _rows_of(own, n)
         if "rollout_logprobs" in names:
             found["rollout_logprobs"] = _rows_of(self._rollout_logprobs(samples, response_n)[mine], n)
         if "advantages" in names:
@@ -283,7 +315,7 @@ class Reader:
     def _annotations(self, samples: Array, tokens: Array) -> TopK:
         """Annotation of the first ``tokens`` of each sample, one behind the other."""
         assert self.topk is not None
-        notes, found = self.topk.read_many(samples, extras="topk" in self._token_weight.needs)
+        notes, found = self.topk.read_many(samples, extras=self._extras)
         if (found < tokens).any():
             i = int((found < tokens).argmax())
             raise UserError(

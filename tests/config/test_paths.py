@@ -45,6 +45,7 @@ def test_all_paths_that_a_run_reads_are_known():
         "data.chat_template",
         "evaluate.prompts",
         "evaluate.checker_data",
+        "reward.parts.*.data",
     }
 
 

@@ -19,7 +19,9 @@ from npd_ascend.objectives.registry import (
 
 
 def test_names():
-    assert TERMS.names() == ["cross_entropy", "forward_kl", "jsd", "reverse_kl", "skew_kl", "skew_reverse_kl"]
+    of_models = {"cross_entropy", "forward_kl", "jsd", "reverse_kl", "skew_kl", "skew_reverse_kl"}
+    of_policy = {"cispo", "dppo", "drift", "icepop", "kl_sampled", "ppo_clip", "reinforce", "tis"}
+    assert set(TERMS.names()) == of_models | of_policy
     assert TOKEN_WEIGHTS.names() == ["none", "position_decay", "surprisal_gate", "teacher_confidence"]
     for registry in (TERMS, TOKEN_WEIGHTS):
         assert {name: entry.name for name, entry in registry.all().items()} == {n: n for n in registry.names()}
@@ -130,6 +132,33 @@ def test_only_what_is_asked_for(settings, read, policy_terms):
     assert set(names) == {"labels", "weights"} | read and names == ordered(names)
     assert asked(loss) == set(names)
     assert asked(loss.model_copy(update={"token_weight": "surprisal_gate"})) == {*names, "rollout_logprobs"}
+
+
+def test_constants_follow_the_name():
+    def constants(text):
+        return summands(LossConfig(terms={text: 1}))[1].constants
+
+    assert constants("ppo_clip") == (0.2, 0.28) and constants("ppo_clip:0.1") == (0.1, 0.28)
+    assert constants("ppo_clip:0.1:0.5") == (0.1, 0.5) and constants("tis:3") == (3.0,)
+    for text in ("ppo_clip:a", "ppo_clip:0.1:0.2:0.3", "tis:-1", "icepop:nan:2", "dppo:inf"):
+        with pytest.raises(UserError, match="numbers from 0 on with ':' between them"):
+            constants(text)
+    with pytest.raises(UserError, match="takes no parameter"):
+        constants("reinforce:1")
+
+
+def test_what_is_watched_is_there_once_and_weighs_nothing():
+    found = summands(LossConfig(terms={"ppo_clip:0.1:0.3": 1, "drift": 0.001}))
+    assert [s.reported for s in found] == ["ce", "term_ppo_clip", "term_drift", "policy_k3", "policy_gap",
+                                           "policy_clip_share"]  # fmt: skip
+    assert [s.scale for s in found[3:]] == [0] * 3 and found[-1].constants == (0.1, 0.3)
+
+
+def test_means_go_together():
+    with pytest.raises(ValueError, match="mean_length go together"):
+        LossConfig(mean="constant")
+    with pytest.raises(ValueError, match="mean_length go together"):
+        LossConfig(mean_length=3)
 
 
 def test_inputs_go_by_name():

@@ -68,6 +68,40 @@ def test_every_token_once_an_epoch(world):
         assert sorted(seen) == kept
 
 
+@pytest.mark.parametrize("mean, length", [("token", None), ("sequence", None), ("constant", 16)])
+@pytest.mark.parametrize("micro, size", [(2, 1), (4, 1), (1, 2)])
+def test_means(world, mean, length, micro, size):
+    """The weights make of a sum over tokens / tokens the mean that TRL calls dapo, grpo, dr_grpo, however a batch is
+    split."""
+    loss = {"mean": mean, "mean_length": length}
+    parts = [reader(world, i, size, micro_batch=micro, loss=loss) for i in range(size)]
+    value = {s: np.cos(np.arange(len(world.responses[s])) + s) for s in range(len(world.responses))}
+    for epoch, steps in enumerate(parts[0].steps):
+        for b in range(steps):
+            total, samples = 0.0, []
+            for m in (m for p in parts for m in p.micro_batches(epoch, b)):
+                each = np.concatenate([world.weights[s] * value[s] for s in m.samples] or [np.zeros(0)])
+                scale = np.concatenate([np.full(len(value[s]), world.weights[s]) for s in m.samples] or [np.zeros(0)])
+                total += (m.inputs.weights[: m.tokens, 0] / np.where(scale > 0, scale, 1) * each).sum()
+                samples += m.samples.tolist()
+            weighted = [world.weights[s] * value[s] for s in samples]
+            naive = {
+                "token": sum(v.sum() for v in weighted) / sum(map(len, weighted)),
+                "sequence": np.mean([v.mean() for v in weighted]),
+                "constant": sum(v.sum() for v in weighted) / (len(weighted) * 16),
+            }
+            assert total / parts[0].tokens(epoch, b) == pytest.approx(naive[mean], rel=1e-5, abs=1e-7)
+
+
+def test_log_prob_of_the_teacher(world):
+    r = reader(world, loss={"terms": {"kl_sampled": 0.1}})
+    assert "teacher_ids" not in r.names and "teacher_labels" in r.names
+    for m in all_batches(r):
+        want = np.concatenate([world.topk[s].sampled for s in m.samples])
+        np.testing.assert_allclose(m.inputs.teacher_labels[: m.tokens], want, atol=0.05)
+        assert not m.inputs.teacher_labels[m.tokens :].any()
+
+
 def test_shapes_never_change(world):
     r = reader(world)
     batches = list(all_batches(r))

@@ -127,6 +127,7 @@ def micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
         "weights": (n, m),
         "parameters": (n, m),
         "teacher_logprobs": (n, k),
+        "teacher_labels": (n,),
         "rollout_logprobs": (n,),
         "advantages": (n,),
     }

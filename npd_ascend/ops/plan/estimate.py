@@ -237,7 +237,7 @@ class _Planner:
             self.training = max(1, round(devices * split.train / (split.train + split.rollout)))
             self.generating = max(1, devices - self.training)
         self.generations = passes.generations
-        self.samples = work.prompts * config.rollout.paths
+        self.samples = min(work.prompts, config.data.slice or work.prompts) * config.rollout.paths
         self.answers = self.samples * work.answer_tokens
         self.length = work.prompt_tokens + work.answer_tokens
 

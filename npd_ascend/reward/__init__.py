@@ -1,0 +1,1 @@
+"""What the answers of a generation are worth; needs no engine."""
