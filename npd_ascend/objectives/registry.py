@@ -20,6 +20,7 @@ from npd_ascend.config.stages import QUANTITIES
 from npd_ascend.errors import UserError
 from npd_ascend.objectives.inputs import STORED, ordered
 from npd_ascend.registry import Registry
+from npd_ascend.store.metrics import WATCHED
 
 if TYPE_CHECKING:
     from npd_ascend.store.topk_codec import TopK
@@ -133,7 +134,7 @@ class Summand:
     def reported(self) -> str:
         """Its key in metrics; all divergences share one."""
         if self.watched:
-            return f"{POLICY}{self.term.name}"
+            return f"{WATCHED}{self.term.name}"
         if self.term.name == CROSS_ENTROPY:
             return "ce"
         return "kd" if self.term.is_divergence else f"term_{self.term.name}"
@@ -175,8 +176,6 @@ class TokenWeight:
 
 
 CROSS_ENTROPY = "cross_entropy"
-POLICY = "policy_"
-"""Begins the names of what is watched, in metrics."""
 TERMS: Registry[Term] = Registry(
     "loss term", "train.loss.terms", "npd_ascend.objectives.terms", wrap=Term.of, takes_argument=True
 )

@@ -16,6 +16,7 @@ from npd_ascend.config.stages import title
 from npd_ascend.report import numbers, tables
 from npd_ascend.report.captions import author, captions, lag_title, loss_formula, rule
 from npd_ascend.report.collect import Evaluation, Run, collect, last
+from npd_ascend.report.rewards import groups_of
 from npd_ascend.report.samples import gallery
 from npd_ascend.report.warnings import warnings_of
 from npd_ascend.store.atomic import write_bytes
@@ -25,8 +26,20 @@ from npd_ascend.visible import visible
 _TEMPLATES = Path(__file__).parent / "templates"
 _DEFAULT_SAMPLES = 6
 _ANSWERS = 4
-_TABLES = ("evaluations", "selection", "rollouts", "stored", "packing", "time")
-_FIGURES = ("accuracy", "loss", "optimiser", "lag", "zones", "delta", "lengths", "timeline")
+_TABLES = ("evaluations", "rewards", "selection", "rollouts", "stored", "packing", "time")
+_FIGURES = (
+    "accuracy",
+    "loss",
+    "optimiser",
+    "lag",
+    "zones",
+    "delta",
+    "lengths",
+    "timeline",
+    "reward",
+    "policy",
+    "exploration",
+)
 
 
 def build(run_dir: Path, out: Path | None = None) -> Path:
@@ -88,6 +101,7 @@ def render(run: Run) -> str:
         loss_formula=loss_formula(run.config) if run.config else "",
         author=author(run.config),
         samples=samples,
+        groups=groups_of(RunDir(run.root), run.config, run.problems),
         answers=_answers(run),
         facts=_facts(run),
     )
@@ -128,6 +142,17 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
                 "Keep rate",
                 numbers.percent(latest.keep_rate),
                 f"{latest.kept:,} of {latest.samples:,}, generation {selected[-1].index}; {beside}",
+            )
+        )
+    if run.rewarded:
+        first, latest_rewards = run.rewarded[0].rewards, run.rewarded[-1].rewards
+        assert first is not None and latest_rewards is not None
+        tiles.append(
+            (
+                "Reward, first → latest",
+                f"{numbers.number(first.mean)} → {numbers.number(latest_rewards.mean)}",
+                f"mean over a generation's answers; {numbers.percent(latest_rewards.equal, 0)} of the latest groups "
+                "are all alike",
             )
         )
     lag = last(run.lag, "forward")

@@ -39,6 +39,16 @@ def captions(run: Run) -> dict[str, str]:
         "loss": _loss(run),
         "optimiser": _optimiser(run),
         "lag": _lag(run),
+        "reward": "Mean value of the answers that each generation's snapshot drew. A group is the answers to one "
+        "prompt: where all are worth the same, right or wrong, there is nothing to compare, and they are left out.",
+        "policy": "ρ is the student's probability of a token over the generator's. Right after a refresh both have the "
+        "same weights: what is left there is how differently engine and trainer compute. From there it grows with the "
+        "lag. Clipped: the bound takes the gradient, or cuts the weight. Masked: the token is left out.",
+        "exploration": "Entropy: minus the mean log-prob of the drawn tokens, which estimates it without a pass. Where "
+        "it falls towards 0, answers to a prompt become alike and groups teach nothing.",
+        "rewards": "Alike: groups of equal values, dropped. k3: KL(generator‖student) from the drawn tokens; its first "
+        "step in a generation is the mismatch of engine and trainer, its last the lag. Clipped, masked: means over "
+        "its steps.",
         "zones": _zones(run),
         "delta": _delta(run),
         "lengths": _lengths(run),

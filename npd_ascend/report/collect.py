@@ -118,6 +118,15 @@ class Run:
         """Keys of ``train`` rows that hold further loss terms, beside ``ce`` and ``kd``."""
         return sorted({key for row in self.train for key in row if key.startswith(TERM)})
 
+    @property
+    def rewarded(self) -> list[Generation]:
+        """Generations whose answers were judged."""
+        return [g for g in self.generations if g.rewards]
+
+    def steps_of(self, generation: int, key: str) -> list[float]:
+        """Values of ``key`` at the optimiser steps of a generation, in order."""
+        return [float(r[key]) for r in self.train if r.get("generation", 0) == generation and key in r]
+
     def evaluation(self, name: str) -> Evaluation | None:
         """The evaluation of that name."""
         return next((e for e in self.evaluations if e.name == name), None)
@@ -163,8 +172,10 @@ def collect(run_dir: Path) -> Run:
     problems: list[str] = []
     config, text = _config(run, problems)
     rows = {kind: [plain(r) for r in metrics if r["kind"] == kind] for kind in ("train", "lag", "refresh", "stage")}
-    prompts = prompt_hashes(run.prompts)
-    generations = [read_generation(run.generation(i), i, prompts, problems) for i in run.generations()]
+    hashes = {folder: prompt_hashes(folder) for folder in {run.prompts_of(i) for i in run.generations()}}
+    generations = [
+        read_generation(run.generation(i), i, hashes[run.prompts_of(i)], problems) for i in run.generations()
+    ]
     return Run(
         run.root,
         config,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from npd_ascend.arrays import Array
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.report.paper import DELTA
+from npd_ascend.report.rewards import Rewards, read_rewards
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import GenerationDir
 
@@ -80,6 +81,11 @@ class Selection:
         return self.kept / self.samples if self.samples else float("nan")
 
     @property
+    def comparable(self) -> int:
+        """Samples that the filter could keep: answers of groups that are all alike teach nothing, whatever it says."""
+        return self.samples - self.reasons.get("equal", 0)
+
+    @property
     def scored(self) -> bool:
         """Whether any sample has a Δ-IFD at all."""
         return len(self.delta) > 0
@@ -136,7 +142,8 @@ class Store:
 
 @dataclass
 class Generation:
-    """One generation; parts that are not finished are None. ``entropy``: token mean of the teacher's, nats."""
+    """One generation; parts that are not finished are None. ``entropy``: token mean of the teacher's, nats;
+    ``rewards``: of runs that have some."""
 
     index: int
     rollouts: Rollouts | None
@@ -144,6 +151,7 @@ class Generation:
     packing: Packing | None
     store: Store | None
     entropy: float | None
+    rewards: Rewards | None = None
 
 
 def read_generation(folder: GenerationDir, index: int, prompts: Array, problems: list[str]) -> Generation:
@@ -172,7 +180,8 @@ def read_generation(folder: GenerationDir, index: int, prompts: Array, problems:
     entropy = attempt(folder.teacher_scores, "scores", _entropy)
     packing = attempt(folder.packs, "packs", _packing)
     store = attempt(folder.topk, "topk", _store)
-    return Generation(index, rollouts, selection, packing, store, entropy)
+    rewards = attempt(folder.rewards, "rewards", lambda d: read_rewards(folder))
+    return Generation(index, rollouts, selection, packing, store, entropy, rewards)
 
 
 def prompt_hashes(folder: Path) -> Array:

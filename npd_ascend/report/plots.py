@@ -119,6 +119,81 @@ def optimiser(run: Run) -> Markup | None:
         return svg.to_svg(fig, "Gradient norm and learning rate over the steps")
 
 
+def reward(run: Run) -> Markup | None:
+    """Mean reward and its parts by generation, above the share of groups that teach nothing."""
+    found = run.rewarded
+    if not found:
+        return None
+    x = np.array([g.index for g in found], float)
+    rewards = [g.rewards for g in found if g.rewards]
+    names = list(rewards[-1].parts)
+    with svg.style():
+        fig = svg.figure()
+        top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        if len(names) > 1:
+            for name, colour in zip(names, (C2, C3, C4, C5) * len(names), strict=False):
+                svg.line(top, x, np.array([r.parts.get(name, np.nan) for r in rewards]), colour, name)
+        svg.line(top, x, np.array([r.mean for r in rewards]), C1, "reward")
+        high, low = (
+            np.array([getattr(r, f"equal_{side}") / max(r.groups, 1) for r in rewards]) for side in ("high", "low")
+        )
+        bottom.fill_between(x, 0, low, color=C4, alpha=0.5, linewidth=0, label="all alike, below the mean")
+        bottom.fill_between(x, low, low + high, color=C3, alpha=0.5, linewidth=0, label="all alike, not below")
+        bottom.set_ylim(0, 1)
+        bottom.yaxis.set_major_formatter(_PERCENT)
+        bottom.set_title("groups that teach nothing")
+        bottom.set_xlabel("generation")
+        bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        for ax in (top, bottom):
+            svg.legend(ax)
+        return svg.to_svg(fig, "Reward by generation")
+
+
+def policy(run: Run) -> Markup | None:
+    """How far the student is from the policy that wrote its data, and what clip and mask take, over steps."""
+    far = [(name, key, c) for name, key, c in (("KL (k3)", "policy_k3", C1), ("mean |log ρ|", "policy_gap", C2))]
+    taken = [("clipped", "policy_clip_share", C3), ("masked", "policy_mask_share", C4)]
+    found = {key: series(run.train, key) for _, key, _ in (*far, *taken)}
+    if not any(len(x) for x, _ in found.values()):
+        return None
+    with svg.style():
+        fig = svg.figure()
+        top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        for ax, curves in ((top, far), (bottom, taken)):
+            for name, key, colour in curves:
+                if len(found[key][0]):
+                    svg.line(ax, *found[key], colour, name)
+            ax.set_ylim(bottom=0)
+            svg.legend(ax)
+        top.set_ylabel("nats a token")
+        bottom.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
+        bottom.set_title("tokens whose gradient is bounded or left out")
+        _syncs(top, run)
+        bottom.set_xlabel("optimiser step")
+        bottom.xaxis.set_major_formatter(_SHORT)
+        return svg.to_svg(fig, "Ratio of student and generator over the steps")
+
+
+def exploration(run: Run) -> Markup | None:
+    """Entropy of the policy and length of its answers by generation."""
+    found = [g for g in run.rewarded if g.rewards and g.rewards.entropy is not None and g.rollouts]
+    if not found:
+        return None
+    x = np.array([g.index for g in found], float)
+    with svg.style():
+        fig = svg.figure()
+        top, bottom = fig.subplots(2, 1, sharex=True)
+        svg.line(top, x, np.array([g.rewards.entropy for g in found if g.rewards]), C1)
+        top.set_title("entropy, nats a token")
+        svg.line(bottom, x, np.array([g.rollouts.lengths.mean() for g in found if g.rollouts]), C2)
+        bottom.set_title("mean tokens of an answer")
+        for ax in (top, bottom):
+            ax.set_ylim(bottom=0)
+        bottom.set_xlabel("generation")
+        bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        return svg.to_svg(fig, "Entropy and length by generation")
+
+
 def lag(run: Run) -> Markup | None:
     """KL between the current student and the generator of its data, both directions, over steps."""
     # A refresh starts a new curve: the generator is another one from there on.

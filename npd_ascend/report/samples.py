@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,16 +129,14 @@ def _gallery(run: RunDir, index: int, config: Config | None, count: int, problem
         chosen = sorted({int(i) for i in np.linspace(0, rollouts.rows - 1, min(count, rollouts.rows))})
     topk = _open(g.topk, "topk")
     reader = TopKReader(topk) if topk else None
-    prompts = _open(run.prompts, "prompts")
-    decode = _decoder(config, problems)
+    prompts = run.prompts_of(index)
+    decode = decoder_of(config, problems)
     first = np.concatenate([[0], np.cumsum([r["rows"] for r in rollouts.manifest["shards"]])])
     raw = []
     for ordinal in chosen:
         shard = int(np.searchsorted(first, ordinal, side="right")) - 1
         row = rollouts.read(shard).slice(ordinal - int(first[shard]), 1).to_pylist()[0]
-        raw.append(
-            (ordinal, row, _prompt(prompts, shard, row["prompt_index"]), reader.read(ordinal) if reader else None)
-        )
+        raw.append((ordinal, row, prompt_of(prompts, row["prompt_index"]), reader.read(ordinal) if reader else None))
     entropies = np.concatenate([t.entropy for *_, t in raw if t is not None] or [np.zeros(0)])
     scale = max(float(np.quantile(entropies, 0.98)), 0.1) if len(entropies) else 1.0
     samples = []
@@ -173,21 +172,24 @@ def _tokens(ids: list[int], decode: Decode | None, top: Any, scale: float) -> li
     return out
 
 
-def _prompt(prompts: Dataset | None, shard: int, prompt_index: int) -> tuple[str, str | None]:
-    if prompts is None or shard >= prompts.shards:
-        return f"prompt {prompt_index}", None
-    table = prompts.read(shard, ["prompt_index", "text", "answer"])
-    at = pc.index(table["prompt_index"], prompt_index).as_py()
-    if at < 0:
-        return f"prompt {prompt_index}", None
-    return table["text"][at].as_py() or "", table["answer"][at].as_py()
+def prompt_of(folder: Path, prompt_index: int) -> tuple[str, str | None]:
+    """Text of a prompt and the answer that the data give; its number, where the prompts cannot be read."""
+    prompts = _open(folder, "prompts")
+    if prompts is not None:
+        for shard in range(prompts.shards):
+            table = prompts.read(shard, ["prompt_index", "text", "answer"])
+            at = pc.index(table["prompt_index"], prompt_index).as_py()
+            if at >= 0:
+                return table["text"][at].as_py() or "", table["answer"][at].as_py()
+    return f"prompt {prompt_index}", None
 
 
 def _open(folder: Any, kind: str) -> Dataset | None:
     return Dataset.open(folder, kind) if (folder / "manifest.json").is_file() else None
 
 
-def _decoder(config: Config | None, problems: list[str]) -> Decode | None:
+def decoder_of(config: Config | None, problems: list[str]) -> Decode | None:
+    """Ids to text, special tokens and all; None where the tokenizer cannot be read."""
     if config is None:
         return None
     folder = config.models.tokenizer or config.models.student

@@ -97,6 +97,42 @@ def selection(run: Run) -> Table | None:
     )
 
 
+def rewards(run: Run) -> Table | None:
+    """Rewards, groups and what training did with them, by generation."""
+    found = [(g, g.rewards) for g in run.rewarded if g.rewards]
+    if not found:
+        return None
+    names = list(found[-1][1].parts)
+    names = names if len(names) > 1 else []
+
+    def step(generation: int, key: str, which: int) -> float | None:
+        values = run.steps_of(generation, key)
+        return values[which] if values else None
+
+    def share(generation: int, key: str) -> str:
+        values = run.steps_of(generation, key)
+        return percent(sum(values) / len(values), 2) if values else MISSING
+
+    rows = [
+        [
+            str(g.index),
+            number(r.mean),
+            *(number(r.parts.get(name)) for name in names),
+            number(r.groups),
+            percent(r.equal),
+            number(g.selection.kept if g.selection else None),
+            number(r.entropy),
+            number(step(g.index, "policy_k3", 0)),
+            number(step(g.index, "policy_k3", -1)),
+            share(g.index, "policy_clip_share"),
+            share(g.index, "policy_mask_share"),
+        ]
+        for g, r in found
+    ]
+    head = ["generation", "reward", *names, "groups", "alike", "trained on", "entropy"]
+    return Table([*head, "k3, first step", "k3, last step", "clipped", "masked"], rows)
+
+
 def rollouts(run: Run) -> Table | None:
     """Answers by generation."""
     rows = [

@@ -53,7 +53,7 @@ def _selection(run: Run) -> list[str]:
     low = [
         (g.index, g.selection)
         for g in run.generations
-        if g.selection and g.selection.samples and g.selection.keep_rate < bound
+        if g.selection and g.selection.comparable and g.selection.kept < bound * g.selection.comparable
     ]
     if not low:
         return []

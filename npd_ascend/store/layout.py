@@ -62,6 +62,11 @@ class RunDir:
                 return data, int(parts[1]) if parts[0] == "generations" else -1
         return None
 
+    def prompts_of(self, generation: int) -> Path:
+        """Prompts that a generation answered: its own slice, or all of them."""
+        own = self.generation(generation).prompts
+        return own if own.is_dir() else self.prompts
+
     def generation(self, index: int) -> GenerationDir:
         """Folder of one generation."""
         return GenerationDir(self.root / "generations" / f"{index:03d}")
@@ -119,6 +124,8 @@ class GenerationDir:
         self.teacher_scores = root / "scores_teacher"
         self.student_scores = root / "scores_student"
         self.topk = root / "topk"
+        self.prompts = root / "prompts"
+        self.rewards = root / "rewards"
         self.selection = root / "selection"
         self.packs = root / "packs"
         self.train = root / "train"

@@ -15,6 +15,8 @@ from npd_ascend.store.atomic import write_bytes
 
 TERM = "term_"
 """Begins the names of loss terms in metrics.jsonl that are neither cross-entropy nor a divergence."""
+WATCHED = "policy_"
+"""Begins the names of what is watched of policy-gradient terms."""
 # Fields that place a row must be finite; measured ones may be NaN, which is a finding.
 _PLACES = {"step", "progress", "generation", "seconds", "busy", "tokens", "samples", "time"}
 _MEASURES = {"lr", "loss", "ce", "kd", "grad_norm", "forward", "reverse"}
@@ -70,7 +72,7 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     """The row without fields that are not the numbers they should be: the file may be of another program."""
 
     def sound(key: str, value: Any) -> bool:
-        measure = key in _MEASURES or key.startswith(TERM)
+        measure = key in _MEASURES or key.startswith((TERM, WATCHED))
         if key not in _PLACES and not measure:
             return True
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15

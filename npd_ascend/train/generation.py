@@ -10,6 +10,7 @@ import numpy as np
 from npd_ascend import progress
 from npd_ascend.errors import UserError
 from npd_ascend.models.parallel.mesh import DeviceMesh
+from npd_ascend.store.atomic import read_sealed
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.sync.registry import Moment
 from npd_ascend.sync.registry import find as sync_policy
@@ -51,6 +52,9 @@ class Generation:
         self.metrics = MetricsWriter(job.metrics)
         self.timeline = Timeline(job.start_progress, reader.steps)
         self.policy = sync_policy(job.sync, job.settings.epochs)
+        # Of a start from elsewhere there is none; those of runs are exported with theirs.
+        self._written_at = int((read_sealed(job.snapshot.with_suffix(".json")) or {}).get("step") or 0)
+        self._ages = any(s.term.needs_samples for s in trainer.loss.terms)
 
     def run(self) -> None:
         """Trains, and leaves the last checkpoint, the snapshot and ``done.json``."""
@@ -119,6 +123,8 @@ class Generation:
             "lr": learning_rate(self.job.settings, place.end),
             **loss,
             "tokens": self.reader.tokens(place.epoch, place.batch),
+            # Steps between the weights that this step began with and those that wrote its data.
+            **({"age": s.step - 1 - self._written_at} if self._ages else {}),
         }
         if self.mesh.leads:
             self.metrics.log("train", **s.train, seconds=round(seconds, 4))

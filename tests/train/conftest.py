@@ -31,7 +31,10 @@ def lists(arrays, kind=np.int32):
 class World:
     """One generation: ``n`` samples of known tokens, every ``drop``-th of them not kept."""
 
-    def __init__(self, root, n=24, seed=0, drop=7, epochs=2, labels=False, max_response=14, masked=False):
+    def __init__(
+        self, root, n=24, seed=0, drop=7, epochs=2, labels=False, max_response=14, masked=False, rewarded=False
+    ):
+        self.rewarded = rewarded
         self.root = root
         rng = self.rng = np.random.default_rng(seed)
         self.prompts = [rng.integers(3, VOCAB, rng.integers(2, 8)).astype(np.int32) for _ in range(n)]
@@ -128,6 +131,7 @@ class World:
                         "ifd_teacher": nothing,
                         "ifd_student": nothing,
                         "delta_ifd": nothing,
+                        **({"reward": nothing, "advantage": self.advantages[rows]} if self.rewarded else {}),
                     }
                 ),
             )
@@ -220,7 +224,7 @@ class World:
             vocabulary=VOCAB,
             seed=0,
             row_length=ROW,
-            settings=TrainConfig(**settings, loss={"kd_weight": kd, **loss}),
+            settings=TrainConfig(**settings, loss=loss if "terms" in loss else {"kd_weight": kd, **loss}),
             sync=SyncConfig(**{"lag_every": 3, "probe_samples": 6, **(sync or {})}),
         )
         return TrainJob(**{**given, **changes})

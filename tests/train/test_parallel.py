@@ -42,6 +42,7 @@ SETTINGS = {"epochs": 2.0, "lr": 3e-3, "min_lr": 3e-4, "global_batch": 4, "micro
             "eps": 1e-6}  # fmt: skip
 # Multiples of the ranks; two layers, whose exchanges must meet in order.
 STUDENT = {"vocab_size": 56, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
+POLICY = {"terms": {"cross_entropy": 0.1, "forward_kl": 0.9, "ppo_clip": 0.1, "drift": 0.01}, "mean": "sequence"}
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}
 ALL = {
     "data_parallel": 2,
@@ -70,15 +71,19 @@ def compare(many, one, rows_of, tensors_of):
 
 
 @pytest.fixture
-def layouts(world, tmp_path, kept, under_msrun):
+def layouts(make_world, tmp_path, kept, under_msrun):
     """(processes, changes of the student's config, settings by name) -> the job of one process and those of many, all
     done."""
 
-    def make(n, changes=None, **settings):
-        student = world.student(**STUDENT, **(changes or {}))
-        one = world.job("one", settings=SETTINGS, student=student)
+    def make(n, changes=None, loss=None, **settings):
+        world, loss = make_world(rewarded=bool(loss)), loss or {}
+        student, kd = world.student(**STUDENT, **(changes or {})), 0.9
+        one = world.job("one", settings=SETTINGS, student=student, kd=kd, loss=loss)
         run(one, kept)
-        jobs = {name: world.job(name, settings={**SETTINGS, **s}, student=student) for name, s in settings.items()}
+        jobs = {
+            name: world.job(name, settings={**SETTINGS, **s}, student=student, kd=kd, loss=loss)
+            for name, s in settings.items()
+        }
         files = [tmp_path / f"{name}.json" for name in jobs]
         for file, job in zip(files, jobs.values(), strict=True):
             file.write_text(job.model_dump_json())
@@ -89,10 +94,14 @@ def layouts(world, tmp_path, kept, under_msrun):
 
 
 def test_two_processes(layouts, rows_of, tensors_of):
-    """One model cut over both, or rows cut over both; the weights of q/k norms are whole on each."""
-    one, jobs = layouts(2, QWEN3, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2})
+    """One model cut over both, or rows cut over both; the weights of q/k norms are whole on each. The loss has terms of
+    all kinds."""
+    one, jobs = layouts(2, QWEN3, POLICY, cut={"tensor_parallel": 2}, rows={"context_parallel": 2, "micro_batch": 2})
     for job in jobs.values():
         compare(job, one, rows_of, tensors_of)
+        for mine, other in zip(rows_of(job, "train"), rows_of(one, "train"), strict=True):
+            for key in ("term_ppo_clip", "term_drift", "policy_k3", "policy_clip_share"):
+                assert mine[key] == pytest.approx(other[key], rel=2e-5, abs=1e-7) and other[key] != 0
 
 
 def test_four_processes(layouts, rows_of, tensors_of):

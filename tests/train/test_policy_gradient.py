@@ -9,10 +9,40 @@ ms = pytest.importorskip("mindspore")
 from npd_ascend.models.parallel.mesh import DeviceMesh  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
+from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.train import corpus  # noqa: E402
+from npd_ascend.train.corpus import EpochPlan  # noqa: E402
 from npd_ascend.train.stage import _reader  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
+
+
+def test_reward_and_teacher_in_one_loss_however_rows_are_packed(make_world, kept):
+    """Gradients of a whole epoch of one batch are the same for samples packed together and for those in rows of their
+    own, and for whole batches and split ones."""
+    world = make_world(rewarded=True)
+    world.pack(1, "alone", alone=True)
+    world.pack(1, "packs")
+    rows = {name: len(EpochPlan.read(Dataset.open(world.root / name, "packs"), 0)) for name in ("packs", "alone")}
+    loss = {"terms": {"ppo_clip:0.2:0.28": 1.0, "forward_kl": 0.1, "drift": 0.01}, "mean": "sequence"}
+    found = []
+    for packs, micro in (("packs", 1), ("packs", 2), ("alone", 2)):
+        batch = -(-rows[packs] // 2) * 2
+        settings = {"global_batch": batch, "micro_batch": micro, "vocab_chunk_rows": 8 * micro}
+        job = world.job(packs=packs, settings=settings, loss=loss, topk=world.root / "topk")
+        spec, mesh = ModelSpec.from_folder(job.student), DeviceMesh(job.device)
+        reader = _reader(job, spec, mesh, kept.align)
+        assert reader.steps == [1]
+        trainer = kept.trainer(job, spec, reader, mesh)
+        load_hf(trainer.net, job.student)
+        tokens = reader.tokens(0, 0)
+        value = sum(trainer.accumulate(m, tokens) for m in reader.micro_batches(0, 0)) / tokens
+        found.append((value, {g.name: g.asnumpy() for g in trainer.optimizer.gradients}))
+        trainer.update(1e-3, 1)
+    for value, gradients in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5)
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, found[0][1][name], rtol=1e-3, atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name,chunk", [("reinforce", 8), ("clipped", 1000)])
