@@ -59,7 +59,7 @@ for registry in (REWARDS, TASKS, RECIPES, FILTERS, METHODS, MONITORS, POLICIES, 
         "task choice gsm8k humaneval ifeval math mbpp",
         "recipe grpo npd",
         "filter delta_ifd fire none ppl_weighted random student_ifd teacher_ifd",
-        "method distillm distillm2 gkd minillm npd off_policy on_policy seqkd sft supkd",
+        "method distillm distillm2 gkd grpo minillm npd off_policy on_policy seqkd sft supkd",
         "monitor swanlab tensorboard wandb",
         "sync policy kl static",
         "loss term cispo cross_entropy dppo drift forward_kl icepop jsd kl_sampled ppo_clip reinforce reverse_kl"

@@ -2,8 +2,8 @@
 
     python tools/kill_campaign.py --out runs/kill_campaign --kills 100 --seed 0
 
-Every run is real: tiny random models, vLLM, MindSpore, two generations. Under each sync policy (static; kl with lead)
-one run is left alone. The others lose a random process (the executor, a stage's process, the rollout worker) to
+Every run is real: tiny random models, vLLM, MindSpore, two generations. Under each policy (static; kl with lead; grpo,
+with slices, rewards and groups of two) one run is left alone. The others lose a random process (the executor, a stage's process, the rollout worker) to
 SIGKILL at random instants, and the same command is given again until they are finished. Then the exported student
 must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed between snapshots.
 
@@ -39,7 +39,18 @@ PROMPTS = 24
 POLICIES: dict[str, dict[str, Any]] = {
     "static": {"policy": "static", "refreshes": 1},
     "kl": {"policy": "kl", "refreshes": 1, "epsilon": 1e-9, "lead": 0.5},
+    "grpo": {"policy": "static", "refreshes": 1},
 }
+GRPO: dict[str, Any] = {
+    "run": {"recipe": "grpo"},
+    "data": {"slice": PROMPTS},
+    "rollout": {"greedy": False, "samples": 2},
+    # Random models are never right, but their answers differ in length.
+    "reward": {"parts": {"length": {"options": {"limit": 24, "buffer": 24}}}},
+    "select": {"filter": "none"},
+    "train": {"loss": {"terms": {"ppo_clip:0.2:0.28": 1}}},
+}
+"""What the recipe grpo has otherwise."""
 _CHILD = re.compile(r"npd_ascend[./]pipeline[./]child")  # of a stage's command line, as a module or as a file
 _ORPHAN_S = 20.0
 _WAITS_S = (3.0, 10.0, 30.0)
@@ -108,6 +119,9 @@ def write_config(inputs: Path, run: Path, policy: str) -> Path:
     if policy == "static":
         tree["evaluate"] = {"prompts": [str(inputs / "task" / "eval.jsonl")], "limit": 8, "checker": "maze",
                             "checker_data": str(inputs / "task" / "maze.json")}  # fmt: skip
+    if policy == "grpo":
+        for section, changes in GRPO.items():
+            tree[section] = {**tree.get(section, {}), **changes}
     path = run.with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree))

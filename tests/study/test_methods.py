@@ -50,6 +50,7 @@ def test_all_methods_are_there():
         "distillm",
         "distillm2",
         "gkd",
+        "grpo",
         "minillm",
         "npd",
         "off_policy",
