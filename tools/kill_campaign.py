@@ -3,9 +3,10 @@
     python tools/kill_campaign.py --out runs/kill_campaign --kills 100 --seed 0
 
 Every run is real: tiny random models, vLLM, MindSpore, two generations. Under each policy (static; kl with lead; grpo,
-with slices, rewards and groups of two) one run is left alone. The others lose a random process (the executor, a stage's process, the rollout worker) to
-SIGKILL at random instants, and the same command is given again until they are finished. Then the exported student
-must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed between snapshots.
+with slices, rewards and groups of two) one run is left alone. The others lose a random process (the executor, a stage's
+process, the rollout worker) to SIGKILL at random instants, and the same command is given again until they are finished.
+Then the exported student must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed
+between snapshots.
 
 ``kills.jsonl`` grows while the campaign runs; ``result.json`` and ``result.md`` are written after each run, and added
 to when the campaign is given again. Exit code 1 when anything was lost.

@@ -144,8 +144,7 @@ def reward(run: Run) -> Markup | None:
         bottom.set_title("groups that teach nothing")
         bottom.set_xlabel("generation")
         bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        for ax in (top, bottom):
-            svg.legend(ax)
+        svg.legend(top, bottom)
         return svg.to_svg(fig, "Reward by generation")
 
 
@@ -164,7 +163,7 @@ def policy(run: Run) -> Markup | None:
                 if len(found[key][0]):
                     svg.line(ax, *found[key], colour, name)
             ax.set_ylim(bottom=0)
-            svg.legend(ax)
+        svg.legend(top, bottom)
         top.set_ylabel("nats a token")
         bottom.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
         bottom.set_title("tokens whose gradient is bounded or left out")
@@ -180,18 +179,26 @@ def exploration(run: Run) -> Markup | None:
     if not found:
         return None
     x = np.array([g.index for g in found], float)
-    with svg.style():
-        fig = svg.figure()
-        top, bottom = fig.subplots(2, 1, sharex=True)
-        svg.line(top, x, np.array([g.rewards.entropy for g in found if g.rewards]), C1)
-        top.set_title("entropy, nats a token")
-        svg.line(bottom, x, np.array([g.rollouts.lengths.mean() for g in found if g.rollouts]), C2)
-        bottom.set_title("mean tokens of an answer")
-        for ax in (top, bottom):
-            ax.set_ylim(bottom=0)
-        bottom.set_xlabel("generation")
-        bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        return svg.to_svg(fig, "Entropy and length by generation")
+    curves = (
+        ("entropy, nats a token", np.array([g.rewards.entropy for g in found if g.rewards], float), C1),
+        ("mean tokens of an answer", np.array([g.rollouts.lengths.mean() for g in found if g.rollouts]), C2),
+    )
+
+    def draw(width: float) -> Markup:
+        beside = width > svg.HALF
+        with svg.style():
+            fig = svg.figure(width)
+            plots = fig.subplots(1 if beside else 2, 2 if beside else 1, sharex=True, squeeze=False).flat
+            for ax, (name, y, colour) in zip(plots, curves, strict=True):
+                svg.line(ax, x, y, colour)
+                ax.set_title(name)
+                ax.set_ylim(bottom=0)
+                ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+                if beside or colour == C2:
+                    ax.set_xlabel("generation")
+            return svg.to_svg(fig, "Entropy and length by generation")
+
+    return svg.adaptive(draw)
 
 
 def lag(run: Run) -> Markup | None:

@@ -145,11 +145,13 @@ def mark(ax: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
         )
 
 
-def legend(ax: Axes) -> None:
-    """Names of the series above the plot, in as many columns as the figure is wide; nothing where none has a name."""
-    fig = ax.figure
+def legend(*axes: Axes) -> None:
+    """Names of the series of a figure's plots above them, in as many columns as it is wide; nothing where none has a
+    name."""
+    fig = axes[0].figure
     assert isinstance(fig, Figure)
-    handles, labels = ax.get_legend_handles_labels()
+    found = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles, labels = [h for h, _ in found], [label for _, label in found]
     for columns in range(len(labels), 0, -1):
         shown = fig.legend(handles, labels, loc="outside upper left", ncols=columns)
         if columns == 1 or shown.get_window_extent().width <= fig.bbox.width:
