@@ -19,7 +19,7 @@ from npd_ascend.monitors.registry import MONITORS, Monitor, Point, Subject
 from npd_ascend.progress import message
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.store.layout import RunDir
-from npd_ascend.store.metrics import TERM, plain, read_metrics
+from npd_ascend.store.metrics import TERM, WATCHED, plain, read_metrics
 
 Row = dict[str, Any]
 _EVERY_S = 2.0
@@ -41,7 +41,10 @@ _TAGS = {
 def point(row: Row) -> Point | None:
     """What a row of metrics.jsonl says; None when there is no curve in it."""
     tags = _TAGS.get(row["kind"], {}) | (
-        {k: f"loss/{k.removeprefix(TERM)}" for k in row if k.startswith(TERM)} if row["kind"] == "train" else {}
+        {k: f"loss/{k.removeprefix(TERM)}" for k in row if k.startswith(TERM)}
+        | {k: f"policy/{k.removeprefix(WATCHED)}" for k in row if k.startswith(WATCHED)}
+        if row["kind"] == "train"
+        else {}
     )
     values = {tag: float(row[key]) for key, tag in tags.items() if isinstance(row.get(key), int | float)}
     seconds = row.get("seconds")
