@@ -151,7 +151,8 @@ def main(path: str, usable: str) -> None:
         load(usable, "worker")()
         function = load(path, "worker")
     except Exception as e:  # whatever an import does
-        return say(lacks=next(iter(str(e).split("\n")), "").strip() or type(e).__name__)
+        lines = (line.strip(" *") for line in str(e).splitlines())
+        return say(lacks=next(filter(None, lines), type(e).__name__))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     say(ready=True)
     for line in sys.stdin:

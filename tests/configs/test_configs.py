@@ -52,13 +52,14 @@ def made(tmp_path):
         for role in ("teacher", "student"):
             name = getattr(c.models, role).name
             folder = tmp_path / name
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             (folder / "config.json").write_text(json.dumps(known_shape(name)))
             weightless(folder)
             Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
             sets.append(f"models.{role}={folder}")
         prompts = tmp_path / "prompts.jsonl"
-        prompts.write_text("".join(json.dumps({c.data.prompt_field: "x" * 500}) + "\n" for _ in range(20)))
+        row = {"problem": "x" * 500, "answer": "1"} if c.data.task else {c.data.prompt_field: "x" * 500}
+        prompts.write_text("".join(json.dumps(row) + "\n" for _ in range(20)))
         return load_config(path, [*sets, f"data.prompts=[{prompts}]"])
 
     return make
@@ -102,7 +103,9 @@ def test_lengths_and_batches_fit_together(path, made):
     assert c.device.dtype == "auto" and not c.rollout.keep_alive
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "openpangu" in p.stem], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "openpangu" in p.stem and "grpo" not in p.stem], ids=lambda p: p.stem
+)
 def test_the_papers_settings(path):
     c = load_config(path)
     t = c.train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 from typing import Any
 
@@ -58,6 +58,8 @@ def followed(ids: list[str], kwargs: list[dict[str, Any]], prompt: str, response
 
 def usable() -> None:
     """In a worker: lm-eval is there, and so is what it would otherwise fetch from the network."""
+    if importlib.util.find_spec("lm_eval") is None:  # nltk alone, which others need too, takes seconds to import
+        raise ImportError("there is no lm-eval")
     import nltk
 
     nltk.data.find("tokenizers/punkt_tab")
