@@ -1,13 +1,14 @@
 """Annotation (top-10, logZ, entropy) against vLLM's ``prompt_logprobs`` and against the bare forward pass.
 
-    python benchmarks/annotate_vs_prompt_logprobs.py [MODEL] [--samples 400] [--rounds 5]
+    python benchmarks/annotate_vs_prompt_logprobs.py [MODEL] [--samples 400] [--rounds 5] [--own]
 
 Run it with the interpreter of the MindSpore environment. All sides see the same sequences, with the lengths of the
 mini task, and count all their tokens. ``forward`` is the same compiled network on the same packed rows, made
 beforehand, up to the hidden states: no head, no top-k, no packing; ``forward_head`` adds the product with the output
 projection at the response positions, logits left in the engine. ``score`` is everything, from lists of ids to lists
 of annotations. vLLM computes prompt_logprobs of all positions and one token more, which is the least it can. Rounds
-alternate; figures are medians.
+alternate; figures are medians, and ``cpu`` ratios those of CPU time, which other work on the machine disturbs less.
+``--own`` leaves vLLM out.
 """
 
 from __future__ import annotations
@@ -118,10 +119,10 @@ def vllm_side(model: Path, samples: int, long: int) -> None:
 
 
 def timed(work: Any) -> Any:
-    def run() -> float:
-        start = time.perf_counter()
+    def run() -> tuple[float, float]:
+        start, cpu = time.perf_counter(), time.process_time()
         work()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu
 
     return run
 
@@ -132,28 +133,26 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long", type=int, default=1, help="so many times the mini task's response lengths")
+    parser.add_argument("--own", action="store_true", help="against the own forward pass alone")
     parser.add_argument("--side", choices=("mindspore", "vllm"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         return {"mindspore": mindspore_side, "vllm": vllm_side}[args.side](args.model, args.samples, args.long)
     common = (args.model, "--samples", args.samples, "--long", args.long, "--side")
     ours = Side(interpreter("mindspore"), __file__, *common, "mindspore")
-    theirs = Side(interpreter("rollout"), __file__, *common, "vllm")
-    asked = [
-        (ours, "forward"),
-        (ours, "score"),
-        (ours, "forward_head"),
-        (theirs, "prompt_logprobs"),
-        (theirs, "no_logprobs"),
-    ]
-    seconds: dict[str, list[float]] = {name: [] for _, name in asked}
+    sides, asked = [ours], [(ours, "forward"), (ours, "score"), (ours, "forward_head")]
+    if not args.own:
+        theirs = Side(interpreter("rollout"), __file__, *common, "vllm")
+        sides.append(theirs)
+        asked += [(theirs, "prompt_logprobs"), (theirs, "no_logprobs")]
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for _, name in asked}
     for i in range(args.rounds + 1):
         for side, name in asked:
             took = side.ask(name)
             if i:  # the first round warms up
                 seconds[name].append(took)
-    ours.close()
-    theirs.close()
+    for side in sides:
+        side.close()
     vocab = json.loads((args.model / "config.json").read_text())["vocab_size"]
     contexts, responses = sequences(args.samples, vocab, args.long)
     tokens = sum(map(len, contexts)) + sum(map(len, responses))
@@ -165,10 +164,16 @@ def main() -> None:
                 "model": str(args.model),
                 "vocab": vocab,
                 "tokens": tokens,
-                "tokens_per_s": {name: round(tokens / float(np.median(s))) for name, s in array.items()},
-                "score / prompt_logprobs": round(float(np.median(array["prompt_logprobs"] / array["score"])), 2),
-                "score / forward": round(float(np.median(array["forward"] / array["score"])), 3),
-                "score / forward_head": round(float(np.median(array["forward_head"] / array["score"])), 3),
+                "tokens_per_s": {name: round(tokens / float(np.median(s[:, 0]))) for name, s in array.items()},
+                **{
+                    f"{unit}score / {name}": [
+                        round(float(f(s[:, i] / array["score"][:, i])), 3) for f in (np.min, np.median)
+                    ]
+                    for name, s in array.items()
+                    if name in ("forward", "forward_head", "prompt_logprobs")
+                    for i, unit in enumerate(("", "cpu: "))
+                },
+                "ratios": "least and median over rounds",
                 "rounds": args.rounds,
                 "machine": platform.machine(),
                 "date": time.strftime("%Y-%m-%d"),
