@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 pytest.importorskip("vllm")
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+from zoo import tokenizers_of  # noqa: E402
 
 from npd_ascend.bench import harness  # noqa: E402
 from npd_ascend.bench.harness import Session  # noqa: E402
@@ -28,7 +31,21 @@ from tests.rollout.families import write  # noqa: E402
 
 set_environment("cpu")  # read by torch when it is imported
 
-MINI = Path(__file__).parents[2] / "assets" / "mini" / "teacher"
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a byte-level tokenizer that has " A" to " D" as tokens, and no chat template."""
+    folder = tmp_path_factory.mktemp("model")
+    corpus = [*tokenizers_of.CORPUS, *(f"Answer: {letter}" for letter in "ABCD" for _ in range(50))]
+    tokenizer = tokenizers_of.byte_level(400, tokenizers_of.QWEN_SPECIALS, corpus)
+    write(folder, "llama", True, seed=0, vocab=tokenizer.get_vocab_size())
+    end = tokenizers_of.QWEN_SPECIALS[0]
+    tokenizers_of.save(tokenizer, folder, tokenizer_class="PreTrainedTokenizerFast", eos_token=end, pad_token=end)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 2048, "eos_token_id": tokenizer.token_to_id(end)}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +55,16 @@ def pool(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path) -> Callable[..., BenchJob]:
-    """``make_bench(folder, **changes)``: a job on the mini teacher."""
+def make_bench(tmp_path: Path, model: Path) -> Callable[..., BenchJob]:
+    """``make_bench(folder, **changes)``: a job on the random model."""
 
     def make(folder: Path, **changes: object) -> BenchJob:
         fields = {
             "out": tmp_path / "out",
-            "model": MINI,
-            "checkpoint_id": "mini",
-            "tokenizer": MINI,
-            "teacher": MINI,
+            "model": model,
+            "checkpoint_id": "random",
+            "tokenizer": model,
+            "teacher": model,
             "trust_remote_code": False,
             "data": DataConfig(prompts=[], template="raw"),
             "folder": folder,
@@ -66,23 +83,21 @@ def make_bench(tmp_path: Path) -> Callable[..., BenchJob]:
     return make
 
 
-def scored(job: BenchJob, pool: RolloutPool, *names: str) -> list[Result]:
-    session = Session(job, pool)
+def scored(job: BenchJob, pool: RolloutPool | None, *names: str) -> list[Result]:
+    session = Session(job, pool)  # type: ignore[arg-type]
     try:
         return [session.run(benchmark) for benchmark in find(names)]
     finally:
         session.close()
 
 
-def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, pool, monkeypatch):  # noqa: F811
+def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, model, pool):  # noqa: F811
     """Answer by answer, for choices of one token and of several; the text is cut where its question ends."""
     import torch
 
-    from npd_ascend.bench.benchmarks.cluewsc import CLUEWSC
     from npd_ascend.rollout.forward import token_logprobs
 
-    tokenizer = load_tokenizer(MINI)
-    monkeypatch.setattr(CLUEWSC, "choices", lambda self, row: [" no , no", " yes"])  # words, as this tokenizer wants
+    tokenizer = load_tokenizer(model)
     size, names, lengths = max(tokenizer.get_vocab().values()) + 1, ("mmlu", "cluewsc"), set()
     job = make_bench(make_folder(*names))
     scored(job, pool, *names)
@@ -92,7 +107,7 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, 
             expected = []
             for choice in benchmark.choices(row):
                 ids, begin = tokenizer.encode(sample.prompt + choice), len(tokenizer.encode(sample.prompt))
-                found = token_logprobs(MINI, ids, torch.float32, torch.float32, size)
+                found = token_logprobs(model, ids, torch.float32, torch.float32, size)
                 expected.append(float(found[begin - 1 :].sum()))
                 lengths.add(len(ids) - begin)
             assert [g[0] for g in sample.given] == pytest.approx(expected, abs=2e-3)
@@ -100,10 +115,12 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(make_folder, make_bench, 
     assert min(lengths) == 1 < max(lengths)
 
 
-def test_a_choice_without_tokens_is_refused(make_folder, make_bench, pool):  # noqa: F811
+def test_a_choice_without_tokens_is_refused(make_folder, make_bench):  # noqa: F811
     """A tokenizer of words takes a Chinese question with its answer for one unknown word."""
+    mini = Path(__file__).parents[2] / "assets" / "mini" / "teacher"
+    job = make_bench(make_folder("cluewsc"), model=mini, tokenizer=mini, teacher=mini)
     with pytest.raises(UserError, match="no token of the choice '否'"):
-        scored(make_bench(make_folder("cluewsc")), pool, "cluewsc")
+        scored(job, None, "cluewsc")  # no engine is reached
 
 
 def test_prompts_are_those_of_lm_eval_s_own_task(make_folder):  # noqa: F811
@@ -149,23 +166,16 @@ def test_samples_have_seeds_of_their_own(make_folder, make_bench, pool):  # noqa
     assert reseeded.asked == 16
 
 
-def test_a_chat_needs_a_template(make_folder, make_bench, tmp_path):  # noqa: F811
-    write(tmp_path / "plain", "qwen2", True, seed=0, layers=2)
-    for path in MINI.glob("tokenizer*"):
-        (tmp_path / "plain" / path.name).write_bytes(path.read_bytes())
-    config = tmp_path / "plain" / "tokenizer_config.json"
-    tokenizer = load_tokenizer(MINI)
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path / "plain")
-    assert config.is_file()
-    job = make_bench(make_folder("gsm8k"), model=tmp_path / "plain", tokenizer=tmp_path / "plain")
-    job = job.model_copy(update={"teacher": tmp_path / "plain", "data": DataConfig(prompts=[])})
-    session = Session(job, None)  # type: ignore[arg-type]  # no engine is reached
+def test_a_chat_needs_a_template(make_folder, make_bench):  # noqa: F811
+    folder = make_folder("gsm8k")
     (benchmark,) = find(["gsm8k"])
-    with pytest.raises(UserError, match="gsm8k asks in a chat, but .* has no chat template"):
-        session.prompts(benchmark, benchmark.rows(job.folder))
-    raw = Session(job.model_copy(update={"data": DataConfig(prompts=[], template="raw")}), None)  # type: ignore[arg-type]
-    assert raw.prompts(benchmark, benchmark.rows(job.folder))[0].startswith("Ann has 3 pens")
+    for template in ("auto", "raw"):
+        session = Session(make_bench(folder, data=DataConfig(prompts=[], template=template)), None)  # type: ignore[arg-type]
+        if template == "raw":
+            assert session.prompts(benchmark, benchmark.rows(folder))[0].startswith("Ann has 3 pens")
+        else:
+            with pytest.raises(UserError, match="gsm8k asks in a chat, but .* has no chat template"):
+                session.prompts(benchmark, benchmark.rows(folder))
 
 
 def test_the_process_ends_with_one_line(make_folder, make_bench, tmp_path, capsys):  # noqa: F811
