@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from npd_ascend.ops.node_report.lines import Lines, read
 from npd_ascend.ops.plan.calibrate import Calibration
 from npd_ascend.ops.plan.paces import INPUTS
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 97, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4,
          "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2,
@@ -122,6 +124,24 @@ def test_lines_outlive_a_crash(tmp_path):
 
 def test_what_the_plan_says_is_measured_is_measured():
     assert {i.settled_by for i in INPUTS.values()} - {""} <= set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "word"),
+    [
+        ("ascend.md", "What has never run on an NPU", "Settled by"),
+        ("ascend.zh.md", "尚未在 NPU 上运行过的部分", "确认"),
+    ],
+)
+def test_each_line_that_has_never_run_names_what_settles_it(page, head, word):
+    section = (ROOT / "docs" / page).read_text().split(f"## {head}\n")[1]
+    lines = [" ".join(x.split()) for x in section.strip().split("\n\n")[0].removeprefix("* ").split("\n* ")]
+    assert len(lines) == 8
+    for line in lines:
+        assert word in line and "`" in line, line
+        assert all(name in PARTS for name in re.findall(r"--part (\w+)", line)), line
+    table = (ROOT / "docs" / page).read_text()
+    assert all(f"`{name}`" in table for name in PARTS)
 
 
 def measured(stage, row, rate, start):
