@@ -119,6 +119,11 @@ class Run:
         return sorted({key for row in self.train for key in row if key.startswith(TERM)})
 
     @property
+    def teaches(self) -> bool:
+        """Whether a teacher has a part in it: always, but where rewards are all that the loss looks at."""
+        return not self.rewarded or any(g.store for g in self.generations)
+
+    @property
     def rewarded(self) -> list[Generation]:
         """Generations whose answers were judged."""
         return [g for g in self.generations if g.rewards]

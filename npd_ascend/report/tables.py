@@ -107,7 +107,7 @@ def rewards(run: Run) -> Table | None:
 
     def step(generation: int, key: str, which: int) -> float | None:
         values = run.steps_of(generation, key)
-        return values[which] if values else None
+        return max(values[which], 0.0) if values else None  # next to nothing may be below it by rounding
 
     def share(generation: int, key: str) -> str:
         values = run.steps_of(generation, key)
