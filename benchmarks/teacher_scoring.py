@@ -72,7 +72,7 @@ def engine(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
 
 def server(model: Path, n: int, k: int, batch: int, rounds: int) -> list[float]:
     """Seconds of each round over HTTP."""
-    from npd_ascend.pipeline.processes import free_port
+    from npd_ascend.ops.nodes import free_port
     from npd_ascend.rollout.engine import set_environment
 
     set_environment("cpu")

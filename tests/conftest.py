@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from npd_ascend.ops.environments import Environments
-from npd_ascend.pipeline.processes import free_port
+from npd_ascend.ops.nodes import free_port
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from zoo import tokenizers_of  # noqa: E402

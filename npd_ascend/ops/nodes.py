@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,3 +73,10 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int:
     if not text.isascii() or not text.isdigit():
         raise UserError(f"{name} is {text!r}: set it to a number")
     return int(text)
+
+
+def free_port() -> int:
+    """A TCP port on which nothing listens just now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

@@ -10,10 +10,10 @@ from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.config import Config
 from npd_ascend.config.job import Job
 from npd_ascend.config.stages import Side, side_of
-from npd_ascend.ops.nodes import Nodes
+from npd_ascend.ops.nodes import Nodes, free_port
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import child as child_module
-from npd_ascend.pipeline.processes import child_environment, free_port
+from npd_ascend.pipeline.processes import child_environment
 from npd_ascend.rollout.cluster import Cluster, RayNode
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.train.job import TrainJob

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,13 +30,6 @@ def tie(pid: int, cores: Sequence[int]) -> None:
         os.sched_setaffinity(pid, cores)
     except ProcessLookupError:
         pass  # it has ended already, and its exit code says why
-
-
-def free_port() -> int:
-    """A TCP port on which nothing listens just now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def child_environment(python: Path, progress: Path, **extra: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from npd_ascend.pipeline.processes import free_port
+from npd_ascend.ops.nodes import free_port
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics

@@ -22,6 +22,7 @@ from npd_ascend.ops.doctor.finding import Finding
 from npd_ascend.ops.doctor.registry import examine
 from npd_ascend.ops.environments import Environments, visible_npus
 from npd_ascend.ops.node_report.lines import read
+from npd_ascend.ops.nodes import free_port
 from npd_ascend.ops.placement import VISIBLE
 from npd_ascend.ops.plan.devices import Npu
 from npd_ascend.ops.plan.flops import forward_flops, kv_bytes, weight_bytes
@@ -268,7 +269,7 @@ def _measured(
             f"--worker_num={ranks}",
             f"--local_worker_num={ranks}",
             "--join=True",
-            f"--master_port={_port()}",
+            f"--master_port={free_port()}",
             f"--log_dir={folder}",
         ]
     with open(folder / "log", "w") as log:
@@ -310,11 +311,3 @@ def _last(folder: Path, ranks: int) -> str:
 def _file(module: str) -> str:
     """Path of a module of this folder: msrun takes no ``-m``."""
     return str(Path(__file__).with_name(module.rpartition(".")[2] + ".py"))
-
-
-def _port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
