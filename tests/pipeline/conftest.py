@@ -34,7 +34,7 @@ class Tiny:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def config(self, run: Path, **changes: dict) -> Path:
+    def config(self, run: Path, /, **changes: dict) -> Path:
         """Writes a configuration of two short generations into ``run``'s parent; ``changes`` by section."""
         f = self.folder
         tree: dict = {
