@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from rounds import ROOT, Side, interpreter, serve
 
-ROW, BATCHES, LR = 512, 8, 1e-4
+ROW, LR = 512, 1e-4
 ROWS_OF = ("input_ids", "position_ids", "segment_ids")
 KD, CLIP, BETAS, DECAY = 0.9, 1.0, (0.9, 0.95), 0.1
 
 
-def write_batches(model: Path, out: Path, lengths: str, rows: int) -> None:
+def write_batches(model: Path, out: Path, lengths: str, rows: int, batches: int) -> None:
     """Micro-batches as both sides read them."""
     from random_samples import Samples, chat_lengths, mini_lengths
 
@@ -40,7 +40,7 @@ def write_batches(model: Path, out: Path, lengths: str, rows: int) -> None:
     found = {"mini": mini_lengths, "chat": chat_lengths}[lengths](800)
     samples = Samples(found, config["vocab_size"])
     bins = best_fit_decreasing(samples.sizes + samples.prompt_sizes, ROW)
-    chosen = np.random.default_rng(0).permutation(len(bins))[: BATCHES * rows]  # the fullest rows come first
+    chosen = np.random.default_rng(0).permutation(len(bins))[: batches * rows]  # the fullest rows come first
     plan = samples.plan([bins[i] for i in chosen])
     settings = TrainConfig(global_batch=rows, micro_batch=rows)
     reader = Reader(samples, [plan], samples, settings, ROW, 0, config["vocab_size"])  # type: ignore[arg-type]
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--lengths", choices=("mini", "chat"), default="mini", help="of samples; chat: 90 + 110 tokens")
     parser.add_argument("--rows", type=int, default=4, help=f"rows of {ROW} a micro-batch, which is a step")
+    parser.add_argument("--batches", type=int, default=8, help="micro-batches, which come in turn")
     parser.add_argument("--side", choices=("mindspore", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -218,7 +219,7 @@ def main() -> None:
         return {"mindspore": mindspore_side, "torch": torch_side}[args.side](args.model, args.data, args.steps)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "batches.npz"
-        write_batches(args.model, data, args.lengths, args.rows)
+        write_batches(args.model, data, args.lengths, args.rows, args.batches)
         common = (args.model, "--data", data, "--steps", args.steps, "--side")
         sides = {
             "mindspore": Side(interpreter("mindspore"), __file__, *common, "mindspore"),

@@ -18,7 +18,7 @@ from npd_ascend.arrays import Array
 
 _MASKED = -1e9
 _slice = ops.Slice()
-_QUERY_BLOCK = 256
+_QUERY_BLOCK = 128
 _WINDOW_BLOCK = 16
 
 
@@ -235,8 +235,9 @@ class DenseSelfAttention(SelfAttention):
         sharded_key: None = None,
         sharded_value: None = None,
     ) -> tuple[ms.Tensor, None]:
-        """hidden_states [S, B, H] -> [S, B, H]."""
-        length, batch, _ = hidden_states.shape
+        """hidden_states [S·B, H] -> [S·B, H]."""
+        batch = attention_mask.shape[0]
+        length = hidden_states.shape[0] // batch
         cos, sin = rotary_pos_emb
         # In float32 like the tables, whatever the layers compute in: products take operands of one type.
         flat = self._biased(*self.linear_qkv(hidden_states)).reshape(-1, self.head_dim).astype(ms.float32)
@@ -251,6 +252,7 @@ class DenseSelfAttention(SelfAttention):
             value.squeeze(3),
             attention_mask,
         ).astype(hidden_states.dtype)
+        context = context.reshape(-1, self.num_heads * self.head_dim)
         return self._biased(*self.linear_proj(context)), None
 
     def _normed(self, flat: ms.Tensor) -> ms.Tensor:
@@ -259,11 +261,10 @@ class DenseSelfAttention(SelfAttention):
         return ops.concat((self.q_layernorm(query), self.k_layernorm(key), value), 1).reshape(-1, self.head_dim)
 
     def _biased(self, x: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
-        """x [S, B, n] + bias [n], if the projection has one that it has not added itself."""
+        """x [S·B, n] + bias [n], if the projection has one that it has not added itself."""
         if bias is None:
             return x
-        ones = ops.ones((x.shape[0] * x.shape[1], 1), x.dtype)
-        return x + self.product(ones, bias.reshape(1, -1).astype(x.dtype)).reshape(x.shape)
+        return x + self.product(ops.ones((x.shape[0], 1), x.dtype), bias.reshape(1, -1).astype(x.dtype))
 
 
 class OuterProduct(nn.Cell):

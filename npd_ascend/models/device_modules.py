@@ -115,6 +115,15 @@ class GatherEmbedding(nn.Cell):
         return ops.gather(table, ids, 0)
 
 
+class PositionsFirst(nn.Cell):
+    """The order of the layers' hidden states, in place of the embedding's transpose. Two dimensions, because a reshape
+    is a copy on the CPU, and each layer would need eight."""
+
+    def construct(self, x: ms.Tensor, order: tuple[int, ...]) -> ms.Tensor:
+        """x [B, S, H] -> [S·B, H]."""
+        return x.transpose(order).reshape(-1, x.shape[2])
+
+
 class GatedProducts(nn.Cell):
     """(silu(x Gᵀ) · (x Uᵀ)) Dᵀ, for whose backward pass only the first two products are kept. Automatic differentiation
     would keep three more arrays of their size and a copy of the weight. With σ the sigmoid,
@@ -162,10 +171,9 @@ class DenseMLP(MLP):
     def construct(
         self, hidden_states: ms.Tensor, per_token_scale: None = None, extra_loss: float = 0.0
     ) -> tuple[ms.Tensor, None, float]:
-        """hidden_states [S, B, H] -> [S, B, H]."""
-        rows = self.enter(hidden_states).reshape(-1, hidden_states.shape[2])
-        out, _, _ = self.products(rows, self.linear_fc1.weight, self.linear_fc2.weight)
-        return self.leave(out).reshape(hidden_states.shape), None, extra_loss
+        """hidden_states [S·B, H] -> [S·B, H]."""
+        out, _, _ = self.products(self.enter(hidden_states), self.linear_fc1.weight, self.linear_fc2.weight)
+        return self.leave(out), None, extra_loss
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,7 @@ class DeviceModules:
         elif not self.flash:
             model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
         if not self.flash:
+            model.embedding.transpose = PositionsFirst()
             model.rotary_pos_emb = RotaryTables(model.rotary_pos_emb, model.config)
 
     def mask(self, row_length: int) -> nn.Cell:

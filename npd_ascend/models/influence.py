@@ -117,7 +117,9 @@ class _Forward(nn.Cell):
     ) -> ms.Tensor:
         """hidden [S, B, H] -> the same shape; the other arguments as of ``CausalLM``."""
         mask, ends = self.net.mask(segment_ids, window)
-        return self.net.model(input_ids, position_ids, mask, decoder_input=hidden, actual_seq_len=ends)
+        states = hidden if self.net.flash else hidden.reshape(-1, hidden.shape[2])  # as the layers pass them on
+        out = self.net.model(input_ids, position_ids, mask, decoder_input=states, actual_seq_len=ends)
+        return out.reshape(hidden.shape)
 
 
 def _rows(texts: Sequence[Array], row_length: int, pad_id: int) -> list[RowBatch]:

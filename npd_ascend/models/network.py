@@ -139,7 +139,7 @@ class CausalLM(nn.Cell):
         own = shard_of(spec, group.size)
         heads_of(own, context.size)
         self.row_length = row_length
-        self.interleaved, self._flash = modules.interleaved, modules.flash
+        self.interleaved, self.flash = modules.interleaved, modules.flash
         self.mask = modules.mask(row_length)
         config = _config(own, modules, row_length, compute_dtype, params_dtype)
         core: Any = modules.core_attention
@@ -170,7 +170,7 @@ class CausalLM(nn.Cell):
 
     def window(self, rows: RowBatch) -> ms.Tensor | None:
         """The argument of that name for these rows."""
-        if self._flash:
+        if self.flash:
             return ms.Tensor(segment_ends(rows.segment_ids, min(rows.segment_ids.size, MAX_SEGMENTS)))
         window = window_of(rows.longest, rows.input_ids.shape[1], self._bound)
         return None if window is None else ms.Tensor(window)
@@ -224,6 +224,7 @@ class CausalLM(nn.Cell):
         """
         mask, ends = self.mask(segment_ids, window)
         out = self.model(input_ids, position_ids, mask, actual_seq_len=ends)
+        out = out.reshape(-1, input_ids.shape[0], self.spec.hidden_size)
         return out.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
 
 

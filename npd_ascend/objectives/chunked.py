@@ -37,6 +37,24 @@ class AddAt(nn.Cell):
         return ops.tensor_scatter_elements(x, index, values, 1, "add")
 
 
+class ScaledRows(nn.Cell):
+    """x [R, V] times factors [R, 1].
+
+    A broadcast product of the CPU keeps two tables of 64-bit indices as long as x, four times its memory, and is slower
+    than an outer product and a product of equal shapes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ascend = ms.get_context("device_target") == "Ascend"
+        self.outer = ops.MatMul()
+
+    def construct(self, x: ms.Tensor, factors: ms.Tensor) -> ms.Tensor:
+        if self.ascend:
+            return x * factors
+        return x * self.outer(factors, ops.ones((1, x.shape[1]), x.dtype))
+
+
 class ChunkedLoss(nn.Cell):
     """Σ_j scale_j Σ_n w_nj term_j(n), from hidden states: a weighted sum of terms over rows (``registry.summands``);
     with cross-entropy, one divergence and equal columns of w paper eq. (1).
@@ -77,7 +95,7 @@ class ChunkedLoss(nn.Cell):
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
         self.to_head = ops.MatMul(transpose_a=True)
-        self.add_at = AddAt()
+        self.add_at, self.scaled = AddAt(), ScaledRows()
 
     def tensors(self, inputs: LossInputs) -> tuple[ms.Tensor, ...]:
         """What ``construct`` takes as ``inputs``."""
@@ -155,7 +173,7 @@ class ChunkedLoss(nn.Cell):
         else:
             (_, sums), g = self.value(seen[:, 0], seen, inputs)
             g = g.expand_dims(1)
-        dz = q * -g.sum(-1, keepdims=True)
+        dz = self.scaled(q, -g.sum(-1, keepdims=True))
         if self.cut:
             targets, mine = self.own(targets, z.shape[1])
             g = g * mine

@@ -111,7 +111,7 @@ def test_segment_ends_for_flash_attention():
     from npd_ascend.models.network import CausalLM
 
     batch = collate([[np.arange(3), np.arange(2)], [np.arange(1), np.arange(7)]], 8, 0, 2)
-    window = CausalLM.window(SimpleNamespace(_flash=True), batch)
+    window = CausalLM.window(SimpleNamespace(flash=True), batch)
     assert window.dtype == ms.int64 and window.asnumpy().tolist() == [3, 5, 8, 9] + [16] * 12
     nothing, ends = SegmentEnds().construct(None, window)
     assert nothing is None and ends is window
@@ -153,7 +153,7 @@ def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
     monkeypatch.setattr(attention, "ms", SimpleNamespace(float32=np.float32))
     monkeypatch.setattr(attention, "ops", SimpleNamespace(ones=np.ones))
     tables = (np.ones((16, 2), np.float32), np.zeros((16, 2), np.float32))
-    x = np.ones((4, 1, 8), np.float16)
+    x, mask = np.ones((4, 8), np.float16), np.zeros((1, 1, 4, 4), np.float32)
     cell = SimpleNamespace(
         head_dim=2,
         num_heads=2,
@@ -168,7 +168,7 @@ def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
         core_attention=core,
     )
     cell._biased = lambda x, bias: attention.DenseSelfAttention._biased(cell, x, bias)
-    out, _ = attention.DenseSelfAttention.construct(cell, x, None, rotary_pos_emb=tables)
+    out, _ = attention.DenseSelfAttention.construct(cell, x, mask, rotary_pos_emb=tables)
     assert out.dtype == np.float16 and (out == 3).all()
 
 
