@@ -312,14 +312,14 @@ def join(config: ConfigPath, set_: Set = None) -> None:
     """Takes this node's part (NODE_RANK of NODES) in a run that node 0 leads; scripts/start_node.sh calls it."""
     from npd_ascend.config import load_config
     from npd_ascend.ops.nodes import Nodes
-    from npd_ascend.pipeline.follower import Follower
+    from npd_ascend.pipeline.join import join as join_run
 
     nodes = Nodes.from_environment()
     if not 0 < nodes.rank < nodes.count:
         raise UserError("npd join is for nodes 1, 2, ...: set NODES, NODE_RANK and MASTER_ADDR (scripts/start_node.sh)")
-    follower = Follower(load_config(config, set_, inputs=True), nodes)
+    settings = load_config(config, set_, inputs=True)
     interrupt.unwind()
-    follower.run()
+    join_run(settings, nodes)
 
 
 @app.command()

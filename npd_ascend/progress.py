@@ -1,7 +1,7 @@
-"""What a stage tells the outside while it works, and how that is read: an append-only file of JSON lines.
+"""What a stage tells the outside while it works: events, small dictionaries of JSON.
 
-The executor names the file in ``NPD_PROGRESS`` and follows it; a stage that is run by hand writes plain lines
-to stderr. A file, unlike a pipe, survives launchers such as msrun and Ray between the two ends.
+A worker sends them to whoever gave it the job (``workers/process.py``), the executor takes them all in and writes them
+to ``logs/progress.jsonl`` for those who come later. Where nobody takes them, plain lines go to stderr.
 """
 
 from __future__ import annotations
@@ -10,37 +10,38 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.visible import one_line
 
-ENV = "NPD_PROGRESS"
 STARTED = "NPD_STARTED"
-"""Variable with the time at which the executor started this process."""
+"""Variable with the time at which this process was started."""
 _EVERY_S = 0.25
 _PLAIN_EVERY_S = 5.0
+Sink = Callable[[dict[str, Any]], None]
+_sink: Sink | None = None
+
+
+def send_to(sink: Sink | None) -> Sink | None:
+    """From here on events go there; None: to stderr, as plain lines. Returns who took them before."""
+    global _sink
+    before, _sink = _sink, sink
+    return before
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Appends one event: ``{"event": ..., "time": ..., **fields}``. Events in use: see the callers below."""
-    path = os.environ.get(ENV)
-    if path:
-        line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        except OSError:
-            return  # a full disk: the stage's own writes find it out and say it
-        try:
-            os.write(fd, line.encode())
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
-    elif event == "message":
-        print(one_line(str(fields["text"])), file=sys.stderr, flush=True)
+    """Sends one event: ``{"event": ..., "time": ..., **fields}``. Events in use: see the callers below."""
+    forward({"event": event, "time": time.time(), **fields})
+
+
+def forward(event: dict[str, Any]) -> None:
+    """Sends an event that is complete already, such as a worker's."""
+    if _sink is not None:
+        _sink(event)
+    elif event["event"] == "message":
+        print(one_line(str(event["text"])), file=sys.stderr, flush=True)
 
 
 def message(text: str, level: str = "info") -> None:
@@ -49,19 +50,35 @@ def message(text: str, level: str = "info") -> None:
 
 
 def spent(stage: str, what: str, seconds: float) -> None:
-    """Seconds that a stage's process took before its work on data: ``what`` is ``start`` or ``compile``."""
+    """Further seconds that a stage took beside its work on data: ``what`` is ``start``, ``load`` or ``compile``."""
     emit("spent", stage=stage, what=what, seconds=round(seconds, 3))
 
 
 def started(stage: str) -> None:
-    """Says that the engine is imported; the seconds since the executor started this process are its start-up."""
-    begun = os.environ.get(STARTED)
+    """Says that the engine is imported; the seconds since this process was started are its start-up, told once."""
+    begun = os.environ.pop(STARTED, None)
     if begun:
         spent(stage, "start", time.time() - float(begun))
 
 
+def have(have: Mapping[int, int], samples: int, tokens: int, worked: int = 0) -> None:
+    """What one of several workers has done of the shards that they share.
+
+    Args:
+        have: samples that are now done of each shard at hand, those of earlier workers too.
+        samples: how many this worker has done since the last call.
+        tokens: and their tokens.
+        worked: tokens worked on since the last call, those of unfinished samples too; 0: not known.
+    """
+    emit("have", have=dict(have), samples=samples, tokens=tokens, worked=worked)
+
+
 class Meter:
     """Counts finished units of one stage, with tokens, and reports them a few times a second.
+
+    Attributes:
+        idle: seconds since the start that do not count, because nothing could be done in them.
+        worked, expected: tokens worked on so far and in all, where the units say little about what is left.
 
     Args:
         stage: name shown, e.g. ``annotate teacher``.
@@ -77,6 +94,9 @@ class Meter:
         self.done = self.skipped = done
         self.tokens = 0
         self.notes: dict[str, Any] = {}
+        self.idle = 0.0
+        self.worked = 0
+        self.expected: int | None = None
         self._start = self._last = time.monotonic()
         self._plain_last = self._start
         self._emit("begin")
@@ -90,13 +110,6 @@ class Meter:
         if now - self._last >= _EVERY_S:
             self._last = now
             self._emit("progress")
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time within out of the seconds that are reported."""
-        begin = time.monotonic()
-        yield
-        self._start += time.monotonic() - begin
 
     def close(self) -> None:
         """Reports the final count."""
@@ -112,7 +125,7 @@ class Meter:
     def _emit(self, event: str) -> None:
         if self._silent:
             return
-        seconds = time.monotonic() - self._start
+        seconds = max(0.0, time.monotonic() - self._start - self.idle)
         fields = dict(
             stage=self.stage,
             done=self.done,
@@ -123,9 +136,11 @@ class Meter:
             seconds=round(seconds, 3),
             notes=self.notes,
         )
+        if self.expected is not None:
+            fields |= dict(worked=self.worked, expected=self.expected)
         emit(event, **fields)
         now = time.monotonic()
-        if not os.environ.get(ENV) and (event != "progress" or now - self._plain_last > _PLAIN_EVERY_S):
+        if _sink is None and (event != "progress" or now - self._plain_last > _PLAIN_EVERY_S):
             self._plain_last = now
             of = f"/{self.total}" if self.total is not None else ""
             rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens and seconds > 0 else ""

@@ -16,7 +16,7 @@ fi
 pass=(-e "PYTHONUNBUFFERED=1")
 while read -r name; do
   case $name in
-  NPD_PROGRESS | NPD_PLACE_S | RAY_* | VLLM_* | HF_* | ASCEND_RT_VISIBLE_DEVICES | TOKENIZERS_PARALLELISM | OMP_* | HCCL_*)
+  NPD_STARTED | VLLM_* | HF_* | ASCEND_RT_VISIBLE_DEVICES | TOKENIZERS_PARALLELISM | OMP_* | HCCL_*)
     pass+=(-e "$name=${!name}")
     ;;
   esac

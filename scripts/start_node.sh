@@ -4,14 +4,13 @@
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash scripts/start_node.sh configs/openpangu_1b_from_7b_2nodes.yaml
 #   NODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 bash scripts/start_node.sh configs/openpangu_1b_from_7b_2nodes.yaml
 #
-# Node 0 runs the configuration (further arguments go to npd run). The others join its training and annotation and lend
-# their devices to its rollouts (npd join), and leave when the run ends; when node 0 is killed they wait for it to be
-# started again. All nodes see the run directory, models and data under the same paths.
+# Node 0 runs the configuration (further arguments go to npd run). The others (npd join) become nodes of the run's own Ray
+# cluster, through which node 0 starts workers there, and leave when the run ends; when node 0 is killed they wait for it
+# to be started again. All nodes see the run directory, models and data under the same paths.
 #
-# Environment: NODES, NODE_RANK, MASTER_ADDR (address of node 0), MASTER_PORT (8118, msrun), NPD_RAY_PORT (6379, Ray; or
-# NPD_RAY_ADDRESS=host:port of a cluster that stands already), NODE_WAIT_S (1800: how long nodes wait for each other),
-# NODE_STALL_S (60: silence after which a node is taken for dead), ASCEND_RT_VISIBLE_DEVICES, HCCL_CONNECT_TIMEOUT
-# (1800), HCCL_SOCKET_IFNAME.
+# Environment: NODES, NODE_RANK, MASTER_ADDR (address of node 0), MASTER_PORT (8118, msrun), NPD_RAY_PORT (6379, Ray),
+# NODE_WAIT_S (1800: how long nodes wait for each other), NODE_PLACE_S (60: how long a worker's node may be away before
+# the others go on without it), ASCEND_RT_VISIBLE_DEVICES, HCCL_CONNECT_TIMEOUT (1800), HCCL_SOCKET_IFNAME.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -78,13 +78,13 @@ _STARVED = """if True:
     import os, resource, sys
     import mindformers
     import mindspore as ms
-    from npd_ascend.pipeline import child
+    from npd_ascend.workers import process
 
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
     ms.nn.Dense(64, 64)(ms.Tensor([[1.0] * 64])).asnumpy()
     limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    os._exit(child.main(sys.argv[1:2]))
+    os._exit(process.main(sys.argv[1:2]))
 """
 
 

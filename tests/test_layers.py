@@ -18,9 +18,9 @@ STAGE_LAYERS = ("draw", "rollout", "reward", "annotate", "select", "pack", "trai
 """``data`` is a stage (prepare) and a layer below the stages: they read prompts and tokenizers with it."""
 TIERS = (
     ("visible", "interrupt", "arrays"), ("errors",), ("environments", "registry", "progress"), ("config",),
-    ("out_of_memory", "store"), ("rows", "sync", "tasks"), ("models",), ("objectives", "data"), STAGE_LAYERS,
-    ("recipes", "monitors", "bench"), ("ops", "report"), ("pipeline",), ("study",), ("api",), ("commands",), ("cli",),
-    ("__init__",))  # fmt: skip
+    ("out_of_memory", "store"), ("workers", "rows", "sync", "tasks"), ("models",), ("objectives", "data"),
+    STAGE_LAYERS, ("recipes", "monitors", "bench"), ("ops", "report"), ("pipeline",), ("study",), ("api",),
+    ("commands",), ("cli",), ("__init__",))  # fmt: skip
 """From the bottom to the top: a layer imports from tiers below its own, and from nowhere else."""
 ENGINES = {
     "mindspore": (
@@ -40,7 +40,7 @@ ENGINES = {
     "mindformers": ("models/",),
     "vllm": ("rollout/engine.py", "rollout/extension.py"),
     "torch": ("rollout/check.py", "rollout/extension.py", "rollout/forward.py", "ops/hf_logits.py"),
-    "ray": ("rollout/ray_driver.py",),
+    "ray": ("pipeline/cluster.py",),
     "torch_npu": (),
     "vllm_ascend": (),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from npd_ascend import out_of_memory
-from npd_ascend.pipeline.processes import Child
+from npd_ascend.workers.local import LocalWorker
 
 
 @pytest.mark.parametrize(
@@ -144,10 +145,10 @@ def test_kill_by_the_kernel_is_told_from_one_by_hand(tmp_path):
         "time.sleep(60)"
     )
     with memory_group(96 << 20) as group:
-        child = Child("x", [sys.executable, "-c", code, str(group)], dict(os.environ), tmp_path / "log")
-        if child.wait() != -9:
+        worker = LocalWorker(0, [sys.executable, "-c", code, str(group)], os.environ, tmp_path / "log", queue.Queue())
+        if "killed by" not in (reason := worker.exit_reason()):
             pytest.skip("the limit of the control group is not enforced here")
-        assert child.ran_out_of_memory()
-    child = Child("x", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
-    os.kill(child._process.pid, 9)
-    assert child.wait() == -9 and not child.ran_out_of_memory()
+        assert reason == "killed by the kernel: out of memory" and out_of_memory.is_oom(reason)
+    worker = LocalWorker(0, [sys.executable, "-c", code], os.environ, tmp_path / "log", queue.Queue())
+    os.kill(worker.pid, 9)
+    assert worker.exit_reason() == "killed by SIGKILL"

@@ -1,20 +1,21 @@
-"""The progress file: what a meter writes is what a tail reads, whole lines only."""
+"""What a meter says, and a tail that reads what others write: whole lines only."""
 
 import json
 
+from npd_ascend import progress
 from npd_ascend.progress import Meter, ProgressTail, message
 
 
-def test_meter_to_tail(tmp_path, monkeypatch):
-    path = tmp_path / "p.jsonl"
-    monkeypatch.setenv("NPD_PROGRESS", str(path))
+def test_what_a_meter_says(monkeypatch):
+    events: list[dict] = []
+    monkeypatch.setattr(progress, "_sink", events.append)
     with Meter("annotate teacher", total=3) as meter:
         for _ in range(3):
             meter.advance(1, tokens=10, loss=0.5)
+        meter.idle = 100.0  # longer than it has taken: nothing was done in that time
     message("all good")
-    events = ProgressTail(path).poll()
     assert [e["event"] for e in events if e["event"] != "progress"] == ["begin", "end", "message"]
-    assert events[-2]["done"] == 3 and events[-2]["tokens"] == 30
+    assert events[-2]["done"] == 3 and events[-2]["tokens"] == 30 and events[-2]["seconds"] == 0.0
 
 
 def test_tail_gives_each_event_once_and_waits_for_whole_lines(tmp_path):

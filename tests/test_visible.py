@@ -45,7 +45,6 @@ def test_text_stays(text):
 
 
 def test_lines_and_errors_carry_none(capsys, monkeypatch):
-    monkeypatch.delenv("NPD_PROGRESS", raising=False)
     assert not steers(str(UserError(HOSTILE))) and "\n" not in str(UserError(HOSTILE + "\nb"))
     message(HOSTILE)
     with Meter(f"rollout {HOSTILE}", 3):

@@ -3,10 +3,10 @@
     python tools/kill_campaign.py --out runs/kill_campaign --kills 100 --seed 0
 
 Every run is real: tiny random models, vLLM, MindSpore, two generations. Under each policy (static; kl with lead; grpo,
-with slices, rewards and groups of two) one run is left alone. The others lose a random process (the executor, a stage's
-process, the rollout worker) to SIGKILL at random instants, and the same command is given again until they are finished.
-Then the exported student must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed
-between snapshots.
+with slices, rewards and groups of two) and over two nodes on this machine one run is left alone. The others lose a
+random process (the executor, a stage's worker, a rollout worker) to SIGKILL at random instants, or the second node with
+its Ray and all that runs there, and the same command is given again until they are finished. Then the exported student
+must be the undisturbed one's bit for bit, and no prompt may be lost, repeated or mixed between snapshots.
 
 ``kills.jsonl`` grows while the campaign runs; ``result.json`` and ``result.md`` are written after each run, and added
 to when the campaign is given again. Exit code 1 when anything was lost.
@@ -25,12 +25,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from npd_ascend.ops.nodes import free_port
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
@@ -41,6 +43,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "static": {"policy": "static", "refreshes": 1},
     "kl": {"policy": "kl", "refreshes": 1, "epsilon": 1e-9, "lead": 0.5},
     "grpo": {"policy": "static", "refreshes": 1},
+    "two-nodes": {"policy": "static", "refreshes": 1},
 }
 GRPO: dict[str, Any] = {
     "run": {"recipe": "grpo"},
@@ -52,7 +55,7 @@ GRPO: dict[str, Any] = {
     "train": {"loss": {"terms": {"ppo_clip:0.2:0.28": 1}}},
 }
 """What the recipe grpo has otherwise."""
-_CHILD = re.compile(r"npd_ascend[./]pipeline[./]child")  # of a stage's command line, as a module or as a file
+_WORKER = re.compile(r"npd_ascend[./]workers[./]process(?:\.py)? worker (\w+)-\d")  # alone, or a rank
 _ORPHAN_S = 20.0
 _WAITS_S = (3.0, 10.0, 30.0)
 _MANY = 30
@@ -65,7 +68,7 @@ class Kill:
 
     Attributes:
         policy, run: which run it hit.
-        process: ``executor``, ``stage`` or ``rollout worker``.
+        process: ``executor``, ``stage worker``, ``rollout worker`` or ``node 1``.
         stage: what was under way, e.g. ``train``; several with ``lead``; ``start`` before the first process.
         generation: of that stage; -1 before the first and for evaluations.
         after: seconds since the command was given.
@@ -123,22 +126,74 @@ def write_config(inputs: Path, run: Path, policy: str) -> Path:
     if policy == "grpo":
         for section, changes in GRPO.items():
             tree[section] = {**tree.get(section, {}), **changes}
+    if policy == "two-nodes":
+        tree["rollout"]["workers"] = tree["annotate"]["workers"] = 2
+        tree["train"] |= {"data_parallel": 2, "micro_batch": 1}
     path = run.with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree))
     return path
 
 
-class Command:
-    """``npd run CONFIG`` as a process whose output goes to a file."""
+def shim(folder: Path) -> str:
+    """Interpreter of the second node. Its msrun must not take the first one's address for its own, or it starts a
+    scheduler, too."""
+    folder.mkdir(exist_ok=True)
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "msrun").write_text(
+        f"#!{sys.executable}\nfrom mindspore.parallel.cluster.process_entity import _api\n"
+        "_api._is_local_ip = lambda address: False\n"
+        "from mindspore.parallel.cluster.run import main\nmain()\n"
+    )
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    return str(folder / "python")
 
-    def __init__(self, config: Path):
-        self.log = config.with_suffix(".out")
-        with open(self.log, "wb") as out:
-            self._process = subprocess.Popen([sys.executable, "-m", "npd_ascend.cli", "run", str(config)], cwd=ROOT,
-                                             stdout=out, stderr=subprocess.STDOUT)  # fmt: skip
+
+class Command:
+    """``npd run CONFIG`` as a process whose output goes to a file; over two nodes ``npd join CONFIG`` as another."""
+
+    def __init__(self, config: Path, two: bool = False):
+        self.log, self._config = config.with_suffix(".out"), config
+        self._env = dict(os.environ)
+        if two:
+            ports = {"MASTER_PORT": str(free_port()), "NPD_RAY_PORT": str(free_port())}
+            self._env |= {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", **ports}
+        self._process = self._start("run", self.log)
         self.pid = self._process.pid
         self.started = time.monotonic()
+        self._other: subprocess.Popen[bytes] | None = None
+        if two:
+            while "waiting for the others" not in self.output and self.wait(0.2) is None:
+                pass  # Ray connects a driver to the last of several nodes on one machine, which must not be the second
+            self.lend()
+
+    def lend(self) -> None:
+        """Starts the second node."""
+        python = shim(self._config.parent / "second")
+        self._other = self._start(
+            "join", self.log.with_suffix(".node1.out"), NODE_RANK="1", NPD_MINDSPORE_PYTHON=python
+        )
+
+    def lose(self) -> None:
+        """Kills the second node with all that runs there, and starts it again."""
+        assert self._other is not None
+        for pid in [*self.processes(self._other.pid), self._other.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._other.wait()
+        self.lend()
+
+    def end(self) -> None:
+        """Lets the second node go."""
+        if self._other is not None:
+            self._other.terminate()
+            self._other.wait()
+
+    def _start(self, what: str, log: Path, **env: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "npd_ascend.cli", what, str(self._config)]
+        with open(log, "ab" if what == "join" else "wb") as out:
+            return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**self._env, **env})
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Exit code, or None when it still runs after so many seconds."""
@@ -152,14 +207,19 @@ class Command:
         """What it has said so far."""
         return self.log.read_text(errors="replace")
 
-    def processes(self) -> dict[int, str]:
-        """Living descendants: pid to command line."""
-        parents, found, commands = {}, {self.pid}, {}
+    @property
+    def two(self) -> bool:
+        """Whether there is a second node."""
+        return self._other is not None
+
+    def processes(self, of: int = 0) -> dict[int, str]:
+        """Living descendants of the command, or of another process: pid to command line."""
+        parents, found, commands = {}, {of or self.pid}, {}
         for pid, parent, command in _table():
             parents[pid], commands[pid] = parent, command
         while more := {p for p, parent in parents.items() if parent in found} - found:
             found |= more
-        return {p: commands[p] for p in found - {self.pid} if commands[p]}
+        return {p: commands[p] for p in found - {of or self.pid} if commands[p]}
 
 
 def _table() -> Iterator[tuple[int, int, str]]:
@@ -177,25 +237,21 @@ def _table() -> Iterator[tuple[int, int, str]]:
 
 
 def choose(command: Command, run: RunDir, rng: random.Random) -> tuple[int, str, str, int]:
-    """A victim among the run's processes: pid, what it is, and the stage and generation under way."""
-    victims, stages = {command.pid: "executor"}, []
-    worker = False
+    """A victim among the run's processes: pid (0: the second node), what it is, and the stage and generation under way:
+    that which has begun last."""
+    victims = {command.pid: "executor"}
     for pid, line in command.processes().items():
-        if _CHILD.search(line):
-            victims[pid] = "stage"
-            stages.append(Path(line.split()[-1]).stem)
-        elif "npd_ascend.rollout" in line:
-            victims[pid] = "rollout worker"
-            worker = True
-    if worker and (journals := sorted(run.root.glob("generations/*/rollouts/*.journal"))):
-        stages.append(f"g{journals[-1].parent.parent.name}-rollout")
-    stages = stages or ["rollout engine" if worker else "start"]
+        if found := _WORKER.search(line):
+            victims[pid] = "rollout worker" if found[1] == "rollout" else "stage worker"
+    if command.two:
+        victims[0] = "node 1"
+    jobs = sorted(run.jobs.glob("*.json"), key=lambda p: p.stat().st_mtime)
+    under_way = jobs[-1].stem if jobs and len(victims) > 1 + command.two else "start"
     pid = rng.choice(sorted(victims))
     if victims[pid] == "executor" and len(victims) > 1 and rng.random() < 0.5:
         pid = rng.choice(sorted(set(victims) - {pid}))
-    numbers = [int(s[1:4]) for s in stages if s[0] == "g" and s[1:4].isdigit()]
-    names = [s[5:] if s[0] == "g" and s[1:4].isdigit() else s for s in stages]
-    return pid, victims[pid], " + ".join(sorted(set(names))), max(numbers, default=-1)
+    numbered = re.fullmatch(r"g(\d{3})-(.*)", under_way)
+    return (pid, victims[pid], numbered[2], int(numbered[1])) if numbered else (pid, victims[pid], under_way, -1)
 
 
 def disturb(
@@ -221,7 +277,7 @@ def disturb(
         return code
 
     while True:
-        command = Command(config)
+        command = Command(config, policy == "two-nodes")
         hit: list[Kill] = []
         while len(done) + len(hit) < kills:
             code = wait(command)
@@ -231,14 +287,16 @@ def disturb(
             if spared(stage, generation):
                 continue
             kill = Kill(policy, number, process, stage, generation, round(time.monotonic() - command.started, 2))
-            os.kill(pid, signal.SIGKILL)
             hit.append(kill)
+            if process == "node 1":
+                command.lose()
+                continue
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             if process == "executor":
                 break
-            if process == "stage":
-                command.wait(60)
-                break
         code = command.wait()
+        command.end()
         output = command.output
         if code not in (0, 2, -signal.SIGKILL) or "Traceback" in output:
             raise SystemExit(f"{config}: exit code {code}\n{output[-4000:]}")
@@ -301,11 +359,11 @@ def losses(run: RunDir, plain: RunDir) -> list[str]:
 
 def table(kills: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
-    names = ("executor", "stage", "rollout worker")
+    names = ("executor", "stage worker", "rollout worker", "node 1")
     by_stage: dict[str, Counter[str]] = {}
     for k in kills:
         by_stage.setdefault(k["stage"], Counter())[k["process"]] += 1
-    lines = ["| stage under way | executor | stage process | rollout worker | kills |", "|---|---:|---:|---:|---:|"]
+    lines = ["| stage under way | " + " | ".join(names) + " | kills |", "|---|" + "---:|" * (len(names) + 1)]
     for stage in sorted(by_stage, key=lambda s: -sum(by_stage[s].values())):
         counts = by_stage[stage]
         lines.append(f"| {stage} | " + " | ".join(str(counts[n]) for n in names) + f" | {sum(counts.values())} |")
@@ -368,8 +426,8 @@ def main() -> None:
         )
         lost = losses(run, plain[policy])
         kills += [asdict(k) for k in hit]
-        if len(kills) >= _MANY and not any(k["process"] == "stage" for k in kills):
-            raise SystemExit(f"{len(kills)} kills and none of a stage's process; has its command line changed?")
+        if len(kills) >= _MANY and not any(k["process"] == "stage worker" for k in kills):
+            raise SystemExit(f"{len(kills)} kills and none of a stage's worker; has its command line changed?")
         runs.append({"policy": policy, "run": number, "kills": len(hit), "lost": lost})
         print(
             f"run {number} ({policy}): {len(hit)} kills, lost: {lost or 'nothing'}; {len(kills)} kills, "

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from npd_ascend.config.job import Device, Job, Target
 from npd_ascend.config.marks import CHECKPOINT, OUTPUT, SPEED, Holds
 from npd_ascend.config.schema import AnnotateConfig
+from npd_ascend.store.dataset import Dataset
+from npd_ascend.workers.shares import Shares
 
 
 class AnnotateJob(Job):
@@ -28,8 +30,6 @@ class AnnotateJob(Job):
     vocabulary: int
     """Token ids below this count; logits from here on are padding."""
     role: Literal["teacher", "student"]
-    worker: Annotated[int, SPEED] = 0
-    """Which of ``settings.workers`` processes this is: shard s belongs to process s mod workers."""
     settings: AnnotateConfig
     device: Device = Device()
     compiled: Path | None = None
@@ -41,3 +41,24 @@ class AnnotateJob(Job):
     def targets(self) -> dict[str, Target]:
         """What is asked for, by field."""
         return {what: t for what in ("scores", "topk", "unconditioned") if (t := getattr(self, what)) is not None}
+
+    def outputs(self) -> dict[str, Dataset]:
+        """What is asked for, as datasets."""
+        return {
+            what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint)
+            for what, t in self.targets.items()
+        }
+
+    def shares(self) -> Shares:
+        """Its shards, which several workers may share.
+
+        Raises:
+            UserError: the rollouts are not there.
+        """
+        rollouts, out = Dataset.open(self.rollouts, "rollouts"), self.outputs()
+        return Shares(
+            f"annotate {self.role}",
+            [r["rows"] for r in rollouts.manifest["shards"]],
+            lambda: {i for d in out.values() for i in d.missing(rollouts.shards)},
+            lambda: all(d.complete for d in out.values()),
+        )

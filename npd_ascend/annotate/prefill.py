@@ -73,7 +73,7 @@ class Scorer:
         contexts: Sequence[Array],
         responses: Sequence[Array],
         k: int,
-        done: Callable[[int], None] = lambda tokens: None,
+        done: Callable[[int, int], None] = lambda samples, tokens: None,
     ) -> list[TopK]:
         """Annotation of every response token given its context and the response before it.
 
@@ -83,7 +83,7 @@ class Scorer:
             contexts: token ids before each response, at least one each.
             responses: token ids to be predicted; may be empty.
             k: best tokens kept a position; 0: none.
-            done: called after each pass with the number of tokens that it prefilled, contexts included.
+            done: called after each pass with the samples and the tokens that it prefilled, contexts included.
 
         Returns:
             One annotation a sample.
@@ -111,5 +111,5 @@ class Scorer:
                 )
             for i, span in part.spans():
                 out[i] = result[span]
-            done(rows.tokens)
+            done(len(part.samples), rows.tokens)
         return out

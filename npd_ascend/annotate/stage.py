@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from npd_ascend import progress
 from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.arrays import Array
+from npd_ascend.config.job import Device
+from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.progress import Meter, started
 from npd_ascend.rows.masks import written
+from npd_ascend.store.claims import Claims
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.store.identity import weights_stamp
 from npd_ascend.store.ragged import Ragged
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
@@ -26,15 +31,52 @@ if TYPE_CHECKING:
 
 
 Load = Callable[..., "Scorer"]
+_BEAT_S = 0.5
+
+
+class Kept:
+    """The model of a worker, loaded and compiled, for its next job."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._scorer: Scorer | None = None
+        self._weights: Any = None
+        self._mesh: DeviceMesh | None = None
+
+    def mesh(self, job: AnnotateJob) -> DeviceMesh | None:
+        """The processes that hold the model together; None: this one alone. Starts the engine."""
+        if job.settings.tensor_parallel > 1 and self._mesh is None:
+            from npd_ascend.models.parallel.mesh import DeviceMesh
+
+            self._mesh = DeviceMesh(job.device, job.settings.tensor_parallel)
+        return self._mesh
+
+    def __call__(self, model: Any, spec: ModelSpec, settings: AnnotateConfig, device: Device, **more: Any) -> Scorer:
+        """A scorer with the weights of ``model``: that of the job before, where only the weights differ."""
+        from npd_ascend.annotate.prefill import Scorer
+
+        progress.started("annotate")
+        begin = time.monotonic()
+        key = (repr(spec), settings.model_dump_json(), device, more["bound"])
+        weights = weights_stamp(model)
+        if self._scorer is None or key != self._key:
+            self._scorer = None  # its memory first
+            self._scorer, self._key = Scorer(model, spec, settings, device, **more), key
+        elif weights != self._weights:
+            self._scorer.load(model)
+        self._weights = weights
+        progress.spent("annotate", "load", time.monotonic() - begin)
+        return self._scorer
 
 
 def run(job: AnnotateJob, load: Load | None = None) -> None:
-    """Makes what is missing of this worker's shards of what the job asks for, in one forward pass a context.
+    """Makes what is missing of what the job asks for, in one forward pass a context, shard by shard that no other
+    worker has claimed.
 
     Whichever worker finds all shards there commits the datasets. A shard of rollouts makes a shard of each, packed from
     its own samples only, so a shard that is made again is identical, and what exists is not computed again because
     something beside it is missing. With ``tensor_parallel`` a worker is a group of processes under msrun: all compute,
-    the first writes.
+    the first claims and writes.
 
     Args:
         job: what to make.
@@ -44,41 +86,59 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
         UserError: an input does not fit the model or the settings.
         CorruptShard: an input shard is damaged.
     """
-    out = {
-        what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint)
-        for what, t in job.targets.items()
-    }
+    load = load or Kept()
+    out = job.outputs()
     if job.settings.tensor_parallel == 1 and all(d.complete for d in out.values()):
         return
-    mesh = _mesh(job)
+    mesh = load.mesh(job) if isinstance(load, Kept) else None
     if mesh is not None and mesh.schedules:
         return
     leads = mesh is None or mesh.leads
     rollouts, prompts = Dataset.open(job.rollouts, "rollouts"), Dataset.open(job.prompts, "prompts")
-    shards = rollouts.shards
-    todo = {what: [i for i in d.missing(shards) if i % job.settings.workers == job.worker] for what, d in out.items()}
-    if mesh is not None:
-        # What is missing is looked up by one for all: others may see a file that has appeared in the meantime.
-        agreed = mesh.agree(np.stack([np.isin(np.arange(shards), i) for i in todo.values()]))
-        todo = {what: np.flatnonzero(row).tolist() for what, row in zip(todo, agreed, strict=True)}
-    sizes = [r["rows"] for r in rollouts.manifest["shards"]]
     annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load, mesh)
-    mine, here = sum(sizes[job.worker :: job.settings.workers]), sorted({i for of in todo.values() for i in of})
-    name = f"annotate {job.role}" + (f" {job.worker}" if job.settings.workers > 1 else "")
-    with Meter(name, mine, "samples", mine - sum(sizes[i] for i in here), silent=not leads) as meter:
-        for index in here:
+    with ExitStack() as stack:
+        claims = stack.enter_context(Claims(next(iter(out.values())).folder)) if leads else None
+        for index, wanted in _todo(out, rollouts.shards, claims, mesh):
             table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs", "masked"])
             questions = prompts.read(index, ["prompt_index", "prompt_ids"])
-            made = annotator.shard(table, questions, {what for what, of in todo.items() if index in of}, meter)
-            if leads:
+            made = annotator.shard(table, questions, wanted, _Report(index, len(table), leads))
+            if claims is not None:
                 _write(out, index, made, annotator.form)
+                claims.release(index)
+        if claims is not None:
+            with claims.finishing():
+                _finish(job, out, rollouts.shards)
     if mesh is not None:
         mesh.wait()  # nobody leaves before the last shard is written
-    if not leads or any(d.missing(shards) for d in out.values()):
-        return  # another worker is still at it
-    for what, dataset in out.items():
-        extra = {"k": job.settings.k, "vocab_size": job.vocabulary, "value_bits": job.settings.value_bits}
-        dataset.finish(shards, role=job.role, model=str(job.model), **(extra if what == "topk" else {}))
+
+
+def _todo(
+    out: dict[str, Dataset], shards: int, claims: Claims | None, mesh: DeviceMesh | None
+) -> Iterator[tuple[int, set[str]]]:
+    """Number of each shard that is this worker's, and what is missing of it.
+
+    Of a group the first process claims and looks for all: others may see a file that has appeared in the meantime.
+    """
+    names = list(out)
+    taken = _claimed(out, shards, claims) if claims is not None else iter(())
+    while True:
+        index, wanted = next(taken, (-1, set()))
+        if mesh is not None:
+            index, *flags = mesh.agree(np.array([index, *(n in wanted for n in names)], np.float32)).astype(int)
+            wanted = {n for n, flag in zip(names, flags, strict=True) if flag}
+        if index < 0:
+            return
+        yield int(index), wanted
+
+
+def _claimed(out: dict[str, Dataset], shards: int, claims: Claims) -> Iterator[tuple[int, set[str]]]:
+    for index in sorted({i for d in out.values() for i in d.missing(shards)}):
+        if claims.take(index):
+            wanted = {what for what, d in out.items() if d.record(index) is None}
+            if wanted:
+                yield index, wanted
+            else:
+                claims.release(index)  # committed between the look and the claim
 
 
 def _write(out: dict[str, Dataset], index: int, made: dict[str, Any], form: TopKFormat) -> None:
@@ -89,21 +149,48 @@ def _write(out: dict[str, Dataset], index: int, made: dict[str, Any], form: TopK
             out[what].write_table(index, content, tokens=int(np.sum(content["tokens"])))
 
 
-def _mesh(job: AnnotateJob) -> DeviceMesh | None:
-    """The processes that hold the model together; None: this one alone. Starts the engine."""
-    if job.settings.tensor_parallel == 1:
-        return None
-    from npd_ascend.models.parallel.mesh import DeviceMesh
+def _finish(job: AnnotateJob, out: dict[str, Dataset], shards: int) -> None:
+    if any(d.missing(shards) for d in out.values()):
+        return  # another worker is still at it
+    for what, dataset in out.items():
+        extra = {"k": job.settings.k, "vocab_size": job.vocabulary, "value_bits": job.settings.value_bits}
+        if not dataset.complete:
+            dataset.finish(shards, role=job.role, model=str(job.model), **(extra if what == "topk" else {}))
 
-    return DeviceMesh(job.device, job.settings.tensor_parallel)
+
+class _Report:
+    """Reports how far a shard is while it is in the making, by the samples that forward passes have taken in."""
+
+    def __init__(self, index: int, rows: int, leads: bool):
+        self._index, self._rows, self._leads = index, rows, leads
+        self.passes = 1
+        self._passed = self._told = self._tokens = 0
+        self._last = time.monotonic()
+
+    def __call__(self, samples: int, tokens: int) -> None:
+        """A forward pass over so many samples is done."""
+        self._passed, self._tokens = self._passed + samples, self._tokens + tokens
+        if time.monotonic() - self._last >= _BEAT_S:
+            self._tell(self._passed // self.passes)
+
+    def close(self) -> None:
+        """All samples are done."""
+        self._tell(self._rows)
+
+    def _tell(self, samples: int) -> None:
+        if self._leads:
+            progress.have({self._index: samples}, samples - self._told, self._tokens)
+        self._told, self._tokens, self._last = samples, 0, time.monotonic()
 
 
 class _Annotator:
     """One model with what it needs to annotate shard after shard; the engine starts when first needed."""
 
-    def __init__(self, job: AnnotateJob, header: Array, load: Load | None, mesh: DeviceMesh | None):
+    def __init__(self, job: AnnotateJob, header: Array, load: Load, mesh: DeviceMesh | None):
         self.job, self.header, self._load = job, header, load
-        self._shared: dict[str, Any] = {} if mesh is None else {"group": mesh.model}
+        self._more: dict[str, Any] = {"compiled": job.compiled, "bound": job.longest}
+        if mesh is not None:
+            self._more["group"] = mesh.model
         self.spec = ModelSpec.from_folder(job.model).sharing(job.vocabulary, job.model)
         k = job.settings.k if job.topk else 0
         if k > job.vocabulary:
@@ -112,36 +199,28 @@ class _Annotator:
         self._from_rollout = job.role == "student" and job.settings.student_nll == "rollout"
         self._scorer: Scorer | None = None
 
-    def shard(self, rollouts: pa.Table, prompts: pa.Table, wanted: set[str], meter: Meter) -> dict[str, Any]:
+    def shard(self, rollouts: pa.Table, prompts: pa.Table, wanted: set[str], report: _Report) -> dict[str, Any]:
         """What is wanted of a shard: a table of ``scores`` or ``unconditioned``, a list of ``topk``."""
         responses = _lists(rollouts["response_ids"], np.int32)
         contexts = self._contexts(rollouts, prompts)
         self._check(contexts, responses)
         out: dict[str, Any] = {}
-
-        def done(tokens: int) -> None:
-            meter.advance(0, tokens)
-
+        report.passes = bool(wanted - {"unconditioned"}) + ("unconditioned" in wanted)
         if "topk" in wanted:
-            after = self._scorer_of(meter).score(contexts, responses, self.job.settings.k, done)
+            after = self.scorer.score(contexts, responses, self.job.settings.k, report)
             out["topk"] = after
             if "scores" in wanted:
                 out["scores"] = _table(rollouts, responses, after)
         elif "scores" in wanted:
-            out["scores"] = _table(rollouts, responses, self._scores(rollouts, contexts, responses, meter, done))
+            out["scores"] = _table(rollouts, responses, self._scores(rollouts, contexts, responses, report))
         if "unconditioned" in wanted:
-            alone = self._scorer_of(meter).score([self.header] * len(responses), responses, 0, done)
+            alone = self.scorer.score([self.header] * len(responses), responses, 0, report)
             out["unconditioned"] = _table(rollouts, responses, alone)
-        meter.advance(len(responses))
+        report.close()
         return out
 
     def _scores(
-        self,
-        rollouts: pa.Table,
-        contexts: list[Array],
-        responses: list[Array],
-        meter: Meter,
-        done: Callable[[int], None],
+        self, rollouts: pa.Table, contexts: list[Array], responses: list[Array], report: _Report
     ) -> list[TopK | Array]:
         """Each response after its prompt: annotated, or just the log-probs that its rollout has left."""
         n = len(responses)
@@ -149,26 +228,18 @@ class _Annotator:
         # Reference answers come without log-probs.
         asked = [i for i in range(n) if stored[i] is None]
         if asked:
-            annotated = self._scorer_of(meter).score(
-                [contexts[i] for i in asked], [responses[i] for i in asked], 0, done
-            )
+            annotated = self.scorer.score([contexts[i] for i in asked], [responses[i] for i in asked], 0, report)
             for i, one in zip(asked, annotated, strict=True):
                 stored[i] = one
         return stored
 
-    def _scorer_of(self, meter: Meter) -> Scorer:
-        """The loaded model; the meter leaves out what loading and compiling take."""
+    @property
+    def scorer(self) -> Scorer:
+        """The loaded model."""
         if self._scorer is None:
-            with meter.paused():
-                load = self._load or self._engine(meter)
-                self._scorer = load(self.job.model, self.spec, self.job.settings, self.job.device, **self._shared)
+            job = self.job
+            self._scorer = self._load(job.model, self.spec, job.settings, job.device, **self._more)
         return self._scorer
-
-    def _engine(self, meter: Meter) -> Load:
-        from npd_ascend.annotate.prefill import Scorer
-
-        started("annotate")
-        return partial(Scorer, compiling=meter.paused, compiled=self.job.compiled, bound=self.job.longest)
 
     def _contexts(self, rollouts: pa.Table, prompts: pa.Table) -> list[Array]:
         ids = _lists(prompts["prompt_ids"], np.int32)

@@ -1,39 +1,31 @@
-"""A benchmarking process: ``python -m npd_ascend.bench.harness JOB.json``, in the rollout environment.
+"""Benchmarks in a worker of the rollout environment (``stage.py``).
 
 lm-eval builds the requests, calls the model (``lm.py``) and aggregates the scores; rows, prompts and judges are those
-of the benchmarks. One after the other is scored, and what is scored stays. Exit codes are those of
-``npd_ascend.pipeline.child``.
+of the benchmarks. One after the other is scored, and what is scored stays.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import logging
-import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from npd_ascend import out_of_memory
 from npd_ascend.bench.answers import Answers
 from npd_ascend.bench.job import BenchJob
 from npd_ascend.bench.registry import Answered, Benchmark, Chosen, find
 from npd_ascend.bench.results import Result, Sample, read_result, write_result
 from npd_ascend.bench.rows import Row, spread
 from npd_ascend.data.compat import Agreement, agree
-from npd_ascend.errors import EXIT_USER, UserError, of_the_disk
+from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.progress import emit, message
+from npd_ascend.progress import message
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.rollout.questions import Question, Reply
 from npd_ascend.store.identity import fingerprint
-from npd_ascend.visible import one_line
 
 _STEP = 1024
 _SHORTEST = 2048
@@ -255,32 +247,3 @@ def run(job: BenchJob) -> None:
                 session.run(benchmark)
         finally:
             session.close()
-
-
-def main(path: Path) -> int:
-    """Runs the job in a file; returns the exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    try:
-        run(BenchJob.model_validate(json.loads(path.read_text(encoding="utf-8"))))
-        return 0
-    except UserError as e:
-        return _say(str(e))
-    except Exception as e:
-        advice = (isinstance(e, OSError) and of_the_disk(e)) or out_of_memory.advice(e, "bench")
-        traceback.print_exc()
-        return _say(f"bench: {advice}") if advice else 1
-
-
-def _say(text: str) -> int:
-    emit("error", text=text, stage="bench")
-    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
-    return EXIT_USER
-
-
-if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # libraries leave threads behind; everything of ours is on disk by now

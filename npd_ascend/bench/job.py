@@ -1,16 +1,19 @@
-"""What a benchmarking process is given: one JSON file."""
+"""What a benchmarking worker is given."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from npd_ascend.config.job import Device
-from npd_ascend.config.schema import DataConfig, RolloutConfig, Section
+from npd_ascend.config.job import Device, Job
+from npd_ascend.config.marks import OUTPUT
+from npd_ascend.config.schema import DataConfig, RolloutConfig
 
 
-class BenchJob(Section):
+class BenchJob(Job):
     """A checkpoint and the benchmarks that it is to answer, in the rollout environment."""
 
+    fingerprint: Annotated[str, OUTPUT] = ""
     out: Path
     """Folder of this checkpoint's results."""
     model: Path

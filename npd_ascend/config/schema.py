@@ -92,7 +92,21 @@ class DataConfig(Section):
     """Prompts over ``max_prompt_tokens``: left out and counted, or an error."""
 
 
-class RolloutConfig(Section):
+class WorkerConfig(Section):
+    """When the workers of a stage leave, and when they are given up."""
+
+    keep_alive: Annotated[bool | Literal["auto"], SPEED] = "auto"
+    """Keeps engine, weights and compiled graphs for the next generation: ``true`` always, which takes memory beside
+    that of the other stages; ``auto`` until another stage wants the same NPUs; ``false`` not at all."""
+    max_failures: Annotated[Natural, SPEED] = 3
+    """A dead or hanging worker is replaced so often before the run stops."""
+    hang_seconds: Annotated[Positive, SPEED] = 900.0
+    """A worker that shows no progress for so long is taken for dead."""
+    start_seconds: Annotated[Positive, SPEED] = 3600.0
+    """The same while it starts, loads and compiles."""
+
+
+class RolloutConfig(WorkerConfig):
     """The student's snapshot answers every prompt on vLLM."""
 
     source: Literal["student", "reference", "teacher"] = "student"
@@ -119,14 +133,10 @@ class RolloutConfig(Section):
     """CPU only: room for the KV cache."""
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0), SPEED] = 0.3
     """Share of device memory vLLM may take; 0.9 when it has the device for itself."""
-    keep_alive: Annotated[bool, SPEED] = True
-    """Keeps the engines up between generations and reloads weights in place instead of restarting them."""
     enforce_eager: Annotated[bool | None, SPEED] = None
     """None: eager on CPU, graphs on Ascend."""
-    max_failures: Annotated[Natural, SPEED] = 3
-    """A dead or hanging worker is restarted so often before the run stops."""
-    hang_seconds: Annotated[Positive, SPEED] = 900.0
-    """A worker that finishes nothing for so long is taken for dead."""
+    start_seconds: Annotated[Positive, SPEED] = 900.0
+    """The same while it starts, loads and compiles."""
 
     @model_validator(mode="after")
     def _some_path(self) -> RolloutConfig:
@@ -140,7 +150,7 @@ class RolloutConfig(Section):
         return (int(self.greedy) + self.samples) if self.source != "reference" else 1
 
 
-class AnnotateConfig(Section):
+class AnnotateConfig(WorkerConfig):
     """Packed prefill over all rollouts: top-k, logZ, log-prob, entropy, NLLs."""
 
     k: Annotated[Count, Only("topk")] = 10
@@ -285,7 +295,7 @@ class LossConfig(Section):
         return self.ce_labels == "none" and self.kd_weight == 0
 
 
-class TrainConfig(Section):
+class TrainConfig(WorkerConfig):
     """Training on packed rows."""
 
     epochs: Positive = 10.0

@@ -27,12 +27,11 @@ from mindspore import nn
 
 from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.progress import spent
+from npd_ascend.progress import emit, spent
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.identity import digest, file_sha256, seals_hold
 
 _SEALS, _GRAPH, _SOURCES = "seals.json", "graph.mindir", "compile_dependency.hash"
-_seconds: dict[str, float] = {}
 
 
 def network_key(spec: ModelSpec, device: Device, **settings: Any) -> dict[str, Any]:
@@ -77,15 +76,14 @@ class Graphs:
             return
         self._done.add((id(cell), form))
         start = time.monotonic()
+        emit("compiling")
         with self._compiling():
             if self._folder is not None:
                 name = digest([_surroundings(), self._stage, type(cell).__qualname__, form, self._key])
                 with suppress(OSError):
                     _Engine.of(self._folder).compile(self._folder / name, lambda: cell.compile(*inputs))
             cell.compile(*inputs)  # what is compiled already costs nothing
-        # Of all graphs so far: whoever reads along takes the largest figure of a process.
-        _seconds[self._stage] = _seconds.get(self._stage, 0.0) + time.monotonic() - start
-        spent(self._stage, "compile", _seconds[self._stage])
+        spent(self._stage, "compile", time.monotonic() - start)
 
 
 class _Engine:

@@ -21,8 +21,7 @@ class Nodes:
         rank: number of this one; node 0 conducts.
         master: address of node 0.
         port: msrun's port on node 0.
-        ray: address of the Ray cluster that spreads rollouts; empty: they stay on node 0.
-        own_ray: the nodes make that cluster themselves.
+        ray: address at which node 0 has Ray, which joins them.
     """
 
     count: int = 1
@@ -30,20 +29,17 @@ class Nodes:
     master: str = "127.0.0.1"
     port: int = 8118
     ray: str = ""
-    own_ray: bool = False
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> Nodes:
-        """From ``NODES``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT`` and, for Ray, ``NPD_RAY_PORT`` or the
-        ``NPD_RAY_ADDRESS`` of a running cluster; one node without.
+        """From ``NODES``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT`` and ``NPD_RAY_PORT``; one node without.
 
         Raises:
             UserError: a value is missing or makes no sense.
         """
         count = _number(env, "NODES", 1)
-        ray = env.get("NPD_RAY_ADDRESS", "")
         if count <= 1:
-            return cls(ray=ray)
+            return cls()
         rank, port = _number(env, "NODE_RANK", None), _number(env, "MASTER_PORT", cls.port)
         if rank >= count:
             raise UserError(f"NODE_RANK {rank} is not below NODES {count}")
@@ -52,8 +48,7 @@ class Nodes:
         master = env.get("MASTER_ADDR", "")
         if not master:
             raise UserError("MASTER_ADDR is not set: give the address of node 0 on every node")
-        own = f"{master}:{_number(env, 'NPD_RAY_PORT', _RAY_PORT)}"
-        return cls(count, rank, master, port, ray or own, not ray)
+        return cls(count, rank, master, port, f"{master}:{_number(env, 'NPD_RAY_PORT', _RAY_PORT)}")
 
 
 def seconds(name: str, default: float, env: Mapping[str, str] = os.environ) -> float:

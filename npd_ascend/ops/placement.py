@@ -104,9 +104,11 @@ class Placement:
                 "set sync.lead: 0"
             )
 
-    def collide(self, stage: Side) -> bool:
-        """Whether a stage of this side needs the devices that rollout engines hold."""
-        return self.target == "ascend" and bool(set(self.rollout) & set(getattr(self, stage)))
+    def collide(self, one: Side | None, other: Side | None) -> bool:
+        """Whether stages of these sides need the same devices; on CPU they share the cores."""
+        if self.target != "ascend" or one is None or other is None:
+            return False
+        return bool(set(getattr(self, one)) & set(getattr(self, other)))
 
     def environment(self, side: Side, first: int = 0, count: int | None = None) -> dict[str, str]:
         """Variables for a process that uses ``count`` devices of a side, from its ``first``-th on; None: all.

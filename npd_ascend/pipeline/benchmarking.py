@@ -1,4 +1,4 @@
-"""Benchmarks of any checkpoint: what is asked for is checked here, then a process in the rollout environment works."""
+"""Benchmarks of any checkpoint: what is asked for is checked here, then a worker in the rollout environment works."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from npd_ascend.bench.registry import Benchmark, find
 from npd_ascend.bench.results import Result, read_result
 from npd_ascend.bench.rows import spread
 from npd_ascend.config import Config
+from npd_ascend.config.schema import WorkerConfig
 from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.placement import Placement
-from npd_ascend.pipeline.processes import Child, child_environment
 from npd_ascend.pipeline.runner import Monitor
 from npd_ascend.report.live import LiveView
 from npd_ascend.store.atomic import write_json
 from npd_ascend.store.identity import model_fingerprint
 from npd_ascend.store.layout import RunDir
+from npd_ascend.workers.local import LocalWorker
+from npd_ascend.workers.process import NAMED
+from npd_ascend.workers.session import Session, Work
+from npd_ascend.workers.system import child_environment
 
-_HARNESS = "npd_ascend.bench.harness"
+_PATIENCE = WorkerConfig(max_failures=0, hang_seconds=1e9, start_seconds=1e9)
+"""Its engines are watched by itself."""
 
 
 def bench_checkpoint(
@@ -69,9 +74,8 @@ def bench_checkpoint(
     identity = model_fingerprint(checkpoint, out / ".hashes.json")
     run = RunDir(out / f"{checkpoint.resolve().name}-{identity[:8]}")
     run.lock()
-    progress, cores = run.logs / "progress.jsonl", placement.cores("rollout")
-    progress.unlink(missing_ok=True)
-    env = child_environment(environments.rollout, progress)
+    cores = placement.cores("rollout")
+    run.logs.mkdir(parents=True, exist_ok=True)
     job = BenchJob(
         out=run.root.resolve(),
         model=checkpoint.resolve(),
@@ -92,7 +96,7 @@ def bench_checkpoint(
         logs=run.logs.resolve(),
     )
     try:
-        _work(job, run, environments.rollout, env, view or LiveView())
+        _work(job, run, environments.rollout, view or LiveView())
     finally:
         run.unlock()
     results = [read_result(run.root, b.name) for b in benchmarks]
@@ -123,26 +127,19 @@ def _check_lm_eval(python: Path) -> None:
         raise UserError(f"{python} has no lm-eval, which benchmarks need; run scripts/setup_env.sh")
 
 
-def _work(job: BenchJob, run: RunDir, python: Path, env: dict[str, str], view: LiveView) -> None:
-    """Runs the process and shows what it reports.
+def _work(job: BenchJob, run: RunDir, python: Path, view: LiveView) -> None:
+    """Has a worker do the job, and shows what it reports.
 
     Raises:
         UserError: it failed.
     """
-    path = run.jobs / "bench.json"
-    write_json(path, job.model_dump(mode="json"))
-    monitor = Monitor([run.logs / "progress.jsonl"], view)
+    write_json(run.jobs / "bench.json", job.model_dump(mode="json"))
+    command = [str(python), "-m", "npd_ascend.workers.process", NAMED, "bench"]
+    env, log = child_environment(python), run.logs / "bench.log"
+    monitor = Monitor(run.logs / "progress.jsonl", view)
     monitor.start()
-    child = None
     try:
-        child = Child("bench", [str(python), "-m", _HARNESS, str(path)], env, run.logs / "bench.log")
-        code = child.wait()
+        with Session("bench", lambda i, events: LocalWorker(i, command, env, log, events)) as session:
+            session.do(Work("bench", job, "bench", _PATIENCE))
     finally:
-        if child:
-            child.stop()
         monitor.stop()
-    if code:
-        fault = monitor.fault("error")
-        raise UserError(
-            fault["text"] if fault else f"bench failed; its log is {child.log}, last line: {child.log_tail()}"
-        )

@@ -13,6 +13,7 @@ from npd_ascend.ops.inputs import check_cuts, check_names
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import estimate, estimate_here, render
+from npd_ascend.pipeline import launch
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import StepBuilder
 from npd_ascend.recipes import find
@@ -45,6 +46,7 @@ def describe(config: Config) -> str:
         "# device",
         f"{device.target}, {device.dtype}; MindSpore: {environments.mindspore}; rollout: {environments.rollout}",
         where,
+        *(f"  {line}" for line in launch.describe(config, Nodes.from_environment())),
         *(["", "# models", said_of(absent) + "; tokenizers, templates and weights are not checked"] if absent else []),
         "",
         f"# stages ({config.run.dir})",

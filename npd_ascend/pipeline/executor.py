@@ -26,8 +26,7 @@ from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import check_room
 from npd_ascend.pipeline.checks import check_config, check_run_dir
-from npd_ascend.pipeline.node_protocol import Running
-from npd_ascend.pipeline.runner import Runner, ShardLost
+from npd_ascend.pipeline.runner import Runner, Running, ShardLost
 from npd_ascend.pipeline.steps import Step, StepBuilder
 from npd_ascend.progress import message
 from npd_ascend.recipes import Recipe, find
@@ -92,7 +91,6 @@ class Executor:
             started = self.run_dir.read_state().get("started", time.time())
             self.run_dir.write_state(status="running", started=started, error="", environment=self._facts())
             status: dict[str, Any] = {"status": "stopped"}
-            done = False
             feeds = [
                 Feed(name, self.run_dir.root, self.config.model_dump(mode="json"), fresh=self.redo)
                 for name in dict.fromkeys(self.config.report.monitors)
@@ -102,7 +100,6 @@ class Executor:
                 for feed in feeds:
                     feed.start()
                 self._mending(lambda: OneStage(self, stage).of(recipe) if stage else self._whole(recipe))
-                done = True
                 if not stage:
                     status = {"status": "finished"}
             except (UserError, OSError) as e:
@@ -113,7 +110,7 @@ class Executor:
                     signal.signal(n, signal.SIG_IGN)
                 for feed in feeds:
                     feed.stop()
-                self.runner.close("" if done else str(status.get("error", "stopped")))
+                self.runner.close()
                 self._conclude(status)
                 for n, handler in previous.items():
                     signal.signal(n, handler)
@@ -222,7 +219,6 @@ class Executor:
     # ---- training in the background
 
     def _start_training(self, step: Step) -> None:
-        self.runner.monitor.reset(step.stage.reports)
         self._training = (step, self.runner.launch(step), time.time())
 
     def _await_snapshot(self, generation: int) -> None:
@@ -230,7 +226,7 @@ class Executor:
         if self.config.sync.lead == 0:
             return self._join_training()
         mark = self.run_dir.generation(generation).snapshot_mark
-        while self._training and self._training[1].poll() is None:
+        while self._training and not self._training[1].ended:
             if (read_sealed(mark) or {}).get("fingerprint") == self._training[0].job.fingerprint:
                 return
             time.sleep(_POLL_S)
@@ -239,9 +235,9 @@ class Executor:
     def _join_training(self) -> None:
         if self._training is None:
             return
-        step, child, start = self._training
+        step, running, start = self._training
         try:
-            self.runner.finish(step, child)
+            running.wait()
         finally:
             self._training = None
             ended = self._training_ended(step)

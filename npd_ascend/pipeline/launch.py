@@ -1,146 +1,182 @@
-"""How a job is started: its command line, its nodes, its devices. The same on the executor's node and on others."""
+"""How the workers of a stage are started: how many, on which node, with which command line and devices. The same on the
+executor's node and on others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.config import Config
 from npd_ascend.config.job import Job
-from npd_ascend.config.stages import Side, side_of
+from npd_ascend.config.schema import AnnotateConfig, RolloutConfig, TrainConfig, WorkerConfig
+from npd_ascend.config.stages import STAGES, Side, Stage
+from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.nodes import Nodes, free_port
 from npd_ascend.ops.placement import Placement
-from npd_ascend.pipeline import child as child_module
-from npd_ascend.pipeline.processes import child_environment
-from npd_ascend.rollout.cluster import Cluster, RayNode
-from npd_ascend.rollout.job import RolloutJob
-from npd_ascend.train.job import TrainJob
+from npd_ascend.workers import process
+from npd_ascend.workers.local import Events, LocalWorker
+from npd_ascend.workers.system import child_environment
+
+_HOST = WorkerConfig(keep_alive=True, hang_seconds=1e9, start_seconds=1e9)  # nothing says how long it may be silent
 
 
-def ranks(job: Job) -> int:
-    """Processes that work on a job together, under msrun when there are several."""
-    if isinstance(job, TrainJob):
-        return job.settings.ranks
-    if isinstance(job, AnnotateJob):
-        return job.settings.tensor_parallel
-    return 1
+@dataclass(frozen=True)
+class Crew:
+    """The workers that do a stage's jobs.
+
+    Attributes:
+        name: ``rollout``, ``annotate_teacher``, ``annotate_student``, ``train``; ``host``: all stages without devices.
+        section: of the configuration, with their settings.
+        side: devices that they work on; None: none.
+        workers: how many share a job.
+        ranks: processes of each, under msrun when there are several.
+        devices: NPUs of each.
+        spread: whether one worker is spread over all nodes; else each is on one.
+    """
+
+    name: str
+    section: str
+    side: Side | None
+    workers: int = 1
+    ranks: int = 1
+    devices: int = 1
+    spread: bool = False
+
+    def node(self, index: int, nodes: Nodes) -> int:
+        """Number of the node that a worker is on."""
+        return index * nodes.count // self.workers if self.side else 0
 
 
-def nodes_of(job: Job, nodes: Nodes) -> tuple[int, ...]:
-    """Numbers of the nodes that a job runs on: training on all, an annotation worker on its own, others on node 0."""
-    if isinstance(job, TrainJob) and ranks(job) > 1:
-        return tuple(range(nodes.count))
-    if isinstance(job, AnnotateJob):
-        return (job.worker * nodes.count // job.settings.workers,)
-    return (0,)
+def crew_of(stage: Stage, job: Job, nodes: Nodes) -> Crew:
+    """Who does a job."""
+    settings = getattr(job, "settings", None)
+    if isinstance(settings, RolloutConfig) and settings.source == "reference":
+        return Crew("host", "run", None)
+    if isinstance(settings, (RolloutConfig, AnnotateConfig, TrainConfig)):
+        return _crew(stage, settings, nodes)
+    return Crew("host", "run", None)
 
 
-def command(python: Path, path: Path, job: Job, nodes: Nodes, logs: Path) -> list[str]:
-    """Command line of a job on this node.
+def _crew(stage: Stage, settings: RolloutConfig | AnnotateConfig | TrainConfig, nodes: Nodes) -> Crew:
+    if isinstance(settings, RolloutConfig):  # answers to held-out prompts, too: it is the same engine
+        return Crew("rollout", "rollout", stage.side, settings.workers, 1, settings.tensor_parallel)
+    if isinstance(settings, AnnotateConfig):
+        ranks = settings.tensor_parallel
+        return Crew(stage.name, "annotate", stage.side, settings.workers, ranks, ranks)
+    ranks = settings.ranks
+    return Crew("train", "train", stage.side, 1, ranks, ranks, spread=ranks > 1 and nodes.count > 1)
+
+
+def describe(config: Config, nodes: Nodes) -> list[str]:
+    """Which workers each node has, one line a stage."""
+    lines = []
+    settings: dict[str, RolloutConfig | AnnotateConfig | TrainConfig] = {
+        "rollout": config.rollout,
+        "annotate_teacher": config.annotate,
+        "annotate_student": config.annotate_student,
+        "train": config.train,
+    }
+    for name, section in settings.items():
+        crew = _crew(STAGES[name], section, nodes)
+        if crew.spread:
+            lines.append(f"{name}: one group of {crew.ranks} ranks, {crew.ranks // nodes.count} on each node")
+            continue
+        counts = Counter(crew.node(i, nodes) for i in range(crew.workers))
+        what = f" of {crew.devices} devices" if crew.devices > 1 else ""
+        lines.append(
+            f"{name}: " + ", ".join(f"{n} worker(s){what} on node {rank}" for rank, n in sorted(counts.items()))
+        )
+    return lines
+
+
+def settings_of(job: Job) -> WorkerConfig:
+    """When the workers of a job leave, and when they are given up."""
+    settings = getattr(job, "settings", None)
+    return settings if isinstance(settings, WorkerConfig) else _HOST
+
+
+@dataclass(frozen=True)
+class Here:
+    """This node, as far as workers are started on it.
+
+    Attributes:
+        config: of the run.
+        placement: its devices.
+        nodes: which one of them it is.
+        environments: its interpreters.
+        logs: folder for the logs.
+    """
+
+    config: Config
+    placement: Placement
+    nodes: Nodes
+    environments: Environments
+    logs: Path
+
+    def start(self, crew: Crew, index: int, events: Events) -> LocalWorker:
+        """Starts a worker, or this node's part of one that is spread."""
+        python = self.environments.rollout if crew.name == "rollout" else self.environments.mindspore
+        log = self.log(crew, index, self.nodes.rank)
+        return LocalWorker(
+            index,
+            command(python, crew, self.nodes, log.with_suffix("")),
+            child_environment(python) | environment(crew, index, self.placement, self.nodes),
+            log,
+            events,
+            self.placement.cores(crew.side) if crew.side else None,
+            group=crew.ranks > 1,
+        )
+
+    def log(self, crew: Crew, index: int, rank: int) -> Path:
+        """Log of a worker, or of its part on a node."""
+        return self.logs / f"{crew.name}-{index}{f'-node{rank}' if crew.spread and rank else ''}.log"
+
+
+def command(python: Path, crew: Crew, nodes: Nodes, logs: Path) -> list[str]:
+    """Command line of a worker on this node.
 
     Args:
-        python: interpreter of the MindSpore environment; msrun is beside it.
-        path: the job's file.
-        job: the job.
+        python: interpreter; msrun is beside it.
+        crew: the worker's.
         nodes: which node this is.
-        logs: folder for the logs of msrun's ranks.
+        logs: folder for the logs of msrun's ranks; its name is the worker's.
     """
-    run = [child_module.__file__, str(path)]
-    n = ranks(job)
-    if n == 1:
-        return [str(python), *run]
-    spread = len(nodes_of(job, nodes))
+    name = [process.NAMED, logs.name]
+    if crew.ranks == 1:
+        return [str(python), "-m", "npd_ascend.workers.process", *name]
     where = [f"--master_port={free_port()}"]
-    if spread > 1:
+    if crew.spread:
         where = [f"--master_port={nodes.port}", f"--master_addr={nodes.master}", f"--node_rank={nodes.rank}"]
     return [
         str(python.parent / "msrun"),
-        f"--worker_num={n}",
-        f"--local_worker_num={n // spread}",
+        f"--worker_num={crew.ranks}",
+        f"--local_worker_num={crew.ranks // (nodes.count if crew.spread else 1)}",
         "--join=True",
         *where,
         f"--log_dir={logs}",
-        *run,
+        process.__file__,
+        *name,
     ]
 
 
-def environment(job: Job, placement: Placement, nodes: Nodes) -> dict[str, str]:
-    """Variables that give a job its devices on this node, and its part of the cores."""
-    side = _side(job)
-    if side is None:
+def environment(crew: Crew, index: int, placement: Placement, nodes: Nodes) -> dict[str, str]:
+    """Variables that give a worker its devices on this node, and its part of the cores."""
+    if crew.side is None:
         return {}
-    if isinstance(job, AnnotateJob):
-        local = max(1, job.settings.workers // nodes.count)
-        env = placement.environment(side, job.worker % local * ranks(job), ranks(job))
-        if placement.target == "cpu" and (local * ranks(job) > 1 or placement.split):
-            cores = len(placement.cores(side) or ()) or os.cpu_count() or 1
-            env["OMP_NUM_THREADS"] = str(max(1, cores // (local * ranks(job))))
-        if placement.target == "ascend" and ranks(job) > 1:  # groups on one host would meet on one port
-            base = int(os.environ.get("HCCL_IF_BASE_PORT", "60000"))
-            env["HCCL_IF_BASE_PORT"] = str(base + 32 * (job.worker % local))
-        return env
-    return placement.environment(side, 0, max(1, ranks(job) // len(nodes_of(job, nodes))))
-
-
-def cores(job: Job, placement: Placement) -> tuple[int, ...] | None:
-    """Cores that a job is tied to; None: all."""
-    side = _side(job)
-    return placement.cores(side) if side else None
-
-
-def collides(job: Job, placement: Placement) -> bool:
-    """Whether a job needs the devices on which rollout engines stand."""
-    side = _side(job)
-    return side is not None and placement.collide(side)
-
-
-def ray_node(config: Config, placement: Placement, nodes: Nodes, python: Path, logs: Path) -> RayNode | None:
-    """Starts this node's part of the run's own Ray cluster, where rollouts are to spread over nodes."""
-    if not nodes.own_ray or not spreads(config, nodes):
-        return None
-    npus = len(placement.rollout) if placement.target == "ascend" else 0
-    cpus = len(placement.rollout) if placement.target == "cpu" else os.cpu_count() or 1
-    return RayNode(
-        python,
-        nodes.rank,
-        nodes.ray,
-        logs,
-        cpus=cpus,
-        npus=npus,
-        env=child_environment(python, progress_file(logs, nodes.rank)) | placement.environment("rollout"),
-    )
-
-
-def ray_cluster(
-    config: Config, placement: Placement, nodes: Nodes, python: Path, logs: Path, env: Mapping[str, str]
-) -> Cluster | None:
-    """Where rollout workers run when it is not this node alone."""
-    if not spreads(config, nodes):
-        return None
-    threads = max(1, len(placement.rollout) * nodes.count // config.rollout.workers)
-    return Cluster(
-        python,
-        nodes.ray,
-        logs,
-        target=placement.target,
-        threads=threads,
-        tensor_parallel=config.rollout.tensor_parallel,
-        env=env,
-    )
-
-
-def spreads(config: Config, nodes: Nodes) -> bool:
-    """Whether Ray places the rollout workers."""
-    return bool(nodes.ray) and (config.rollout.workers > 1 or not nodes.own_ray)
-
-
-def progress_file(logs: Path, rank: int) -> Path:
-    """Where the stages of a node report; one file a node, since appending is not atomic between machines."""
-    return logs / ("progress.jsonl" if rank == 0 else f"progress-node{rank}.jsonl")
-
-
-def _side(job: Job) -> Side | None:
-    """Devices that a process of a job works on; rollouts that take engines are not processes of this kind."""
-    return None if isinstance(job, RolloutJob) else side_of(type(job))
+    if crew.name == "train":
+        return placement.environment(crew.side, 0, max(1, crew.ranks // (nodes.count if crew.spread else 1)))
+    here = [i for i in range(crew.workers) if crew.node(i, nodes) == crew.node(index, nodes)]
+    place = here.index(index)
+    env = placement.environment(crew.side, place * crew.devices, crew.devices)
+    if placement.target == "cpu":
+        cores = len(placement.cores(crew.side) or os.sched_getaffinity(0))
+        threads = str(max(1, cores // (len(here) * crew.ranks)))
+        if crew.name == "rollout":
+            env["OMP_NUM_THREADS"] = threads if placement.split else os.environ.get("OMP_NUM_THREADS", threads)
+        elif placement.split or len(here) * crew.ranks > 1:
+            env["OMP_NUM_THREADS"] = threads
+    if placement.target == "ascend" and crew.ranks > 1:  # groups on one host would meet on one port
+        env["HCCL_IF_BASE_PORT"] = str(int(os.environ.get("HCCL_IF_BASE_PORT", "60000")) + 32 * place)
+    return env

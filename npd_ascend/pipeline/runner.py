@@ -1,40 +1,31 @@
-"""Runs single steps: the right process, one live view, timings, and errors as one clear line."""
+"""Runs single steps: the right workers, one live view, timings, and errors as one clear line."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from npd_ascend import out_of_memory
-from npd_ascend.config.job import Job
+from npd_ascend import progress
 from npd_ascend.config.schema import Config
-from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, NpdError, UserError
+from npd_ascend.errors import CorruptShard, NpdError, UserError
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import launch
-from npd_ascend.pipeline.child import write_job
-from npd_ascend.pipeline.node_protocol import Followers, ProcessSet, Running
-from npd_ascend.pipeline.processes import Child, child_environment
+from npd_ascend.pipeline.cluster import Cluster, hire
+from npd_ascend.pipeline.launch import Crew, Here
 from npd_ascend.pipeline.steps import Step
-from npd_ascend.progress import ENV as PROGRESS_ENV
-from npd_ascend.progress import STARTED as STARTED_ENV
-from npd_ascend.progress import ProgressTail
 from npd_ascend.report.live import LiveView
-from npd_ascend.rollout.cluster import RayNode
-from npd_ascend.rollout.job import RolloutJob
-from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter
-
-_FULL = 1 << 16
-_POLL_S = 0.1
+from npd_ascend.workers.jobfile import write_job
+from npd_ascend.workers.session import Session, Work
 
 
 class ShardLost(NpdError):
@@ -51,51 +42,51 @@ class ShardLost(NpdError):
 
 
 class Monitor:
-    """Follows the progress files in a thread: feeds the view, keeps the last word of each stage."""
+    """Takes in all events of a run: feeds the view, keeps the last word of each stage, writes them to a file.
 
-    def __init__(self, paths: list[Path], view: LiveView):
-        self._tails, self._view = [ProgressTail(path) for path in paths], view
+    Args:
+        record: the file, begun afresh.
+        view: where progress is shown.
+    """
+
+    def __init__(self, record: Path, view: LiveView):
+        self._record, self._view = record, view
         self._last: dict[str, dict[str, Any]] = {}
         self._spent: list[dict[str, Any]] = []
-        self._faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        record.write_text("")
 
     def start(self) -> None:
+        self._before = progress.send_to(self.take)
         self._view.start()
-        self._thread.start()
 
     def stop(self) -> None:
-        """Shows what is left and ends the view."""
-        self._stop.set()
-        self._thread.join()
+        """Ends the view."""
+        progress.send_to(self._before)
         self._view.stop()
 
-    def drain(self) -> None:
-        """Takes in everything written so far."""
+    def take(self, event: dict[str, Any]) -> None:
+        """Takes in an event; any thread may call."""
         with self._lock:
-            for event in (event for tail in self._tails for event in tail.poll()):
-                if event["event"] in ("begin", "progress", "end"):
-                    self._last[event["stage"]] = event
-                elif event["event"] == "spent":
-                    self._spent.append(event)
-                elif event["event"] in ("error", "corrupt"):
-                    self._faults.append(event)
-                if event["event"] != "error":  # errors are shown once, at the end of the command
-                    self._view.handle(event)
+            if event["event"] in ("begin", "progress", "end"):
+                self._last[event["stage"]] = event
+            elif event["event"] == "spent":
+                self._spent.append(event)
+            try:
+                with open(self._record, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(event) + "\n")
+            except OSError:
+                pass  # a full disk: the stage's own writes find it out and say it
+            self._view.handle(event)
 
     def reset(self, stage: str) -> None:
         """Forgets what stages of this name said before."""
-        self.drain()
         with self._lock:
             self._last = {k: v for k, v in self._last.items() if not k.startswith(stage)}
             self._spent = [e for e in self._spent if not e["stage"].startswith(stage)]
-            self._faults.clear()
 
     def totals(self, stage: str) -> tuple[int, int, float]:
         """(samples done, tokens, busy seconds) since ``reset``."""
-        self.drain()
         with self._lock:
             events = [v for k, v in self._last.items() if k.startswith(stage)]
         return (
@@ -105,22 +96,33 @@ class Monitor:
         )
 
     def spent(self, stage: str) -> dict[str, float]:
-        """Seconds before the work on data since ``reset``: ``start`` (imports) and ``compile``, of the slowest one."""
-        self.drain()
+        """Seconds beside the work on data since ``reset``: ``start`` (imports, engines), ``load`` (weights) and
+        ``compile``, of the worker that took longest."""
+        totals: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
         with self._lock:
-            events = [e for e in self._spent if e["stage"].startswith(stage)]
-        return {what: max(e["seconds"] for e in events if e["what"] == what) for what in {e["what"] for e in events}}
+            for event in (e for e in self._spent if e["stage"].startswith(stage)):
+                totals[event["what"]][event.get("worker", 0)] += event["seconds"]
+        return {what: round(max(of.values()), 3) for what, of in totals.items()}
 
-    def fault(self, kind: str) -> dict[str, Any] | None:
-        """The newest event of this kind, if any."""
-        self.drain()
-        with self._lock:
-            return next((f for f in reversed(self._faults) if f["event"] == kind), None)
 
-    def _follow(self) -> None:
-        while not self._stop.wait(0.2):
-            self.drain()
-        self.drain()
+class Running:
+    """A step that is at work in the background."""
+
+    def __init__(self, future: Future[None], session: Session):
+        self._future, self._session = future, session
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._future.done()
+
+    def wait(self) -> None:
+        """Waits for its end; raises what ``Runner.run_step`` does."""
+        self._future.result()
+
+    def stop(self) -> None:
+        """Ends its workers."""
+        self._session.close()
 
 
 class Runner:
@@ -144,132 +146,63 @@ class Runner:
         placement: Placement,
         nodes: Nodes | None = None,
     ):
-        self.config, self.run, self.environments = config, run, environments
-        self.placement, self.nodes = placement, nodes or Nodes()
+        self.config, self.run, self.placement, self.nodes = config, run, placement, nodes or Nodes()
         run.logs.mkdir(parents=True, exist_ok=True)
-        files = [launch.progress_file(run.logs, rank) for rank in range(self.nodes.count)]
-        for file in files:
-            file.unlink(missing_ok=True)
-        self.progress = files[0]
-        self.monitor = Monitor(files, view)
+        self.here = Here(config, placement, self.nodes, environments, run.logs)
+        self.monitor = Monitor(run.logs / "progress.jsonl", view)
         self.metrics = MetricsWriter(run.metrics)
-        self._followers = Followers(run.nodes, self.nodes) if self.nodes.count > 1 else None
-        self._pool: RolloutPool | None = None
-        self._ray: RayNode | None = None
-        self._children: list[Running] = []
+        self._sessions: dict[Crew, tuple[Session, bool]] = {}
+        self._cluster = Cluster(config, self.nodes, run.logs) if self.nodes.count > 1 else None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     # ---- life
 
     def start(self) -> None:
         """Starts the view, and waits for the other nodes.
 
-        The rollout pool meters its work in this process, so it reports here as well.
-
         Raises:
             UserError: a node does not come.
         """
-        os.environ[PROGRESS_ENV] = str(self.progress.resolve())
         self.monitor.start()
-        if self._followers:
-            self._ray = launch.ray_node(
-                self.config, self.placement, self.nodes, self.environments.rollout, self.run.logs
-            )
-            self._followers.start()
+        if self._cluster:
+            self._cluster.start()
 
-    def close(self, error: str = "") -> None:
-        """Ends every process that is still there, then the view; ``error``: the reason that other nodes get."""
-        os.environ.pop(PROGRESS_ENV, None)
-        for child in self._children:
-            child.stop()
-        if self._followers:
-            self._followers.stop(error)
-        self.close_pool()
-        if self._ray:
-            self._ray.close()
+    def close(self) -> None:
+        """Ends every worker that is still there, then the view."""
+        for crew in list(self._sessions):
+            self._leave(crew)
+        self._background.shutdown()
+        if self._cluster:
+            self._cluster.close()
         self.monitor.stop()
-
-    def close_pool(self) -> None:
-        """Ends the rollout engines; the next rollout restarts them."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
 
     # ---- steps
 
     def run_step(self, step: Step) -> None:
-        """Runs a step to its end in the foreground; does nothing when it is complete already."""
-        if step.complete:
-            return
-        if isinstance(step.job, RolloutJob) and step.job.settings.source != "reference":
-            self._timed(step, lambda: self._run_on_pool(step))
-        else:
-            self._timed(step, lambda: self._run_children(step))
-
-    def launch(self, step: Step) -> Running:
-        """Starts a step's process, or its processes on several nodes, and returns at once."""
-        self._make_room(step.job)
-        path = self.run.jobs / f"{step.name}.json"
-        write_job(path, step.stage.name, step.job)
-        parts = [self._launch_on(step, path, node) for node in launch.nodes_of(step.job, self.nodes)]
-        child = parts[0] if len(parts) == 1 else ProcessSet(step.name, parts)
-        self._children.append(child)
-        return child
-
-    def _launch_on(self, step: Step, path: Path, node: int) -> Running:
-        log = self.run.logs / f"{step.name}{f'-node{node}' if node else ''}.log"
-        if node:
-            assert self._followers is not None
-            return self._followers.launch(step.name, node, log)
-        python = self.environments.mindspore
-        command = launch.command(python, path, step.job, self.nodes, self.run.logs / f"{step.name}-ranks")
-        env = child_environment(python, self.progress, **{STARTED_ENV: repr(time.time())})
-        env |= launch.environment(step.job, self.placement, self.nodes)
-        return Child(step.name, command, env, log, launch.cores(step.job, self.placement))
-
-    def _make_room(self, job: Job) -> None:
-        """Engines leave the devices, and their memory, that a job needs."""
-        if launch.collides(job, self.placement):
-            self.close_pool()
-
-    def finish(self, step: Step, child: Running) -> None:
-        """Waits for a launched step.
+        """Runs a step to its end in the foreground; does nothing when it is complete already.
 
         Raises:
             UserError: it failed; the message says why and where its log is.
             ShardLost: it met a damaged shard.
         """
-        code = child.wait()
-        self._children.remove(child)
-        if self._followers:
-            self._followers.close_order(step.name)
-        if code == 0 and step.complete:
+        if step.complete:
             return
-        corrupt = self.monitor.fault("corrupt")
-        if corrupt and code != 0:
-            raise ShardLost(corrupt["dataset"], corrupt["index"], corrupt["text"])
-        error = self.monitor.fault("error")
-        if error and code != 0:
-            raise UserError(f"{step.name}: {error['text']}")
-        if code != 0 and shutil.disk_usage(self.run.root).free < _FULL:  # then no file could say what happened
-            raise UserError(f"{step.name}: the disk of {self.run.root} is full; free some space and run the same "
-                            "command again, nothing is lost")  # fmt: skip
-        if code in (EXIT_USER, EXIT_CORRUPT):
-            raise UserError(f"{step.name}: {child.log_tail()}")
-        if code != 0 and child.ran_out_of_memory():
-            raise UserError(f"{step.name}: out of memory; {step.stage.memory}; its log is {child.log}")
-        if code != 0 and (cause := out_of_memory.no_thread(child.log_tail(20))):
-            raise UserError(f"{step.name}: {cause}; its log is {child.log}")
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        if code == -signal.SIGKILL:
-            how += f" (if nobody did that, memory ran out: {step.stage.memory})"
-        if code == 0:
-            how = "ended without finishing its output"
-        last = child.log_tail()
-        raise UserError(f"{step.name} {how}; its log is {child.log}" + (f", last line: {last}" if last else ""))
+        self.monitor.reset(step.stage.reports)
+        start = time.monotonic()
+        try:
+            self._do(step, self._session(step))
+        finally:  # time that a failed try took is time all the same
+            self.book(step, time.monotonic() - start)
+
+    def launch(self, step: Step) -> Running:
+        """Starts a step and returns at once."""
+        self.monitor.reset(step.stage.reports)
+        session = self._session(step)
+        return Running(self._background.submit(self._do, step, session), session)
 
     def book(self, step: Step, seconds: float, ended: float | None = None) -> None:
-        """Writes the ``stage`` row of metrics.jsonl: wall seconds (start-up included), busy seconds, units, tokens;
-        for MindSpore's stages also what importing (``start``) and compiling (``compile``) took.
+        """Writes the ``stage`` row of metrics.jsonl: wall seconds (start-up included), busy seconds, units, tokens,
+        and what starting, loading and compiling took.
 
         Args:
             step: what has run.
@@ -291,49 +224,32 @@ class Runner:
         )
         self.run.write_state(last_step=step.name)
 
-    def _run_children(self, step: Step) -> None:
-        """Runs a step's processes side by side; when one fails the others are stopped."""
-        parts = step.processes()
-        children = [self.launch(part) for part in parts]
+    def _do(self, step: Step, session: Session) -> None:
+        write_job(self.run.jobs / f"{step.name}.json", step.stage.name, step.job)
+        crew = launch.crew_of(step.stage, step.job, self.nodes)
+        settings = launch.settings_of(step.job)
+        shares = step.job.shares() if hasattr(step.job, "shares") else None
         try:
-            while any(c.poll() is None for c in children) and not any(c.poll() for c in children):
-                time.sleep(_POLL_S)
-            failed_first = sorted(zip(parts, children, strict=True), key=lambda pair: not pair[1].poll())
-            for part, child in failed_first:
-                self.finish(part, child)
-        finally:
-            for child in children:
-                child.stop()
-            self._children = [c for c in self._children if c not in children]
-
-    def _timed(self, step: Step, work: Callable[[], None]) -> None:
-        self.monitor.reset(step.stage.reports)
-        start = time.monotonic()
-        try:
-            work()
-        finally:  # time that a failed try took is time all the same
-            self.book(step, time.monotonic() - start)
-
-    def _run_on_pool(self, step: Step) -> None:
-        assert isinstance(step.job, RolloutJob)
-        if self._pool is None:
-            settings, python = self.config.rollout, self.environments.rollout
-            env = child_environment(python, self.progress) | self.placement.environment("rollout")
-            self._pool = RolloutPool(
-                python,
-                settings.workers,
-                self.run.logs,
-                target=step.job.device.target,
-                tensor_parallel=settings.tensor_parallel,
-                env=env,
-                cores=self.placement.cores("rollout"),
-                cluster=launch.ray_cluster(self.config, self.placement, self.nodes, python, self.run.logs, env),
-            )
-        try:
-            self._pool.run(step.job)
+            session.do(Work(step.stage.module, step.job, crew.section, settings, shares))
         except CorruptShard as e:
             raise ShardLost(e.dataset, e.index, str(e)) from None
-        if not step.job.settings.keep_alive:
-            self.close_pool()
+        except UserError as e:
+            raise UserError(f"{step.name}: {e}") from None
+        if settings.keep_alive is False:
+            session.leave()
         if not step.complete:
             raise UserError(f"{step.name} ended without finishing its output; its logs are in {self.run.logs}")
+
+    def _session(self, step: Step) -> Session:
+        """The workers for a step, alone on its devices unless they are to share them."""
+        crew = launch.crew_of(step.stage, step.job, self.nodes)
+        for other, (_, stays) in list(self._sessions.items()):
+            if other != crew and not stays and self.placement.collide(crew.side, other.side):
+                self._leave(other)
+        if crew not in self._sessions or self._sessions[crew][0].closed:
+            session = Session(crew.name.replace("_", " "), partial(hire, self._cluster, self.here, crew), crew.workers)
+            self._sessions[crew] = session, launch.settings_of(step.job).keep_alive is True
+        return self._sessions[crew][0]
+
+    def _leave(self, crew: Crew) -> None:
+        self._sessions.pop(crew)[0].close()

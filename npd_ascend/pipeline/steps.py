@@ -69,15 +69,6 @@ class Step:
         prefix = f"g{self.generation:03d}-" if self.generation >= 0 else ""
         return f"{prefix}{self.stage.name}{'-' + self.label.replace(' ', '-') if self.label else ''}"
 
-    def processes(self) -> list[Step]:
-        """The processes that this step takes: itself, or one step for each annotation worker."""
-        job = self.job
-        if not isinstance(job, AnnotateJob) or job.settings.workers == 1:
-            return [self]
-        return [
-            replace(self, job=job.model_copy(update={"worker": i}), label=str(i)) for i in range(job.settings.workers)
-        ]
-
     def passes(self) -> list[Step]:
         """The forward passes that this step takes, as steps that make what comes of each."""
         if not isinstance(self.job, AnnotateJob):

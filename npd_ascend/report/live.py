@@ -31,27 +31,33 @@ class StageState:
         self.unit = "samples"
         self.seconds = 0.0
         self.notes: dict[str, Any] = {}
-        self._past: deque[tuple[float, int, int]] = deque()
+        self.worked = 0
+        self.expected: int | None = None
+        self._past: deque[tuple[float, int, int, int]] = deque()
 
     def update(self, event: dict[str, Any]) -> None:
         """Takes over the fields of a begin, progress or end event."""
-        for key in ("done", "skipped", "tokens", "total", "unit", "seconds", "notes"):
+        for key in ("done", "skipped", "tokens", "total", "unit", "seconds", "notes", "worked", "expected"):
             if key in event:
                 setattr(self, key, event[key])
         if event["event"] == "begin":
             self._past.clear()
-        self._past.append((self.seconds, self.done, self.tokens))
+        self._past.append((self.seconds, self.done, self.tokens, self.worked))
         while len(self._past) > 2 and self._past[1][0] < self.seconds - _WINDOW_S:
             self._past.popleft()
 
     def rates(self, whole: bool = False) -> tuple[float, float]:
         """Units and tokens a second, lately or over the ``whole`` stage; earlier runs do not count."""
-        at, done, tokens = (0.0, self.skipped, 0) if whole or not self._past else self._past[0]
+        at, done, tokens, _ = (0.0, self.skipped, 0, 0) if whole or not self._past else self._past[0]
         span = self.seconds - at
         return ((self.done - done) / span, (self.tokens - tokens) / span) if span > 0 else (0.0, 0.0)
 
     def eta(self) -> float | None:
-        """Seconds to go at the present rate; None when unknown."""
+        """Seconds to go at the present rate, by tokens where it is known how many to expect; None when unknown."""
+        if self.expected is not None and self._past:
+            at, *_, worked = self._past[0]
+            rate = (self.worked - worked) / (self.seconds - at) if self.seconds > at else 0.0
+            return max(0, self.expected - self.worked) / rate if rate > 0 else None
         rate = self.rates()[0] or self.rates(whole=True)[0]
         return (self.total - self.done) / rate if self.total is not None and rate > 0 else None
 

@@ -19,7 +19,8 @@ from npd_ascend.rollout.check import AnswerCheck, Verdict
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.questions import Question, Reply
 from npd_ascend.rollout.requests import Answer, Request
-from npd_ascend.rollout.servable import check_servable, read_architecture, weights_of
+from npd_ascend.rollout.servable import check_servable, read_architecture
+from npd_ascend.store.identity import weights_stamp
 
 ENVIRONMENT = {
     "cpu": {
@@ -70,7 +71,7 @@ class Engine:
         self._config, self._job, self._model = config, job, job.model
         self.reloads = 0
         self._asked: dict[str, Question] = {}
-        self._weights = weights_of(job.model)
+        self._weights = weights_stamp(job.model)
         set_environment(job.device.target)
         from vllm import LLM
 
@@ -130,7 +131,7 @@ class Engine:
 
     def holds(self, model: Path) -> bool:
         """Whether the loaded weights are those that now stand in a folder."""
-        return weights_of(model) == self._weights
+        return weights_stamp(model) == self._weights
 
     def reload(self, model: Path) -> None:
         """Takes over the weights of another checkpoint of the same architecture, in place.
@@ -141,7 +142,7 @@ class Engine:
         """
         if self._engine.has_unfinished_requests():
             raise RuntimeError("reload with requests in flight")
-        weights = weights_of(model)
+        weights = weights_stamp(model)
         self._weights = None  # in between the engine holds neither
         self.llm.collective_rpc("npd_reload", args=(str(model),))
         self._verify(model)

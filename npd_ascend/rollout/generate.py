@@ -25,9 +25,8 @@ def generate(job: RolloutJob, engine: Engine, report: Callable[..., None]) -> No
     Args:
         job: the job; the engine must hold its model.
         engine: the engine.
-        report: called about twice a second while the engine steps: ``tokens=`` and ``samples=`` generated since the
-            last call, ``have=`` samples that now stand in each shard in the making or finished since (those of an
-            earlier worker too).
+        report: called about twice a second while the engine steps, with the arguments of ``progress.have``; a shard
+            is at hand while it is in the making, and once more when it is finished.
 
     Raises:
         UserError: a prompt cannot be answered with these settings or this model.
@@ -59,7 +58,7 @@ class _Run:
         self._more = True
         self._unsaved: dict[int, list[tuple[Request, Answer]]] = {}
         self._clock = self._beat = self._saved = time.monotonic()
-        self._samples = self._tokens = 0
+        self._samples = self._tokens = self._worked = 0
         self._have: dict[int, int] = {}
 
     def fill(self) -> None:
@@ -81,6 +80,7 @@ class _Run:
 
     def step(self) -> None:
         """One step of the engine; what it finished is saved, at the latest, by the first step after 50 ms."""
+        self._worked += min(len(self.flying), self.job.settings.max_num_seqs)  # a token each
         for name, answer in self.engine.step():
             request = self.flying.pop(name)
             self._unsaved.setdefault(request.shard, []).append((request, answer))
@@ -114,9 +114,9 @@ class _Run:
 
     def tell(self) -> None:
         """Reports what was done since the last report."""
-        self.report(samples=self._samples, tokens=self._tokens, have=dict(self._have))
+        self.report(samples=self._samples, tokens=self._tokens, have=dict(self._have), worked=self._worked)
         self._have = {i: n for i, n in self._have.items() if i in self._shards}
-        self._beat, self._samples, self._tokens = self._clock, 0, 0
+        self._beat, self._samples, self._tokens, self._worked = self._clock, 0, 0, 0
 
     def _claim(self) -> bool:
         taken = self.board.take()

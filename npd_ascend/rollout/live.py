@@ -1,6 +1,6 @@
 """Answers asked for one batch at a time, handed back in memory: what a loop needs that trains on them at once.
 
-Nothing is stored and nothing resumed. The messages between pool and worker are made and read here.
+Nothing is stored and nothing resumed. What pool and worker give each other is made and read here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
-from npd_ascend.rollout.job import RolloutJob
+from npd_ascend.rollout.job import LiveJob, RolloutJob
 from npd_ascend.rollout.requests import Answer, Request
 
 if TYPE_CHECKING:
@@ -41,31 +41,26 @@ class LiveBatch:
     seconds: float
 
 
-def ask(job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) -> dict[str, Any]:
-    """The command for a worker.
+def ask(job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) -> LiveJob:
+    """The job for a worker.
 
     Args:
         job: model, settings and lengths; its datasets are not looked at.
         prompts: token ids of each prompt.
         seeds: of each answer; None: greedy.
     """
-    return {
-        "cmd": "answer",
-        "job": job.model_dump(mode="json"),
-        "prompts": [p.tolist() for p in prompts],
-        "seeds": list(seeds),
-    }
+    return LiveJob(fingerprint="", job=job, prompts=[p.tolist() for p in prompts], seeds=list(seeds))
 
 
-def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
-    """Does what ``ask`` asked; the engine must hold the job's model. Returns the fields that ``read`` reads.
+def answer(asked: LiveJob, engine: Engine) -> dict[str, Any]:
+    """Does what ``ask`` asked; the engine must hold the job's model. Returns what ``read`` reads.
 
     Raises:
         UserError: a prompt is empty, too long or of another vocabulary.
     """
-    start = time.monotonic()
-    out: list[dict[str, Any]] = [{}] * len(command["prompts"])
-    for row, (ids, seed) in enumerate(zip(command["prompts"], command["seeds"], strict=True)):
+    start, job = time.monotonic(), asked.job
+    out: list[dict[str, Any]] = [{}] * len(asked.prompts)
+    for row, (ids, seed) in enumerate(zip(asked.prompts, asked.seeds, strict=True)):
         room = min(job.settings.max_new_tokens, job.max_model_len - len(ids))
         if not ids or room < 1 or max(ids) >= job.vocabulary:
             raise UserError(
@@ -82,6 +77,7 @@ def answer(job: RolloutJob, engine: Engine, command: dict[str, Any]) -> dict[str
     return {"answers": out, "seconds": time.monotonic() - start}
 
 
-def read(event: dict[str, Any], load_seconds: float, started: bool) -> LiveBatch:
-    """What a worker answered."""
-    return LiveBatch([Answer.unpacked(a) for a in event["answers"]], load_seconds, started, float(event["seconds"]))
+def read(result: dict[str, Any]) -> LiveBatch:
+    """What a worker gave back: ``answer``'s, with ``load_seconds`` and ``started``."""
+    answers = [Answer.unpacked(a) for a in result["answers"]]
+    return LiveBatch(answers, result["load_seconds"], result["started"], result["seconds"])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npd_ascend.rollout.job import RolloutJob
+from npd_ascend.progress import emit
+from npd_ascend.rollout.job import AskJob, RolloutJob
+from npd_ascend.workers.session import Work, command
 
 if TYPE_CHECKING:
     from npd_ascend.rollout.engine import Engine
@@ -66,7 +68,7 @@ class Reply:
     greedy: bool = False
 
 
-class Asking:
+class Asking(Work):
     """Questions on their way through a pool.
 
     Args:
@@ -87,22 +89,17 @@ class Asking:
         take: Callable[[int, Reply], None],
         workers: int,
     ):
-        self._command = {
-            "cmd": "ask",
-            "job": job.model_dump(mode="json"),
-            "tokenizer": str(tokenizer),
-            "trust_remote_code": trust_remote_code,
-        }
+        block = AskJob(fingerprint="", job=job, tokenizer=tokenizer, trust_remote_code=trust_remote_code, questions=[])
+        super().__init__("rollout", block, "rollout", job.settings)
         self._questions, self._take = questions, take
         self._waiting = deque(range(len(questions)))
         self._out: dict[int, set[int]] = {}
         self._low = job.settings.max_num_seqs
         self._block = max(1, min(4 * self._low, -(-len(questions) // workers)))
 
-    @property
-    def open(self) -> bool:
-        """Whether questions wait that no worker has."""
-        return bool(self._waiting)
+    def left(self) -> set[int]:
+        """Numbers of the questions that no worker has."""
+        return set(self._waiting)
 
     def command(self, index: int) -> dict[str, Any] | None:
         """The next block, for a worker that has nothing to do; None: none is left."""
@@ -110,11 +107,12 @@ class Asking:
         if not numbers:
             return None
         self._out.setdefault(index, set()).update(numbers)
-        return {**self._command, "questions": [[n, asdict(self._questions[n])] for n in numbers]}
+        questions = [(n, asdict(self._questions[n])) for n in numbers]
+        return command(self.module, self.job.model_copy(update={"questions": questions}))
 
     def hear(self, index: int, event: dict[str, Any]) -> bool:
         """Takes what a worker tells; returns whether it is still at work."""
-        out = self._out[index]
+        out = self._out.get(index, set())
         for number, reply in event.get("replies", ()):
             if number in out:
                 out.discard(number)
@@ -123,32 +121,35 @@ class Asking:
 
     def more(self, index: int) -> dict[str, Any] | None:
         """A block for a worker that will soon run dry; None: there is none, or it has enough."""
-        return self.command(index) if len(self._out[index]) < self._low else None
+        return self.command(index) if len(self._out.get(index, ())) < self._low else None
 
     def lose(self, index: int) -> None:
         """A worker is gone: what it had waits again."""
         self._waiting.extendleft(sorted(self._out.pop(index, ()), reverse=True))
 
 
-def answer(engine: Engine, blocks: Iterator[dict[str, Any] | None], tell: Callable[..., None]) -> None:
-    """In a worker: asks the engine all questions of the blocks that are there, and of those that come meanwhile.
+def answer(block: AskJob | None, engine: Engine, following: Callable[[], AskJob | None]) -> None:
+    """In a worker: asks the engine all questions of a block, and of those that come meanwhile; tells of replies about
+    twice a second.
 
     Args:
+        block: the first one.
         engine: holds the job's model.
-        blocks: the next command of ``Asking``, or None where there is none now.
-        tell: called with ``replies=``, those since the last call, about twice a second.
+        following: gives the next block, or None where there is none now.
     """
     flying, replies, told = 0, [], time.monotonic()
     while True:
-        while block := next(blocks):
-            for number, fields in block["questions"]:
+        while block is not None:
+            for number, fields in block.questions:
                 engine.ask(str(number), Question(**fields))
                 flying += 1
+            block = following()
         if not flying:
             break
         for name, reply in engine.replies():
             replies.append([int(name), asdict(reply)])
             flying -= 1
         if not flying or time.monotonic() - told > _TELL_S:  # nothing new is a sign of life, too
-            tell(replies=replies)
+            emit("replies", replies=replies)
             replies, told = [], time.monotonic()
+        block = following()

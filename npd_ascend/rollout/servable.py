@@ -8,6 +8,7 @@ from typing import Any
 
 from npd_ascend.errors import UserError
 from npd_ascend.models.hf_files import shared_config
+from npd_ascend.store.identity import weights_stamp
 
 _CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's CPU attention is compiled for."""
@@ -49,7 +50,7 @@ def check_servable(model: Path, target: str, length: int) -> None:
             raise UserError(
                 f"{model} has heads of {dim}; vLLM's CPU attention knows {', '.join(map(str, _CPU_HEAD_DIMS))}"
             )
-    if not weights_of(model):
+    if not weights_stamp(model):
         raise UserError(f"{model}: no *.safetensors there; expected a Hugging Face checkpoint folder")
 
 
@@ -68,9 +69,3 @@ def read_architecture(model: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise UserError(f"{model}/config.json: vocab_size is missing; it is no causal language model's configuration")
     return {k: v for k, v in shared_config(config).items() if k not in _ARCHITECTURE_FREE}
-
-
-def weights_of(model: Path) -> tuple[tuple[str, int, int], ...] | None:
-    """What tells one set of weights from another without reading them: resolved paths, sizes, times."""
-    files = sorted(model.glob("*.safetensors"))
-    return tuple((str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files) or None

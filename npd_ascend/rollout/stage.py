@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from npd_ascend import progress
+from npd_ascend.data.tokenizer import load_tokenizer
 from npd_ascend.errors import UserError
-from npd_ascend.progress import Meter
-from npd_ascend.rollout.job import RolloutJob
+from npd_ascend.rollout import live, questions
+from npd_ascend.rollout.job import AskJob, LiveJob, RolloutJob
 from npd_ascend.rollout.reference import answer_from_references
 from npd_ascend.rollout.shards import Board
-from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import check_seals
+from npd_ascend.workers.process import Restart
 
 if TYPE_CHECKING:
     from npd_ascend.rollout.check import Verdict
@@ -24,20 +27,93 @@ if TYPE_CHECKING:
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK)
 
 
-def run(job: RolloutJob) -> None:
-    """Makes the ``rollouts`` of a job in this process, resuming where an earlier one stopped.
+class Kept:
+    """The engine of a worker, for its next job."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.following: Callable[[], AskJob | None] = lambda: None
+        self.load_seconds, self.started = 0.0, False
+        self._asked = time.monotonic()
+
+    def suits(self, job: RolloutJob) -> None:
+        """Sees to it that an engine, if there is one, can take a job.
+
+        Raises:
+            Restart: it cannot, and an engine leaves memory behind in its process.
+        """
+        self.load_seconds, self.started, self._asked = 0.0, False, time.monotonic()
+        if self.engine is not None and job.settings.source != "reference" and not self.engine.suits(job):
+            raise Restart(f"{job.model}: not for this engine")
+
+    def loaded(self, how: str, verdict: Verdict | None) -> None:
+        """Books the time that an engine took to hold its weights, and says what the check of its answers found."""
+        now = time.monotonic()
+        seconds, self._asked = now - self._asked, now
+        self.load_seconds, self.started = self.load_seconds + seconds, self.started or how == "start"
+        progress.spent("rollout", "start" if how == "start" else "load", seconds)
+        text = {"start": "engine started", "reload": "weights reloaded"}[how]
+        text = f"{text} in {seconds:.1f} s" + (f", {verdict}" if verdict else "")
+        passed = verdict is None or verdict.passed
+        if not passed and how == "reload":
+            text += (
+                ": it does not answer with the new weights and is started afresh; where captured graphs are "
+                "the cause, rollout.enforce_eager: true avoids that"
+            )
+        elif not passed:
+            text += ": more than rounding explains; npd doctor --selftest compares further"
+        progress.emit("loaded", text=text, level="info" if passed else "warning", again=not passed and how == "reload")
+
+    def quietly(self, how: str, verdict: Verdict | None) -> None:
+        """The same, saying only what went wrong."""
+        if verdict is not None and not verdict.passed:
+            return self.loaded(how, verdict)
+        now = time.monotonic()
+        self.load_seconds, self._asked = self.load_seconds + now - self._asked, now
+        self.started = self.started or how == "start"
+
+    def close(self) -> None:
+        """Ends the engine."""
+        if self.engine is not None:
+            self.engine.close()
+
+
+def run(job: RolloutJob | LiveJob | AskJob, kept: Kept | None = None) -> dict[str, Any] | None:
+    """Makes the ``rollouts`` of a job in this process, resuming where an earlier one stopped; or answers one batch,
+    or questions.
 
     With ``settings.source == "reference"`` no engine is needed and any interpreter will do; otherwise vLLM's.
+
+    Args:
+        job: the job.
+        kept: engine of an earlier job; None: one is started, and ended afterwards.
+
+    Returns:
+        Of a batch, what ``live.read`` reads.
 
     Raises:
         UserError: prompts, model or settings do not fit together.
         CorruptShard: a prompts shard is damaged.
+        Restart: ``kept`` is not for this job.
     """
-    tally = Tally(job)
-    engine = work(job, None, tally)
-    tally.close()
-    if engine is not None:
-        engine.close()
+    mine = kept or Kept()
+    found = None
+    if isinstance(job, LiveJob):
+        mine.suits(job.job)
+        mine.engine = hold(job.job, mine.engine, mine.quietly, live.CHECK_EVERY)
+        found = live.answer(job, mine.engine)
+        found |= {"load_seconds": mine.load_seconds, "started": mine.started}
+    elif isinstance(job, AskJob):
+        mine.suits(job.job)
+        mine.engine = hold(job.job, mine.engine, mine.loaded)
+        mine.engine.read_stops(load_tokenizer(job.tokenizer, job.trust_remote_code))
+        questions.answer(job, mine.engine, mine.following)
+    else:
+        mine.suits(job)
+        mine.engine = work(job, mine.engine, progress.have, mine.loaded)
+    if kept is None:
+        mine.close()
+    return found
 
 
 def work(
@@ -133,40 +209,3 @@ def _start(job: RolloutJob, loaded: Loaded, limit: float = math.inf) -> Engine:
         )
     loaded("start", verdict)
     return engine
-
-
-class Tally:
-    """Feeds what workers report to one progress meter, counting each sample once, whoever made it.
-
-    Args:
-        job: the job; what is committed already counts as skipped.
-        meter: makes the meter.
-
-    Raises:
-        UserError: the prompts are not there.
-    """
-
-    def __init__(self, job: RolloutJob, meter: Callable[..., Meter] = Meter):
-        source = Dataset.open(job.prompts, "prompts")
-        missing = set(Dataset(job.out, "rollouts", job.fingerprint).missing(source.shards))
-        done = sum(r["rows"] for i, r in enumerate(source.manifest["shards"]) if i not in missing)
-        paths = job.settings.paths
-        self._have: dict[int, int] = {}
-        self._meter = meter("rollout", source.rows * paths, "samples", done * paths)
-
-    def __call__(self, samples: int, tokens: int, have: Mapping[int, int]) -> None:
-        """Takes a report of ``generate``; samples that a dead worker left in a journal do not count for the rate."""
-        new = 0
-        for index, n in have.items():
-            new += max(0, n - self._have.get(index, 0))
-            self._have[index] = max(n, self._have.get(index, 0))
-        taken_over = max(0, new - samples)
-        self._meter.done += taken_over
-        self._meter.skipped += taken_over
-        self._meter.advance(new - taken_over, tokens)
-
-    def close(self, complete: bool = False) -> None:
-        """Reports the final count; a worker that dies between a commit and its report leaves a few uncounted."""
-        if complete and self._meter.total is not None:
-            self._meter.done = self._meter.total
-        self._meter.close()

@@ -132,3 +132,9 @@ def inside(folder: Path, name: str) -> Path:
     if os.path.isabs(name) or ".." in Path(name).parts:
         raise UserError(f"{folder}: entry {name!r} leads out of the folder; refused")
     return path
+
+
+def weights_stamp(model: Path) -> tuple[tuple[str, int, int], ...] | None:
+    """What tells one set of weights from another without reading them: resolved paths, sizes, times."""
+    files = sorted(model.glob("*.safetensors"))
+    return tuple((str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files) or None

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
-import queue
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from npd_ascend.config.schema import WorkerConfig
 from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.config.yaml_text import write_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, visible_npus
-from npd_ascend.out_of_memory import resident_bytes
 from npd_ascend.pipeline.checks import check_config
-from npd_ascend.pipeline.processes import child_environment
 from npd_ascend.store.atomic import write_bytes
+from npd_ascend.study.job import ArmJob
 from npd_ascend.study.method import changes, live_method
 from npd_ascend.study.report.readings import MACHINE
 from npd_ascend.study.results import Results, content, identity
+from npd_ascend.workers.local import Events, LocalWorker
+from npd_ascend.workers.session import Session, Work
+from npd_ascend.workers.system import child_environment
 
 _GUESS = {"stored": 45.0, "live": 120.0}
 """Seconds of an arm before any was measured."""
-_TICK_S = 0.5
 _MAX_DEATHS = 2
-_LEAVE_S = 20.0
+_PATIENCE = WorkerConfig(max_failures=0, hang_seconds=1e9, start_seconds=1e9)
+"""An arm whose process dies has failed; how long one may be silent is not known."""
 _MEMORY_SHARE = 0.7
 """Of the machine's memory, for all workers together: each keeps the models, engines and graphs of the arms that it has
 had, and restarts between two arms when it holds more than its part of this."""
@@ -162,45 +160,36 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
 
 
 def _phase(arms: list[Arm], workers: int, resolved: Path, results: Results, progress: _Progress) -> int:
-    """Runs arms on ``processes`` processes; returns how many failed."""
-    waiting, failed = list(arms), 0
-    by_key = {a.key: a for a in arms}
-    events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
-    team = [_Worker(i, workers, resolved, events) for i in range(workers)]
+    """Runs arms on so many workers; returns how many failed."""
+    waiting, lock = list(arms), threading.Lock()
     limit = _MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / workers
-    try:
-        for worker in team:
-            worker.give(waiting.pop(next_for(worker.done, team_done(team), waiting)))
-        while any(w.arm is not None for w in team):
-            try:
-                worker, event = events.get(timeout=_TICK_S)
-            except queue.Empty:
-                continue
-            arm = worker.arm
-            if event["event"] == "ended":
-                if arm is None or event["pid"] != worker.pid:
-                    continue  # it was asked to
-                event = {"event": "failed", "key": arm.key, "text": f"its process ended; see {worker.log}"}
-                worker.deaths += 1
-                if worker.deaths > _MAX_DEATHS:
-                    raise UserError(f"study worker {worker.index} ended {worker.deaths} times; see {worker.log}")
-                worker.restart(events)
-            done = by_key[event["key"]]
-            if event["event"] == "done":
-                results.take(done)
-                progress.done(done)
-            else:
-                failed += 1
-                progress.failed(done, event["text"])
-            worker.arm = None
-            if waiting:
-                if worker.memory > limit:
-                    worker.restart(events)
-                worker.give(waiting.pop(next_for(worker.done, team_done(team), waiting)))
-    finally:
-        for worker in team:
-            worker.stop()
-    return failed
+    team = [_Worker(i, workers, resolved, limit) for i in range(workers)]
+
+    def serve(worker: _Worker) -> int:
+        failed = 0
+        while True:
+            with lock:
+                if not waiting:
+                    return failed
+                worker.make_room()
+                arm = waiting.pop(next_for(worker.done, team_done(team), waiting))
+                worker.done.add(kin(arm))
+            text = worker.run(arm)
+            with lock:
+                if text:
+                    failed += 1
+                    progress.failed(arm, text)
+                else:
+                    results.take(arm)
+                    progress.done(arm)
+
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            return sum(threads.map(serve, team))
+        finally:
+            waiting.clear()
+            for worker in team:
+                worker.session.close()
 
 
 def next_for(own: Collection[Kin], others: Collection[Kin], waiting: Sequence[Arm]) -> int:
@@ -235,77 +224,45 @@ def team_done(team: Sequence[_Worker]) -> set[Kin]:
 class _Worker:
     """One process that runs arms."""
 
-    def __init__(self, index: int, of: int, resolved: Path, events: queue.Queue[tuple[_Worker, dict[str, Any]]]):
-        self.index, self._of, self._resolved = index, of, resolved
-        self.arm: Arm | None = None
+    def __init__(self, index: int, of: int, resolved: Path, limit: float):
+        self.index, self._of, self._resolved, self._limit = index, of, resolved, limit
         self.done: set[Kin] = set()
-        self.deaths = 0
-        self.log = resolved.parent / "logs" / f"worker-{index}.log"
-        self._start(events)
+        self._deaths = 0
+        self.session = Session("study", self._start)
 
-    def restart(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
-        """Another process in the place of this one, which has died or holds too many models and graphs."""
-        self.stop()
-        self.done.clear()
-        self._start(events)
+    def run(self, arm: Arm) -> str:
+        """Runs an arm; returns why it failed, or nothing.
 
-    @property
-    def pid(self) -> int:
-        """Of its present process."""
-        return self._process.pid
-
-    @property
-    def memory(self) -> int:
-        """Bytes that the process and its engines hold."""
-        return resident_bytes(self._process.pid)
-
-    def give(self, arm: Arm) -> None:
-        """Has an arm run."""
-        self.arm = arm
-        self.done.add(kin(arm))
-        assert self._process.stdin is not None
+        Raises:
+            UserError: processes die again and again.
+        """
+        job = ArmJob(fingerprint="", study=self._resolved, arm=arm.key, worker=self.index)
         try:
-            self._process.stdin.write(f"{arm.key}\n".encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the listener says so
+            (text,) = self.session.do(Work("study", job, "study", _PATIENCE))
+        except UserError as e:
+            self._deaths += 1
+            self.done.clear()
+            if self._deaths > _MAX_DEATHS:
+                raise
+            return str(e)
+        return str(text)
 
-    def stop(self) -> None:
-        """Ends the process and its engines; an idle one tidies up before."""
-        if self.arm is None:
-            assert self._process.stdin is not None
-            with suppress(OSError):
-                self._process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_LEAVE_S)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+    def make_room(self) -> None:
+        """Another process in the place of one that holds too many models and graphs."""
+        if self.session.memory > self._limit:
+            self.session.leave()
+            self.done.clear()
 
-    def _start(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+    def _start(self, index: int, events: Events) -> LocalWorker:
         python = Environments.find().mindspore
         cores = str(max(1, len(os.sched_getaffinity(0)) // self._of))
-        env = child_environment(python, self.log.with_suffix(".jsonl"), OMP_NUM_THREADS=cores, PYTHONUNBUFFERED="1")
-        with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
-                [str(python), "-m", "npd_ascend.study.worker", str(self._resolved), str(self.index)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=env,
-                start_new_session=True,
-            )
-        threading.Thread(target=self._listen, args=(self._process, events), daemon=True).start()
-
-    def _listen(self, process: subprocess.Popen[bytes], events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            try:
-                events.put((self, json.loads(line)))
-            except ValueError:
-                continue
-        events.put((self, {"event": "ended", "pid": process.pid}))
+        return LocalWorker(
+            self.index,
+            [str(python), "-m", "npd_ascend.workers.process"],
+            child_environment(python, OMP_NUM_THREADS=cores),
+            self._resolved.parent / "logs" / f"worker-{self.index}.log",
+            events,
+        )
 
 
 class _Progress:

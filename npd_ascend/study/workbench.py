@@ -198,8 +198,8 @@ class Workbench(TrainHooks):
 
     # ---- what annotation asks for
 
-    def scorer(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device) -> Scorer:
-        """A scorer with the weights of ``model``, for ``annotate.stage.run``."""
+    def scorer(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, **_: Any) -> Scorer:
+        """A scorer with the weights of ``model``, for ``annotate.stage.run``; graphs live as long as this process."""
         key = (repr(spec), device, settings.row_length, settings.micro_batch, settings.vocab_chunk_rows)
         if key in self._scorers:
             self._scorers[key].load(model)

@@ -24,6 +24,8 @@ from npd_ascend.train.lag import LagProbe
 from npd_ascend.train.outcome import Outcome
 from npd_ascend.train.reader import Reader
 
+Kept = TrainHooks
+
 
 def run(job: TrainJob, hooks: TrainHooks | None = None) -> None:
     """Trains one generation; afterwards ``job.out`` holds ``next/`` (the student, Hugging Face format) and
@@ -42,12 +44,11 @@ def run(job: TrainJob, hooks: TrainHooks | None = None) -> None:
     outcome = Outcome(job)
     if outcome.finished:
         return
-    s = job.settings
-    mesh = DeviceMesh(job.device, s.tensor_parallel, s.context_parallel)
+    hooks = hooks or TrainHooks()
+    mesh = hooks.mesh(job)
     if mesh.schedules:
         return
     progress.started("train")
-    hooks = hooks or TrainHooks()
     spec = ModelSpec.from_folder(job.student).sharing(job.vocabulary, job.student)
     reader = _reader(job, spec, mesh, hooks.align)
     checkpoints = hooks.checkpoints(job)

@@ -19,9 +19,9 @@ from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
-from npd_ascend.pipeline.child import write_job  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.store.topk_shard import TopKReader  # noqa: E402
+from npd_ascend.workers.jobfile import write_job  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 HEADER = [1, 7, 8]
@@ -84,10 +84,10 @@ class Counting:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, model, spec, settings, device):
+    def __call__(self, model, spec, settings, device, **_):
         scorer, real = Scorer(model, spec, settings, device), None
 
-        def score(contexts, responses, k, done=lambda tokens: None):
+        def score(contexts, responses, k, done=lambda samples, tokens: None):
             alone = all(list(c) == HEADER for c in contexts)
             self.asked.append((model.name, "alone" if alone else "after", k, len(responses)))
             return real(contexts, responses, k, done)

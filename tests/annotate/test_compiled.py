@@ -12,7 +12,7 @@ from npd_ascend.annotate.stage import run  # noqa: E402
 from npd_ascend.config.job import Target  # noqa: E402
 from npd_ascend.config.schema import AnnotateConfig  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402
-from npd_ascend.pipeline.child import write_job  # noqa: E402
+from npd_ascend.workers.jobfile import write_job  # noqa: E402
 from tests.annotate.conftest import CONFIG  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
@@ -43,7 +43,7 @@ def test_kept_graphs_annotate_to_the_same_bits(tmp_path, model, data):
     def child(job):
         write_job(tmp_path / "job.json", "annotate_teacher", job)
         subprocess.run(
-            [sys.executable, "-m", "npd_ascend.pipeline.child", tmp_path / "job.json"], check=True, capture_output=True
+            [sys.executable, "-m", "npd_ascend.workers.process", tmp_path / "job.json"], check=True, capture_output=True
         )
         return {p: p.stat().st_mtime_ns for p in compiled.rglob("*.mindir")}
 

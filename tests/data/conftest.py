@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from zoo import tokenizers_of
 
+from npd_ascend import progress
 from npd_ascend.config.schema import DataConfig
 from npd_ascend.data.job import PrepareJob
 from npd_ascend.data.stage import run
-from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.store.dataset import Dataset
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"
@@ -76,11 +76,11 @@ def lines(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def progress_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def progress_lines(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Texts of the messages that a stage has sent to whoever watches."""
-    path = tmp_path / "progress.jsonl"
-    monkeypatch.setenv(PROGRESS_ENV, str(path))
-    return lambda: [e["text"] for e in map(json.loads, path.read_text().splitlines()) if e["event"] == "message"]
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(progress, "_sink", events.append)
+    return lambda: [e["text"] for e in events if e["event"] == "message"]
 
 
 @pytest.fixture

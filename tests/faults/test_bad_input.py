@@ -25,7 +25,6 @@ from npd_ascend.errors import EXIT_CORRUPT, EXIT_USER, CorruptShard, UserError
 from npd_ascend.evaluate.stage import run as evaluate
 from npd_ascend.models.weights import check_checkpoint
 from npd_ascend.pack.stage import run as pack
-from npd_ascend.pipeline import child
 from npd_ascend.pipeline.checks import check_config, check_run_dir
 from npd_ascend.report.build import build
 from npd_ascend.select.stage import run as select
@@ -34,6 +33,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import inside, model_fingerprint
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.topk_shard import TopKReader
+from npd_ascend.workers import jobfile
 
 Act = Callable[[Any], Any]
 ROWS: dict[str, tuple[Act, tuple[str, ...]]] = {}
@@ -658,7 +658,7 @@ store(
 def job(name: str, content: str, *fragments: str) -> None:
     def act(kit):
         (kit.root / "job.json").write_text(content)
-        child.read_job(kit.root / "job.json")
+        jobfile.read_job(kit.root / "job.json")
 
     row(f"job {name}", act, "job.json", *fragments)
 
@@ -671,7 +671,7 @@ job("of a stage by path", '{"stage": "../x", "job": {}}', "not a job")
 job("without fields", '{"stage": "select", "job": {}}', "Field required")
 job("with a field more", '{"stage": "select", "job": {"a": 1}}', "job file")
 job("deep", "[" * 100_000, "not a job")
-row("job missing", lambda k: child.read_job(k.root / "none.json"), "none.json", "No such file")
+row("job missing", lambda k: jobfile.read_job(k.root / "none.json"), "none.json", "No such file")
 
 
 # ---- the test
@@ -713,6 +713,6 @@ def test_good_input_is_taken(kit):
     pack(kit.pack_job())
     evaluate(kit.evaluate_job())
     assert np.isfinite(top(kit).logz).all()
-    child.write_job(kit.root / "job.json", "select", kit.select_job())
-    stage, read = child.read_job(kit.root / "job.json")
+    jobfile.write_job(kit.root / "job.json", "select", kit.select_job())
+    stage, read = jobfile.read_job(kit.root / "job.json")
     assert stage.name == "select" and isinstance(read, Section) and read == kit.select_job()

@@ -13,7 +13,7 @@ import yaml
 
 from npd_ascend import __version__, cli
 from npd_ascend.errors import EXIT_USER
-from npd_ascend.pipeline import child
+from npd_ascend.workers import process
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -106,6 +106,6 @@ def test_version_and_help(arguments, said, monkeypatch, capsys):
 @pytest.mark.parametrize(("content", "code"), [("{", EXIT_USER), ('{"stage": "pack", "job": 3}', EXIT_USER)])
 def test_child_process_says_it_too(tmp_path, capsys, content, code):
     (tmp_path / "job.json").write_text(content)
-    assert child.main([str(tmp_path / "job.json")]) == code
+    assert process.main([str(tmp_path / "job.json")]) == code
     assert capsys.readouterr().err.startswith("error: job file")
-    assert child.main([]) == EXIT_USER
+    assert process.main(["a", "b"]) == EXIT_USER

@@ -21,7 +21,6 @@ from npd_ascend.data.stage import run as prepare
 from npd_ascend.errors import CorruptShard, UserError, of_the_disk
 from npd_ascend.evaluate.stage import run as evaluate
 from npd_ascend.pack.stage import run as pack
-from npd_ascend.pipeline.child import write_job
 from npd_ascend.report.build import build
 from npd_ascend.report.collect import collect
 from npd_ascend.select.stage import run as select
@@ -32,6 +31,7 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.store.topk_codec import TopK, TopKFormat
 from npd_ascend.store.topk_shard import write_topk
+from npd_ascend.workers.jobfile import write_job
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def test_the_process_of_a_stage_says_it(kit, disk, name):
     kit.data()
     job = STAGES[name][1](kit).model_copy(update={"out": disk.root / "out"})
     write_job(kit.root / "job.json", name, job)
-    command = [sys.executable, "-m", "npd_ascend.pipeline.child", str(kit.root / "job.json")]
+    command = [sys.executable, "-m", "npd_ascend.workers.process", str(kit.root / "job.json")]
     disk.leave(1)
     full = subprocess.run(command, capture_output=True, text=True)
     assert full.returncode == 2 and "disk is full" in full.stderr.strip().splitlines()[-1]

@@ -22,7 +22,6 @@ from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import entries
 from npd_ascend.pipeline.checks import check_run_dir
-from npd_ascend.pipeline.child import read_job
 from npd_ascend.report.collect import collect
 from npd_ascend.store.atomic import write_json, write_sealed
 from npd_ascend.store.dataset import Dataset
@@ -32,6 +31,7 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.store.topk_shard import TopKReader
 from npd_ascend.sync.registry import check as check_sync
+from npd_ascend.workers.jobfile import read_job
 
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 HUGE = [0, -1, 1 << 31, 1 << 63, 1 << 64, 10**400, 1e308, -0.0, float("inf"), float("nan")]

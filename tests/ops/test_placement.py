@@ -27,7 +27,7 @@ def split(one: int, other: int, **sections) -> Config:
 def test_shared_uses_all_devices_in_turn():
     p = Placement.of(config(), "ascend", EIGHT)
     assert p.rollout == p.train == tuple(EIGHT) and not p.split
-    assert p.collide("train") and p.collide("rollout") and p.cores("train") is None
+    assert p.collide("rollout", "train") and p.collide("rollout", "rollout") and p.cores("train") is None
     assert p.environment("train", 0, 2) == {"ASCEND_RT_VISIBLE_DEVICES": "0,1"}
     assert "in turn" in p.describe()
     assert Placement.of(config(device={"count": 4}), "ascend", EIGHT).train == (0, 1, 2, 3)
@@ -36,7 +36,7 @@ def test_shared_uses_all_devices_in_turn():
 def test_split_gives_each_side_its_own():
     p = Placement.of(split(6, 2), "ascend", [0, 1, 2, 3, 8, 9, 10, 11])
     assert (p.rollout, p.train) == ((0, 1, 2, 3, 8, 9), (10, 11))
-    assert p.collide("rollout") and not p.collide("train")
+    assert p.collide("rollout", "rollout") and not p.collide("rollout", "train")
     assert p.environment("rollout", 4, 2) == {"ASCEND_RT_VISIBLE_DEVICES": "8,9"}
     assert p.environment("train") == {"ASCEND_RT_VISIBLE_DEVICES": "10,11"}
     assert "10, 11 for training" in p.describe()
@@ -44,7 +44,7 @@ def test_split_gives_each_side_its_own():
 
 def test_cores_stand_in_for_devices_on_cpu():
     p = Placement.of(split(1, 1), "cpu", [4, 5])
-    assert (p.cores("rollout"), p.cores("train")) == ((4,), (5,)) and not p.collide("train")
+    assert (p.cores("rollout"), p.cores("train")) == ((4,), (5,)) and not p.collide("rollout", "train")
     assert p.environment("train") == {"OMP_NUM_THREADS": "1"}
     shared = Placement.of(config(), "cpu")
     assert len(shared.train) == len(os.sched_getaffinity(0)) and shared.environment("train") == {}
@@ -88,9 +88,7 @@ def test_several_nodes():
 def test_nodes_of_the_environment():
     assert Nodes.from_environment({}) == Nodes.from_environment({"NODES": "1", "MASTER_PORT": "x"}) == Nodes()
     env = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "9000"}
-    assert Nodes.from_environment(env) == Nodes(2, 1, "10.0.0.1", 9000, "10.0.0.1:6379", True)
-    assert Nodes.from_environment({**env, "NPD_RAY_ADDRESS": "h:1"}).ray == "h:1"
-    assert not Nodes.from_environment({**env, "NPD_RAY_ADDRESS": "h:1"}).own_ray
+    assert Nodes.from_environment(env) == Nodes(2, 1, "10.0.0.1", 9000, "10.0.0.1:6379")
     for change, why in (
         ({"NODES": "two"}, "NODES is 'two'"),
         ({"NODE_RANK": "2"}, "not below"),

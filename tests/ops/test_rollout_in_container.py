@@ -26,7 +26,7 @@ def test_arguments_variables_and_stdin_pass(docker):
         "BASH_FUNC_f%%": "() { VLLM_X=1\n}",
     }
     got = subprocess.run(
-        ["bash", SCRIPT, "-m", "npd_ascend.rollout.worker"],
+        ["bash", SCRIPT, "-m", "npd_ascend.workers.process"],
         env=env,
         cwd=docker,
         input="command\n",
@@ -37,7 +37,7 @@ def test_arguments_variables_and_stdin_pass(docker):
     assert got.returncode == 0 and lines[:4] == ["exec", "-i", "-w", str(docker)]
     assert "ASCEND_RT_VISIBLE_DEVICES=4,5" in lines and "VLLM_LOGGING_LEVEL=a b" in lines
     assert not any("SECRET" in x or "VLLM_X" in x for x in lines)
-    assert lines[-4:] == ["python3", "-m", "npd_ascend.rollout.worker", "command"]
+    assert lines[-4:] == ["python3", "-m", "npd_ascend.workers.process", "command"]
     at = lines.index("box")
     assert lines[at : at + 3] == ["box", "bash", "-c"]
 

@@ -1,8 +1,6 @@
-"""Two nodes on this machine: the executor and a follower, one training process and one annotation worker each."""
+"""Two nodes on this machine, each with Ray of its own: workers on both, and either of them lost."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,31 +12,46 @@ import pytest
 from safetensors.numpy import load_file
 
 from npd_ascend.ops.nodes import free_port
+from npd_ascend.progress import ProgressTail
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
+from npd_ascend.workers.system import descendants
 
+pytest.importorskip("ray")
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.mindspore, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture
 def node(tmp_path):
     """Factory: (rank, config, environment) -> process of one of two nodes."""
-    port, started = free_port(), []
+    ports, started = {"MASTER_PORT": str(free_port()), "NPD_RAY_PORT": str(free_port())}, []
 
-    def go(rank, config, *args, **env):
+    def go(rank, config, *args, cwd=ROOT, **env):
         command = ["run" if rank == 0 else "join", str(config), *args]
-        started.append(subprocess.Popen(
-            [sys.executable, "-m", "npd_ascend.cli", *command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env={**os.environ, "NODES": "2", "NODE_RANK": str(rank), "MASTER_PORT": str(port),
-                                           "MASTER_ADDR": "127.0.0.1", "NODE_STALL_S": "20", **env}))  # fmt: skip
+        own = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        with open(tmp_path / f"node-{rank}-{len(started)}.out", "w") as out:
+            started.append(subprocess.Popen(
+                [sys.executable, "-m", "npd_ascend.cli", *command], cwd=cwd, stdout=out, stderr=subprocess.STDOUT,
+                env={**os.environ, **own, **ports, **env}))  # fmt: skip
+        started[-1].out = Path(out.name)
         return started[-1]
 
     yield go
     for process in started:
         if process.poll() is None:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
+
+
+def wait_until(what, *processes, seconds=600):
+    deadline = time.monotonic() + seconds
+    while not what():
+        for process in processes:
+            assert process.poll() is None, process.out.read_text()
+        assert time.monotonic() < deadline, [p.out.read_text()[-3000:] for p in processes]
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -56,26 +69,56 @@ def elsewhere(tmp_path):
     return str(folder / "python")
 
 
-def test_same_student_as_of_one_process(tiny, tmp_path, node, elsewhere):
-    """Gradients are summed in another order, so close instead of equal."""
+def losing(run: RunDir, name: str):
+    """Whether a stage is at work on a shard or step."""
+    tail, seen = ProgressTail(run.logs / "progress.jsonl"), []
+
+    def met() -> bool:
+        seen.extend(tail.poll())
+        if name == "rollout":
+            return bool(list(run.generation(0).rollouts.glob("*.journal")))
+        # The first event after the stage has begun comes from its workers.
+        at = next((i for i, e in enumerate(seen) if e["event"] == "begin" and e.get("stage") == name), None)
+        return at is not None and len(seen) > at + 1
+
+    return met
+
+
+def end(process) -> None:
+    """SIGKILL of a node: the command, and Ray with all that it has started, at one blow."""
+    for pid in reversed(descendants(process.pid)):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def test_a_node_that_dies_in_each_stage_costs_nothing(tiny, tmp_path, node, elsewhere):
+    """Node 1 is killed in rollout, annotation and training, and comes back each time. Gradients are summed in another
+    order than by one process, so its student is close instead of equal."""
     settings = {"sync": {"refreshes": 0, "lag_every": 0}, "evaluate": {"prompts": []}, "annotate": {"workers": 2},
-                "rollout": {"samples": 0, "shard_size": 6}}  # fmt: skip
+                "rollout": {"samples": 0, "shard_size": 2, "workers": 2}}  # fmt: skip
     train = {"epochs": 1, "global_batch": 4, "micro_batch": 1}
     one, two = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
     code, out = tiny.run(tiny.config(one.root, train=train, **settings))
     assert code == 0, out
-    shutil.copytree(one.root, two.root)  # the rollouts stay, all that several nodes make is made again
-    for folder in ("checkpoints", "export", "generations/000/train", "generations/000/topk",
-                   "generations/000/scores_teacher", "generations/000/scores_student"):  # fmt: skip
-        shutil.rmtree(two.root / folder)
-    two.metrics.unlink()
     config = tiny.config(two.root, train={**train, "data_parallel": 2}, **settings)
-    follower, conductor = node(1, config, NPD_MINDSPORE_PYTHON=elsewhere), node(0, config, "--redo")
-    out = conductor.communicate()[0]
-    assert conductor.returncode == 0, out
-    said = follower.communicate(timeout=300)[0]
-    assert follower.returncode == 0 and "has ended" in said, said
-    assert "joins g000-annotate_teacher-1" in said and "joins g000-train" in said
+
+    def lend():
+        return node(1, config, NPD_MINDSPORE_PYTHON=elsewhere)
+
+    conductor, other = node(0, config), lend()
+    for stage in ("rollout", "annotate teacher", "train"):
+        wait_until(losing(two, stage), conductor)
+        end(other)
+        other = lend()
+    assert conductor.wait(900) == 0, conductor.out.read_text()
+    assert other.wait(120) == 0 and "the run has ended" in other.out.read_text()
+    said = conductor.out.read_text()
+    assert "on node 1" in said and "lost" in said, said
+    a, b = (Dataset.open(r.generation(0).rollouts, "rollouts").read_all() for r in (one, two))
+    assert a.select(["sample_id", "response_ids"]).equals(b.select(["sample_id", "response_ids"]))
     for name in ("scores_teacher", "scores_student"):
         a, b = (Dataset.open(r.generation(0).root / name, "scores").read_all() for r in (one, two))
         for column in a.column_names:
@@ -87,32 +130,36 @@ def test_same_student_as_of_one_process(tiny, tmp_path, node, elsewhere):
 
 
 def test_run_directory_that_is_not_shared(tiny, tmp_path, node):
-    here, there = tiny.config(tmp_path / "a" / "run"), tiny.config(tmp_path / "b" / "run")
-    conductor = node(0, here, NODE_WAIT_S="3")
-    follower = node(1, there, NODE_WAIT_S="3")
-    for process, who in ((conductor, "node 1 of 2 has not answered"), (follower, "node 1: no run has begun")):
-        out = process.communicate(timeout=300)[0]
-        last = out.strip().splitlines()[-1]
-        assert process.returncode == 2 and who in last and "shared storage" in last, out
+    """Each node has its own folder under the same path, relative to where it is started."""
+    config = tiny.config(tmp_path / "run", run={"dir": "run"})
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+    conductor, other = (node(rank, config, cwd=tmp_path / str(rank)) for rank in (0, 1))
+    assert conductor.wait(300) == 2
+    assert "node 1 does not see" in (said := conductor.out.read_text()) and "shared storage" in said
+    assert other.poll() is None
 
 
-def test_follower_outlives_a_killed_conductor_and_hears_of_a_failure(tiny, tmp_path, node):
-    config = tiny.config(tmp_path / "run")
-    follower = node(1, config, NODE_STALL_S="2", NODE_WAIT_S="300")
-    first = node(0, config)
-    beat = tmp_path / "run" / "nodes" / "node-1.json"
-    deadline = time.monotonic() + 300
-    while not beat.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    run = json.loads(beat.read_text())["run"]
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+def test_a_node_that_does_not_come(tiny, tmp_path, node):
+    conductor, other = node(0, tiny.config(tmp_path / "run"), NODE_WAIT_S="15"), None
+    assert conductor.wait(300) == 2, conductor.out.read_text()
+    last = conductor.out.read_text().strip().splitlines()[-1]
+    assert "node 1 of 2 has not joined within 15 s" in last and "NODE_RANK=1" in last
+    other = node(1, tiny.config(tmp_path / "other"), NODE_WAIT_S="2")
+    assert other.wait(300) == 2
+    assert "node 0 has not been at" in other.out.read_text().strip().splitlines()[-1]
+
+
+def test_a_node_outlives_node_0_and_hears_of_a_failure(tiny, tmp_path, node):
+    config, run = tiny.config(tmp_path / "run"), RunDir(tmp_path / "run")
+    other, first = node(1, config), node(0, config)
+    wait_until((run.root / "prompts").exists, first, other)
+    end(first)
     bad = node(0, config, "--stage", "train")  # nothing is packed yet: it fails
-    bad.communicate(timeout=300)
-    out = follower.communicate(timeout=300)[0]
-    assert bad.returncode == 2 and follower.returncode == 2
-    assert "fallen silent" in out and "the run has ended on node 0" in out.splitlines()[-1], out
-    assert json.loads(beat.read_text())["run"] != run
+    assert bad.wait(300) == 2, bad.out.read_text()
+    assert other.wait(120) == 2
+    said = other.out.read_text()
+    assert "node 0 is gone" in said and "the run has ended on node 0" in said.splitlines()[-1], said
 
 
 def test_join_needs_to_know_which_node_it_is(tiny, tmp_path):

@@ -18,7 +18,6 @@ from npd_ascend.config.stages import STAGES
 from npd_ascend.config.study import Arm, LiveConfig
 from npd_ascend.errors import UserError
 from npd_ascend.pipeline.checks import check_run_dir
-from npd_ascend.pipeline.child import read_job, write_job
 from npd_ascend.pipeline.describe import describe
 from npd_ascend.pipeline.executor import Executor
 from npd_ascend.pipeline.runner import ShardLost
@@ -29,6 +28,7 @@ from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.identity import SCHEMA_VERSION
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.schemas import SCHEMAS
+from npd_ascend.workers.jobfile import read_job, write_job
 from tests.faults.conftest import kit, make_kit, sound  # noqa: F401
 
 SHORT = """
@@ -325,18 +325,13 @@ def test_settings_that_change_speed_or_place_alone(kit):  # noqa: F811
         "train.keep_checkpoints",
         *(f"annotate.{k}" for k in ("workers", "tensor_parallel")),
         *(
+            f"{section}.{k}"
+            for section in ("rollout", "annotate", "train")
+            for k in ("keep_alive", "max_failures", "hang_seconds", "start_seconds")
+        ),
+        *(
             f"rollout.{k}"
-            for k in (
-                "workers",
-                "tensor_parallel",
-                "max_num_seqs",
-                "kv_cache_gib",
-                "memory_fraction",
-                "keep_alive",
-                "enforce_eager",
-                "max_failures",
-                "hang_seconds",
-            )
+            for k in ("workers", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "memory_fraction", "enforce_eager")
         ),
     }
     run = RunDir(kit.run)

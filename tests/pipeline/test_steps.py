@@ -5,11 +5,11 @@ import json
 import pyarrow as pa
 import pytest
 
+from npd_ascend import progress
 from npd_ascend.config.load import parse_config
 from npd_ascend.config.schema import EvaluateConfig
 from npd_ascend.pipeline.executor import Executor
 from npd_ascend.pipeline.steps import StepBuilder
-from npd_ascend.progress import ENV as PROGRESS_ENV
 from npd_ascend.store.dataset import Dataset
 
 
@@ -71,8 +71,9 @@ def test_evaluation_of_a_checkpoint_does_not_ask_whether_the_teacher_fits(made):
 
 
 @pytest.mark.parametrize("cut, said", [((2, 5), True), ((2, 3), False), ((9, 1), False)])
-def test_rise_of_truncated_answers_is_said_when_the_rollout_is_there(made, monkeypatch, tmp_path, cut, said):
-    monkeypatch.setenv(PROGRESS_ENV, str(tmp_path / "progress"))
+def test_rise_of_truncated_answers_is_said_when_the_rollout_is_there(made, monkeypatch, cut, said):
+    events: list[dict] = []
+    monkeypatch.setattr(progress, "_sink", events.append)
     one = made[0]()
     for generation, n in enumerate(cut):
         dataset = Dataset(one.run_dir.generation(generation).rollouts, "rollouts", "f")
@@ -94,7 +95,5 @@ def test_rise_of_truncated_answers_is_said_when_the_rollout_is_there(made, monke
         dataset.finish(1, truncated=n)
     one._compare_truncated(0)
     one._compare_truncated(1)
-    events = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()] if said else []
     assert [e["level"] for e in events] == ["warning"] * said
     assert all("50.0 % of the answers ran into rollout.max_new_tokens, against 20.0 %" in e["text"] for e in events)
-    assert said or not (tmp_path / "progress").exists()

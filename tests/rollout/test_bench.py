@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 from zoo import tokenizers_of  # noqa: E402
 
-from npd_ascend.bench import harness  # noqa: E402
+from npd_ascend.bench import stage  # noqa: E402
 from npd_ascend.bench.harness import Session  # noqa: E402
 from npd_ascend.bench.job import BenchJob  # noqa: E402
 from npd_ascend.bench.registry import find  # noqa: E402
@@ -178,9 +178,6 @@ def test_a_chat_needs_a_template(make_folder, make_bench):  # noqa: F811
                 session.prompts(benchmark, benchmark.rows(folder))
 
 
-def test_the_process_ends_with_one_line(make_folder, make_bench, tmp_path, capsys):  # noqa: F811
-    job = make_bench(make_folder("mmlu"), benchmarks=["cmmlu"])
-    path = tmp_path / "job.json"
-    path.write_text(job.model_dump_json())
-    assert harness.main(path) == 2
-    assert "cmmlu is missing; it comes from" in capsys.readouterr().err.splitlines()[-1]
+def test_what_is_missing_is_one_line(make_folder, make_bench):  # noqa: F811
+    with pytest.raises(UserError, match="cmmlu is missing; it comes from"):
+        stage.run(make_bench(make_folder("mmlu"), benchmarks=["cmmlu"]))

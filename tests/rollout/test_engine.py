@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from npd_ascend.errors import UserError  # noqa: E402
 from npd_ascend.rollout import live, stage  # noqa: E402
+from npd_ascend.rollout.job import LiveJob  # noqa: E402
 from npd_ascend.rollout.pool import RolloutPool  # noqa: E402
 from npd_ascend.rollout.requests import Answer, Request, requests_of  # noqa: E402
 from npd_ascend.rollout.shards import Board, Shard  # noqa: E402
@@ -126,14 +127,16 @@ def test_live_answers_are_the_stored_ones(plain, prompts, engine):
     texts = Dataset.open(prompts, "prompts").read_all(["prompt_ids"])["prompt_ids"].to_pylist()
     rows = table.to_pylist()[:24]
     seeds = [None if r["path"] == 0 else sample_seed(job.seed, r["sample_id"]) for r in rows]
-    command = json.loads(json.dumps(live.ask(job, [np.array(texts[r["prompt_index"]]) for r in rows], seeds)))
-    batch = live.read(json.loads(json.dumps(live.answer(job, engine, command))), 0.5, False)
+    asked = live.ask(job, [np.array(texts[r["prompt_index"]]) for r in rows], seeds)
+    asked = LiveJob.model_validate_json(asked.model_dump_json())
+    found = live.answer(asked, engine) | {"load_seconds": 0.5, "started": False}
+    batch = live.read(json.loads(json.dumps(found)))
     assert batch.load_seconds == 0.5 and batch.seconds > 0
     for row, answer in zip(rows, batch.answers, strict=True):
         assert answer.ids.tolist() == row["response_ids"] and answer.finish == row["finish_reason"]
         np.testing.assert_allclose(answer.logprobs, row["logprobs"], atol=2e-5)
     with pytest.raises(UserError, match="prompt 0 of a live batch"):
-        live.answer(job, engine, live.ask(job, [np.array([500])], [None]))
+        live.answer(live.ask(job, [np.array([500])], [None]), engine)
 
 
 def test_a_pool_answers_live(prompts, make_job, checkpoints, plain, tmp_path):

@@ -22,6 +22,7 @@ from npd_ascend.store.atomic import write_sealed  # noqa: E402
 from npd_ascend.store.dataset import Dataset  # noqa: E402
 from npd_ascend.store.identity import file_seals  # noqa: E402
 from npd_ascend.store.journal import Journal  # noqa: E402
+from npd_ascend.workers import session  # noqa: E402
 
 set_environment("cpu")
 PROMPTS, PATHS = 60, 5
@@ -72,16 +73,16 @@ def test_hanging_and_dying_engines_lose_and_repeat_nothing(tmp_path, prompts, ma
     """SIGSTOP, then SIGKILL of its successor, each in the middle of the one shard; then one that may not fail."""
     made: list[int] = []
 
-    class Counting(stage.Tally):
-        def __call__(self, samples, tokens, have):
+    class Counting(session.Tally):
+        def __call__(self, samples, tokens, have, worked):
             made.append(samples)
-            super().__call__(samples, tokens, have)
+            super().__call__(samples, tokens, have, worked)
 
     job = make_job(
         tmp_path / "out", prompts, checkpoints[0], samples=PATHS - 1, hang_seconds=2.0, max_failures=2, max_num_seqs=8
     )
     with pytest.MonkeyPatch.context() as m, RolloutPool(Path(sys.executable), 1, tmp_path / "logs") as pool:
-        m.setattr("npd_ascend.rollout.pool.Tally", Counting)
+        m.setattr(session, "Tally", Counting)
         saboteur = Saboteur(pool, job.out, [signal.SIGSTOP, signal.SIGKILL])
         saboteur.start()
         pool.run(job)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +14,9 @@ import pytest
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.progress import Meter
 from npd_ascend.rollout import stage
-from npd_ascend.rollout.pool import PoolClosed, RolloutPool
+from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.store.dataset import Dataset
+from npd_ascend.workers.failures import PoolClosed
 
 PYTHON = Path(sys.executable)
 
@@ -156,21 +155,6 @@ def test_close_ends_a_running_job_and_leaves_no_process(tmp_path, make_prompts, 
     pool.close()
 
 
-def test_workers_die_with_a_killed_parent(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from npd_ascend.rollout.pool import RolloutPool\n"
-        f"pool = RolloutPool(Path(sys.executable), 2, Path({str(tmp_path / 'logs')!r})); pool.start()\n"
-        "print(*[w._popen.pid for w in pool._workers.values()], flush=True); time.sleep(60)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    workers = [int(p) for p in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    parent.kill()
-    parent.wait()
-    assert all(gone(pid) for pid in workers)
-
-
 def test_each_ascend_worker_sees_its_own_devices(tmp_path, monkeypatch):
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
     pool = RolloutPool(PYTHON, 4, tmp_path, target="ascend", tensor_parallel=2)
@@ -180,19 +164,3 @@ def test_each_ascend_worker_sees_its_own_devices(tmp_path, monkeypatch):
     pool = RolloutPool(PYTHON, 3, tmp_path, target="ascend", env={"ASCEND_RT_VISIBLE_DEVICES": "5,7"})
     with pytest.raises(UserError, match="2 are visible"):
         pool._environment(2)
-
-
-def test_protocol_by_hand(tmp_path, make_prompts, make_job):
-    job = make_job(tmp_path / "a", make_prompts(tmp_path / "p", 4, 2), source="reference")
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "npd_ascend.rollout.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    commands = [{"cmd": "run", "job": job.model_dump(mode="json")}, {"cmd": "exit"}]
-    assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write("".join(json.dumps(c) + "\n" for c in commands))
-    worker.stdin.flush()
-    events = [json.loads(line) for line in worker.stdout]
-    worker.stdin.close()
-    assert worker.wait(10) == 0
-    assert [e["event"] for e in events] == ["ready", "progress", "progress", "done"]
-    assert events[-1]["complete"] is True

@@ -116,15 +116,15 @@ def test_blocks_are_handed_out_and_taken_back(job):
     asking = Asking(job, MODEL, False, questions, lambda number, reply: got.append(number), 2)
     reply = {"ids": [1], "finish": "stop"}
     first, second = asking.command(0), asking.command(1)
-    assert first and second and len(first["questions"]) == 16  # four times max_num_seqs
-    numbers = [n for n, _ in first["questions"]]
+    assert first and second and len(first["job"]["questions"]) == 16  # four times max_num_seqs
+    numbers = [n for n, _ in first["job"]["questions"]]
     assert asking.hear(0, {"event": "replies", "replies": [[n, reply] for n in numbers[:13]]}) and got == numbers[:13]
     more = asking.more(0)
-    assert more and len(more["questions"]) == 8 and not asking.open and asking.more(1) is None
+    assert more and len(more["job"]["questions"]) == 8 and not asking.left() and asking.more(1) is None
     asking.lose(0)
-    assert asking.open
+    assert asking.left()
     again = asking.command(1)
-    assert again and [n for n, _ in again["questions"]] == [13, 14, 15, *range(32, 40)]
+    assert again and [n for n, _ in again["job"]["questions"]] == [13, 14, 15, *range(32, 40)]
     rest = [n for n in range(40) if n not in got]
     assert not asking.hear(1, {"event": "replies", "replies": [[n, reply] for n in [*rest, 0, 1]]})
     assert sorted(got) == list(range(40)) and asking.command(0) is None

@@ -134,7 +134,7 @@ def test_journal_of_other_inputs_is_not_used(tmp_path, make_prompts, make_job):
 def test_shard_held_by_another_process_is_passed_over_until_it_dies(tmp_path, make_prompts, make_job):
     job = make_job(tmp_path / "out", make_prompts(tmp_path / "p", 12, 4))
     code = (
-        "import sys, time; from pathlib import Path; from npd_ascend.rollout.shards import Claims\n"
+        "import sys, time; from pathlib import Path; from npd_ascend.store.claims import Claims\n"
         f"c = Claims(Path({str(job.out)!r})); assert c.take(1); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -1,10 +1,10 @@
-import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from npd_ascend import progress
 from npd_ascend.errors import CorruptShard, UserError
 from npd_ascend.select import registry, stage
 from npd_ascend.select.registry import Bound, Verdict
@@ -61,10 +61,10 @@ def test_a_finished_selection_is_left_alone(generation):
     stage.run(generation.job())
 
 
-def test_progress_and_warning_are_reported(generation, tmp_path, monkeypatch):
-    monkeypatch.setenv("NPD_PROGRESS", str(tmp_path / "progress.jsonl"))
+def test_progress_and_warning_are_reported(generation, monkeypatch):
+    events: list[dict] = []
+    monkeypatch.setattr(progress, "_sink", events.append)
     stage.run(generation.job(upper=0.3))
-    events = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert events[0]["event"] == "begin" and events[-1]["event"] == "message"
     assert [e["done"] for e in events if e["event"] == "end"] == [12]
     assert events[-1]["level"] == "warning" and "select.lower: null" in events[-1]["text"]

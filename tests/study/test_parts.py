@@ -267,12 +267,15 @@ sys.path.insert(0, {root!r})
 from npd_ascend.config.study import arms_of, load_study
 from npd_ascend.study.method import changes
 from npd_ascend.study.results import TOTAL, Recorder, Results, identity
-study = load_study(sys.argv[3])
-arms, results = {{a.key: a for a in arms_of(study, changes)}}, Results(study.study.dir)
 for line in sys.stdin:
-    arm = arms[line.strip()]
+    command = json.loads(line)
+    if "exit" in command:
+        break
+    study = load_study(command["job"]["study"])
+    arms, results = {{a.key: a for a in arms_of(study, changes)}}, Results(study.study.dir)
+    arm = arms[command["job"]["arm"]]
     Recorder(results.own(arm), arm).log("time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm), wall=os.getpid())
-    print(json.dumps({{"event": "done", "key": arm.key, "text": ""}}), flush=True)
+    print(json.dumps({{"event": "done", "result": ""}}), flush=True)
 """
 
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("mindspore")
 
-from npd_ascend.pipeline.child import write_job  # noqa: E402
+from npd_ascend.workers.jobfile import write_job  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 
@@ -18,7 +18,7 @@ def test_kept_graphs_train_to_the_same_bits(world, rows_of, tensors_of, tmp_path
     for job in jobs:
         write_job(tmp_path / "job.json", "train", job)
         subprocess.run(
-            [sys.executable, "-m", "npd_ascend.pipeline.child", tmp_path / "job.json"], check=True, capture_output=True
+            [sys.executable, "-m", "npd_ascend.workers.process", tmp_path / "job.json"], check=True, capture_output=True
         )
         times.append({p: p.stat().st_mtime_ns for p in (tmp_path / "compiled").rglob("*.mindir")})
     assert len(times[0]) == 3 and times[0] == times[1]  # network, gradients, update: made once

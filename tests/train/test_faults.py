@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 pytest.importorskip("mindspore")
 
 from npd_ascend.errors import CorruptSnapshot, UserError, of_the_disk  # noqa: E402
-from npd_ascend.pipeline.child import write_job  # noqa: E402
 from npd_ascend.store.identity import file_seals  # noqa: E402
 from npd_ascend.train.stage import run  # noqa: E402
+from npd_ascend.workers.jobfile import write_job  # noqa: E402
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 
