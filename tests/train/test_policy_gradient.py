@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 
 
 def test_reward_and_teacher_in_one_loss_however_rows_are_packed(make_world, kept):
-    """Gradients of a whole epoch of one batch are the same for samples packed together, one row at a time, and for those
-    in rows of their own, two at a time."""
+    """Gradients of a batch are the same for samples packed together, one row at a time, and for those in rows of their
+    own, two at a time."""
     world = make_world(rewarded=True)
     world.pack(1, "alone", alone=True)
     world.pack(1, "packs")
