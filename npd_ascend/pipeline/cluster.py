@@ -115,7 +115,8 @@ class Cluster:
             raise UserError(
                 "a run on several nodes needs Ray in the MindSpore environment: pip install 'npd-ascend[ray]' there"
             ) from None
-        self._ray, deadline = ray, time.monotonic() + wait_s()
+        self._ray: Any = ray
+        deadline = time.monotonic() + wait_s()
         self._head = RayNode(0, self._nodes.ray, self._logs)
         while not self._head.ready:
             if not self._head.alive or time.monotonic() > deadline:

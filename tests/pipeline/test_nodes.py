@@ -29,13 +29,16 @@ def node(tmp_path):
     ports, started = {"MASTER_PORT": str(free_port()), "NPD_RAY_PORT": str(free_port())}, []
 
     def go(rank, config, *args, cwd=ROOT, **env):
+        if rank and started and started[-1].rank == 0:
+            # Ray connects a driver to any of the nodes of its machine; it must not be the one that is lost.
+            wait_until(lambda: "waiting for the others" in started[-1].out.read_text(), started[-1])
         command = ["run" if rank == 0 else "join", str(config), *args]
         own = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
         with open(tmp_path / f"node-{rank}-{len(started)}.out", "w") as out:
             started.append(subprocess.Popen(
                 [sys.executable, "-m", "npd_ascend.cli", *command], cwd=cwd, stdout=out, stderr=subprocess.STDOUT,
                 env={**os.environ, **own, **ports, **env}))  # fmt: skip
-        started[-1].out = Path(out.name)
+        started[-1].out, started[-1].rank = Path(out.name), rank
         return started[-1]
 
     yield go
@@ -152,7 +155,7 @@ def test_a_node_that_does_not_come(tiny, tmp_path, node):
 
 def test_a_node_outlives_node_0_and_hears_of_a_failure(tiny, tmp_path, node):
     config, run = tiny.config(tmp_path / "run"), RunDir(tmp_path / "run")
-    other, first = node(1, config), node(0, config)
+    first, other = node(0, config), node(1, config)
     wait_until((run.root / "prompts").exists, first, other)
     end(first)
     bad = node(0, config, "--stage", "train")  # nothing is packed yet: it fails
