@@ -37,11 +37,25 @@ def resource(rank: int) -> str:
     return f"npd_node_{rank}"
 
 
+_PORTS = (
+    "node-manager",
+    "object-manager",
+    "runtime-env-agent",
+    "dashboard-agent-grpc",
+    "dashboard-agent-listen",
+    "metrics-export",
+)
+"""Those that each node listens at, from behind the head's on: fixed ones can be opened in a firewall, and nodes that
+start on one machine at the same time do not take each other's."""
+
+
 def command(rank: int, address: str) -> list[str]:
     """Ray's own command line: the head on node 0, a worker node elsewhere."""
-    where = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+    port = int(address.rpartition(":")[2])
+    where = ["--head", f"--port={port}", "--include-dashboard=false"]
     if rank:
         where = [f"--address={address}"]
+    where += [f"--{name}-port={at}" for at, name in enumerate(_PORTS, port + 1 + len(_PORTS) * rank)]
     return [
         sys.executable,
         "-m",
