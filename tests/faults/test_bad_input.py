@@ -461,7 +461,7 @@ before("train.loss.terms", {"jsd:2": 1}, "between 0 and 1", train__loss__topk_no
 before("train.loss.terms", {"no_such_package:loss": 1}, "train.loss.terms", "there is no module 'no_such_package'")
 before("annotate.k", 400, "annotate.k is 400", "320 ids")
 HELD_OUT = {"evaluate__prompts": ["e.jsonl"]}
-before("evaluate.checker", "regex", "evaluate.checker: there is no checker 'regex'", **HELD_OUT)
+before("evaluate.checker", "regex", "evaluate.checker: there is no reward 'regex'", **HELD_OUT)
 before("evaluate.checker_data", "none.json", "evaluate.checker_data none.json", "cannot be read", **HELD_OUT)
 
 
@@ -645,7 +645,7 @@ store(
     ),
     "longer than",
 )
-store("checker unknown", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="sympy")), "no checker 'sympy'")
+store("checker unknown", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="sympy")), "no reward 'sympy'")
 store("checker without its data", lambda k: None, lambda k: evaluate(k.evaluate_job(checker="maze")), "checker_data")
 store(
     "checker data not JSON",

@@ -13,7 +13,7 @@ from mindspore import nn, ops  # noqa: E402
 
 from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.models.attention import OuterProduct  # noqa: E402
-from npd_ascend.models.device_modules import DEVICE_MODULES, DeviceModules, GatherEmbedding, ScaledFlash  # noqa: E402
+from npd_ascend.models.device_modules import DEVICE_MODULES, DeviceModules, GatherEmbedding, PositionsFirst, ScaledFlash  # noqa: E402
 from npd_ascend.models.network import CausalLM, _config, build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
@@ -42,16 +42,32 @@ class PlainCore(nn.Cell):
 
 
 class TheirSelfAttention(SelfAttention):
-    """MindFormers' own, whose keys go to the core unrepeated as on Ascend."""
+    """MindFormers' own, whose keys go to the core unrepeated as on Ascend, between the CPU's layers of rows."""
 
     def _repeat_kv(self, x, rep):
         return x
+
+    def construct(
+        self,
+        hidden_states,
+        attention_mask,
+        key_value_states=None,
+        rotary_pos_emb=None,
+        prefix_keys_values=None,
+        actual_seq_len=None,
+        sharded_key=None,
+        sharded_value=None,
+    ):
+        states = hidden_states.reshape(-1, attention_mask.shape[0], hidden_states.shape[1])
+        out, bias = super().construct(states, attention_mask, None, rotary_pos_emb, None, actual_seq_len)
+        return out.reshape(hidden_states.shape), bias
 
 
 @dataclass(frozen=True)
 class Theirs(DeviceModules):
     def patch(self, model, group):
         model.embedding.word_embeddings.embedding_morph = GatherEmbedding()
+        model.embedding.transpose = PositionsFirst()
         model.rotary_pos_emb.outer = model.rotary_pos_emb.outer_for_eod = OuterProduct()
 
 

@@ -26,7 +26,7 @@ class Models:
     def __init__(self):
         self.passes = []
 
-    def __call__(self, model, spec, settings, device):
+    def __call__(self, model, spec, settings, device, **kept):
         return _Scorer(self, model.name)
 
 

@@ -181,7 +181,7 @@ def test_recipes_are_short_and_know_neither_engine_nor_store():
         assert len(path.read_text().splitlines()) <= 60, path
         imported = {n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)}
         ours = {m for m in imported if m.startswith("npd_ascend")}
-        assert ours <= {"npd_ascend.config.schema", "npd_ascend.recipes"}, path
+        assert ours <= {"npd_ascend.config.schema", "npd_ascend.errors", "npd_ascend.recipes"}, path
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_every_stage_is_what_its_row_says():
     assert np.unique([row.title for row in STAGES.values()]).size == len(STAGES)
 
 
-class RewardJob(Job):
+class GradeJob(Job):
     """What a stage of one's own is told."""
 
     out: Path
@@ -225,23 +225,23 @@ class RewardJob(Job):
 
 
 @pytest.fixture
-def reward(kit, monkeypatch):  # noqa: F811
+def grade(kit, monkeypatch):  # noqa: F811
     """A stage that the package does not have: a row with its dataset, and a package with its job."""
-    monkeypatch.setitem(sys.modules, "npd_ascend.reward.job", SimpleNamespace(RewardJob=RewardJob))
+    monkeypatch.setitem(sys.modules, "npd_ascend.grade.job", SimpleNamespace(GradeJob=GradeJob))
     monkeypatch.setitem(
-        stages.DATA, "rewards", stages.Data("rewards", "scores", "generations/{generation:03d}/rewards", "rollouts")
+        stages.DATA, "grades", stages.Data("grades", "scores", "generations/{generation:03d}/grades", "rollouts")
     )
     monkeypatch.setitem(
         STAGES,
-        "reward",
+        "grade",
         stages.Stage(
-            "reward",
-            "reward",
-            "Rewards the answers",
-            "reward",
-            "RewardJob",
+            "grade",
+            "grade",
+            "Grades the answers",
+            "grade",
+            "GradeJob",
             reads={"rollouts": "rollouts"},
-            writes=("rewards",),
+            writes=("grades",),
         ),
     )
     kit.data()
@@ -250,27 +250,27 @@ def reward(kit, monkeypatch):  # noqa: F811
     return StepBuilder(kit.config(), run, Device()), run
 
 
-def test_a_stage_is_a_row(reward, kit):  # noqa: F811
-    steps, run = reward
-    step = steps.step("reward", 0)
+def test_a_stage_is_a_row(grade, kit):  # noqa: F811
+    steps, run = grade
+    step = steps.step("grade", 0)
     job = step.job
-    assert isinstance(job, RewardJob) and (job.seed, job.settings) == (0, steps.config.evaluate)
-    assert (job.rollouts, job.out) == (run.data("rollouts", 0), run.root / "generations" / "000" / "rewards")
-    assert step.name == "g000-reward" and not step.complete and step.outputs[0].fingerprint == job.fingerprint
-    write_job(kit.root / "job.json", "reward", job)
-    assert read_job(kit.root / "job.json") == (STAGES["reward"], job)
-    assert stages.named("reward") == [STAGES["reward"]] and stages.title("reward") == "reward"
+    assert isinstance(job, GradeJob) and (job.seed, job.settings) == (0, steps.config.evaluate)
+    assert (job.rollouts, job.out) == (run.data("rollouts", 0), run.root / "generations" / "000" / "grades")
+    assert step.name == "g000-grade" and not step.complete and step.outputs[0].fingerprint == job.fingerprint
+    write_job(kit.root / "job.json", "grade", job)
+    assert read_job(kit.root / "job.json") == (STAGES["grade"], job)
+    assert stages.named("grade") == [STAGES["grade"]] and stages.title("grade") == "grade"
 
     kit.set("evaluate.checker", "number")
-    assert StepBuilder(kit.config(), run, Device()).step("reward", 0).job.fingerprint != job.fingerprint
+    assert StepBuilder(kit.config(), run, Device()).step("grade", 0).job.fingerprint != job.fingerprint
     changed = job.model_copy(update={"shards_at_once": 9, "out": Path("elsewhere")})
-    assert steps.fingerprints.of(changed, "rewards") == [job.fingerprint]
+    assert steps.fingerprints.of(changed, "grades") == [job.fingerprint]
     with pytest.raises(UserError, match="generations/001/rollouts: no finished rollouts there"):
-        steps.step("reward", 1)
+        steps.step("grade", 1)
 
 
-def test_what_is_made_of_a_damaged_shard_goes_with_it(reward):
-    steps, run = reward
+def test_what_is_made_of_a_damaged_shard_goes_with_it(grade):
+    steps, run = grade
     executor = Executor(steps.config)
     follow = {
         "topk",
@@ -279,7 +279,7 @@ def test_what_is_made_of_a_damaged_shard_goes_with_it(reward):
         "scores_student",
         "unconditioned_student",
         "selection",
-        "rewards",
+        "grades",
     }
     for g in (0, 1):
         for name in (*follow, "packs", "rollouts"):
@@ -323,6 +323,7 @@ def test_settings_that_change_speed_or_place_alone(kit):  # noqa: F811
         "select.warn_keep_below",
         "train.checkpoint_every",
         "train.keep_checkpoints",
+        "reward.workers",
         *(f"annotate.{k}" for k in ("workers", "tensor_parallel")),
         *(
             f"{section}.{k}"
