@@ -5,19 +5,21 @@
         ├── UserError               an input is wrong: what, where, and how to mend it; exit code 2
         │   ├── CorruptShard        a stored shard is damaged; exit code 3
         │   │   └── CorruptSnapshot a checkpoint that a run wrote is damaged
+        │   ├── NoPromptFile        a prompt file is not there (data.sources)
         │   └── Unrenderable        a chat template cannot take a conversation (data.template)
         ├── MachineError            disk, memory or threads ran out; exit code 2
         ├── ShardLost               a stage met a damaged shard (pipeline.runner)
         ├── NotFinite               a weight is NaN or infinite (train.checkpoint)
         ├── TemplateFault           a chat template refuses a conversation (data.render)
-        └── PoolClosed              the rollout workers were closed during a job (rollout.pool)
+        ├── Restart                 a stage's job needs a new process (workers.process)
+        └── PoolClosed              workers were closed during a job (workers.failures)
 
     BaseException
     └── Interruption                no error: somebody wants the program to end (interrupt)
         ├── Interrupted             Ctrl-C on the command line (interrupt)
         └── Stopped                 SIGTERM or SIGINT during a run (pipeline.executor)
 
-``UserError``, ``MachineError`` and ``Interruption`` are what callers of the Python interface meet. The other four are
+``UserError``, ``MachineError`` and ``Interruption`` are what callers of the Python interface meet. The other five are
 messages between parts of the package, which turn them into one of these; the module that raises each is in
 parentheses. Anything that is not in the tree is a fault of this package and shows its traceback.
 """

@@ -148,7 +148,7 @@ def test_topk_of_some_samples_in_any_order(made):
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda g: g.table("answers"), "no dataset 'answers'; it has rollouts, topk"),
+        (lambda g: g.table("answers"), "no dataset 'answers'; it has drawn, rollouts, rewards, topk"),
         (lambda g: g.table("topk"), "read it with topk"),
         (lambda g: g.table("rollouts", ["delta_ifd"]), "no column 'delta_ifd'; it has sample_id"),
         (lambda g: g.topk([0, 400]), "has the samples 0 to 399, asked for 0 to 400"),
