@@ -154,7 +154,7 @@ def bench(
 
     interrupt.unwind()
     names = [name for name in tasks.split(",") if name]
-    loaded = load_config(config, set_, inputs=True)
+    loaded = load_config(config, set_)
     for checkpoint in checkpoints:
         found = bench_checkpoint(
             loaded, checkpoint, names, data, out, limit=limit, max_new_tokens=max_new_tokens, seed=seed
