@@ -370,7 +370,7 @@ def table(kills: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     total = Counter(k["process"] for k in kills)
     lines.append("| **all** | " + " | ".join(str(total[n]) for n in names) + f" | **{len(kills)}** |")
     lines += ["", "| policy | runs | kills | generation 0 | generation 1 | lost |", "|---|---:|---:|---:|---:|---|"]
-    for policy in POLICIES:
+    for policy in (p for p in POLICIES if any(r["policy"] == p for r in runs)):
         hit = [k for k in kills if k["policy"] == policy]
         mine = [r for r in runs if r["policy"] == policy]
         lost = "; ".join(w for r in mine for w in r["lost"]) or "nothing"
