@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from npd_ascend.config.schema import Config
-from npd_ascend.recipes import Run, needs, register, to_store
+from npd_ascend.recipes import Run, annotate, needs, register
 
 
 @register("look_first")
@@ -11,8 +11,5 @@ def look_first(config: Config, run: Run) -> None:
     """The first generation up to the filter. ``npd run CONFIG --redo`` with ``run.recipe: npd`` goes on from there."""
     run("prepare")
     run("rollout", 0)
-    wanted = needs(config, "select")
-    for model in ("teacher", "student"):
-        if quantities := to_store(wanted, model):
-            run(f"annotate_{model}", 0, quantities=quantities)
+    annotate(run, needs(config, "select"), 0)
     run("select", 0)

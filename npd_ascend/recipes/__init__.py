@@ -73,6 +73,28 @@ def to_store(wanted: Collection[str], model: str) -> frozenset[str]:
     return frozenset(own.union(*(QUANTITIES[name].free for name in own)))
 
 
+def prepare(config: Config, run: Run) -> None:
+    """Tokenises the prompts, and the held-out ones if there are any."""
+    run("prepare")
+    if config.evaluate.prompts:
+        run("prepare_eval")
+
+
+def annotate(run: Run, wanted: Collection[str], generation: int) -> None:
+    """Asks each model for the quantities that are wanted of it."""
+    for model in ("teacher", "student"):
+        if quantities := to_store(wanted, model):
+            run(f"annotate_{model}", generation, quantities=quantities)
+
+
+def evaluate_snapshot(config: Config, run: Run, generation: int) -> None:
+    """Accuracy of the start, and of each refreshed snapshot that ``evaluate.at_refresh`` and ``every`` ask for."""
+    if generation == 0:
+        evaluate(config, run, "start", generation)
+    elif config.evaluate.at_refresh and generation % config.evaluate.every == 0:
+        evaluate(config, run, f"refresh {generation}", generation)
+
+
 def evaluate(config: Config, run: Run, name: str, generation: int) -> None:
     """Accuracy of the snapshot that a generation begins with, on held-out prompts."""
     if config.evaluate.prompts:

@@ -13,7 +13,7 @@ from itertools import count
 
 from npd_ascend.config.schema import Config
 from npd_ascend.errors import UserError
-from npd_ascend.recipes import Run, evaluate, needs, register, to_store
+from npd_ascend.recipes import Run, annotate, evaluate, evaluate_snapshot, needs, prepare, register
 
 
 @register("grpo")
@@ -21,23 +21,16 @@ def recipe(config: Config, run: Run) -> None:
     """A whole run; a generation is one turn of the loop."""
     if not config.reward.parts:
         raise UserError("run.recipe grpo learns from rewards: name some in reward.parts, e.g. {math: 1}")
-    run("prepare")
-    if config.evaluate.prompts:
-        run("prepare_eval")
+    prepare(config, run)
     wanted = needs(config, "select", "train")
 
     for generation in count():
         if config.data.slice:
             run("draw", generation)
         run("rollout", generation)
-        if generation == 0:
-            evaluate(config, run, "start", generation)
-        elif config.evaluate.at_refresh and generation % config.evaluate.every == 0:
-            evaluate(config, run, f"refresh {generation}", generation)
+        evaluate_snapshot(config, run, generation)
         run("reward", generation)
-        for model in ("teacher", "student"):
-            if quantities := to_store(wanted, model):
-                run(f"annotate_{model}", generation, quantities=quantities)
+        annotate(run, wanted, generation)
         run("select", generation)
         run("pack", generation)
         run("train", generation)

@@ -10,28 +10,21 @@ from __future__ import annotations
 from itertools import count
 
 from npd_ascend.config.schema import Config
-from npd_ascend.recipes import Run, evaluate, needs, register, to_store
+from npd_ascend.recipes import Run, annotate, evaluate, evaluate_snapshot, needs, prepare, register
 
 
 @register("npd")
 def recipe(config: Config, run: Run) -> None:
     """A whole run; a generation is one turn of the loop."""
-    run("prepare")
-    if config.evaluate.prompts:
-        run("prepare_eval")
+    prepare(config, run)
     wanted = needs(config, "select", "train")
 
     for generation in count():
         if config.data.slice:
             run("draw", generation)
         run("rollout", generation)
-        if generation == 0:
-            evaluate(config, run, "start", generation)
-        elif config.evaluate.at_refresh and generation % config.evaluate.every == 0:
-            evaluate(config, run, f"refresh {generation}", generation)
-        for model in ("teacher", "student"):
-            if quantities := to_store(wanted, model):
-                run(f"annotate_{model}", generation, quantities=quantities)
+        evaluate_snapshot(config, run, generation)
+        annotate(run, wanted, generation)
         run("select", generation)
         run("pack", generation)
         run("train", generation)
