@@ -9,6 +9,7 @@
 # to be started again. All nodes see the run directory, models and data under the same paths.
 #
 # Environment: NODES, NODE_RANK, MASTER_ADDR (address of node 0), MASTER_PORT (8118, msrun), NPD_RAY_PORT (6379, Ray),
+# NODE_ADDR (address of this node, where it has several; Ray takes the one of its default route),
 # NODE_WAIT_S (1800: how long nodes wait for each other), NODE_PLACE_S (60: how long a worker's node may be away before
 # the others go on without it), ASCEND_RT_VISIBLE_DEVICES, HCCL_CONNECT_TIMEOUT (1800), HCCL_SOCKET_IFNAME.
 set -euo pipefail

@@ -22,6 +22,7 @@ class Nodes:
         master: address of node 0.
         port: msrun's port on node 0.
         ray: address at which node 0 has Ray, which joins them.
+        address: of this node, at which the others reach it; Ray finds one when it is empty.
     """
 
     count: int = 1
@@ -29,10 +30,12 @@ class Nodes:
     master: str = "127.0.0.1"
     port: int = 8118
     ray: str = ""
+    address: str = ""
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> Nodes:
-        """From ``NODES``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT`` and ``NPD_RAY_PORT``; one node without.
+        """From ``NODES``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``, ``NPD_RAY_PORT`` and ``NODE_ADDR``;
+        one node without.
 
         Raises:
             UserError: a value is missing or makes no sense.
@@ -48,7 +51,8 @@ class Nodes:
         master = env.get("MASTER_ADDR", "")
         if not master:
             raise UserError("MASTER_ADDR is not set: give the address of node 0 on every node")
-        return cls(count, rank, master, port, f"{master}:{_number(env, 'NPD_RAY_PORT', _RAY_PORT)}")
+        ray = f"{master}:{_number(env, 'NPD_RAY_PORT', _RAY_PORT)}"
+        return cls(count, rank, master, port, ray, env.get("NODE_ADDR", ""))
 
 
 def seconds(name: str, default: float, env: Mapping[str, str] = os.environ) -> float:

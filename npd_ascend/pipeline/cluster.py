@@ -117,14 +117,20 @@ class Cluster:
             ) from None
         self._ray: Any = ray
         deadline = time.monotonic() + wait_s()
-        self._head = RayNode(0, self._nodes.ray, self._logs)
+        self._head = RayNode(0, self._nodes.ray, self._logs, self._nodes.address)
         while not self._head.ready:
             if not self._head.alive or time.monotonic() > deadline:
                 raise UserError(f"Ray does not start at {self._nodes.ray}; see {self._head.log}")
             time.sleep(_POLL_S)
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=self._nodes.ray, log_to_driver=False, logging_level="ERROR", namespace="npd")
+            ray.init(
+                address=self._nodes.ray,
+                _node_ip_address=self._nodes.address or None,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace="npd",
+            )
         except (ConnectionError, RuntimeError) as e:
             raise UserError(f"Ray does not answer at {self._nodes.ray} ({_line(e)}); see {self._head.log}") from None
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own
@@ -155,7 +161,7 @@ class Cluster:
 
     def place(self, rank: int, crew: Crew, index: int) -> Any:
         """The actor of a worker."""
-        nodes = {**asdict(self._nodes), "rank": rank}
+        nodes = {**asdict(self._nodes), "rank": rank, "address": ""}
         return self._on(rank, Place).remote(self._config.model_dump(mode="json"), nodes, asdict(crew), index)
 
     def get(self, answer: Any, timeout: float | None = None) -> Any:

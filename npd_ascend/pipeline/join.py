@@ -16,7 +16,7 @@ from npd_ascend.ops.environments import Environments, resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.cluster import reachable, wait_s
-from npd_ascend.pipeline.ray_node import RayNode
+from npd_ascend.pipeline.ray_node import RayNode, last_up
 from npd_ascend.progress import message
 from npd_ascend.store.layout import RunDir
 
@@ -45,7 +45,7 @@ def join(config: Config, nodes: Nodes) -> None:
         ended: object = _NEVER  # time at which the last run ended, when this node met the present one
         while _head_comes(nodes, run, ended):
             ended = run.read_state().get("ended") if ended is _NEVER else ended
-            node = RayNode(nodes.rank, nodes.ray, run.logs)
+            node = RayNode(nodes.rank, nodes.ray, run.logs, nodes.address)
             try:
                 message(f"{me}: joins the run in {run.root}")
                 while reachable(nodes.ray):
@@ -65,7 +65,7 @@ def _head_comes(nodes: Nodes, run: RunDir, ended: object) -> bool:
         UserError: the run has failed, or node 0 does not come.
     """
     deadline = time.monotonic() + wait_s()
-    while not reachable(nodes.ray):
+    while not reachable(last_up(nodes.ray)):
         state = run.read_state()
         if ended is not _NEVER and state.get("ended") != ended and state.get("status") != "running":
             if state.get("status") == "failed":

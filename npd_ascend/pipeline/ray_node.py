@@ -1,4 +1,4 @@
-"""One node of the run's own Ray cluster: ``python -m npd_ascend.pipeline.ray_node RANK HOST:PORT``.
+"""One node of the run's own Ray cluster: ``python -m npd_ascend.pipeline.ray_node RANK HOST:PORT ADDRESS``.
 
 Keeps ``ray start --block`` alive for as long as stdin is open, so that Ray ends on this node with the process that
 started it, however that ends. Ray says which nodes live, starts processes there and tells of their death; what the
@@ -49,12 +49,24 @@ _PORTS = (
 start on one machine at the same time do not take each other's."""
 
 
-def command(rank: int, address: str) -> list[str]:
-    """Ray's own command line: the head on node 0, a worker node elsewhere."""
+def last_up(address: str) -> str:
+    """Where node 0 listens once all of its Ray is up: at its runtime-env agent's, which ``ray start`` waits for. Nodes
+    of one machine that start before that may take each other's socket files.
+
+    Args:
+        address: of the head, ``host:port``.
+    """
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + 1 + _PORTS.index('runtime-env-agent')}"
+
+
+def command(rank: int, address: str, own: str = "") -> list[str]:
+    """Ray's own command line: the head on node 0, a worker node elsewhere; ``own`` is this node's address."""
     port = int(address.rpartition(":")[2])
     where = ["--head", f"--port={port}", "--include-dashboard=false"]
     if rank:
         where = [f"--address={address}"]
+    where += [f"--node-ip-address={own}"] if own else []
     where += [f"--{name}-port={at}" for at, name in enumerate(_PORTS, port + 1 + len(_PORTS) * rank)]
     return [
         sys.executable,
@@ -77,12 +89,13 @@ class RayNode:
         rank: number of this node; node 0 is the head.
         address: of the head, ``host:port``.
         logs: folder for ``ray-node<rank>.log``.
+        own: address of this node, empty for the one that Ray finds.
     """
 
-    def __init__(self, rank: int, address: str, logs: Path):
+    def __init__(self, rank: int, address: str, logs: Path, own: str = ""):
         logs.mkdir(parents=True, exist_ok=True)
         self.log = logs / f"ray-node{rank}.log"
-        argv = [sys.executable, "-m", "npd_ascend.pipeline.ray_node", str(rank), address]
+        argv = [sys.executable, "-m", "npd_ascend.pipeline.ray_node", str(rank), address, own]
         env: Mapping[str, str] = {**_ENVIRONMENT, **os.environ}
         with open(self.log, "ab") as out:
             self._since = out.tell()
@@ -113,12 +126,12 @@ class RayNode:
 
 def main() -> None:
     """Entry of the process."""
-    rank, address = sys.argv[1:3]
+    rank, address, own = sys.argv[1:4]
     gone = threading.Event()
     threading.Thread(target=_read, args=(gone,), daemon=True).start()
     while not gone.is_set():
         process = subprocess.Popen(
-            command(int(rank), address), stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+            command(int(rank), address, own), stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
         )
         while process.poll() is None and not gone.wait(0.2):
             pass

@@ -29,11 +29,9 @@ def node(tmp_path):
     ports, started = {"MASTER_PORT": str(free_port()), "NPD_RAY_PORT": str(free_port())}, []
 
     def go(rank, config, *args, cwd=ROOT, **env):
-        if rank and started and started[-1].rank == 0:
-            # Ray connects a driver to any of the nodes of its machine; it must not be the one that is lost.
-            wait_until(lambda: "waiting for the others" in started[-1].out.read_text(), started[-1])
         command = ["run" if rank == 0 else "join", str(config), *args]
-        own = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        # An address each, or Ray connects node 0 to any of the nodes of this machine, and so to one that is lost.
+        own = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.2", "NODE_ADDR": f"127.0.0.{rank + 2}"}
         with open(tmp_path / f"node-{rank}-{len(started)}.out", "w") as out:
             started.append(subprocess.Popen(
                 [sys.executable, "-m", "npd_ascend.cli", *command], cwd=cwd, stdout=out, stderr=subprocess.STDOUT,
