@@ -103,6 +103,15 @@ def _count(path: Path) -> int:
         return 0
 
 
+def free_bytes() -> int:
+    """Memory that this host could give to a process; 0 where that is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 0)
+
+
 def resident_bytes(pid: int) -> int:
     """Memory that a process and all it has started hold, pages they share counted for each; 0 where /proc is not."""
     children: dict[int, list[int]] = {}

@@ -18,6 +18,7 @@ from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.config.yaml_text import write_yaml
 from npd_ascend.errors import UserError
 from npd_ascend.ops.environments import Environments, visible_npus
+from npd_ascend.out_of_memory import free_bytes
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.store.atomic import write_bytes
 from npd_ascend.study.job import ArmJob
@@ -248,8 +249,10 @@ class _Worker:
         return str(text)
 
     def make_room(self) -> None:
-        """Another process in the place of one that holds too many models and graphs."""
-        if self.session.memory > self._limit:
+        """Another process in the place of one that holds too many models and graphs: more than its share, or than what
+        is free for as many again."""
+        memory = self.session.memory
+        if memory > min(self._limit, free_bytes() or self._limit):
             self.session.leave()
             self.done.clear()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from npd_ascend.config import Config
 from npd_ascend.ops.ascend.cann import Cann
-from npd_ascend.ops.ascend.depths import depths, extrapolate, free_memory
+from npd_ascend.ops.ascend.depths import depths, extrapolate
 from npd_ascend.ops.ascend.graphs import Graph, graphs
 from npd_ascend.ops.ascend.run import Compiled, compile_graph
 from npd_ascend.ops.ascend.verdict import MARGIN, as_json, heading, judge
@@ -15,6 +15,7 @@ from npd_ascend.ops.doctor.finding import Finding, ok
 from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.inputs import check_names
+from npd_ascend.out_of_memory import free_bytes
 from npd_ascend.store.atomic import write_json
 
 _SHARE = 0.8
@@ -37,7 +38,7 @@ def compile_config(config: Config, out: Path | None = None) -> list[Finding]:
     with Steps() as steps:
         steps.begin("CANN or its stand-ins")
         cann = Cann.find(python)
-        made = [compile_deep(g, python, cann, free_memory() * _SHARE, steps.begin) for g in todo]
+        made = [compile_deep(g, python, cann, free_bytes() * _SHARE, steps.begin) for g in todo]
     if out is not None:
         write_json(out, {"with": cann.name, "graphs": [as_json(c) for c in made]})
     first = ok(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.ascend.output import Collective, Phase
@@ -18,15 +17,6 @@ _BASE, _LAYER, _WEIGHT, _STATE = 1e9, 0.05e9, 4.0, 8.0
 """Host memory of a compiling process, bytes: of any; of each layer's operators; of each weight that is trained, and
 of its state in the optimizer, where that is not cut. With them the 1B's 2, 12 and 26 layers of training take about what
 was measured, 5.5, 9.1 and 15.6 GB, and a 7B's 34 of annotation some more than their 1.9 GB."""
-
-
-def free_memory() -> float:
-    """Bytes that this host could give to a process; 0: unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0.0)
 
 
 def host_bytes(graph: Graph) -> float:
