@@ -20,13 +20,13 @@ from npd_ascend.config import Config, load_config
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.ascend.cann import Cann
 from npd_ascend.ops.ascend.check import compile_deep
-from npd_ascend.ops.ascend.depths import free_memory
 from npd_ascend.ops.ascend.graphs import Graph, graphs
 from npd_ascend.ops.ascend.verdict import as_json, judge
 from npd_ascend.ops.doctor.steps import Steps
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, find_npu
 from npd_ascend.ops.plan.memory import annotate_memory, train_memory
+from npd_ascend.out_of_memory import free_bytes
 from npd_ascend.store.atomic import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--room", type=float, help="GB of host memory; default: 80 %% of what is free")
     args = parser.parse_args()
     files = args.configs or sorted(p for p in (ROOT / "configs").glob("*.yaml") if "target: ascend" in p.read_text())
-    room = args.room * 1e9 if args.room else 0.8 * free_memory()
+    room = args.room * 1e9 if args.room else 0.8 * free_bytes()
     rows, failed = [HEAD], False
     for file in files:
         config = load_config(file)
