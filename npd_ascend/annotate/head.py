@@ -12,6 +12,7 @@ from mindspore import nn, ops
 from npd_ascend.annotate.distribution import summarise
 from npd_ascend.arrays import Array
 from npd_ascend.models.elementwise import log
+from npd_ascend.models.kernels import Largest, TakeRows
 from npd_ascend.models.parallel.collectives import ALONE, ProcessGroup
 from npd_ascend.models.vocabulary import MaskPadding, Summary
 from npd_ascend.store.topk_codec import TopK
@@ -22,11 +23,11 @@ class ChunkLogits(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.product = ops.MatMul(transpose_b=True)
+        self.product, self.take = ops.MatMul(transpose_b=True), TakeRows()
 
     def construct(self, hidden: ms.Tensor, positions: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
         """hidden [N, H], positions [R] int32, weight [V, H] -> [R, V] float32."""
-        rows = ops.gather(hidden, positions, 0)
+        rows = self.take(hidden, positions)
         return self.product(rows, weight.astype(rows.dtype)).astype(ms.float32)
 
 
@@ -40,7 +41,7 @@ class ChunkSummary(nn.Cell):
         self.cut = group.size > 1
         self.summary = Summary(group, k)
         self.logits, self.mask = ChunkLogits(), MaskPadding(vocabulary, group)
-        self.top = ops.TopK(sorted=True)
+        self.top = Largest()
 
     def construct(
         self, hidden: ms.Tensor, positions: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor

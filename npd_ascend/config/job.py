@@ -23,6 +23,7 @@ class Device(Section):
     target: Annotated[Literal["cpu", "ascend"], SPEED] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_device_memory: Annotated[str, SPEED] = "58GB"
+    deterministic: Annotated[bool, SPEED] = True
 
 
 class Job(Section):

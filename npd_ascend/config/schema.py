@@ -419,6 +419,9 @@ class DeviceConfig(Section):
     ``sync.lead`` the next rollouts and their annotation then run beside training."""
     max_device_memory: Annotated[str, Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]+)GB$")] = "58GB"
     """What annotation and training may take of an NPU; MindSpore reads gigabytes only, written 58GB."""
+    deterministic: bool | None = None
+    """Kernels and collectives that give the same bits every time. None: on the CPU, where a resumed run is then the run
+    that was not stopped, bit for bit; not on Ascend, where they are slower."""
 
 
 class ReportConfig(Section):

@@ -43,7 +43,7 @@ class Graphs:
     """Compiles a stage's cells, with the help of earlier processes where a folder is given.
 
     Whatever is wrong with that folder (damaged, full, read-only), the cells are compiled. Ranks under msrun keep
-    nothing: what they compile differs by rank.
+    nothing: what they compile differs by rank, and MindSpore's cache leaves no graph there.
 
     Args:
         stage: under which name the seconds are reported.

@@ -19,6 +19,7 @@ from mindspore import nn, ops
 from mindspore.ops.auto_generate import SigmoidGrad
 
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask, DenseSelfAttention, RotaryTables
+from npd_ascend.models.kernels import TakeRows
 from npd_ascend.models.norm import ProductNorm
 from npd_ascend.models.parallel.collectives import ALONE, CopyToTP, ProcessGroup, ReduceFromTP
 from npd_ascend.models.vocabulary import OwnIds
@@ -100,12 +101,13 @@ class EmbeddingShard(nn.Cell):
 
     def __init__(self, group: ProcessGroup):
         super().__init__()
-        self.own, self.leave = OwnIds(group), ReduceFromTP(group)
+        self.own, self.leave, self.take = OwnIds(group), ReduceFromTP(group), TakeRows()
 
     def construct(self, ids: ms.Tensor, table: ms.Tensor) -> ms.Tensor:
         """ids [B, S], table [V / size, H] -> [B, S, H]."""
         row, mine = self.own(ids, table.shape[0])
-        return self.leave(ops.gather(table, row, 0) * mine.expand_dims(-1).astype(table.dtype))
+        rows = self.take(table, row.reshape(-1)).reshape(*ids.shape, table.shape[1])
+        return self.leave(rows * mine.expand_dims(-1).astype(table.dtype))
 
 
 class GatherEmbedding(nn.Cell):
@@ -217,5 +219,5 @@ DEVICE_MODULES = {
                   config={"use_flash_attention": False, "hidden_act": "silu"}),
     "ascend": DeviceModules(FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
                      config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
-                             "hidden_act": "swiglu", "bias_swiglu_fusion": True}),
+                             "hidden_act": "swiglu", "bias_swiglu_fusion": True, "apply_rope_fusion": True}),
 }  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import ops
 
+from npd_ascend.models.kernels import on_ascend
+
 _MULTIPLE = 1024
 _slice = ops.Slice()
 
@@ -14,8 +16,8 @@ _slice = ops.Slice()
 def log(x: Any) -> Any:
     """ln x, element by element.
 
-    MindSpore's CPU kernel takes whole vectors and what is left of a thread's share by different code, and tries other
-    numbers of threads in a process's first calls, so that last bits change from call to call. Of a size that
+    MindSpore's kernel of the CPU takes whole vectors and what is left of a thread's share by different code, and tries
+    other numbers of threads in a process's first calls, so that last bits change from call to call. Of a size that
     every number of threads cuts into whole vectors nothing is left over.
 
     Args:
@@ -24,6 +26,8 @@ def log(x: Any) -> Any:
     Returns:
         The same shape.
     """
+    if on_ascend():
+        return ops.log(x)
     size = x.size
     missing = -size % _MULTIPLE
     flat = x.reshape(-1)

@@ -47,10 +47,11 @@ _context_made = False
 
 
 def setup_context(device: Device) -> None:
-    """Prepares MindSpore: graph mode, deterministic kernels. Later calls in the same process do nothing.
+    """Prepares MindSpore: graph mode, memory, whether kernels are deterministic. Later calls in the same process do
+    nothing.
 
     Args:
-        device: target and memory limit.
+        device: what for.
     """
     global _context_made
     if _context_made:
@@ -61,7 +62,7 @@ def setup_context(device: Device) -> None:
     build_context(
         {"use_legacy": False, "use_parallel": False, "context": context, "parallel": {}, "parallel_config": {}}
     )
-    ms.set_deterministic(True)
+    ms.set_deterministic(device.deterministic)
     get_logger().setLevel(logging.WARNING)
     _context_made = True
 

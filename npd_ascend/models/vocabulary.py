@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from npd_ascend.models.elementwise import log
+from npd_ascend.models.kernels import Largest, on_ascend
 from npd_ascend.models.parallel.collectives import ALONE, AllGather, ProcessGroup
 
 _NEVER = -1e30
@@ -28,7 +29,7 @@ class MaskPadding(nn.Cell):
         super().__init__()
         self.vocabulary, self.rank = vocabulary, group.rank
         # On the CPU a broadcast sum is slower and needs another [R, V]; Ascend has no native kernel for the other.
-        self.add = ops.Add() if ms.get_context("device_target") == "Ascend" else ops.BiasAdd()
+        self.add = ops.Add() if on_ascend() else ops.BiasAdd()
 
     def construct(self, logits: ms.Tensor) -> ms.Tensor:
         """logits [R, V / size] float32 -> the same shape; nothing is computed where no column is padding."""
@@ -85,7 +86,7 @@ class Summary(nn.Cell):
         super().__init__()
         self.k, self.rank, self.size = k, group.rank, group.size
         self.own, self.gather = OwnIds(group), AllGather(group)
-        self.top = ops.TopK(sorted=True)
+        self.top = Largest()
 
     def construct(self, logits: ms.Tensor, targets: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """logits [R, V / size] float32, targets [R] -> logz, sampled, entropy [R] (and log-probs, ids [R, k])."""

@@ -10,49 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
-from mindspore import mint, nn, ops
+from mindspore import nn, ops
 
 from npd_ascend.config.schema import LossConfig
 from npd_ascend.models.elementwise import log
+from npd_ascend.models.kernels import AddAt, Part, ScaledRows, on_ascend
 from npd_ascend.models.parallel.collectives import ALONE, AllReduce, ProcessGroup
 from npd_ascend.models.vocabulary import LogProbs, MaskPadding, OwnIds
 from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.objectives.registry import READS, Norm, Summand, input_names, summands
 from npd_ascend.objectives.support import on_support
-
-
-class AddAt(nn.Cell):
-    """x [R, V] with values [R, n] added in the columns index [R, n] of their rows; equal columns add up.
-
-    MindSpore's scatter of the CPU can only replace on Ascend, and that of Ascend has no CPU kernel.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ascend = ms.get_context("device_target") == "Ascend"
-
-    def construct(self, x: ms.Tensor, index: ms.Tensor, values: ms.Tensor) -> ms.Tensor:
-        if self.ascend:
-            return mint.scatter_add(x, 1, index, values)
-        return ops.tensor_scatter_elements(x, index, values, 1, "add")
-
-
-class ScaledRows(nn.Cell):
-    """x [R, V] times factors [R, 1].
-
-    A broadcast product of the CPU keeps two tables of 64-bit indices as long as x, four times its memory, and is slower
-    than an outer product and a product of equal shapes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ascend = ms.get_context("device_target") == "Ascend"
-        self.outer = ops.MatMul()
-
-    def construct(self, x: ms.Tensor, factors: ms.Tensor) -> ms.Tensor:
-        if self.ascend:
-            return x * factors
-        return x * self.outer(factors, ops.ones((1, x.shape[1]), x.dtype))
 
 
 class ChunkedLoss(nn.Cell):
@@ -95,7 +62,8 @@ class ChunkedLoss(nn.Cell):
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
         self.to_head = ops.MatMul(transpose_a=True)
-        self.add_at, self.scaled = AddAt(), ScaledRows()
+        self.add_at, self.scaled, self.part = AddAt(), ScaledRows(), Part()
+        self.unrolled = on_ascend()
 
     def tensors(self, inputs: LossInputs) -> tuple[ms.Tensor, ...]:
         """What ``construct`` takes as ``inputs``."""
@@ -121,6 +89,8 @@ class ChunkedLoss(nn.Cell):
         if parts == 1:
             sums, dh, dw = self._one(hidden, head_c, inputs)
             return (sums * self.scales).sum(), sums, self.sum(dh), dw
+        if self.unrolled:
+            return self._unrolled(hidden, head_c, inputs)
         h = _filled(hidden, rest).reshape(parts, chunk, hidden.shape[1])
         filled: tuple[ms.Tensor, ...] = ()
         for x in inputs:
@@ -155,6 +125,26 @@ class ChunkedLoss(nn.Cell):
             nothing = nothing + (x * 0,)
         return out[2] * scale.astype(out[2].dtype), out[3] * scale, nothing
 
+    def _unrolled(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
+        """All chunks, as many as there can be: an NPU would wait for the host before each turn of a loop that ends by
+        data. The reader makes rows for the fullest batch, so little is computed in vain."""
+        sums, dh, d_head = self._chunk_at(hidden, head, inputs, 0, hidden)
+        parts: tuple[ms.Tensor, ...] = (dh,)
+        for first in range(self.chunk, hidden.shape[0], self.chunk):
+            some, dh, dw = self._chunk_at(hidden, head, inputs, first, d_head)
+            sums, parts, d_head = sums + some, parts + (dh,), d_head + dw
+        return (sums * self.scales).sum(), sums, self.sum(ops.concat(parts)), d_head
+
+    def _chunk_at(
+        self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...], first: int, after: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
+        """``_one`` from row ``first`` on, and not before ``after`` is there: chunks then share their memory."""
+        stop = min(first + self.chunk, hidden.shape[0])
+        own: tuple[ms.Tensor, ...] = ()
+        for x in inputs:
+            own = own + (self.part(x, 0, first, stop),)
+        return self._one(ops.depend(self.part(hidden, 0, first, stop), after), head, own)
+
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
         z = self.mask(self.logits(hidden, head).astype(ms.float32))
         targets = inputs[self.labels].expand_dims(1)
@@ -168,10 +158,10 @@ class ChunkedLoss(nn.Cell):
             # ln Z = max z - ln max q: max q is at least 1/V, and no [rows, V] array of logarithms is needed.
             seen = ops.gather_elements(z, 1, targets) - (z.max(-1, keepdims=True) - log(q.max(-1, keepdims=True)))
         if self.support >= 0:
-            (_, sums), (g, g_support) = self.value(seen[:, 0], seen[:, 1:], inputs)
+            (_, sums), (g, g_support) = self.value(self._first(seen), self.part(seen, 1, 1, seen.shape[1]), inputs)
             g = ops.concat((g.expand_dims(1), g_support), 1)
         else:
-            (_, sums), g = self.value(seen[:, 0], seen, inputs)
+            (_, sums), g = self.value(self._first(seen), seen, inputs)
             g = g.expand_dims(1)
         dz = self.scaled(q, -g.sum(-1, keepdims=True))
         if self.cut:
@@ -179,6 +169,9 @@ class ChunkedLoss(nn.Cell):
             g = g * mine
         dz = self.add_at(dz, targets, g).astype(hidden.dtype)
         return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+
+    def _first(self, x: ms.Tensor) -> ms.Tensor:
+        return self.part(x, 1, 0, 1).reshape(-1)
 
 
 def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable[..., Any]:
@@ -190,7 +183,8 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
         at: positions of the inputs.
     """
     order = tuple(READS)
-    parts = tuple(_weighted(s, j, tuple(order.index(name) for name in s.term.reads)) for j, s in enumerate(terms))
+    part = Part()
+    parts = tuple(_weighted(s, part, j, tuple(order.index(name) for name in s.term.reads)) for j, s in enumerate(terms))
     scales = tuple(s.scale for s in terms)
     weights, logp, labels, rollout, advantages, parameters = (
         at.get(name, -1)
@@ -218,21 +212,21 @@ def _objective(terms: list[Summand], norm: Norm, at: dict[str, int]) -> Callable
         for j in range(len(parts)):
             value = parts[j](known, inputs[weights])
             total = total + scales[j] * value
-            sums = sums + (value,)
-        return total, ops.stack(sums)
+            sums = sums + (value.reshape(1),)
+        return total, ops.concat(sums)
 
     return objective
 
 
-def _weighted(summand: Summand, j: int, reads: tuple[int, ...]) -> Callable[..., Any]:
+def _weighted(summand: Summand, part: Part, j: int, reads: tuple[int, ...]) -> Callable[..., Any]:
     """Weighted sum over rows of term number ``j``, whose arguments are those of numbers ``reads``."""
     function, parameter, constants = summand.term.function, tuple(READS).index("parameter"), summand.constants
 
     def value(known: tuple[Any, ...], weights: ms.Tensor) -> ms.Tensor:
         given: tuple[Any, ...] = ()
         for i in reads:
-            given = given + ((known[i][:, j : j + 1],) if i == parameter else (known[i],))
-        return (function(*given, *constants) * weights[:, j]).sum()
+            given = given + ((part(known[i], 1, j, j + 1),) if i == parameter else (known[i],))
+        return (function(*given, *constants) * part(weights, 1, j, j + 1).reshape(-1)).sum()
 
     return value
 

@@ -61,4 +61,5 @@ def resolve_device(settings: DeviceConfig) -> Device:
     dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if target == "ascend" else "float32")
     if target == "cpu" and dtype != "float32":
         raise UserError(f"device.dtype {dtype} needs an NPU: MindSpore's CPU backend computes in float32")
-    return Device(target=target, dtype=dtype, max_device_memory=settings.max_device_memory)
+    deterministic = target == "cpu" if settings.deterministic is None else settings.deterministic
+    return Device(target=target, dtype=dtype, max_device_memory=settings.max_device_memory, deterministic=deterministic)

@@ -52,7 +52,7 @@ def smoke(config: Config, out: Path, *, cpu: bool = False) -> list[Finding]:
     device = resolve_device(config.device)
     findings: list[Finding] = []
     ascend = device.target == "ascend"
-    with Steps(2 + 3 * ascend) as steps:
+    with Steps(2 + 4 * ascend) as steps:
         if ascend:
             findings += _numerics(config, steps)
         steps.begin(f"a tiny run of the whole chain in {config.run.dir}")

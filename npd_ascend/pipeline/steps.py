@@ -202,7 +202,7 @@ class StepBuilder:
             "generation": at.generation,
             "seed": c.run.seed,
             "device": self.device,
-            "compiled": self.run.compiled.resolve() if self.device.target == "cpu" else None,  # untried on Ascend
+            "compiled": self.run.compiled.resolve(),
             "tokenizer": self.tokenizer,
             "trust_remote_code": c.models.trust_remote_code,
             "metrics": self.run.metrics,

@@ -59,7 +59,7 @@ class AdamW:
         self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.sharded = owners.size > 1
         late_first = params[::-1]
-        self.params = ParameterTuple(sorted(late_first, key=self._kind) if self.sharded else late_first)
+        self.params = ParameterTuple(sorted(late_first, key=self._order) if self.sharded else late_first)
         self.names = tuple(p.name for p in self.params)
         self._place = {name: i for i, name in enumerate(self.names)}
         kinds = [self._kind(p) for p in self.params]
@@ -132,6 +132,12 @@ class AdamW:
 
     def _kind(self, p: Parameter) -> tuple[bool, bool, str]:
         return self.tp_shards is not None and self.tp_shards.cuts(p.name), p.ndim > 1, str(p.dtype)
+
+    def _order(self, p: Parameter) -> tuple[bool, bool, str]:
+        """Kind by kind, vectors last: a bucket of them, of many layers, is complete when the backward pass is nearly
+        over, and the collectives wait for each other."""
+        cut, matrix, dtype = self._kind(p)
+        return cut, not matrix, dtype
 
     def _own(self, part: str, i: int) -> Array:
         """This rank's share of a parameter's part, gathered from the owners of its bucket."""

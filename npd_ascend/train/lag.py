@@ -59,7 +59,7 @@ class Divergence(nn.Cell):
         gap = new - old
         forward = (ops.exp(new) * gap).sum(-1)
         reverse = -(ops.exp(old) * gap).sum(-1)
-        return self.sum(ops.stack(((forward * mask).sum(), (reverse * mask).sum())))
+        return self.sum(ops.concat(((forward * mask).sum().reshape(1), (reverse * mask).sum().reshape(1))))
 
     def _log_softmax(self, logits: Tensor) -> Tensor:
         logits = self.mask(logits)

@@ -7,9 +7,11 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops.auto_generate import SliceExt
 
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.compile_cache import Graphs
+from npd_ascend.models.kernels import InPlace, Part, TakeRows, on_ascend
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.parallel.collectives import ALONE, AllGather, AllReduce, ProcessGroup, ReduceScatter
 from npd_ascend.objectives.chunked import ChunkedLoss
@@ -25,7 +27,7 @@ class PackedLoss(nn.Cell):
 
     def __init__(self, net: CausalLM, loss: ChunkedLoss):
         super().__init__(auto_prefix=False)
-        self.net, self.loss = net, loss
+        self.net, self.loss, self.take = net, loss, TakeRows()
         self.head = net.head_weight
 
     def construct(
@@ -42,8 +44,7 @@ class PackedLoss(nn.Cell):
         the ``inputs``; and the part of the gradient of loss · scale that the head has as the head. ``scale`` is
         1 / tokens; the tokens' weights take it."""
         hidden = self.net(input_ids, position_ids, segment_ids, window)
-        # The gradient of a gather is a segment sum, which CANN does not name bfloat16 for.
-        rows = ops.gather(hidden.astype(ms.float32), positions, 0).astype(hidden.dtype)
+        rows = self.take(hidden, positions)
         at = self.loss.weights
         out = self.loss(rows, ops.stop_gradient(self.head), inputs[:at] + (inputs[at] * scale,) + inputs[at + 1 :])
         return out[0], ops.concat((out[0].reshape(1), out[1])) / scale, out[3]
@@ -51,19 +52,20 @@ class PackedLoss(nn.Cell):
 
 _add, _square, _step = (ops.MultitypeFuncGraph(name) for name in ("add", "square", "step"))
 _flatten, _place, _clear = (ops.MultitypeFuncGraph(name) for name in ("flatten", "place", "clear"))
+_slice = SliceExt()  # a cell cannot be handed to what is mapped
 # What is done to each of hundreds of parameters is mapped over their tuples. A loop would be unrolled into functions
 # that call each other: MindSpore ends at a depth of 1,000 calls, and takes a time that grows with its square.
 
 
-@_add.register("Tensor", "Tensor")
-def _add_tensor(total: Tensor, value: Tensor) -> Tensor:
-    return ops.assign_add(total, value)
+@_add.register("Function", "Tensor", "Tensor")
+def _add_tensor(kernel: Any, total: Tensor, value: Tensor) -> Tensor:
+    return kernel(total, value)
 
 
 @_square.register("Tensor", "Tensor")
 def _square_tensor(after: Tensor, value: Tensor) -> Tensor:
     # Rows first: a sum over everything takes the CPU two and a half times as long.
-    return ops.square(ops.depend(value, after)).sum(-1).sum()
+    return ops.square(ops.depend(value, after)).sum(-1).sum().reshape(1)
 
 
 @_step.register("Function", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
@@ -90,15 +92,15 @@ def _flatten_tensor(value: Tensor) -> Tensor:
     return value.reshape(-1).astype(ms.float32)
 
 
-@_place.register("Tensor", "Tensor", "Number", "Number")
-def _place_tensor(flat: Tensor, target: Tensor, start: int, size: int) -> Tensor:
-    return ops.assign(target, flat[start : start + size].reshape(target.shape).astype(target.dtype))
+@_place.register("Function", "Tensor", "Tensor", "Number", "Number")
+def _place_tensor(kernel: Any, flat: Tensor, target: Tensor, start: int, size: int) -> Tensor:
+    run = _slice(flat, 0, start, start + size, 1) if on_ascend() else flat[start : start + size]
+    return kernel(target, run.reshape(target.shape).astype(target.dtype))
 
 
-@_clear.register("Tensor", "Tensor")
-def _clear_tensor(after: Tensor, value: Tensor) -> Tensor:
-    # In place: zeros to assign would be folded into a constant of the parameter's size, kept with the graph.
-    return ops.assign_sub(value, ops.depend(value, after))
+@_clear.register("Function", "Tensor", "Tensor")
+def _clear_tensor(kernel: Any, after: Tensor, value: Tensor) -> Tensor:
+    return kernel(value, ops.depend(value, after))
 
 
 class Buckets(nn.Cell):
@@ -106,7 +108,7 @@ class Buckets(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.map = ops.HyperMap()
+        self.map, self.set = ops.HyperMap(), InPlace.of_device().set
 
     def join(self, bucket: Bucket, values: tuple[Tensor, ...]) -> Tensor:
         """The bucket's tensors -> [bucket.length] float32."""
@@ -118,7 +120,7 @@ class Buckets(nn.Cell):
 
     def place(self, bucket: Bucket, flat: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Sets the bucket's tensors from [>= bucket.length]; their new values."""
-        return self.map(ops.partial(_place, flat), targets, bucket.starts, bucket.sizes)
+        return self.map(ops.partial(_place, self.set, flat), targets, bucket.starts, bucket.sizes)
 
 
 class Accumulate(nn.Cell):
@@ -142,7 +144,9 @@ class Accumulate(nn.Cell):
         self.through = self.gradients if self.sharded else ParameterTuple([self.gradients[i] for i in chosen])
         self.buckets, self.flat = optimizer.buckets, Buckets()
         self.scatter = ReduceScatter(optimizer.owners)
-        self.map = ops.HyperMap()
+        # A backward pass with collectives of its own comes first: ranks must not meet in another order.
+        self.waits = forward.net.group.size > 1 or forward.net.slice.size > 1
+        self.map, self.add = ops.HyperMap(), InPlace.of_device().add
 
     def construct(
         self,
@@ -154,7 +158,7 @@ class Accumulate(nn.Cell):
         positions: Tensor,
         *inputs: Tensor,
     ) -> Tensor:
-        """The micro-batch's loss sum."""
+        """The micro-batch's sums [1 + M], of which the loss is the first."""
         (_, sums, d_head), gradients = self.differentiate(
             input_ids, position_ids, segment_ids, window, scale, positions, *inputs
         )
@@ -164,19 +168,19 @@ class Accumulate(nn.Cell):
                 gradients = gradients[:i] + (gradients[i] + d_head,) + gradients[i + 1 :]
             else:
                 gradients = gradients[:i] + (d_head,) + gradients[i:]
-            added = self.map(_add, self.gradients, self._owned(gradients))
+            added = self.map(ops.partial(_add, self.add), self.gradients, self._owned(gradients))
         else:
-            ops.assign_add(self.gradients[i], d_head)
-            added = self.map(_add, self.through, gradients)
-        ops.assign_add(self.sums, sums)
-        return ops.depend(sums[0], added)
+            self.add(self.gradients[i], d_head)
+            added = self.map(ops.partial(_add, self.add), self.through, gradients)
+        self.add(self.sums, sums)
+        return ops.depend(sums, added)
 
     def _owned(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """This rank's run of each bucket of gradients, summed over the ranks."""
-        last: Any = gradients
+        """This rank's run of each bucket of gradients, summed over the ranks, while the backward pass goes on."""
+        last: Any = gradients if self.waits else gradients[0]
         runs: tuple[Tensor, ...] = ()
         for bucket in self.buckets:
-            # One collective after the other, and all after the backward pass: ranks must not meet in another order.
+            # One collective after the other, in the same order on all ranks.
             flat = ops.depend(self.flat.join(bucket, gradients[bucket.first : bucket.stop]), last)
             last = self.scatter(flat)
             runs += (last,)
@@ -210,10 +214,12 @@ class Update(nn.Cell):
         self.groups = ((0, len(o.weights)),) if o.sharded else tuple((b.first, b.stop) for b in o.buckets)
         self.sharded, self.reduced = o.sharded, replicas.size > 1 and not o.sharded
         self.sums, self.clip = sums, clip
-        self.cut = tuple(Tensor(np.array(o.cut[first:stop], np.float32)) for first, stop in self.groups)
+        cuts = [np.array(o.cut[first:stop], np.float32) for first, stop in self.groups]
+        self.cut = tuple(Tensor(np.stack([1 - cut, cut])) for cut in cuts)
         self.over_replicas, self.over_model = AllReduce(replicas), AllReduce(model)
         self.buckets, self.flat, self.gather = o.buckets, Buckets(), AllGather(o.owners)
         self.map, self.kernel = ops.HyperMap(), ops.AdamWeightDecay()
+        self.clear, self.part = InPlace.of_device().clear, Part()
         self.beta1, self.beta2 = o.beta1, o.beta2
 
     def construct(self, rate: Tensor, eps: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,7 +234,7 @@ class Update(nn.Cell):
         if self.sharded:
             squares = self.over_replicas(ops.depend(squares, sums))
         # What tensor-parallel ranks hold each in part adds up; what all of them hold counts once.
-        norm = ops.sqrt(squares[0] + self.over_model(squares[1]))
+        norm = ops.sqrt(self._one(squares, 0) + self.over_model(self._one(squares, 1)))
         factor = self.clip / ops.maximum(norm, Tensor(self.clip, ms.float32))
         last = factor
         for first, stop in self.groups:
@@ -240,10 +246,10 @@ class Update(nn.Cell):
                 gradients[first:stop],
                 self.decays[first:stop],
             )
-            last = self.map(ops.partial(_clear, ops.depend(factor, stepped)), self.gradients[first:stop])
+            last = self.map(ops.partial(_clear, self.clear, ops.depend(factor, stepped)), self.gradients[first:stop])
         if self.sharded:
             last = self._published(ops.depend(norm, last))
-        ops.assign(self.sums, ops.depend(ops.zeros(self.sums.shape, ms.float32), sums))
+        self.clear(self.sums, ops.depend(self.sums, sums))
         return ops.depend(norm, last), sums
 
     def _summed(self, last: Tensor) -> tuple[Tensor, ...]:
@@ -264,13 +270,17 @@ class Update(nn.Cell):
             out += self.flat.place(bucket, last, self.params[bucket.first : bucket.stop])
         return out
 
+    def _one(self, x: Tensor, i: int) -> Tensor:
+        return self.part(x, 0, i, i + 1).sum()
+
     def _squares(self, gradients: tuple[Tensor, ...]) -> Tensor:
         """Sums of squares [2]: of what all tensor-parallel ranks hold, and of what is cut over them."""
         total = ops.zeros((2,), ms.float32)
         for i in range(len(self.groups)):
             first, stop = self.groups[i]
-            some = ops.stack(self.map(ops.partial(_square, total), gradients[first:stop]))
-            total = total + ops.stack(((some * (1 - self.cut[i])).sum(), (some * self.cut[i]).sum()))
+            some = ops.concat(self.map(ops.partial(_square, total), gradients[first:stop]))
+            # As a product with [2, tensors]; joining two sums would take a legacy operator on Ascend.
+            total = total + (self.cut[i] * some).sum(-1)
         return total
 
 
@@ -306,7 +316,7 @@ class Trainer:
 
     def accumulate(self, batch: MicroBatch, tokens: int) -> float:
         """Adds a micro-batch; ``tokens`` is the count of the whole global batch. Returns its loss sum."""
-        return float(self._accumulate(*self._arguments(batch, tokens)).asnumpy())
+        return float(self._accumulate(*self._arguments(batch, tokens)).asnumpy()[0])
 
     def update(self, lr: float, step: int) -> tuple[float, dict[str, float]]:
         """Optimiser step number ``step`` (from 1): gradient norm, and ``loss``, ``ce``, ``kd``, ... (see

@@ -1,15 +1,17 @@
 """What CANN's kernels compute, spelt out with operators of the CPU, to take their places in the network for Ascend.
 
 Semantics are those of the operators' documentation: aclnnFlashAttentionVarLenScore (TND, cumulative ends, sparse mode
-3), aclnnRmsNorm, aclnnSwiGlu, aclnnEmbedding, aclnnScatterAdd, aclnnTopk, and of HCCL's collectives. A kernel refuses
-types that its documentation does not name.
+3), aclnnRmsNorm, aclnnSwiGlu, aclnnRotaryPositionEmbedding, aclnnEmbedding, aclnnIndexSelect, aclnnScatterAdd,
+aclnnTopk, and of HCCL's collectives. A kernel refuses types that its documentation does not name.
 """
 
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 from mindspore.communication import get_group_size, get_rank
+
+from npd_ascend.models import kernels
 
 HALF = (ms.float16, ms.bfloat16)
 
@@ -98,12 +100,50 @@ def scatter_add(x, dim, index, source):
     return x + (at * source.expand_dims(-1)).sum(1)
 
 
-class TopK(nn.Cell):
-    """The k largest along the last axis, largest first, with their places."""
+def index_select(x, dim, index):
+    """Rows of x by number, as a product, so that the gradient of a row is the sum over the places that asked for it."""
+    assert dim == 0 and index.ndim == 1 and index.dtype in (ms.int32, ms.int64)
+    places = ops.one_hot(index, x.shape[0], ms.Tensor(1.0, ms.float32), ms.Tensor(0.0, ms.float32))
+    flat = x.reshape(x.shape[0], -1).astype(ms.float32)
+    return ops.matmul(places, flat).astype(x.dtype).reshape(index.shape + x.shape[1:])
 
-    def construct(self, x, k):
-        values, places = ops.sort(x, -1, True)
-        return values[:, :k], places[:, :k].astype(ms.int32)
+
+def topk(x, k, dim, largest, ordered):
+    """The k largest along the last axis, largest first, with their places in 64 bits."""
+    assert dim == -1 and largest and ordered
+    values, places = ops.sort(x, -1, True)
+    return values[:, :k], places[:, :k].astype(ms.int64)
+
+
+class Slice(nn.Cell):
+    """Places of an axis from start to end, end excluded."""
+
+    def construct(self, x, dim, start, end, step):
+        assert step == 1 and dim in (0, 1)
+        return x[start:end] if dim == 0 else x[:, start:end]
+
+
+class Rotary(nn.Cell):
+    """RotaryPositionEmbedding, mode 0: x cos + rotated x sin, halves of the last axis exchanged, the second negated;
+    x [S, B, N, D] with cosines [S, 1 or B, 1, D] of the same type."""
+
+    def construct(self, x, cos, sin, mode):
+        assert mode == 0 and cos.dtype == x.dtype and sin.dtype == x.dtype
+        assert cos.shape[0] == x.shape[0] and cos.shape[2] == 1 and x.shape[3] % 2 == 0
+        a, b = ops.split(x, x.shape[3] // 2, 3)
+        return x * cos + ops.concat((-b, a), -1) * sin
+
+
+def put_in_kernels(patch):
+    """Lets cells of ``models.kernels`` be built as for Ascend, with references for what the CPU lacks.
+
+    Args:
+        patch: pytest's ``monkeypatch``.
+    """
+    patch.setattr(kernels, "on_ascend", lambda: True)
+    patch.setattr(kernels, "SliceExt", Slice)
+    for function in (scatter_add, index_select, topk):
+        patch.setattr(mint, function.__name__, function)
 
 
 def put_in(net, *, exact):
@@ -131,6 +171,8 @@ def put_in(net, *, exact):
             replace(cell, "norm", RmsNorm(cell.eps))
         elif kind == "FusedSwiGlu":
             replace(cell, "swiglu", Swiglu())
+        elif kind == "ApplyRotaryPosEmb":
+            replace(cell, "rope", Rotary())
         elif kind == "SelfAttention" and exact:
             cell.cast = _KeepFloat32()
     replace(net.model.rotary_pos_emb, "outer", Outer())

@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("mindspore")
 
 import mindspore as ms  # noqa: E402
-from mindspore import mint  # noqa: E402
 
 from npd_ascend.annotate.distribution import summarise  # noqa: E402
 from npd_ascend.annotate.head import ChunkSummary  # noqa: E402
@@ -22,7 +21,7 @@ from npd_ascend.models.device_modules import DEVICE_MODULES, MAX_SEGMENTS, Fused
 from npd_ascend.models.network import CausalLM, build  # noqa: E402
 from npd_ascend.models.spec import ModelSpec  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
-from npd_ascend.objectives.chunked import AddAt, ChunkedLoss  # noqa: E402
+from npd_ascend.objectives.chunked import ChunkedLoss  # noqa: E402
 from npd_ascend.objectives.inputs import LossInputs  # noqa: E402
 from npd_ascend.rows.collate import collate  # noqa: E402
 from npd_ascend.train.step import PackedLoss  # noqa: E402
@@ -54,6 +53,7 @@ def pair(checkpoint, monkeypatch):
             "Swiglu": layers,
             "Outer": 2,
             "Embedding": 1,
+            "Rotary": layers,
             "RmsNorm": 2 * layers + 1 + 2 * layers * spec.qk_norm,
         }
         for net in (cpu, ascend):
@@ -61,12 +61,6 @@ def pair(checkpoint, monkeypatch):
         return cpu, ascend
 
     return make
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """The operators of the loss for Ascend."""
-    monkeypatch.setattr(mint, "scatter_add", reference.scatter_add)
 
 
 def packed(rng, rows, row=ROW, batch=None):
@@ -77,12 +71,17 @@ def packed(rng, rows, row=ROW, batch=None):
 
 def loss_and_gradients(net, batch, inputs, positions, *, ascend):
     """Loss, its terms, and gradients as tensors of a Hugging Face checkpoint."""
-    loss = ChunkedLoss(LossConfig(), 8, net.group, vocabulary=90)
-    loss.add_at.ascend = ascend
-    forward = PackedLoss(net, loss)
+    with pytest.MonkeyPatch.context() as patch:
+        if ascend:
+            reference.put_in_kernels(patch)
+        forward = PackedLoss(net, ChunkedLoss(LossConfig(), 8, net.group, vocabulary=90))
+        return _loss_and_gradients(net, forward, batch, inputs, positions)
+
+
+def _loss_and_gradients(net, forward, batch, inputs, positions):
     params = ms.ParameterTuple(net.trainable_params())
     (value, terms, of_head), gradients = ms.value_and_grad(forward, None, params, has_aux=True)(
-        *net.inputs(batch), ms.Tensor(np.float32(1 / 16)), ms.Tensor(positions), *loss.tensors(inputs)
+        *net.inputs(batch), ms.Tensor(np.float32(1 / 16)), ms.Tensor(positions), *forward.loss.tensors(inputs)
     )
     shards = net.tp_shards()
     found = {}
@@ -118,7 +117,7 @@ def compare(got, want, tolerance):
 @pytest.mark.parametrize(
     "family", ["pangu_tied", *(pytest.param(f, marks=pytest.mark.slow) for f in ("pangu", "qwen3_tied", "llama3"))]
 )
-def test_equals_the_table_of_the_cpu(pair, kernels, family):
+def test_equals_the_table_of_the_cpu(pair, family):
     """Biases of four projections or none, tied or not, norms of heads, YaRN's scale, Llama 3's frequencies; packed rows
     whose padding is a segment, one of them full, one of padding alone."""
     rng = np.random.default_rng(0)
@@ -135,7 +134,7 @@ def test_equals_the_table_of_the_cpu(pair, kernels, family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["pangu_tied", "qwen3_tied"])
-def test_half_types(pair, kernels, monkeypatch, family):
+def test_half_types(pair, monkeypatch, family):
     """The casts of bfloat16, at their places: float16 stands for it, of which the CPU has products. The references
     refuse types that the kernels do not take: flash wants 16 bits, the norm float32 with float32 weights."""
     config = network._config
@@ -179,30 +178,13 @@ def test_as_many_segments_as_are_told_apart(pair):
         np.testing.assert_allclose(got[at : at + len(texts[i])], want, atol=2e-5)
 
 
-def test_equal_ids_add_up(monkeypatch):
-    """The label may be among the stored tokens."""
-    monkeypatch.setattr(mint, "scatter_add", reference.scatter_add)
-    rng = np.random.default_rng(3)
-    x, index = rng.standard_normal((5, 11)).astype(np.float32), rng.integers(0, 11, (5, 4)).astype(np.int32)
-    index[:, 2] = index[:, 0]
-    values = rng.standard_normal((5, 4)).astype(np.float32)
-    want = x.copy()
-    for r in range(5):
-        for c in range(4):
-            want[r, index[r, c]] += values[r, c]
-    for ascend in (False, True):
-        cell = AddAt()
-        cell.ascend = ascend
-        np.testing.assert_allclose(cell(*map(ms.Tensor, (x, index, values))).asnumpy(), want, atol=1e-6)
-
-
 @pytest.mark.parametrize("vocabulary", [None, 33])
-def test_top_k_in_the_graph(vocabulary):
+def test_top_k_in_the_graph(monkeypatch, vocabulary):
     rng = np.random.default_rng(4)
     hidden, head = (rng.standard_normal(s).astype(np.float32) for s in ((9, 16), (40, 16)))
     at, targets = np.array([0, 3, 8, 8], np.int32), np.array([5, 0, 32, 7], np.int32)
+    reference.put_in_kernels(monkeypatch)
     cell = ChunkSummary(6, vocabulary=vocabulary)
-    cell.top = reference.TopK()
     got = [x.asnumpy() for x in cell(ms.Tensor(hidden), ms.Tensor(at), ms.Tensor(head), ms.Tensor(targets))]
     want = summarise((hidden[at] @ head.T)[:, :vocabulary], targets, 6)
     for found, name in zip(got, ("logz", "sampled", "entropy", "logprobs", "ids"), strict=True):
@@ -248,7 +230,7 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 import mindspore as ms
-from mindspore import mint, ops
+from mindspore import ops
 from tests.models import reference_kernels as reference
 from tests.models import test_ascend_table as t
 from npd_ascend.config.job import Device
@@ -263,7 +245,6 @@ tp, cp = map(int, Path(sys.argv[4]).read_text().split())
 mesh = DeviceMesh(Device(), tp, cp)
 for name in ("AllGather", "ReduceScatter", "AlltoAll"):
     setattr(ops, name, getattr(reference, name))
-mint.scatter_add = reference.scatter_add
 network._config = t.short_rows()
 model, context = (replace(g, native=g.size > 1) for g in (mesh.model, mesh.context))
 spec = ModelSpec.from_folder(Path(sys.argv[2]))
@@ -294,7 +275,7 @@ def some(inputs, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tp", "cp"), [(2, 1), (1, 2)])
-def test_cut_over_two(pair, kernels, checkpoint, tmp_path, under_msrun, tp, cp):
+def test_cut_over_two(pair, checkpoint, tmp_path, under_msrun, tp, cp):
     """Heads, MLP columns, vocabulary and head of the loss over two ranks, or the positions of the rows; collectives as
     HCCL has them, made of sums."""
     (tmp_path / "cut").write_text(f"{tp} {cp}")

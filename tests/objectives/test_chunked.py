@@ -1,7 +1,6 @@
 """Values and gradients of the chunked loss against float64 numpy and finite differences."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from mindspore import nn  # noqa: E402
 
 from npd_ascend.config.schema import LossConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
-from npd_ascend.objectives import chunked  # noqa: E402
-from npd_ascend.objectives.chunked import AddAt, ChunkedLoss  # noqa: E402
+from npd_ascend.objectives.chunked import ChunkedLoss  # noqa: E402
 from npd_ascend.objectives.inputs import LossInputs  # noqa: E402
 from npd_ascend.objectives.registry import TERMS, input_names, parameters, summands  # noqa: E402
 
@@ -27,9 +25,10 @@ PARAMETER = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}
 class Step(nn.Cell):
     """Value and gradients in one graph, the loss scaled as training scales it."""
 
-    def __init__(self, loss, chunk, scale=1.0, vocabulary=None):
+    def __init__(self, loss, chunk, scale=1.0, vocabulary=None, unrolled=False):
         super().__init__()
         self.loss = ChunkedLoss(loss, chunk, vocabulary=vocabulary)
+        self.loss.unrolled = unrolled
         self.scale = scale
         self.both = ms.value_and_grad(self.forward, (0, 1), has_aux=True)
 
@@ -44,17 +43,17 @@ class Step(nn.Cell):
 _COMPILED = {}
 
 
-def compiled(loss, chunk, scale, vocabulary):
-    key = (loss.model_dump_json(), chunk, scale, vocabulary)
+def compiled(loss, chunk, scale, vocabulary, unrolled):
+    key = (loss.model_dump_json(), chunk, scale, vocabulary, unrolled)
     if key not in _COMPILED:
         ms.set_context(mode=ms.GRAPH_MODE)
-        _COMPILED[key] = Step(loss, chunk, scale, vocabulary)
+        _COMPILED[key] = Step(loss, chunk, scale, vocabulary, unrolled)
     return _COMPILED[key]
 
 
-def run(case, loss, chunk=100, scale=1.0, vocabulary=None):
+def run(case, loss, chunk=100, scale=1.0, vocabulary=None, unrolled=False):
     """The loss and each of its terms, and the gradients towards hidden states and head."""
-    step, terms = compiled(loss, chunk, scale, vocabulary), summands(loss)
+    step, terms = compiled(loss, chunk, scale, vocabulary, unrolled), summands(loss)
     n = len(case.weights)
     inputs = LossInputs(
         labels=case.labels,
@@ -321,16 +320,12 @@ def test_trailing_rows_that_do_not_count(case):
     assert not grads[0][6:].any()
 
 
-def test_equal_columns_add_up():
-    x, index = np.zeros((2, 4), np.float32), np.array([[1, 1, 3], [0, 2, 0]], np.int32)
-    out = AddAt()(ms.Tensor(x), ms.Tensor(index), ms.Tensor(np.array([[1, 2, 4], [1, 2, 4]], np.float32)))
-    assert out.asnumpy().tolist() == [[0, 3, 0, 4], [5, 0, 2, 0]]
-
-
-def test_ascend_has_a_scatter_of_its_own(monkeypatch):
-    """That of the CPU can only replace there, says its documentation."""
-    calls = []
-    monkeypatch.setattr(chunked.ms, "get_context", lambda key: {"device_target": "Ascend"}[key])
-    monkeypatch.setattr(chunked, "mint", SimpleNamespace(scatter_add=lambda *args: calls.append(args)))
-    AddAt().construct("x", "index", "values")
-    assert calls == [("x", 1, "index", "values")]
+@pytest.mark.parametrize("chunk", [3, 4])
+def test_chunks_without_a_loop(case, chunk):
+    """As Ascend has them: the loss and the gradients of the loop, the last chunk smaller or as large as the others."""
+    loss = LossConfig()
+    values, grads = run(case, loss, chunk, unrolled=True)
+    want, wanted = run(case, loss, chunk)
+    np.testing.assert_allclose(values, want, rtol=1e-6)
+    for mine, other in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)

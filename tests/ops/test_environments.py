@@ -3,6 +3,7 @@
 import pytest
 
 from npd_ascend.errors import UserError
+from npd_ascend.ops import environments
 from npd_ascend.ops.environments import Environments, chosen_npus, resolve_device
 
 
@@ -29,3 +30,16 @@ def test_chosen_npus(choice, want):
 def test_bad_choice(choice, why):
     with pytest.raises(UserError, match=why):
         chosen_npus(choice, [0, 1, 5])
+
+
+def test_kernels_are_deterministic_on_the_cpu_unless_asked_otherwise(config):
+    for asked, want in ((None, True), (True, True), (False, False)):
+        settings = config(device={"target": "cpu", "deterministic": asked}).device
+        assert resolve_device(settings).deterministic is want
+
+
+def test_kernels_are_not_deterministic_on_ascend_unless_asked(config, monkeypatch):
+    monkeypatch.setattr(environments, "visible_npus", lambda: 8)
+    for asked, want in ((None, False), (True, True), (False, False)):
+        settings = config(device={"target": "ascend", "deterministic": asked}).device
+        assert resolve_device(settings).deterministic is want

@@ -21,11 +21,11 @@ from npd_ascend.annotate.head import ChunkedHead
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.compile_cache import Graphs
-from npd_ascend.models.network import CausalLM, build
+from npd_ascend.models.network import build
 from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.ops.ascend.graphs import Graph
-from npd_ascend.ops.ascend.output import IGNORED, PHASE
+from npd_ascend.ops.ascend.output import PHASE
 from npd_ascend.rows.collate import RowBatch, collate
 from npd_ascend.train.lag import Divergence
 from npd_ascend.train.reader import MicroBatch, loss_shape
@@ -42,9 +42,9 @@ class Phases:
     def __init__(self) -> None:
         self.memory: dict[str, int] = {}
 
-    def begin(self, name: str, says: str = "") -> None:
+    def begin(self, name: str) -> None:
         """What is compiled from now on belongs to this phase."""
-        sys.stdout.write(json.dumps({"begins": says or name}) + "\n")
+        sys.stdout.write(json.dumps({"begins": name}) + "\n")
         sys.stdout.flush()
         os.write(2, f"{PHASE}{name}\n".encode())  # past any buffer, so that it is between the compiler's lines
 
@@ -82,12 +82,10 @@ def train(graph: Graph, phases: Phases) -> None:
     rows, chunk = loss_shape(positions, positions, s.vocab_chunk_rows)
     batch = _rows(graph, s.micro_batch)
     trainer = Trainer(net, s, chunk, mesh.replicas)
-    trainer.compile(micro_batch(trainer, batch, rows, k), Announced(phases))
-    # Device data ends the loop over chunks of the loss, and in a dry run there are none: memory is that of one chunk.
-    phases.begin(IGNORED, "micro-batch, memory")
-    trainer.accumulate(micro_batch(trainer, batch, chunk, k), 1)
+    given = micro_batch(trainer, batch, rows, k)
+    trainer.compile(given, Announced(phases))
+    trainer.accumulate(given, 1)
     phases.measure("micro-batch")
-    phases.memory["micro-batch"] += _of_the_loop(net, rows, chunk)
     trainer.update(1e-5, 1)
     phases.measure("step")
     phases.begin("lag")  # last, for the optimizer's state is there while it is measured
@@ -135,15 +133,6 @@ def micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
     inputs |= {"labels": np.zeros(n, np.int32), "teacher_ids": np.zeros((n, k), np.int32)}
     positions = np.arange(n, dtype=np.int32) % rows.input_ids.size
     return MicroBatch(rows, positions, LossInputs(**inputs), n, np.zeros(1, np.int64))
-
-
-def _of_the_loop(net: CausalLM, rows: int, chunk: int) -> int:
-    """Bytes that the loop over chunks holds beside one chunk: hidden states and their gradients of all rows, and two
-    more gradients of the head (the sum before and after a chunk)."""
-    if rows == chunk:
-        return 0
-    width = {ms.float32: 4, ms.bfloat16: 2}[net.compute_dtype]
-    return 3 * (rows - chunk) * net.spec.hidden_size * width + 2 * 4 * int(net.head_weight.size)
 
 
 def main() -> None:

@@ -68,7 +68,12 @@ def graphs(config: Config) -> list[Graph]:
     Raises:
         UserError: a model that is neither there nor known, or one that cannot be cut as asked.
     """
-    device = Device(target="ascend", dtype="bfloat16", max_device_memory=config.device.max_device_memory)
+    device = Device(
+        target="ascend",
+        dtype="bfloat16",
+        max_device_memory=config.device.max_device_memory,
+        deterministic=bool(config.device.deterministic),
+    )
     out = []
     for role, settings in (("teacher", config.annotate), ("student", config.annotate_student)):
         if asks(config, role):

@@ -13,7 +13,7 @@ from pathlib import Path
 PHASE = "npd-phase: "
 """Begins a line that the compiling process puts into the log: what follows belongs to that phase."""
 IGNORED = "-"
-"""A phase that does not count: a graph that is compiled for its memory only."""
+"""What comes before the first phase."""
 _KERNEL = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 _ON_HOST = re.compile(r"ebuild kernel on CPU (successfully|failed) for node: \S*?(\w+?)-op\d")
 _KINDS = {
@@ -98,8 +98,7 @@ def _kernel(line: str) -> tuple[str, str] | None:
 def read_collectives(folder: Path, phases: dict[str, Phase]) -> None:
     """Adds the collectives that MindSpore has left below a folder, graph by graph.
 
-    Of two graphs of the same cell, as of the one that is compiled for its memory, it leaves those of one. Which graph
-    comes first it does not say, so the graphs are recognised by how many of each kind the log has in them.
+    Which graph comes first it does not say, so the graphs are recognised by how many of each kind the log has in them.
 
     Raises:
         ValueError: they are not those that the log names.

@@ -24,10 +24,10 @@ from npd_ascend.config.job import Device
 from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models import tensorfile
 from npd_ascend.models.initial import initial_checkpoint
+from npd_ascend.models.kernels import AddAt
 from npd_ascend.models.network import build
 from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.weights import load_hf
-from npd_ascend.objectives.chunked import AddAt
 from npd_ascend.ops.ascend.child import micro_batch
 from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.node_report.lines import Lines, mean_seconds
