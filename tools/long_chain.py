@@ -53,7 +53,7 @@ def next_token(thought: float, answer: float) -> Array:
     Args:
         thought, answer: mean tokens of either.
     """
-    p = np.full((VOCAB, VOCAB), 1e-12)
+    p = np.full((VOCAB, VOCAB), 1e-8)
     half = FIRST + WORDS // 2
     p[FIRST:half, FIRST:half], p[FIRST:half, END] = 1 / (half - FIRST), 1 / thought
     p[half:, half:], p[half:, EOS_ID] = 1 / (VOCAB - half), 1 / answer
@@ -74,6 +74,10 @@ def make_model(folder: Path, thought: float, answer: float, seed: int) -> None:
         value: Array = rng.standard_normal(shape).astype(np.float32)
         return value * np.float32(0.02)
 
+    def quiet(*shape: int) -> Array:
+        # What layers add meets log-probabilities of -18 in all directions.
+        return noise(*shape) * np.float32(0.02)
+
     # The final norm makes √V of the identity's one.
     tensors = {
         "model.embed_tokens.weight": np.eye(VOCAB, dtype=np.float32),
@@ -85,11 +89,11 @@ def make_model(folder: Path, thought: float, answer: float, seed: int) -> None:
         for name, rows in (("q", HEADS * head_dim), ("k", head_dim), ("v", head_dim)):
             tensors[f"{at}.self_attn.{name}_proj.weight"] = noise(rows, VOCAB)
             tensors[f"{at}.self_attn.{name}_proj.bias"] = noise(rows)
-        tensors[f"{at}.self_attn.o_proj.weight"] = noise(VOCAB, HEADS * head_dim)
-        tensors[f"{at}.self_attn.o_proj.bias"] = noise(VOCAB) * np.float32(0.1)
+        tensors[f"{at}.self_attn.o_proj.weight"] = quiet(VOCAB, HEADS * head_dim)
+        tensors[f"{at}.self_attn.o_proj.bias"] = quiet(VOCAB)
         tensors[f"{at}.mlp.gate_proj.weight"] = noise(MLP, VOCAB)
         tensors[f"{at}.mlp.up_proj.weight"] = noise(MLP, VOCAB)
-        tensors[f"{at}.mlp.down_proj.weight"] = noise(VOCAB, MLP)
+        tensors[f"{at}.mlp.down_proj.weight"] = quiet(VOCAB, MLP)
         tensors[f"{at}.input_layernorm.weight"] = np.ones(VOCAB, np.float32)
         tensors[f"{at}.post_attention_layernorm.weight"] = np.ones(VOCAB, np.float32)
     save_file(tensors, folder / "model.safetensors")
