@@ -198,7 +198,7 @@ def check_generation(run: RunDir, number: int) -> dict[str, Any]:
     thinks = np.array([START in a for a in answers])
     closed = np.array([END in a for a in answers])
 
-    assert tokens.max() == ANSWER and np.median(tokens) > 1000, "answers are not of thousands of tokens"
+    assert tokens.max() == ANSWER and np.mean(tokens) > 1000, "answers are not of thousands of tokens"
     assert 0 < cut.sum() < len(cut) / 2 and (tokens[cut] == ANSWER).all(), "some answers end at the limit, not most"
     assert all(a[-1] == EOS_ID for a in np.array(answers, object)[~cut]), "a finished answer has no end token"
     assert thinks.mean() > 0.7 and (thinks & ~closed & cut).any(), "no thought is cut off"
