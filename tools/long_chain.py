@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from safetensors.numpy import load_file, save_file
 
 from npd_ascend.arrays import Array
 from npd_ascend.data.pangu import ROLES, THINK_END, THINK_START
+from npd_ascend.out_of_memory import resident_bytes
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
@@ -151,7 +153,7 @@ def configuration(out: Path, prompts: int) -> Path:
 
 
 class Watch(threading.Thread):
-    """Resident memory of this process's descendants together, their largest sum; shared pages count once a process."""
+    """Resident memory of this process and all that it has started, its largest sum."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -159,29 +161,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.wait(_STEP):
-            self.peak = max(self.peak, sum(_resident(pid) for pid in _descendants(threading.get_native_id())))
-
-
-def _descendants(root: int) -> list[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    root = int(Path(f"/proc/{root}/status").read_text().partition("Tgid:")[2].split()[0])
-    found, level = [], [root]
-    while level:
-        level = [pid for pid, parent in parents.items() if parent in level]
-        found += level
-    return found
-
-
-def _resident(pid: int) -> int:
-    try:
-        return 4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
+            self.peak = max(self.peak, resident_bytes(os.getpid()))
 
 
 def check_generation(run: RunDir, number: int) -> dict[str, Any]:
