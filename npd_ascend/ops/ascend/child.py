@@ -23,6 +23,7 @@ from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models.compile_cache import Graphs
 from npd_ascend.models.network import build
 from npd_ascend.models.parallel.mesh import DeviceMesh
+from npd_ascend.models.weights import load_hf
 from npd_ascend.objectives.inputs import LossInputs
 from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.ascend.output import PHASE
@@ -67,31 +68,46 @@ class Announced(Graphs):
         super().compile(cell, *inputs)
 
 
-def train(graph: Graph, phases: Phases) -> None:
-    """Training and lag: one network."""
+def trainer_of(graph: Graph, mesh: DeviceMesh, batch: RowBatch, checkpoint: Path | None) -> tuple[Trainer, MicroBatch]:
+    """What trains in a graph, and a micro-batch of these rows with as many loss rows as there can be.
+
+    Args:
+        graph: of training.
+        mesh: ranks of it.
+        batch: as many rows as a micro-batch has.
+        checkpoint: folder of the weights; None: they stay as they were made.
+    """
     k, settings = graph.settings["k"], {n: v for n, v in graph.settings.items() if n != "k"}
-    s = TrainConfig.model_validate(settings)
-    device, spec = Device.model_validate(graph.device), graph.spec
-    mesh = DeviceMesh(device, s.tensor_parallel, s.context_parallel)
-    net = build(spec, device, graph.row_length, group=mesh.model, context=mesh.context)
+    s, device = TrainConfig.model_validate(settings), Device.model_validate(graph.device)
+    net = build(graph.spec, device, graph.row_length, group=mesh.model, context=mesh.context)
+    if checkpoint is not None:
+        load_hf(net, checkpoint)
     if s.recompute:
         net.recompute_layers()
     if s.optimizer_sharding:
         net.hold_in_compute_type()
     positions = s.micro_batch * graph.row_length // s.context_parallel
     rows, chunk = loss_shape(positions, positions, s.vocab_chunk_rows)
-    batch = _rows(graph, s.micro_batch)
     trainer = Trainer(net, s, chunk, mesh.replicas)
-    given = micro_batch(trainer, batch, rows, k)
+    return trainer, _micro_batch(trainer, batch, rows, k)
+
+
+def train(graph: Graph, phases: Phases) -> None:
+    """Training and lag: one network."""
+    s, device = graph.settings, Device.model_validate(graph.device)
+    mesh = DeviceMesh(device, s["tensor_parallel"], s["context_parallel"])
+    batch = _rows(graph, s["micro_batch"])
+    trainer, given = trainer_of(graph, mesh, batch, None)
+    net = trainer.net
     trainer.compile(given, Announced(phases))
     trainer.accumulate(given, 1)
     phases.measure("micro-batch")
     trainer.update(1e-5, 1)
     phases.measure("step")
     phases.begin("lag")  # last, for the optimizer's state is there while it is measured
-    rows = min(s.vocab_chunk_rows, positions)
+    rows = min(s["vocab_chunk_rows"], given.rows.input_ids.size // s["context_parallel"])
     net(*net.inputs(batch))
-    hidden = ms.Tensor(np.zeros((rows, spec.hidden_size), np.float32))
+    hidden = ms.Tensor(np.zeros((rows, graph.spec.hidden_size), np.float32))
     old = ms.Tensor(np.zeros(net.head_weight.shape, np.float32))
     counts = ms.Tensor(np.zeros(rows, np.float32))
     Divergence(graph.vocabulary, mesh.model)(hidden, net.head_weight, hidden, old, counts)
@@ -118,7 +134,7 @@ def _rows(graph: Graph, batch: int) -> RowBatch:
     return collate([[np.zeros(1, np.int32)]], graph.row_length, 0, batch)
 
 
-def micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
+def _micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch:
     """``n`` loss rows of whatever the loss looks at."""
     m = len(trainer.loss.terms)
     floats = {

@@ -21,20 +21,17 @@ from npd_ascend.annotate.distribution import summarise
 from npd_ascend.annotate.head import ChunkedHead, ChunkSummary
 from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
-from npd_ascend.config.schema import TrainConfig
 from npd_ascend.models import tensorfile
 from npd_ascend.models.initial import initial_checkpoint
 from npd_ascend.models.kernels import AddAt
 from npd_ascend.models.network import build
 from npd_ascend.models.parallel.mesh import DeviceMesh
 from npd_ascend.models.weights import load_hf
-from npd_ascend.ops.ascend.child import micro_batch
+from npd_ascend.ops.ascend.child import trainer_of
 from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.node_report.lines import Lines, mean_seconds
 from npd_ascend.ops.node_report.reference import hidden_states
 from npd_ascend.rows.collate import RowBatch, collate
-from npd_ascend.train.reader import loss_shape
-from npd_ascend.train.step import Trainer
 
 _TINY = {
     "model_type": "PanguEmbedded",
@@ -125,7 +122,8 @@ def _annotate(graph: Graph, job: dict[str, Any], mesh: DeviceMesh) -> dict[str, 
     s, device = graph.settings, Device.model_validate(graph.device)
     net = build(graph.spec, device, graph.row_length, params_dtype=device.dtype, group=mesh.model)
     begun = time.perf_counter()
-    _load(net, job, graph)
+    if (folder := _checkpoint(job, graph)) is not None:
+        load_hf(net, folder)
     loaded = time.perf_counter() - begun
     head = ChunkedHead(
         net.head_weight,
@@ -155,38 +153,26 @@ def train(job: dict[str, Any], mesh: DeviceMesh, lines: Lines) -> None:
 
 
 def _train(graph: Graph, job: dict[str, Any], mesh: DeviceMesh) -> dict[str, Any]:
-    k, settings = graph.settings["k"], {n: v for n, v in graph.settings.items() if n != "k"}
-    s, device = TrainConfig.model_validate(settings), Device.model_validate(graph.device)
-    net = build(graph.spec, device, graph.row_length, group=mesh.model, context=mesh.context)
     begun = time.perf_counter()
-    _load(net, job, graph)
-    if s.recompute:
-        net.recompute_layers()
-    if s.optimizer_sharding:
-        net.hold_in_compute_type()
-    positions = s.micro_batch * graph.row_length // s.context_parallel
-    rows, chunk = loss_shape(positions, positions, s.vocab_chunk_rows)
-    trainer = Trainer(net, s, chunk, mesh.replicas)
-    batch = _full(graph, s.micro_batch, job["sample"])
-    given = micro_batch(trainer, batch, rows, k)
+    batch = _full(graph, graph.settings["micro_batch"], job["sample"])
+    trainer, given = trainer_of(graph, mesh, batch, _checkpoint(job, graph))
 
     def step() -> None:
         for _ in range(job["micro_batches"]):
-            trainer.accumulate(given, rows)
+            trainer.accumulate(given, given.tokens)
         trainer.update(1e-6, 1)
 
     step()
     first = time.perf_counter() - begun
     seconds = mean_seconds(step)
-    tokens = batch.tokens * job["micro_batches"] * s.data_parallel
+    tokens = batch.tokens * job["micro_batches"] * graph.settings["data_parallel"]
     return _rate(graph, batch, tokens, seconds) | {"start": max(0.0, first - seconds)}
 
 
-def _load(net: Any, job: dict[str, Any], graph: Graph) -> None:
-    """The checkpoint's weights where it is there; zeros do as well for its time."""
+def _checkpoint(job: dict[str, Any], graph: Graph) -> Path | None:
+    """That of the graph's model, where it is there; zeros do as well for its time."""
     folder = Path(job["models"]["teacher" if "teacher" in graph.stage else "student"])
-    if folder.exists():
-        load_hf(net, folder)
+    return folder if folder.exists() else None
 
 
 def _full(graph: Graph, rows: int, sample: int) -> RowBatch:
