@@ -84,12 +84,12 @@ def main() -> None:
         print(json.dumps({"name": name, "value": gap, "limit": TOLERANCE["bfloat16"]}), flush=True)
     announce("top-k, both operators")
     rows, k = AnnotateConfig().vocab_chunk_rows, AnnotateConfig().k
-    (new, a), (old, b) = (timed_top_k(rows, spec.vocab_size, k, ascend=form) for form in (True, False))
+    (new, found), (old, expected) = (timed_top_k(rows, spec.vocab_size, k, ascend=form) for form in (True, False))
     name = (
         f"mint.topk ({new * 1e3:.2f} ms) and legacy TopK ({old * 1e3:.2f} ms) agree on {rows:,} rows of "
         f"{spec.vocab_size:,}"
     )
-    print(json.dumps({"name": name, "value": float(np.abs(a - b).max()), "limit": 0.0}), flush=True)
+    print(json.dumps({"name": name, "value": float(np.abs(found - expected).max()), "limit": 0.0}), flush=True)
 
 
 if __name__ == "__main__":
