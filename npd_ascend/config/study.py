@@ -1,12 +1,14 @@
 """What a study compares: tasks, groups of arms, seeds. ``npd study`` reads this from YAML.
 
 An arm is an ordinary run configuration: that of its task, with what its method, its group and the arm itself change.
+Arms may be chained: one begins with the student, or learns from the teacher, that another has made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,11 +72,20 @@ class ArmConfig(Section):
     """One thing to be compared."""
 
     method: str = "npd"
-    """A file of ``study/methods`` (npd, sft, supkd, seqkd, off_policy, on_policy, gkd, minillm, distillm, distillm2),
-    or ``module:Class`` of one's own."""
+    """A file of ``study/methods`` (npd, sft, supkd, seqkd, off_policy, grpo, on_policy, gkd, minillm, distillm,
+    distillm2), or ``module:Class`` of one's own."""
     set: Settings = {}
     live: Settings = {}
     """Settings of ``LiveConfig``, for methods that make their batches live."""
+    student: str | None = None
+    """``task/group/arm`` whose student, with the same seed, this arm begins with; None: the task's."""
+    teacher: str | None = None
+    """``task/group/arm`` whose student is this arm's teacher; None: the task's."""
+
+    @property
+    def makers(self) -> dict[str, str]:
+        """The arms that make its models, by role."""
+        return {role: key for role, key in (("student", self.student), ("teacher", self.teacher)) if key is not None}
 
 
 class GroupConfig(Section):
@@ -123,6 +134,37 @@ class StudyConfig(Section):
                 raise ValueError(f"name {name!r}: letters, digits and - _ . + only, since it becomes a path")
         return self
 
+    @model_validator(mode="after")
+    def _known_makers(self) -> StudyConfig:
+        for key in self._keys():
+            self._check_makers(key, ())
+        return self
+
+    def _keys(self) -> list[str]:
+        return [f"{task}/{g}/{arm}" for g, group in self.groups.items() for task in group.tasks for arm in group.arms]
+
+    def seeds_of(self, group: str) -> list[int]:
+        """Seeds of a group's arms."""
+        own = self.groups[group].seeds
+        return self.study.seeds if own is None else own
+
+    def _check_makers(self, key: str, above: tuple[str, ...]) -> None:
+        """What an arm begins with is made by another one, with the same seeds, and not from what the arm makes."""
+        _, group, name = key.split("/")
+        for role, maker in self.groups[group].arms[name].makers.items():
+            where = f"groups.{group}.arms.{name}.{role}"
+            if maker not in self._keys():
+                raise ValueError(f"{where} is {maker!r}; expected task/group/arm, one of: {', '.join(self._keys())}")
+            if maker in (*above, key):
+                raise ValueError(
+                    f"{where}: {maker} itself begins with what this arm makes; one of them must come first"
+                )
+            if missing := set(self.seeds_of(group)) - set(self.seeds_of(maker.split("/")[1])):
+                raise ValueError(
+                    f"{where}: {maker} does not run with seed {min(missing)}; give both groups the same seeds"
+                )
+            self._check_makers(maker, (*above, key))
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -136,6 +178,8 @@ class Arm:
         evaluations, exposure, timed: of its group.
         subset: prompts drawn for the seed.
         exposure_prompts: see ``TaskConfig``.
+        makers: arms whose students take the place of ``config.models.student`` and ``teacher``, by role.
+        kept: its student is some other arm's model.
     """
 
     task: str
@@ -150,6 +194,13 @@ class Arm:
     timed: bool
     subset: int | None
     exposure_prompts: int
+    makers: Mapping[str, Arm] = field(default_factory=dict)
+    kept: bool = False
+
+    @property
+    def level(self) -> int:
+        """How many arms have to run before it, one after the other."""
+        return max((1 + m.level for m in self.makers.values()), default=0)
 
     @property
     def key(self) -> str:
@@ -177,34 +228,39 @@ def arms_of(study: StudyConfig, changes: Callable[[str, str], Settings]) -> Iter
         UserError: an arm's settings contradict each other, or its method is unknown.
     """
     trees = {name: read_tree(task.config) for name, task in study.tasks.items()}
+    named = {key for group in study.groups.values() for arm in group.arms.values() for key in arm.makers.values()}
+
+    @cache
+    def make(task: str, group_name: str, name: str, seed: int) -> Arm:
+        group, given = study.groups[group_name], study.tasks[task]
+        arm, where = group.arms[name], f"of study arm {group_name}/{name}"
+        tree = apply(
+            trees[task],
+            given.set,
+            changes(arm.method, f"config {where}"),
+            group.set,
+            arm.set,
+            {"run.seed": seed, "run.dir": str(study.study.dir / "arms" / task / group_name / name / str(seed))},
+        )
+        return Arm(
+            task,
+            group_name,
+            name,
+            seed,
+            arm.method,
+            parse_config(tree, where),
+            validated(LiveConfig, {**group.live, **arm.live}, f"{where}, live"),
+            group.evaluations,
+            group.exposure,
+            group.timed,
+            given.prompts,
+            given.exposure_prompts,
+            {role: make(*key.split("/"), seed) for role, key in arm.makers.items()},
+            f"{task}/{group_name}/{name}" in named,
+        )
+
     for group_name, group in study.groups.items():
-        for seed in group.seeds if group.seeds is not None else study.study.seeds:
+        for seed in study.seeds_of(group_name):
             for task in group.tasks:
-                for name, arm in group.arms.items():
-                    where = f"of study arm {group_name}/{name}"
-                    given = study.tasks[task]
-                    tree = apply(
-                        trees[task],
-                        given.set,
-                        changes(arm.method, f"config {where}"),
-                        group.set,
-                        arm.set,
-                        {
-                            "run.seed": seed,
-                            "run.dir": str(study.study.dir / "arms" / task / group_name / name / str(seed)),
-                        },
-                    )
-                    yield Arm(
-                        task,
-                        group_name,
-                        name,
-                        seed,
-                        arm.method,
-                        parse_config(tree, where),
-                        validated(LiveConfig, {**group.live, **arm.live}, f"{where}, live"),
-                        group.evaluations,
-                        group.exposure,
-                        group.timed,
-                        given.prompts,
-                        given.exposure_prompts,
-                    )
+                for name in group.arms:
+                    yield make(task, group_name, name, seed)

@@ -113,7 +113,10 @@ def _loss(run: Run) -> str:
 
 def _optimiser(run: Run) -> str:
     end = " and does not restart at a refresh" if run.refreshes else ""
-    return f"The norm should stay mostly under the clipping bound; one cosine spans the whole run{end}."
+    constant = run.config and run.config.train.min_lr == run.config.train.lr
+    rise = " after its rise" if run.config and run.config.train.warmup else ""
+    rate = f"the learning rate is constant{rise}" if constant else f"one cosine spans the whole run{end}"
+    return f"The norm should stay mostly under the clipping bound; {rate}."
 
 
 def _lag(run: Run) -> str:

@@ -21,6 +21,7 @@ _SHORT = FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10000 else f"{
 _ZONE_COLOURS = {"degenerate": C2, "proximal": C1, "disconnect": C4, "undefined": C5}
 _MAX_CURVES = 3
 _MAX_BARS = 12
+_MAX_MARKS = 30
 _LONG_PAUSE_S = 60.0
 
 
@@ -424,6 +425,5 @@ def _colour(row: dict[str, Any]) -> str:
 
 def _syncs(ax: Axes, run: Run) -> None:
     at = [(float(r["step"]), f"refresh {r.get('generation', '')}".strip()) for r in run.refreshes if "step" in r]
-    if len(at) > _MAX_BARS:
-        at = [(x, "") for x, _ in at]
-    svg.mark(ax, [x for x, _ in at], [label for _, label in at])
+    if len(at) <= _MAX_MARKS:
+        svg.mark(ax, [x for x, _ in at], [label for _, label in at])

@@ -40,6 +40,8 @@ HALF, WIDE, TALL = 4.0, 10.0, 2.4
 """Inches. A figure in half of the page's width keeps letters of nine pixels on a phone's 390; one in the whole width
 does not, so it is drawn twice (``adaptive``)."""
 _MAX_POINTS = 400
+_LETTER_POINTS = 5.0
+"""Width of a letter of a mark's label, with what margins take of a figure."""
 _number_of_plot = itertools.count()
 _lock = threading.Lock()
 
@@ -130,9 +132,22 @@ def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) ->
 
 
 def mark(ax: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
-    """Dashed verticals, labelled at the top."""
+    """Dashed verticals, labelled at the top where the label before leaves room; draw the curves first.
+
+    Args:
+        ax: the plot.
+        at: ascending.
+        labels: one each.
+    """
+    figure, (low, high) = ax.figure, ax.get_xlim()
+    assert isinstance(figure, Figure)
+    letter = _LETTER_POINTS * (high - low) / (72 * figure.get_figwidth())
+    free = low
     for x, label in zip(at, labels, strict=True):
         ax.axvline(x, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
+        if x < free:
+            continue
+        free = x + (len(label) + 2) * letter
         ax.annotate(
             label,
             (x, 1),

@@ -46,7 +46,8 @@ def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
 
     Args:
         study: the study.
-        only: ``group`` or ``group/arm`` each, and they run in this order; empty: all.
+        only: ``group`` or ``group/arm`` each, and they run in this order, after the arms that make their models;
+            empty: all.
 
     Raises:
         UserError: a name that no arm has, or an arm whose configuration does not hold.
@@ -58,7 +59,15 @@ def chosen(study: StudyConfig, only: Sequence[str]) -> list[Arm]:
     if not only:
         return arms
     place = {a.key: next((i for i, n in enumerate(only) if n in (a.group, f"{a.group}/{a.name}")), -1) for a in arms}
-    return sorted((a for a in arms if place[a.key] >= 0), key=lambda a: place[a.key])
+    return with_makers(sorted((a for a in arms if place[a.key] >= 0), key=lambda a: place[a.key]))
+
+
+def with_makers(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms, each after those that make its models."""
+    out: dict[str, Arm] = {}
+    for arm in arms:
+        out |= {a.key: a for a in [*with_makers([*arm.makers.values()]), arm] if a.key not in out}
+    return [*out.values()]
 
 
 def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
@@ -76,7 +85,8 @@ def describe(study: StudyConfig, only: Sequence[str] = ()) -> str:
             what = f"the same run as {same.key}"
         elif arm in left:
             run.append(arm)
-        lines.append(f"  {arm.key:44s} {arm.method:10s} {what}{', alone' if arm.timed else ''}")
+        given = "".join(f", {role} from {maker.key}" for role, maker in arm.makers.items())
+        lines.append(f"  {arm.key:44s} {arm.method:10s} {what}{', alone' if arm.timed else ''}{given}")
     lines.append(
         f"{len(run)} runs, about {estimate.all(run, study.study.workers) / 60:.0f} min, a guess before any has run"
     )
@@ -133,7 +143,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         machine = f"{platform.machine()}, {os.cpu_count()} cores, {len(visible_npus()) or 'no'} NPU"
         write_bytes(root / MACHINE, machine.encode())
         everything = list(arms_of(study, changes))
-        results.drop({a.key: identity(a) for a in everything})
+        results.drop({a.key: identity(a) if results.whole(a) else "" for a in everything})
         share(results, everything, arms)
         left = _left(results, arms)
         serves = sources(left)
@@ -148,12 +158,25 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         def phase(part: list[Arm], workers: int) -> int:
             return _phase(part, min(workers, len(part)), resolved, results, progress) if part else 0
 
-        failed = phase([a for a in own if not a.timed], study.study.workers)
-        failed += phase([a for a in own if a.timed], 1)
+        def run(part: list[Arm]) -> int:
+            failed = 0
+            for level in sorted({a.level for a in part}):
+                ready = []
+                for arm in (a for a in part if a.level == level):
+                    if lost := [m.key for m in arm.makers.values() if not results.whole(m)]:
+                        progress.failed(arm, f"{' and '.join(lost)} has made no student")
+                        failed += 1
+                    else:
+                        ready.append(arm)
+                failed += phase([a for a in ready if not a.timed], study.study.workers)
+                failed += phase([a for a in ready if a.timed], 1)
+            return failed
+
+        failed = run(own)
         share(results, own, twins)
         orphans = _left(results, twins)  # whose run has failed
         progress.expect(orphans)
-        failed += phase(orphans, study.study.workers)
+        failed += run(orphans)
         _report(root, say)
         return failed
     finally:
@@ -305,15 +328,16 @@ def sources(arms: Sequence[Arm]) -> dict[str, Arm]:
     """
     first: dict[str, Arm] = {}
     out = {}
-    for arm in sorted(arms, key=lambda a: (not a.timed, -a.evaluations)):
+    for arm in sorted(arms, key=lambda a: (not a.timed, not a.kept, -a.evaluations)):
         same = first.setdefault(content(arm), arm)
         out[arm.key] = same if measures(same, arm) and not arm.timed else arm
     return out
 
 
 def measures(source: Arm, arm: Arm) -> bool:
-    """Whether a run of ``source`` measures all that ``arm`` asks for, at its points too."""
-    return source.exposure >= arm.exposure and source.evaluations % arm.evaluations == 0
+    """Whether a run of ``source`` measures all that ``arm`` asks for, at its points too, and keeps its student."""
+    more = source.exposure >= arm.exposure and source.kept >= arm.kept
+    return more and source.evaluations % arm.evaluations == 0
 
 
 def share(results: Results, done: Sequence[Arm], arms: Sequence[Arm]) -> list[Arm]:
@@ -332,7 +356,7 @@ def share(results: Results, done: Sequence[Arm], arms: Sequence[Arm]) -> list[Ar
 
 def _left(results: Results, arms: Sequence[Arm]) -> list[Arm]:
     finished = results.finished()
-    return [a for a in arms if finished.get(a.key) != identity(a)]
+    return [a for a in arms if finished.get(a.key) != identity(a) or not results.whole(a)]
 
 
 def _lock(root: Path) -> FileLock:

@@ -5,10 +5,12 @@ While an arm runs its rows stand in a file of its own, so a kill costs that arm 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from npd_ascend.config.study import Arm
+from npd_ascend.store.atomic import atomic_folder
 from npd_ascend.store.identity import digest
 from npd_ascend.store.metrics import MetricsWriter, read_metrics
 from npd_ascend.study.method import live_method
@@ -31,6 +33,7 @@ def identity(arm: Arm) -> str:
             arm.timed,
             arm.subset,
             arm.exposure_prompts,
+            *_makers(arm),
         ]
     )
 
@@ -40,7 +43,12 @@ def content(arm: Arm) -> str:
     out: a run that measures more serves arms that ask for less."""
     config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
     live = arm.live.model_dump(mode="json") if live_method(arm.method) else None
-    return digest([arm.task, arm.method, config, live, arm.subset])
+    return digest([arm.task, arm.method, config, live, arm.subset, *_makers(arm)])
+
+
+def _makers(arm: Arm) -> list[tuple[str, str]]:
+    """What its models are made by."""
+    return [(role, content(maker)) for role, maker in arm.makers.items()]
 
 
 class Recorder:
@@ -86,6 +94,19 @@ class Results:
     def own(self, arm: Arm) -> Path:
         """File of an arm at work."""
         return self.arms / arm.task / arm.group / arm.name / f"{arm.seed}.jsonl"
+
+    def student(self, arm: Arm) -> Path:
+        """Folder of a finished arm's student, where another arm begins with it."""
+        return self.path.parent / "cache" / f"student-{content(arm)}"
+
+    def keep(self, arm: Arm, student: Path) -> None:
+        """Copies a finished arm's student to where other arms look for it."""
+        with atomic_folder(self.student(arm)) as folder:
+            shutil.copytree(student, folder, dirs_exist_ok=True)
+
+    def whole(self, arm: Arm) -> bool:
+        """Whether an arm has no student that others begin with, or it is there."""
+        return not arm.kept or self.student(arm).is_dir()
 
     def finished(self) -> dict[str, str]:
         """Identity of each finished arm by key."""

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 
 from npd_ascend.annotate.job import AnnotateJob
 from npd_ascend.arrays import Array
+from npd_ascend.config.schema import Config
 from npd_ascend.config.study import Arm
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
-from npd_ascend.models.weights import load_hf
+from npd_ascend.models.weights import load_hf, save_hf
 from npd_ascend.ops.environments import resolve_device
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.pipeline.steps import Step, StepBuilder
@@ -64,12 +66,13 @@ def run_arm(arm: Arm, root: Path, bench: Workbench, scratch: Path) -> None:
 class _Run:
     def __init__(self, arm: Arm, root: Path, bench: Workbench, scratch: Path, clock: Clock):
         self.arm, self.bench, self.clock, self.scratch = arm, bench, clock, scratch
-        check_config(arm.config)
-        self.config = _with_subset(arm, root)
+        self.results = Results(root)
+        self.config = _resolved(arm, root, self.results)
+        check_config(self.config)
         self.dir = RunDir(self.config.run.dir)
         self.device = resolve_device(self.config.device)
         self.steps = StepBuilder(self.config, self.dir, self.device)
-        self.record = Recorder(Results(root).own(arm), arm)
+        self.record = Recorder(self.results.own(arm), arm)
         self.cache = DatasetCache(root / "cache")
         self.spec = ModelSpec.from_folder(self.config.models.student)
         self.counts: dict[str, int] = {}
@@ -83,7 +86,8 @@ class _Run:
             self.spec = self.spec.sharing(self.prompts.vocabulary, self.config.models.student)
         self.job = live_job(self.config, self.device, self.spec, [self.prompts, self.held_out])
         self.bench.ready(self.job, self.prompts.ids[0])
-        self.watch = Watch(self.arm, self.bench, self.job, self.held_out, self.record, self.cache, self.scratch)
+        resolved = replace(self.arm, config=self.config)
+        self.watch = Watch(resolved, self.bench, self.job, self.held_out, self.record, self.cache, self.scratch)
         try:
             self.watch.start()
             method = live_method(self.arm.method)
@@ -100,7 +104,6 @@ class _Run:
     def _stored(self) -> None:
         self.bench.watch = self._stepped
         find(self.config.run.recipe)(self.config, self)
-        n = len(self.prompts)
         for row in read_metrics(self.dir.metrics):
             if row["kind"] == "lag":
                 self.record.log(
@@ -108,7 +111,7 @@ class _Run:
                     row["step"],
                     row["progress"],
                     0.0,
-                    round(row["progress"] * n),
+                    self._seen(row["progress"]),
                     forward=row["forward"],
                     reverse=row["reverse"],
                     generation=row["generation"],
@@ -135,7 +138,9 @@ class _Run:
         return not self.steps.span(generation).last and self.steps.done(generation).get("reason") != "epochs"
 
     def export(self, generation: int) -> None:
-        """An arm's student is measured in place."""
+        """An arm's student is measured in place, and kept where another arm begins with it."""
+        if self.arm.kept:
+            self.results.keep(self.arm, self.dir.generation(generation).next_snapshot)
 
     def _part(self, step: Step) -> None:
         """Runs a stage, or one forward pass of it; or takes what it would make from the cache and charges what that
@@ -163,8 +168,7 @@ class _Run:
 
     def _stepped(self, state: State, trainer: Trainer) -> None:
         row = state.train or {}
-        done = round(state.progress * len(self.prompts))
-        self.watch.stepped(trainer.net, state.step, state.progress, done, row)
+        self.watch.stepped(trainer.net, state.step, state.progress, self._seen(state.progress), row)
         self._count("train", len(self.prompts), int(row.get("tokens", 0)))
 
     def _log_selection(self, generation: int) -> None:
@@ -174,7 +178,7 @@ class _Run:
             "step": 0,
             "progress": start,
             "seconds": self.clock.seconds,
-            "prompts": round(start * len(self.prompts)),
+            "prompts": self._seen(start),
         }
         zones = {z: v["share"] for z, v in found["zones"].items()}
         self.record.log(
@@ -194,6 +198,12 @@ class _Run:
             self.record.log(
                 "scores", **where, generation=generation, delta_ifd=found["delta_ifd"], bounds=found["bounds"]
             )
+        if groups := found.get("groups"):
+            self.record.log("reward", **where, generation=generation, **groups)
+
+    def _seen(self, progress: float) -> int:
+        """Prompts that were trained on after so many epochs; an epoch is one over those of the generation."""
+        return round(progress * (self.config.data.slice or len(self.prompts)))
 
     # ---- data made at each step
 
@@ -238,6 +248,8 @@ class _Run:
         loop.compile(bench)
         load_hf(trainer.net, c.models.student)
         loop.run()
+        if arm.kept:
+            save_hf(trainer.net, self.results.student(arm), c.models.student, self.device.dtype)
         self._count("train", loop.steps * arm.live.prompts_per_step, loop.tokens)
         self._count("rollout", source.answered, 0)
         shutil.rmtree(source.weights, ignore_errors=True)
@@ -273,8 +285,8 @@ class _Run:
 
     def _end(self) -> None:
         total, totals = self.clock.seconds, dict(self.clock.totals)
-        c, n = self.config, len(self.prompts)
-        at: dict[str, Any] = {"step": 0, "progress": c.train.epochs, "prompts": round(c.train.epochs * n)}
+        c = self.config
+        at: dict[str, Any] = {"step": 0, "progress": c.train.epochs, "prompts": self._seen(c.train.epochs)}
         for heading, seconds in totals.items():
             self.record.log(
                 "time",
@@ -299,9 +311,11 @@ class _Run:
         )
 
 
-def _with_subset(arm: Arm, root: Path) -> Any:
-    """The arm's configuration, with its seed's own draw of the task's prompts in place of their files."""
-    config = arm.config
+def _resolved(arm: Arm, root: Path, results: Results) -> Config:
+    """The arm's configuration with the models that other arms have made, and its seed's own draw of the task's prompts
+    in place of their files."""
+    made = {role: results.student(maker) for role, maker in arm.makers.items()}
+    config = arm.config.model_copy(update={"models": arm.config.models.model_copy(update=made)})
     if arm.subset is None:
         return config
     rows: list[str] = []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from npd_ascend.draw.stage import drawn
+from npd_ascend.store.atomic import read_sealed
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
@@ -18,9 +19,8 @@ def students(run):
     return {p.name: p.read_bytes() for p in run.export.glob("*.safetensors")}
 
 
-def test_a_run_and_what_is_lost_of_it(tiny, tmp_path):
-    run = RunDir(tmp_path / "run")
-    config = tiny.config(
+def config_of(tiny, run, **sync):
+    return tiny.config(
         run.root,
         run={"recipe": "grpo"},
         data={"slice": 9},
@@ -31,7 +31,13 @@ def test_a_run_and_what_is_lost_of_it(tiny, tmp_path):
         select={"filter": "none"},
         train={"loss": {"terms": {"ppo_clip:0.2:0.28": 1, "drift": 0.001}}, "checkpoint_every": 1},
         evaluate={"prompts": []},
+        sync=sync,
     )  # fmt: skip
+
+
+def test_a_run_and_what_is_lost_of_it(tiny, tmp_path):
+    run = RunDir(tmp_path / "run")
+    config = config_of(tiny, run)
     code, out = tiny.run(config)
     assert code == 0, out
     rows = [r for r in read_metrics(run.metrics) if r["kind"] == "train"]
@@ -70,3 +76,18 @@ def test_a_run_and_what_is_lost_of_it(tiny, tmp_path):
     assert before and students(run) == before
     again = [(r["step"], r["loss"]) for r in read_metrics(run.metrics) if r["kind"] == "train"]
     assert again == losses and 'id="rewards"' in run.report.read_text()
+
+
+def test_with_lead_the_next_slice_is_answered_during_training(tiny, tmp_path):
+    """By the snapshot of a step in the middle, and each row of the metrics says how old its data is."""
+    run = RunDir(tmp_path / "lead")
+    code, out = tiny.run(config_of(tiny, run, lead=0.5))
+    assert code == 0, out
+    metrics = read_metrics(run.metrics)
+    first, second = ([r for r in metrics if r["kind"] == "train" and r["generation"] == g] for g in (0, 1))
+    taken = next(r["step"] for r in first if r["progress"] >= 0.5 - 1e-6)
+    assert 1 <= taken < len(first) and read_sealed(run.generation(0).snapshot_mark)["step"] == taken
+    assert [r["age"] for r in first] == list(range(len(first)))
+    assert [r["age"] for r in second] == [len(first) - taken + i for i in range(len(second))]
+    # The steps that the snapshot lacks are seen in the ratio from the first row on.
+    assert first[0]["policy_gap"] < 1e-5 < second[0]["policy_gap"]

@@ -143,3 +143,10 @@ def test_every_cell_names_its_column(make_run):
         heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)
         for row in re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.S)[1:]:
             assert re.findall(r'data-head="(.*?)"', row) == heads
+
+
+def test_a_constant_rate_is_called_one(make_run):
+    facts = make_run()
+    assert "one cosine spans the whole run and does not restart" in captions(collect(facts.root))["optimiser"]
+    run, _ = changed(facts, train={"min_lr": 1e-4, "warmup": 0.05})
+    assert captions(run)["optimiser"].endswith("the learning rate is constant after its rise.")

@@ -50,3 +50,17 @@ def test_two_figures_on_a_page_share_no_ids():
 
     first, second = (set(re.findall(r'\bid="([^"]+)"', draw())) for _ in range(2))
     assert first and not first & second
+
+
+@pytest.mark.parametrize("n, width", [(1, svg.HALF), (3, svg.HALF), (9, svg.HALF), (9, svg.WIDE), (28, svg.WIDE)])
+def test_labels_of_refreshes_do_not_run_into_each_other(n, width):
+    with svg.style():
+        fig = svg.figure(width)
+        ax = fig.subplots()
+        svg.line(ax, np.arange(60.0), np.arange(60.0), svg.C1)
+        svg.mark(ax, [60 * (i + 1) / (n + 1) for i in range(n)], [f"refresh {i + 1}" for i in range(n)])
+        fig.draw_without_rendering()
+        boxes = [t.get_window_extent() for t in ax.texts]
+    assert ax.texts[0].get_text() == "refresh 1" and len(ax.lines) == n + 1
+    assert len(boxes) == n if n <= 3 else 3 <= len(boxes) <= n
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))

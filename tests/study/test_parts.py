@@ -1,5 +1,6 @@
 """Layouts, clock, results and plan of a study: no engine."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -230,6 +231,116 @@ def test_a_run_with_more_evaluations_serves_those_with_fewer(tmp_path):
     arms = {a.name: a for a in chosen(plan, []) if a.seed == 0}
     serves = {name: sources(list(arms.values()))[arms[name].key].name for name in arms}
     assert serves == {"once": "thrice", "thrice": "thrice", "twice": "twice"}  # halves are not among thirds
+
+
+CHAIN = {
+    "c": {"tasks": ["maze"], "arms": {"taught": {"teacher": "maze/b/grown"}}},
+    "b": {"tasks": ["maze"], "arms": {"grown": {"student": "maze/a/npd"}, "fresh": {}}},
+    "a": {"tasks": ["maze"], "arms": {"npd": {}, "sft": {"method": "sft"}}},
+}
+
+
+def test_an_arm_depends_on_what_makes_its_models(tmp_path):
+    def arms(**of_npd):
+        tree = {**CHAIN, "a": {"tasks": ["maze"], "arms": {"npd": of_npd, "sft": {"method": "sft"}}}}
+        return {a.name: a for a in chosen(load_study(study(tmp_path, **tree)), []) if a.seed == 1}
+
+    first, second = arms(), arms(set={"train.lr": 5e-3})
+    assert {n: a.level for n, a in first.items()} == {"taught": 2, "grown": 1, "fresh": 0, "npd": 0, "sft": 0}
+    assert {n for n, a in first.items() if a.kept} == {"npd", "grown"}
+    assert first["grown"].makers["student"].key == "maze/a/npd/1"
+    assert {n for n in first if identity(first[n]) != identity(second[n])} == {"npd", "grown", "taught"}
+    assert {n for n in first if content(first[n]) != content(second[n])} == {"npd", "grown", "taught"}
+    assert content(first["grown"]) != content(first["fresh"])
+
+
+def test_what_an_arm_needs_is_run_with_it_and_before(tmp_path):
+    plan = load_study(study(tmp_path, **CHAIN))
+    assert [a.key for a in chosen(plan, ["c"])][:3] == ["maze/a/npd/0", "maze/b/grown/0", "maze/c/taught/0"]
+    assert len(chosen(plan, ["c"])) == 6 and "teacher from maze/b/grown/1" in describe(plan, ["c/taught"])
+
+
+def test_an_arm_whose_student_is_kept_serves_those_whose_is_not(tmp_path):
+    """And no run without a student serves an arm that others begin with."""
+    tree = {**CHAIN, "d": {"tasks": ["maze"], "evaluations": 2, "arms": {"again": {}}}}
+    arms = {a.name: a for a in chosen(load_study(study(tmp_path, **tree)), []) if a.seed == 0}
+    serves = {name: same.split("/")[2] for name in arms for same in [sources(list(arms.values()))[arms[name].key].key]}
+    assert serves == {
+        "taught": "taught",
+        "grown": "grown",
+        "fresh": "npd",
+        "npd": "npd",
+        "sft": "sft",
+        "again": "again",
+    }
+
+
+@pytest.mark.parametrize(
+    "arm,text",
+    [
+        (
+            {"student": "maze/a/nqd"},
+            "groups.b.arms.grown.student is 'maze/a/nqd'; expected task/group/arm, one of: maze/c",
+        ),
+        ({"student": "npd"}, "expected task/group/arm"),
+        ({"student": "maze/b/grown"}, "itself begins with what this arm makes"),
+        ({"teacher": "maze/c/taught"}, "itself begins with what this arm makes"),
+        ({"student": "maze/e/few"}, "groups.b.arms.grown.student: maze/e/few does not run with seed 1"),
+    ],
+)
+def test_mistakes_in_a_chain_are_one_line(tmp_path, arm, text):
+    tree = {
+        **CHAIN,
+        "b": {"tasks": ["maze"], "arms": {"grown": arm}},
+        "e": {"tasks": ["maze"], "seeds": [0], "arms": {"few": {}}},
+    }
+    with pytest.raises(UserError) as e:
+        load_study(study(tmp_path, **tree))
+    assert text in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_chain_runs_in_order_and_a_lost_student_is_made_again(tmp_path, monkeypatch):
+    plan = load_study(study(tmp_path, **CHAIN))
+    phases, broken = [], {"maze/a/npd/1"}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text("{}")
+
+    def phase(arms, workers, resolved, results, progress):
+        phases.append(sorted(a.key.removeprefix("maze/") for a in arms))
+        for arm in arms:
+            if arm.key in broken:
+                progress.failed(arm, "out of luck")
+                continue
+            assert all((results.student(m) / "config.json").read_text() == "{}" for m in arm.makers.values())
+            if arm.kept:
+                results.keep(arm, tmp_path / "made")
+            Recorder(results.own(arm), arm).log(
+                "time", 3, 4.0, 9.0, 600, stage=TOTAL, identity=identity(arm), wall=11.0
+            )
+            results.take(arm)
+            progress.done(arm)
+        return sum(a.key in broken for a in arms)
+
+    monkeypatch.setattr(conductor, "_phase", phase)
+    monkeypatch.setattr(conductor, "_report", lambda root, say: None)
+    monkeypatch.setattr(conductor, "check_config", lambda config: None)
+    said = []
+    # "fresh" is served by "npd"; with seed 1, where that fails, it runs itself.
+    assert conduct(plan, say=said.append) == 3
+    assert phases == [["a/npd/0", "a/npd/1", "a/sft/0", "a/sft/1"], ["b/grown/0"], ["c/taught/0"], ["b/fresh/1"]]
+    assert [line.split("] ")[1] for line in said if "FAILED" in line] == [
+        "maze/a/npd/1: FAILED: out of luck",
+        "maze/b/grown/1: FAILED: maze/a/npd/1 has made no student",
+        "maze/c/taught/1: FAILED: maze/b/grown/1 has made no student",
+    ]
+    broken.clear()
+    phases.clear()
+    results = Results(plan.study.dir)
+    shutil.rmtree(results.student(next(a for a in chosen(plan, []) if a.key == "maze/b/grown/0")))
+    assert conduct(plan, say=said.append) == 0
+    assert phases == [["a/npd/1"], ["b/grown/0", "b/grown/1"], ["c/taught/1"]]
+    rows = [r for r in read_metrics(results.path) if r["arm"] == "grown"]
+    assert sorted(r["seed"] for r in rows) == [0, 1]
 
 
 def test_the_others_wait_for_timed_runs(tmp_path, monkeypatch):

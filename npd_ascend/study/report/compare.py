@@ -15,7 +15,7 @@ from npd_ascend.study.statistics import Estimate, over_seeds, paired, ratio, tim
 
 TOTAL = "total"
 """``stage`` of the time row that ends an arm."""
-_KIND = {"accuracy": "eval", "seconds": "eval", "ended": "eval"}
+_KIND = {"accuracy": "eval", "ended": "eval"}
 """Kind of the row that holds a measure; others are in ``exposure`` rows."""
 VERDICTS = {
     "shown": "shown",
@@ -55,19 +55,43 @@ class Verdict:
         return VERDICTS[self.outcome]
 
 
-def values(results: Readings, task: str, group: str, arm: str, measure: str) -> dict[int, float]:
-    """Seed -> last value of a measure, without seeds that lack it; ``seconds`` is the whole time of an arm that had
-    the machine to itself."""
+Measured = dict[int, tuple[float, Array | None]]
+"""Seed -> value of a measure, and that of each prompt where rows hold them."""
+
+
+def measured(results: Readings, task: str, group: str, arm: str, measure: str) -> Measured:
+    """Last values of a measure, without seeds that lack it; ``seconds`` is the whole time of an arm that had the
+    machine to itself, ``start`` the accuracy before the first step, ``gain`` what has been added to it."""
     if measure == "seconds":
         return {
-            seed: float(row["seconds"])
+            seed: (float(row["seconds"]), None)
             for seed, s in results.series(task, group, arm, "time").items()
             for row in s.rows
             if row.get("stage") == TOTAL and row.get("seconds") and row.get("timed")
         }
-    kind = _KIND.get(measure, "exposure")
-    out = {seed: row.get(measure) for seed, row in results.last(task, group, arm, kind).items()}
-    return {seed: float(v) for seed, v in out.items() if v is not None and math.isfinite(v)}
+    if measure == "gain":
+        before, end = (measured(results, task, group, arm, m) for m in ("start", "accuracy"))
+        return {seed: _minus(end[seed], before[seed]) for seed in sorted(set(end) & set(before))}
+    if measure == "start":
+        series = results.series(task, group, arm, "eval")
+        rows, measure = {seed: s.rows[0] for seed, s in series.items() if s.rows[0]["step"] == 0}, "accuracy"
+    else:
+        rows = results.last(task, group, arm, _KIND.get(measure, "exposure"))
+    return {
+        seed: (float(row[measure]), by_prompt(row, measure))
+        for seed, row in rows.items()
+        if row.get(measure) is not None and math.isfinite(row[measure])
+    }
+
+
+def _minus(a: tuple[float, Array | None], b: tuple[float, Array | None]) -> tuple[float, Array | None]:
+    by_prompts = None if a[1] is None or b[1] is None else a[1].astype(np.float64) - b[1]
+    return a[0] - b[0], by_prompts
+
+
+def values(results: Readings, task: str, group: str, arm: str, measure: str) -> dict[int, float]:
+    """Seed -> value of a measure, see ``measured``."""
+    return {seed: value for seed, (value, _) in measured(results, task, group, arm, measure).items()}
 
 
 def estimate(results: Readings, task: str, group: str, arm: str, measure: str) -> Estimate | None:
@@ -78,17 +102,21 @@ def estimate(results: Readings, task: str, group: str, arm: str, measure: str) -
 
 def difference(results: Readings, task: str, group: str, a: str, b: str, measure: str) -> Estimate | None:
     """a − b over the seeds that both have; None without any. Also over prompts, where rows hold values of each."""
-    x, y = (values(results, task, group, arm, measure) for arm in (a, b))
-    seeds = sorted(set(x) & set(y))
+    return _difference(*(measured(results, task, group, arm, measure) for arm in (a, b)))
+
+
+def gain(results: Readings, task: str, group: str, arm: str) -> Estimate | None:
+    """What an arm adds to the accuracy of its start, over seeds and prompts; None where it was not measured."""
+    return _difference(*(measured(results, task, group, arm, measure) for measure in ("accuracy", "start")))
+
+
+def _difference(a: Measured, b: Measured) -> Estimate | None:
+    seeds = sorted(set(a) & set(b))
     if not seeds:
         return None
-    rows_a, rows_b = (results.last(task, group, arm, _KIND.get(measure, "exposure")) for arm in (a, b))
-    of_a, of_b = (
-        [p for p in (by_prompt(rows[s], measure) for s in seeds) if p is not None] for rows in (rows_a, rows_b)
-    )
-    if len(of_a) != len(seeds) or len(of_b) != len(seeds):
-        of_a, of_b = [], []
-    return paired([x[s] for s in seeds], [y[s] for s in seeds], of_a, of_b)
+    prompts = [[of for s in seeds if (of := x[s][1]) is not None] for x in (a, b)]
+    whole = all(len(of) == len(seeds) for of in prompts)
+    return paired([a[s][0] for s in seeds], [b[s][0] for s in seeds], *(prompts if whole else ([], [])))
 
 
 def judge(results: Readings, task: str, group: str, claim: Claim) -> Verdict:

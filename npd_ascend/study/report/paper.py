@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Measure = Literal["accuracy", "kl_st", "kl_ts", "exaccerr", "seconds"]
+Measure = Literal["accuracy", "gain", "kl_st", "kl_ts", "exaccerr", "seconds"]
 LOWER_IS_BETTER: frozenset[Measure] = frozenset({"kl_st", "kl_ts", "exaccerr", "seconds"})
 
 
@@ -109,6 +109,15 @@ GROUPS: dict[str, Group] = {
         "Several answers a prompt?", "Table 18", "AVG (hours)",
         {"greedy": "61.63 (335)", "paths_3": "62.82 (1,000)", "paths_3_filter": "63.29 (998)"}, "greedy",
         (Claim("paths_3", "greedy", "62.82 > 61.63"), Claim("paths_3_filter", "paths_3", "63.29 > 62.82"))),
+    "grpo": Group(
+        "What does GRPO add, by where it starts?", "Tables 6 and 14", "AVG, start → end",
+        {"from_sft": "56.28 → 59.86", "from_npd": "64.37 → 68.73", "from_unfiltered": "63.43 → 65.91"}, "from_npd",
+        (Claim("from_npd", "from_sft", "Table 6: 68.73 > 59.86"),
+         Claim("from_npd", "from_sft", "Table 6: +4.36 > +3.58", "gain"),
+         Claim("from_npd", "from_unfiltered", "Table 14: 68.73 > 65.91"),
+         Claim("from_npd", "from_unfiltered", "Table 14: +4.36 > +2.48", "gain"))),
+    "policy": Group("Does GRPO need data of the present policy?", "no counterpart", reference="near_policy"),
+    "taught": Group("Does a teacher teach better after GRPO?", "no counterpart", reference="teacher"),
     "seen": Group(
         "On prompts that the student knows by heart", "Table 2",
         claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",

@@ -21,7 +21,14 @@ from npd_ascend.study.report.readings import MACHINE, Readings, notes
 from npd_ascend.study.report.sections import Section, Table, absent, gain_text, headline, sections
 from npd_ascend.visible import visible
 
-_SIGN = {"accuracy": "accuracy", "kl_st": "KL(S‖T)", "kl_ts": "KL(T‖S)", "exaccerr": "ExAccErr", "seconds": "time"}
+_SIGN = {
+    "accuracy": "accuracy",
+    "gain": "gain",
+    "kl_st": "KL(S‖T)",
+    "kl_ts": "KL(T‖S)",
+    "exaccerr": "ExAccErr",
+    "seconds": "time",
+}
 READING = (
     "Intervals are 95 %: Student's t over seeds; for differences of accuracy the held-out prompts count as drawn too. "
     "Arms are compared on the same seeds and prompts. A claim is **shown** when the whole interval lies on its side, "

@@ -11,13 +11,15 @@ from markupsafe import Markup
 
 from npd_ascend.report.numbers import number, percent
 from npd_ascend.study.report import figures
-from npd_ascend.study.report.compare import Verdict, difference, estimate, judge, race, spikes, values
+from npd_ascend.study.report.compare import Verdict, difference, estimate, gain, judge, race, spikes, values
 from npd_ascend.study.report.paper import GROUPS, TARGET_SPEEDUP, Group
 from npd_ascend.study.report.readings import Readings, planned
 from npd_ascend.study.statistics import Estimate, ratio
 
 _ACCURATE = 0.03
 """Below this best accuracy a task says nothing by accuracy; its measures are divergences."""
+_FEW = 5
+"""Generations of which a table's cell shows each."""
 _COLUMNS = (
     ("kl_ts", "KL(T‖S)"),
     ("kl_ts_no_loops", "without loops"),
@@ -130,7 +132,7 @@ def _section(readings: Readings, name: str, note: str) -> Section:
         out.verdicts += [
             judge(readings, task, name, c)
             for c in group.claims
-            if c.better in arms and c.worse in arms and (usable or c.measure != "accuracy")
+            if c.better in arms and c.worse in arms and (usable or c.measure not in ("accuracy", "gain"))
         ]
         if not usable and any(estimate(readings, task, name, a, "accuracy") for a in arms):
             out.remarks.append(
@@ -177,6 +179,9 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
 
     columns.append(("seeds", seeds))
     if accurate(readings, task, name):
+        own_starts = _own_starts(readings, task, name, arms)
+        if own_starts:
+            columns.append(("start, %", lambda a: with_interval(estimate(readings, task, name, a, "start"), _points)))
         columns.append(("accuracy, %", lambda a: with_interval(estimate(readings, task, name, a, "accuracy"), _points)))
         columns.append(
             (
@@ -188,6 +193,18 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
                 ),
             )
         )
+        if own_starts:
+            columns.append(("gain, points", lambda a: with_interval(gain(readings, task, name, a), _points, sign=True)))
+            columns.append(
+                (
+                    f"gain against {reference}'s",
+                    lambda a: (
+                        ""
+                        if a == reference
+                        else with_interval(difference(readings, task, name, a, reference, "gain"), _points, sign=True)
+                    ),
+                )
+            )
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
             columns.append(
@@ -198,8 +215,14 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
                     ),
                 )
             )
-    if any(_kept(readings, task, name, a) for a in arms):
-        columns.append(("kept", lambda a: ", ".join(percent(x, 0) for x in _kept(readings, task, name, a)) or "–"))
+    if any(_by_generation(readings, task, name, a, "reward", "mean") for a in arms):
+        columns.append(
+            ("reward", lambda a: _ends(_by_generation(readings, task, name, a, "reward", "mean"), lambda x: f"{x:.2f}"))
+        )
+    if any(_by_generation(readings, task, name, a, "zones", "kept") for a in arms):
+        columns.append(
+            ("kept", lambda a: _ends(_by_generation(readings, task, name, a, "zones", "kept"), lambda x: percent(x, 0)))
+        )
     if any(estimate(readings, task, name, a, "seconds") for a in arms):
         columns.append(("seconds", lambda a: with_interval(estimate(readings, task, name, a, "seconds"), _whole)))
     return Table(
@@ -223,14 +246,26 @@ def _start(readings: Readings, task: str, name: str, arms: list[str]) -> str:
     return f"{begin} of {found[0]['n']} held-out prompts{taken}."
 
 
-def _kept(readings: Readings, task: str, name: str, arm: str) -> list[float]:
-    """Keep rate of each generation, means over seeds."""
+def _own_starts(readings: Readings, task: str, name: str, arms: list[str]) -> bool:
+    """Whether the arms begin with different students."""
+    found = [values(readings, task, name, a, "start") for a in arms]
+    return len({of[seed] for of in found for seed in of}) > 1
+
+
+def _by_generation(readings: Readings, task: str, name: str, arm: str, kind: str, key: str) -> list[float]:
+    """A value of each generation, means over seeds."""
     found: dict[int, list[float]] = {}
-    for s in readings.series(task, name, arm, "zones").values():
+    for s in readings.series(task, name, arm, kind).values():
         for r in s.rows:
-            if r.get("kept") is not None:
-                found.setdefault(int(r.get("generation") or 0), []).append(float(r["kept"]))
+            if r.get(key) is not None:
+                found.setdefault(int(r.get("generation") or 0), []).append(float(r[key]))
     return [float(np.mean(v)) for _, v in sorted(found.items())]
+
+
+def _ends(of: list[float], write: Callable[[float], str]) -> str:
+    """Values of a few generations, of many the first and the last."""
+    shown = [write(x) for x in of]
+    return f"{shown[0]} … {shown[-1]}" if len(shown) > _FEW else ", ".join(shown) or "–"
 
 
 def _speed(readings: Readings, task: str, name: str, arms: list[str], reference: str) -> list[Table]:
@@ -394,7 +429,7 @@ def gain_text(v: Verdict) -> str:
     measure = v.claim.measure
     if measure == "seconds":
         return f"{_factor(v.gain)} faster"
-    if measure == "accuracy":
+    if measure in ("accuracy", "gain"):
         return f"{with_interval(v.gain, _points, sign=True)} points"
     if measure == "exaccerr":
         return f"{with_interval(v.gain, _whole, sign=True)} % less"

@@ -12,7 +12,7 @@ import pytest
 from npd_ascend.errors import UserError
 from npd_ascend.store.metrics import MetricsWriter
 from npd_ascend.study.report import build
-from npd_ascend.study.report.compare import difference, judge, race, spikes
+from npd_ascend.study.report.compare import difference, gain, judge, race, spikes
 from npd_ascend.study.report.paper import Claim
 from npd_ascend.study.report.readings import Readings, hits
 from npd_ascend.study.report.sections import absent, headline, sections
@@ -209,3 +209,35 @@ def test_where_arms_start_from_different_students_it_is_said(make_study, tmp_pat
     }
     assert f"They start at {100 * min(starts):.1f} to {100 * max(starts):.1f} % of 200" in text
     assert "; 60 optimiser steps." in text
+
+
+def test_gains_of_arms_with_starts_of_their_own(tmp_path):
+    """A gain counts seeds and prompts in pairs, end against start; the report shows both beside the paper's."""
+    rng = np.random.default_rng(0)
+    writer = MetricsWriter(tmp_path / "results.jsonl")
+    levels = {"from_sft": (0.3, 0.4), "from_npd": (0.4, 0.8)}
+    for arm, ends in levels.items():
+        for seed in (0, 1, 2):
+            draws = rng.random(400)
+            where = {"task": "reward", "group": "grpo", "arm": arm, "seed": seed}
+            for step, level in zip((0, 50), ends, strict=True):
+                right = draws < level
+                writer.log(
+                    "eval",
+                    **where,
+                    step=step,
+                    n=400,
+                    accuracy=float(right.mean()),
+                    hits="".join("01"[int(r)] for r in right),
+                )
+            for generation in range(7):
+                writer.log("reward", **where, step=0, generation=generation, mean=0.3 + generation / 20)
+    readings = Readings.read(tmp_path)
+    rows = [s.rows for s in readings.series("reward", "grpo", "from_npd", "eval").values()]
+    want = paired(*([r[i]["accuracy"] for r in rows] for i in (-1, 0)), *([hits(r[i]) for r in rows] for i in (-1, 0)))
+    assert gain(readings, "reward", "grpo", "from_npd") == want and 0.3 < want.low < 0.4 < want.high < 0.5
+    assert judge(readings, "reward", "grpo", Claim("from_npd", "from_sft", "", "gain")).outcome == "shown"
+    text = (build(tmp_path).parent / "summary.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| from_npd")]
+    assert "| 64.37 → 68.73 | 3 |" in row and f"| +{100 * want.mean:.1f} ± {100 * want.half:.1f} |" in row
+    assert "| 0.30 … 0.60 |" in row and "gain: from_npd > from_sft" in text
