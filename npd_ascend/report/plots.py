@@ -69,7 +69,7 @@ def loss(run: Run) -> Markup | None:
     parts = [
         (name, key, colours[i % len(colours)])
         for i, (key, name) in enumerate(names.items())
-        if len(series(run.train, key)[0])
+        if np.any(series(run.train, key)[1])  # 0 throughout: no part of this loss
     ]
     if not parts:
         return None

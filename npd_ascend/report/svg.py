@@ -42,6 +42,8 @@ does not, so it is drawn twice (``adaptive``)."""
 _MAX_POINTS = 400
 _LETTER_POINTS = 5.0
 """Width of a letter of a mark's label, with what margins take of a figure."""
+_BELOW = 0.84
+"""Of a plot's height: what lies below the labels of marks."""
 _number_of_plot = itertools.count()
 _lock = threading.Lock()
 
@@ -132,7 +134,8 @@ def line(ax: Axes, x: Array, y: Array, colour: str, label: str | None = None) ->
 
 
 def mark(ax: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
-    """Dashed verticals, labelled at the top where the label before leaves room; draw the curves first.
+    """Dashed verticals, labelled at the top where the label before leaves room; others end below it. Draw the curves
+    first.
 
     Args:
         ax: the plot.
@@ -144,8 +147,9 @@ def mark(ax: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
     letter = _LETTER_POINTS * (high - low) / (72 * figure.get_figwidth())
     free = low
     for x, label in zip(at, labels, strict=True):
-        ax.axvline(x, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
-        if x < free:
+        fits = x >= free
+        ax.axvline(x, ymax=1 if fits else _BELOW, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
+        if not fits:
             continue
         free = x + (len(label) + 2) * letter
         ax.annotate(
