@@ -5,12 +5,13 @@ cuts the 2,048 answers of a generation into ``--steps`` batches and pads them; t
 out and takes as many steps as fill. TRL's answers come from transformers' ``generate``, its default, all of a
 generation in one batch.
 
-    npd run configs/mini_grpo.yaml --set run.dir=runs/grpo_speed --set 'evaluate.prompts=[]'
+    npd run configs/mini_grpo.yaml --set run.dir=runs/grpo_speed
     python benchmarks/grpo_vs_trl.py npd runs/grpo_speed
     /path/to/trl/bin/python benchmarks/grpo_vs_trl.py trl           # see benchmarks/trl_on_policy.py
 
-Each prints one JSON line. ``start`` is loading and compiling; ``rest`` of the project is the executor's: all that
-passes outside of stages, and in stages outside of the work on data.
+Each prints one JSON line of seconds. ``start``, loading and compiling, and evaluation are no part of ``total``;
+``rest`` of the project passes outside of stages. The executor's share is that, and what passes in stages without a
+device outside of their work.
 """
 
 from __future__ import annotations
@@ -27,39 +28,35 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_PARTS = {"rollout": "rollout", "reward": "reward", "train": "train"}
+_PARTS = {name: name for name in ("rollout", "reward", "train", "evaluate")}
 
 
 def of_run(run: Path) -> dict[str, Any]:
-    """Seconds of a finished run by part, from its metrics."""
+    """Seconds of a finished run by part, from its metrics; of one without ``sync.lead``."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    stages = [r for r in rows if r["kind"] == "stage"]
+    stages, steps = ([r for r in rows if r["kind"] == kind] for kind in ("stage", "train"))
     wall = max(r["time"] for r in stages) - min(r["time"] - r["seconds"] for r in stages)
-    start = sum(r.get(key, 0.0) for r in stages for key in ("start", "compile"))
+    rest = wall - sum(r["seconds"] for r in stages)
     parts: Counter[str] = Counter()
+    handing = 0.0
     for r in stages:
-        # Weights into the engine, and what training does between two steps (snapshot, lag), belong to the stage.
-        own = r["seconds"] - r.get("start", 0.0) - r.get("compile", 0.0)
-        parts[_PARTS.get(r["stage"], "data")] += own
-    outside = wall - sum(r["seconds"] for r in stages)
-    small = sum(
-        r["seconds"] - r["busy"] - r.get("start", 0.0) - r.get("compile", 0.0) - r.get("load", 0.0)
-        for r in stages
-        if r["stage"] in ("draw", "reward", "select", "pack", "rollout")
-    )
-    steps = [r for r in rows if r["kind"] == "train"]
+        once = r.get("start", 0.0) + r.get("compile", 0.0)
+        parts["start"] += once
+        parts[_PARTS.get(r["stage"], "data")] += r["seconds"] - once
+        if r["stage"] in ("draw", "rollout", "reward", "select", "pack"):
+            handing += r["seconds"] - once - r["busy"] - r.get("load", 0.0)
+    total = wall - parts["start"] - parts["evaluate"]
+    answers = [r for r in stages if r["stage"] == "rollout"]
     return {
         "side": "npd",
         **rounded(parts),
-        "rest": round(outside, 2),
-        "handing over in stages": round(small, 2),
-        "start": round(start, 2),
-        "total": round(wall - start, 2),
-        "executor's share": round((outside + small) / (wall - start), 4),
-        "generations": len({r["generation"] for r in steps}),
+        "rest": round(rest, 2),
+        "total": round(total, 2),
+        "executor's share": round((rest + handing) / total, 4),
+        "generations": len(answers),
         "steps": len(steps),
-        "answers": sum(r["samples"] for r in stages if r["stage"] == "rollout"),
-        "answer_tokens": sum(r["tokens"] for r in stages if r["stage"] == "rollout"),
+        "answers": sum(r["samples"] for r in answers),
+        "answer_tokens": sum(r["tokens"] for r in answers),
     }
 
 
