@@ -55,7 +55,7 @@ GRPO: dict[str, Any] = {
     "train": {"loss": {"terms": {"ppo_clip:0.2:0.28": 1}}},
 }
 """What the recipe grpo has otherwise."""
-_WORKER = re.compile(r"npd_ascend[./]workers[./]process(?:\.py)? worker (\w+)-\d")  # alone, or a rank
+_WORKER = re.compile(r"npd_ascend[./]workers[./](?:process|rank)(?:\.py)? worker (\w+)-\d")  # alone, or a rank
 _ORPHAN_S = 20.0
 _WAITS_S = (3.0, 10.0, 30.0)
 _MANY = 30
@@ -158,22 +158,19 @@ class Command:
         self._env = dict(os.environ)
         if two:
             ports = {"MASTER_PORT": str(free_port()), "NPD_RAY_PORT": str(free_port())}
-            self._env |= {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", **ports}
+            self._env |= {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.2", "NODE_ADDR": "127.0.0.2", **ports}
         self._process = self._start("run", self.log)
         self.pid = self._process.pid
         self.started = time.monotonic()
         self._other: subprocess.Popen[bytes] | None = None
         if two:
-            while "waiting for the others" not in self.output and self.wait(0.2) is None:
-                pass  # Ray connects a driver to the last of several nodes on one machine, which must not be the second
             self.lend()
 
     def lend(self) -> None:
         """Starts the second node."""
         python = shim(self._config.parent / "second")
-        self._other = self._start(
-            "join", self.log.with_suffix(".node1.out"), NODE_RANK="1", NPD_MINDSPORE_PYTHON=python
-        )
+        env = {"NODE_RANK": "1", "NODE_ADDR": "127.0.0.3", "NPD_MINDSPORE_PYTHON": python}
+        self._other = self._start("join", self.log.with_suffix(".node1.out"), **env)
 
     def lose(self) -> None:
         """Kills the second node with all that runs there, and starts it again."""
@@ -231,6 +228,13 @@ def _table() -> Iterator[tuple[int, int, str]]:
         except OSError:
             continue
         yield int(folder.name), int(stat.rpartition(")")[2].split()[1]), command
+
+
+def _holds(pid: int, root: Path) -> bool:
+    """Whether a process has a file below a folder open, as every worker has its log."""
+    with suppress(OSError):
+        return any(os.readlink(f).startswith(f"{root}/") for f in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 # ---- kills
@@ -304,7 +308,7 @@ def disturb(
             hit[-1].ended = {0: "went on", 2: "exit 2"}.get(code, "killed")
             hit[-1].line = output.strip().splitlines()[-1] if code == 2 else ""
         deadline = time.monotonic() + _ORPHAN_S
-        while left := [c for p, _, c in _table() if str(run.root) in c]:
+        while left := [c for p, _, c in _table() if str(run.root) in c or _holds(p, run.root)]:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{config}: orphans are left: {left}")
             time.sleep(0.1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from npd_ascend.config.job import Device, Job, Target
+from npd_ascend.config.job import Device, SharedJob, Target
 from npd_ascend.config.marks import CHECKPOINT, OUTPUT, SPEED, Holds
 from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.workers.shares import Shares
 
 
-class AnnotateJob(Job):
+class AnnotateJob(SharedJob):
     """``prompts`` + ``rollouts`` -> stored quantities of one model by packed prefill.
 
     What is None is not asked for, and costs nothing. Its fingerprint is made of those of its targets.
@@ -45,7 +45,7 @@ class AnnotateJob(Job):
     def outputs(self) -> dict[str, Dataset]:
         """What is asked for, as datasets."""
         return {
-            what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint)
+            what: Dataset(t.folder, "topk" if what == "topk" else "scores", t.fingerprint, self.own)
             for what, t in self.targets.items()
         }
 
@@ -59,6 +59,7 @@ class AnnotateJob(Job):
         return Shares(
             f"annotate {self.role}",
             [r["rows"] for r in rollouts.manifest["shards"]],
+            next(iter(out.values())).folder,
             lambda: {i for d in out.values() for i in d.missing(rollouts.shards)},
             lambda: all(d.complete for d in out.values()),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,31 +95,28 @@ def run(job: AnnotateJob, load: Load | None = None) -> None:
     leads = mesh is None or mesh.leads
     rollouts, prompts = Dataset.open(job.rollouts, "rollouts"), Dataset.open(job.prompts, "prompts")
     annotator = _Annotator(job, np.asarray(prompts.extra["header_ids"], np.int32), load, mesh)
-    with ExitStack() as stack:
-        claims = stack.enter_context(Claims(next(iter(out.values())).folder)) if leads else None
-        for index, wanted in _todo(out, rollouts.shards, claims, mesh):
-            table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs", "masked"])
-            questions = prompts.read(index, ["prompt_index", "prompt_ids"])
-            made = annotator.shard(table, questions, wanted, _Report(index, len(table), leads))
-            if claims is not None:
-                _write(out, index, made, annotator.form)
-                claims.release(index)
+    missing = {i for d in out.values() for i in d.missing(rollouts.shards)}
+    claims = Claims(job.own, missing) if leads else None
+    for index, wanted in _todo(out, claims, mesh):
+        table = rollouts.read(index, ["sample_id", "prompt_index", "response_ids", "logprobs", "masked"])
+        questions = prompts.read(index, ["prompt_index", "prompt_ids"])
+        made = annotator.shard(table, questions, wanted, _Report(index, len(table), leads))
         if claims is not None:
-            with claims.finishing():
-                _finish(job, out, rollouts.shards)
+            _write(out, index, made, annotator.form)
+            claims.release(index)
+    if claims is not None:
+        _finish(job, out, rollouts.shards)
     if mesh is not None:
         mesh.wait()  # nobody leaves before the last shard is written
 
 
-def _todo(
-    out: dict[str, Dataset], shards: int, claims: Claims | None, mesh: DeviceMesh | None
-) -> Iterator[tuple[int, set[str]]]:
+def _todo(out: dict[str, Dataset], claims: Claims | None, mesh: DeviceMesh | None) -> Iterator[tuple[int, set[str]]]:
     """Number of each shard that is this worker's, and what is missing of it.
 
     Of a group the first process claims and looks for all: others may see a file that has appeared in the meantime.
     """
     names = list(out)
-    taken = _claimed(out, shards, claims) if claims is not None else iter(())
+    taken = _claimed(out, claims) if claims is not None else iter(())
     while True:
         index, wanted = next(taken, (-1, set()))
         if mesh is not None:
@@ -131,14 +127,13 @@ def _todo(
         yield int(index), wanted
 
 
-def _claimed(out: dict[str, Dataset], shards: int, claims: Claims) -> Iterator[tuple[int, set[str]]]:
-    for index in sorted({i for d in out.values() for i in d.missing(shards)}):
-        if claims.take(index):
-            wanted = {what for what, d in out.items() if d.record(index) is None}
-            if wanted:
-                yield index, wanted
-            else:
-                claims.release(index)  # committed between the look and the claim
+def _claimed(out: dict[str, Dataset], claims: Claims) -> Iterator[tuple[int, set[str]]]:
+    while (index := claims.take()) is not None:
+        wanted = {what for what, d in out.items() if d.record(index) is None}
+        if wanted:
+            yield index, wanted
+        else:
+            claims.release(index)  # of a worker that was lost just after it had made it
 
 
 def _write(out: dict[str, Dataset], index: int, made: dict[str, Any], form: TopKFormat) -> None:

@@ -38,6 +38,13 @@ class Job(Section):
         return frozenset()
 
 
+class SharedJob(Job):
+    """Base of jobs whose shards several workers share; they have a method ``shares`` (``workers/shares.py``)."""
+
+    own: Annotated[Path | None, OUTPUT] = None
+    """Folder of the worker that is given the job (``store/claims.py``); None: it is alone."""
+
+
 class Target(Section):
     """A dataset that a job is to make, beside others with fingerprints of their own."""
 

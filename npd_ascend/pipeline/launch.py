@@ -15,8 +15,9 @@ from npd_ascend.config.stages import STAGES, Side, Stage
 from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.nodes import Nodes, free_port
 from npd_ascend.ops.placement import Placement
-from npd_ascend.workers import process
 from npd_ascend.workers.local import Events, LocalWorker
+from npd_ascend.workers.process import NAMED
+from npd_ascend.workers.rank import SCRIPT
 from npd_ascend.workers.system import child_environment
 
 _HOST = WorkerConfig(keep_alive=True, hang_seconds=1e9, start_seconds=1e9)  # nothing says how long it may be silent
@@ -141,9 +142,9 @@ def command(python: Path, crew: Crew, nodes: Nodes, logs: Path) -> list[str]:
         python: interpreter; msrun is beside it.
         crew: the worker's.
         nodes: which node this is.
-        logs: folder for the logs of msrun's ranks; its name is the worker's.
+        logs: folder for msrun's own logs; its name is the worker's.
     """
-    name = [process.NAMED, logs.name]
+    name = [NAMED, logs.name]
     if crew.ranks == 1:
         return [str(python), "-m", "npd_ascend.workers.process", *name]
     where = [f"--master_port={free_port()}"]
@@ -154,9 +155,10 @@ def command(python: Path, crew: Crew, nodes: Nodes, logs: Path) -> list[str]:
         f"--worker_num={crew.ranks}",
         f"--local_worker_num={crew.ranks // (nodes.count if crew.spread else 1)}",
         "--join=True",
+        "--tail_worker_log=-2",  # no rank's: see workers/rank.py
         *where,
         f"--log_dir={logs}",
-        process.__file__,
+        SCRIPT,
         *name,
     ]
 

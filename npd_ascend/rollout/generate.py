@@ -33,7 +33,8 @@ def generate(job: RolloutJob, engine: Engine, report: Callable[..., None]) -> No
         CorruptShard: a prompts shard is damaged.
     """
     # The disk is waited for in a thread: an engine of a small model would lose a tenth of its time to it.
-    with Board(job) as board, ThreadPoolExecutor(1, thread_name_prefix="journal") as writer:
+    board = Board(job)
+    with ThreadPoolExecutor(1, thread_name_prefix="journal") as writer:
         run = _Run(job, engine, board, report, writer)
         run.fill()
         while run.flying:

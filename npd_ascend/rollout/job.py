@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from npd_ascend.config.job import Device, Job
+from npd_ascend.config.job import Device, Job, SharedJob
 from npd_ascend.config.marks import CHECKPOINT, Holds
 from npd_ascend.config.schema import RolloutConfig
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.workers.shares import Shares
 
 
-class RolloutJob(Job):
+class RolloutJob(SharedJob):
     """``prompts`` -> ``rollouts`` under one frozen snapshot."""
 
     out: Path
@@ -37,7 +37,9 @@ class RolloutJob(Job):
         source, made = Dataset.open(self.prompts, "prompts"), Dataset(self.out, "rollouts", self.fingerprint)
         longest = self.settings.max_new_tokens if self.settings.source != "reference" else None
         rows = [r["rows"] * self.settings.paths for r in source.manifest["shards"]]
-        return Shares("rollout", rows, lambda: set(made.missing(source.shards)), lambda: made.complete, longest)
+        return Shares(
+            "rollout", rows, self.out, lambda: set(made.missing(source.shards)), lambda: made.complete, longest
+        )
 
     @property
     def unread(self) -> frozenset[str]:

@@ -97,9 +97,9 @@ class Asking(Work):
         self._low = job.settings.max_num_seqs
         self._block = max(1, min(4 * self._low, -(-len(questions) // workers)))
 
-    def left(self) -> set[int]:
-        """Numbers of the questions that no worker has."""
-        return set(self._waiting)
+    def left(self) -> bool:
+        """Whether there are questions that no worker has."""
+        return bool(self._waiting)
 
     def command(self, index: int) -> dict[str, Any] | None:
         """The next block, for a worker that has nothing to do; None: none is left."""

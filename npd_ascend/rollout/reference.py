@@ -22,24 +22,24 @@ def answer_from_references(job: RolloutJob, report: Callable[..., None]) -> None
     Raises:
         UserError: a prompt has no reference answer, or labels of another length.
     """
-    with Board(job) as board:
-        while (taken := board.take()) is not None:
-            index, prompts = taken
-            answers = [
-                _answer(job, *row)
-                for row in zip(
-                    prompts["prompt_index"].to_pylist(),
-                    prompts["reference_ids"].to_pylist(),
-                    prompts["label_ids"].to_pylist(),
-                    strict=True,
-                )
-            ]
-            masked = prompts["reference_masked"] if "reference_masked" in prompts.column_names else None
-            table = table_of(job, prompts, answers, prompts["label_ids"], masked)
-            commit_table(job, board.dataset, index, table, seconds=0.0)
-            board.release(index)
-            report(samples=len(answers), tokens=sum(len(a.ids) for a in answers), have={index: len(answers)})
-        board.finish()
+    board = Board(job)
+    while (taken := board.take()) is not None:
+        index, prompts = taken
+        answers = [
+            _answer(job, *row)
+            for row in zip(
+                prompts["prompt_index"].to_pylist(),
+                prompts["reference_ids"].to_pylist(),
+                prompts["label_ids"].to_pylist(),
+                strict=True,
+            )
+        ]
+        masked = prompts["reference_masked"] if "reference_masked" in prompts.column_names else None
+        table = table_of(job, prompts, answers, prompts["label_ids"], masked)
+        commit_table(job, board.dataset, index, table, seconds=0.0)
+        board.release(index)
+        report(samples=len(answers), tokens=sum(len(a.ids) for a in answers), have={index: len(answers)})
+    board.finish()
 
 
 def _answer(job: RolloutJob, index: int, ids: list[int] | None, labels: list[int] | None) -> Answer:

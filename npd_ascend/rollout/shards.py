@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 
 from npd_ascend.rollout.job import RolloutJob
 from npd_ascend.rollout.requests import Answer, Request, requests_of, table_of
-from npd_ascend.store.atomic import sweep
 from npd_ascend.store.claims import Claims
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.journal import Journal
@@ -91,7 +90,7 @@ def commit_table(job: RolloutJob, dataset: Dataset, index: int, table: pa.Table,
 
 
 class Board:
-    """What is left of a job, as seen by one worker. A context manager: on leaving, its claims are given back.
+    """What is left of a job, as seen by one worker.
 
     Args:
         job: the job.
@@ -99,7 +98,7 @@ class Board:
     Attributes:
         dataset: the rollouts.
         shards: how many there are to be.
-        open: whether any of them was missing at the start.
+        open: whether there was any to take at the start.
 
     Raises:
         UserError: the prompts are not there.
@@ -108,11 +107,10 @@ class Board:
     def __init__(self, job: RolloutJob):
         self.job = job
         self.source = Dataset.open(job.prompts, "prompts")
-        self.dataset = Dataset(job.out, "rollouts", job.fingerprint)
+        self.dataset = Dataset(job.out, "rollouts", job.fingerprint, job.own)
         self.shards = self.source.shards
-        self._left = self.dataset.missing(self.shards)
-        self.open = bool(self._left)
-        self._claims = Claims(self.dataset.folder)
+        self._claims = Claims(job.own, self.dataset.missing(self.shards))
+        self.open = self._claims.any
 
     def take(self) -> tuple[int, pa.Table] | None:
         """Claims the next shard that no other worker holds: its number and its prompts; None when there is none.
@@ -120,42 +118,29 @@ class Board:
         Raises:
             CorruptShard: the prompts shard is damaged.
         """
-        for index in list(self._left):
-            if self.dataset.record(index) is not None:
-                self._left.remove(index)
-            elif self._claims.take(index):
-                self._left.remove(index)
-                if self.dataset.record(index) is None:  # else committed between the look and the claim
-                    return index, self.source.read(index)
-                self._claims.release(index)
+        while (index := self._claims.take()) is not None:
+            if self.dataset.record(index) is None:
+                return index, self.source.read(index)
+            self._claims.release(index)  # of a worker that was lost just after it had made it
         return None
 
     def release(self, index: int) -> None:
-        """Gives a committed shard back."""
+        """Says that a shard is committed."""
         self._claims.release(index)
 
     def finish(self) -> bool:
-        """Ends this worker's part; whoever finds all shards committed writes the manifest.
+        """Ends this worker's part; whoever finds all shards committed writes the manifest, which is always the same.
 
         Returns:
             Whether the dataset is complete.
         """
-        with self._claims.finishing():
-            return self.dataset.complete or self._finish()
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._claims.close()
-
-    def _finish(self) -> bool:
+        if self.dataset.complete:
+            return True
         records = [r for r in map(self.dataset.record, range(self.shards)) if r]
         if len(records) < self.shards:
             return False
         for left in self.dataset.folder.glob("shard-*.journal"):
             left.unlink(missing_ok=True)
-        sweep(self.dataset.folder)  # every shard is committed: no writer is at work
         total = {
             key: sum(r["meta"][key] for r in records) for key in ("tokens", "truncated", "greedy", "sampled", "seconds")
         }

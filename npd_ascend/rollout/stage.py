@@ -145,10 +145,10 @@ def work(
 
 
 def _work(job: RolloutJob, engine: Engine | None, report: Callable[..., None], loaded: Loaded) -> Engine | None:
-    with Board(job) as board:
-        if not board.open:
-            board.finish()
-            return engine
+    board = Board(job)
+    if not board.open:
+        board.finish()
+        return engine
     if job.settings.source == "reference":
         answer_from_references(job, report)
         return engine

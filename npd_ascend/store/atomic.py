@@ -16,15 +16,17 @@ _SEAL = "seal"
 
 
 @contextmanager
-def atomic_file(path: Path, *, sync_data: bool = True, sync_name: bool = True) -> Iterator[IO[bytes]]:
-    """Opens a binary file beside ``path`` and puts it in place once it is written and on disk.
+def atomic_file(
+    path: Path, *, sync_data: bool = True, sync_name: bool = True, drafts: Path | None = None
+) -> Iterator[IO[bytes]]:
+    """Opens a binary file in ``drafts``, or beside ``path``, and puts it in place once it is written and on disk.
 
     On an exception the partial file is removed and ``path`` is what it was. Without ``sync_name`` its name is durable
     only after the next ``sync_folder``, without ``sync_data`` its content only when the system gets round to it (a
     killed process loses neither).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f"{_TMP}{os.getpid()}-{path.name}")
+    tmp = (drafts or path.parent) / f"{_TMP}{os.getpid()}-{path.name}"
     try:
         with open(tmp, "wb") as f:
             yield f
@@ -39,15 +41,16 @@ def atomic_file(path: Path, *, sync_data: bool = True, sync_name: bool = True) -
         raise
 
 
-def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, *, sync: bool = True, drafts: Path | None = None) -> None:
     """Atomic ``Path.write_bytes``; without ``sync``, durable only when the system gets round to it."""
-    with atomic_file(path, sync_data=sync, sync_name=sync) as f:
+    with atomic_file(path, sync_data=sync, sync_name=sync, drafts=drafts) as f:
         f.write(data)
 
 
-def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+def write_json(path: Path, value: Any, *, sync: bool = True, drafts: Path | None = None) -> None:
     """Atomic, indented, with a newline at the end; NaN is refused rather than written as invalid JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(), sync=sync)
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(), sync=sync, drafts=drafts)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -59,10 +62,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def write_sealed(path: Path, value: dict[str, Any], *, sync: bool = True) -> None:
+def write_sealed(path: Path, value: dict[str, Any], *, sync: bool = True, drafts: Path | None = None) -> None:
     """``write_json`` with a hash of the content inside, for files whose every figure is relied upon."""
     value = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are text
-    write_json(path, {**value, _SEAL: _seal(value)}, sync=sync)
+    write_json(path, {**value, _SEAL: _seal(value)}, sync=sync, drafts=drafts)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:

@@ -40,10 +40,11 @@ class Dataset:
         kind: ``prompts``, ``rollouts``, ``scores``, ``rewards``, ``selection``, ``packs`` (Parquet) or ``topk``
             (binary).
         fingerprint: identity of all inputs (see ``identity.fingerprint``); shards with another one do not count.
+        drafts: folder of files in the making; None: they are beside their place.
     """
 
-    def __init__(self, folder: Path, kind: str, fingerprint: str):
-        self.folder, self.kind, self.fingerprint = Path(folder), kind, fingerprint
+    def __init__(self, folder: Path, kind: str, fingerprint: str, drafts: Path | None = None):
+        self.folder, self.kind, self.fingerprint, self.drafts = Path(folder), kind, fingerprint, drafts
         self.suffix = ".topk" if kind == "topk" else ".parquet"
         self._manifest: dict[str, Any] | None = None
 
@@ -174,7 +175,7 @@ class Dataset:
         # Data are on disk before their record is written. The record's rename makes both names durable; a record
         # without its data, or a torn one, does not count.
         self._manifest = None  # which, if there was one, spoke of other bytes
-        with atomic_file(self.path(index), sync_name=False) as f:
+        with atomic_file(self.path(index), sync_name=False, drafts=self.drafts) as f:
             hashed = _Hashing(f)
             fill(hashed)  # type: ignore[arg-type]
         write_sealed(
@@ -191,6 +192,7 @@ class Dataset:
                 "meta": meta,
             },
             sync=sync,
+            drafts=self.drafts,
         )
 
     def finish(self, shards: int, **extra: Any) -> None:
@@ -210,7 +212,7 @@ class Dataset:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         sync_folder(self.folder)  # what the manifest speaks of is durable before it
-        write_sealed(self.folder / MANIFEST, manifest)
+        write_sealed(self.folder / MANIFEST, manifest, drafts=self.drafts)
         self._manifest = manifest
 
     def discard(self, index: int) -> None:

@@ -23,6 +23,7 @@ from npd_ascend.errors import UserError
 from npd_ascend.progress import STARTED
 from npd_ascend.workers.failures import last_error
 from npd_ascend.workers.process import SOCKET
+from npd_ascend.workers.rank import LOG
 from npd_ascend.workers.system import descendants, die_with_parent, dump_stacks, tie
 
 Events = queue.Queue[tuple["Worker", dict[str, Any]]]
@@ -90,7 +91,7 @@ class LocalWorker:
         self._events = events
         self._pids: list[int] = []
         self._kills = out_of_memory.kernel_kills()
-        self._line: _Pipe | _Socket = _Socket() if group else _Pipe()
+        self._line: _Pipe | _Socket = _Socket(log) if group else _Pipe()
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as out:
             self._since = out.tell()
@@ -209,12 +210,12 @@ class _Pipe:
 class _Socket:
     """The line to a group: each rank connects to a socket that its owner alone can reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="npd-"))
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(self._folder / "line"))
         self._server.listen()
-        self.env = {SOCKET: str(self._folder / "line")}
+        self.env = {SOCKET: str(self._folder / "line"), LOG: str(log.absolute())}
         self._ranks: list[socket.socket] = []
         self._sent = b""  # for ranks that come later
         self._lock = threading.Lock()

@@ -233,12 +233,8 @@ def _tell(what: object, code: int) -> int:
 
 
 if __name__ == "__main__":
-    folder = str(Path(__file__).parent)
-    sys.path[:] = [p for p in sys.path if p != folder]  # msrun starts this file by its path
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if "MS_ROLE" in os.environ:
-        sys.exit(code)  # the scheduler of msrun has to learn that a rank leaves
     # Engines leave threads behind whose clean-up may hang or crash; everything of ours is on disk by now.
     os._exit(code)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from npd_ascend import out_of_memory, progress
@@ -17,6 +17,7 @@ from npd_ascend.config.job import Job
 from npd_ascend.config.schema import WorkerConfig
 from npd_ascend.errors import CorruptShard, CorruptSnapshot, UserError
 from npd_ascend.progress import Meter, message
+from npd_ascend.store.claims import Tickets
 from npd_ascend.workers import failures
 from npd_ascend.workers.failures import PoolClosed
 from npd_ascend.workers.local import Events, LocalWorker, Worker
@@ -24,7 +25,7 @@ from npd_ascend.workers.shares import Shares, Tally
 
 _TICK_S = 0.2
 _EXIT_S = 5.0
-_AGAIN_S = 5.0
+_LATE_S = 2.0
 
 
 @dataclass
@@ -44,17 +45,38 @@ class Work:
     section: str
     settings: WorkerConfig
     shares: Shares | None = None
+    _tickets: Tickets | None = field(default=None, init=False)
+    _lost: bool = field(default=False, init=False)
 
-    def left(self) -> set[int]:
-        """Numbers of what is left that no worker may have."""
-        return self.shares.missing() if self.shares is not None else set()
+    def open(self) -> int:
+        """Lays out what workers are to share; returns for how many of them there is something."""
+        if self.shares is None:
+            return 1
+        self._tickets = Tickets(self.shares.folder, self.shares.missing)
+        return max(1, len(self._tickets.free))
+
+    def close(self) -> None:
+        """Nothing that a worker does from now on counts."""
+        if self._tickets is not None:
+            self._tickets.close()
+
+    def left(self) -> bool:
+        """Whether there is something that no worker has: a shard, or what completes the dataset after the last one."""
+        if self.shares is None or self._tickets is None:
+            return False
+        return bool(self._tickets.free or (self._lost and not self._tickets.workers and not self.shares.complete()))
 
     def command(self, index: int) -> dict[str, Any] | None:
         """What a worker is to do that has nothing to do; None: nothing is left for it."""
-        return command(self.module, self.job)
+        if self._tickets is None:
+            return command(self.module, self.job)
+        self._lost = False
+        return command(self.module, self.job.model_copy(update={"own": self._tickets.admit(index)}))
 
     def hear(self, index: int, event: dict[str, Any]) -> bool:
         """Takes what a worker has done; returns whether it is still at it."""
+        if event["event"] == "done" and self._tickets is not None:
+            self._tickets.expel(index)
         return bool(event["event"] != "done")
 
     def more(self, index: int) -> dict[str, Any] | None:
@@ -62,7 +84,10 @@ class Work:
         return None
 
     def lose(self, index: int) -> None:
-        """A worker is gone."""
+        """A worker is gone: what it had waits again."""
+        self._lost = True
+        if self._tickets is not None:
+            self._tickets.expel(index)
 
 
 def command(module: str, job: Job) -> dict[str, Any]:
@@ -115,13 +140,15 @@ class Session:
         if work.shares is not None:
             if work.shares.complete():
                 return []
-            wanted = max(1, min(self.size, len(work.shares.missing())))
             tally = Tally(work.shares, self._meter)
+            wanted = min(self.size, work.open())
         try:
             results = _Doing(self, work, tally).run(wanted)
         except BaseException:
             self._kill()
             raise
+        finally:
+            work.close()
         if tally is not None:
             tally.close(complete=True)
         return results
@@ -189,9 +216,7 @@ class _Doing:
         self.session, self.work, self.tally = session, work, tally
         self._settings = work.settings
         self._results: list[Any] = []
-        self._failures, self._before = 0, ""
-        self._orphans, self._left = False, set[int]()
-        self._since = self._next = 0.0
+        self._failures, self._before, self._looked = 0, "", time.monotonic()
         self._acts: dict[str, Callable[[Worker, dict[str, Any]], None]] = {
             "ready": lambda worker, event: None,
             "compiling": self._unsettled,
@@ -209,7 +234,7 @@ class _Doing:
         session = self.session
         for i in range(wanted):
             self._give(i)
-        while self._busy():
+        while any(w.busy for w in session._workers.values()):
             self._kill_hanging()
             try:
                 worker, event = session._events.get(timeout=_TICK_S)
@@ -224,41 +249,34 @@ class _Doing:
             raise PoolClosed(f"the {session.name} workers were closed")
         return self._results
 
-    def _busy(self) -> bool:
-        """Whether anything is to be waited for. Shards that a worker left which had no successor go to the others, also
-        those that it holds on to for a while, on a node that is out of reach but not dead."""
-        workers = list(self.session._workers.values())
-        if any(w.busy for w in workers):
-            return True
-        left = self.work.left() if self._orphans else set()
-        now = time.monotonic()
-        if left != self._left:
-            self._left, self._since = left, now
-        if not left or not workers or now - self._since > self._settings.hang_seconds:
-            return False
-        if now >= self._next:
-            self._next = now + _AGAIN_S
-            for worker in workers:
-                self._give(worker.index)
-        return True
-
     def _give(self, index: int, restart: bool = False) -> None:
         """Sets a worker to work, if anything is left for it."""
         if (told := self.work.command(index)) is not None:
             self.session._assign(index, told, restart)
 
+    def _share(self) -> None:
+        """Gives what a worker has left to those that have nothing to do."""
+        idle = [w.index for w in self.session._workers.values() if not w.busy]
+        for index in idle:
+            if self.work.left():
+                self._give(index)
+
     def _again(self, worker: Worker) -> None:
-        """Another process takes the place of a worker."""
+        """Another process takes the place of a worker; meanwhile others may do what it had."""
         worker.busy = False
         self.work.lose(worker.index)
         self._give(worker.index, restart=True)
+        self._share()
 
     def _kill_hanging(self) -> None:
-        s = self._settings
+        s, now = self._settings, time.monotonic()
+        late, self._looked = now - self._looked, now
         for worker in list(self.session._workers.values()):
+            if late > _LATE_S:  # this process was stopped or held up, and could hear nobody
+                worker.heard += late
             # Loading, compiling and the first steps of an engine take their time and give no sign.
             limit = s.hang_seconds if worker.settled else max(s.hang_seconds, s.start_seconds)
-            if worker.busy and not worker.why and time.monotonic() - worker.heard > limit:
+            if worker.busy and not worker.why and now - worker.heard > limit:
                 setting = "hang_seconds" if limit == s.hang_seconds else "start_seconds"
                 worker.why = f"showed no progress for {limit:g} s ({self.work.section}.{setting})"
                 worker.dump()
@@ -289,6 +307,8 @@ class _Doing:
         if (told := self.work.more(worker.index)) is not None:
             worker.busy = True
             worker.send(told)
+        if not worker.busy:
+            self._share()
 
     def _error(self, worker: Worker, event: dict[str, Any]) -> None:
         if event["kind"] == "corrupt" and event["index"] < 0:
@@ -302,10 +322,10 @@ class _Doing:
     def _unplaced(self, worker: Worker, event: dict[str, Any]) -> None:
         del self.session._workers[worker.index]
         self.work.lose(worker.index)
-        self._orphans = True
         if not self.session._workers:
             raise UserError(f"{event['text']}; nowhere to run {self.session.name}")
         message(f"{self._who(worker)}: {event['text']}; the others go on", level="warning")
+        self._share()
 
     def _died(self, worker: Worker, event: dict[str, Any]) -> None:
         if not worker.busy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from npd_ascend.progress import Meter
@@ -16,6 +17,7 @@ class Shares:
     Attributes:
         name: under which progress is shown.
         rows: samples of each shard.
+        folder: where it is noted who makes which.
         missing: numbers of the shards that are not made.
         complete: whether the job has been done, to its last file.
         longest: tokens that a sample may come to, where only their number says how much work it is; None: samples say
@@ -24,6 +26,7 @@ class Shares:
 
     name: str
     rows: Sequence[int]
+    folder: Path
     missing: Callable[[], set[int]]
     complete: Callable[[], bool]
     longest: int | None = None

@@ -42,14 +42,15 @@ def weights(run: RunDir) -> dict[str, bytes]:
 
 
 def processes_of(root: Path) -> list[str]:
-    """Command lines of live processes that mention the run directory."""
+    """Command lines of live processes that name the run directory or have a file there open, as workers their log."""
     found = []
-    for p in Path("/proc").glob("[0-9]*/cmdline"):
+    for p in Path("/proc").glob("[0-9]*"):
         try:
-            text = p.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            text = (p / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            files = [os.readlink(f) for f in (p / "fd").iterdir()]
         except OSError:
             continue
-        if str(root) in text and int(p.parent.name) != os.getpid():
+        if int(p.name) != os.getpid() and (str(root) in text or any(f.startswith(f"{root}/") for f in files)):
             found.append(text)
     return found
 

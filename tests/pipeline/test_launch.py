@@ -96,11 +96,12 @@ def test_training_spreads_over_all_nodes():
     job = train(4)
     assert not crew(job).spread and crew(job, TWO[0]).spread
     alone = argv(job, Nodes())
-    assert alone[:4] == ["/env/bin/msrun", "--worker_num=4", "--local_worker_num=4", "--join=True"]
+    assert alone[:5] == [
+        "/env/bin/msrun", "--worker_num=4", "--local_worker_num=4", "--join=True", "--tail_worker_log=-2"]  # fmt: skip
     assert not any("master_addr" in a or "node_rank" in a for a in alone)
     assert argv(job, TWO[1])[1:] == [
-        "--worker_num=4", "--local_worker_num=2", "--join=True", "--master_port=9000", "--master_addr=10.0.0.1",
-        "--node_rank=1", "--log_dir=logs", *alone[-3:]]  # fmt: skip
+        "--worker_num=4", "--local_worker_num=2", "--join=True", "--tail_worker_log=-2", "--master_port=9000",
+        "--master_addr=10.0.0.1", "--node_rank=1", "--log_dir=logs", *alone[-3:]]  # fmt: skip
     assert environment(job, NPUS, TWO[1]) == {"ASCEND_RT_VISIBLE_DEVICES": "2,3"}
     assert argv(train(1), TWO[0])[0] == "/env/bin/python" and not crew(train(1), TWO[0]).spread
     assert environment(train(1), NPUS, TWO[0]) == {"ASCEND_RT_VISIBLE_DEVICES": "2"}

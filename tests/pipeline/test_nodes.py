@@ -20,6 +20,12 @@ from npd_ascend.workers.system import descendants
 
 pytest.importorskip("ray")
 ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {"sync": {"refreshes": 0, "lag_every": 0}, "evaluate": {"prompts": []}, "annotate": {"workers": 2},
+            "rollout": {"samples": 0, "shard_size": 2, "workers": 2}}  # fmt: skip
+TRAIN = {"epochs": 1, "global_batch": 4, "micro_batch": 1}
+SOON = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000", "NODE_PLACE_S": "5",
+        "RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "2",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "8"}  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.mindspore, pytest.mark.timeout(1500)]
 
 
@@ -70,6 +76,15 @@ def elsewhere(tmp_path):
     return str(folder / "python")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory) -> RunDir:
+    """The same run on one node."""
+    run = RunDir(tmp_path_factory.mktemp("undisturbed") / "one")
+    code, out = tiny.run(tiny.config(run.root, train=TRAIN, **SETTINGS))
+    assert code == 0, out
+    return run
+
+
 def losing(run: RunDir, name: str):
     """Whether a stage is at work on a shard or step."""
     tail, seen = ProgressTail(run.logs / "progress.jsonl"), []
@@ -95,16 +110,45 @@ def end(process) -> None:
     process.wait()
 
 
-def test_a_node_that_dies_in_each_stage_costs_nothing(tiny, tmp_path, node, elsewhere):
+def signal_all(process, number) -> set[int]:
+    """A signal to a node: the command, and Ray with all that it has started. Returns their numbers."""
+    told: set[int] = set()
+    while new := set(descendants(process.pid)) - told:  # one that is not stopped yet may start another
+        for pid in new:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        told |= new
+    return told
+
+
+def named(process, name: str) -> list[int]:
+    """Processes that a node has started, by a part of their command line."""
+    found = []
+    for pid in descendants(process.pid):
+        try:
+            if name in (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def assert_same_answers(one: RunDir, two: RunDir) -> None:
+    a, b = (Dataset.open(r.generation(0).rollouts, "rollouts").read_all() for r in (one, two))
+    assert a.select(["sample_id", "response_ids"]).equals(b.select(["sample_id", "response_ids"]))
+    for name in ("scores_teacher", "scores_student"):
+        a, b = (Dataset.open(r.generation(0).root / name, "scores").read_all() for r in (one, two))
+        for column in a.column_names:
+            np.testing.assert_array_equal(*(t[column].to_numpy() for t in (a, b)), err_msg=column)  # NaN is NaN
+
+
+def test_a_node_that_dies_in_each_stage_costs_nothing(tiny, tmp_path, node, elsewhere, undisturbed):
     """Node 1 is killed in rollout, annotation and training, and comes back each time. Gradients are summed in another
     order than by one process, so its student is close instead of equal."""
-    settings = {"sync": {"refreshes": 0, "lag_every": 0}, "evaluate": {"prompts": []}, "annotate": {"workers": 2},
-                "rollout": {"samples": 0, "shard_size": 2, "workers": 2}}  # fmt: skip
-    train = {"epochs": 1, "global_batch": 4, "micro_batch": 1}
-    one, two = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
-    code, out = tiny.run(tiny.config(one.root, train=train, **settings))
-    assert code == 0, out
-    config = tiny.config(two.root, train={**train, "data_parallel": 2}, **settings)
+    one, two = undisturbed, RunDir(tmp_path / "two")
+    config = tiny.config(two.root, train={**TRAIN, "data_parallel": 2}, **SETTINGS)
 
     def lend():
         return node(1, config, NPD_MINDSPORE_PYTHON=elsewhere)
@@ -118,16 +162,68 @@ def test_a_node_that_dies_in_each_stage_costs_nothing(tiny, tmp_path, node, else
     assert other.wait(120) == 0 and "the run has ended" in other.out.read_text()
     said = conductor.out.read_text()
     assert "on node 1" in said and "lost" in said, said
-    a, b = (Dataset.open(r.generation(0).rollouts, "rollouts").read_all() for r in (one, two))
-    assert a.select(["sample_id", "response_ids"]).equals(b.select(["sample_id", "response_ids"]))
-    for name in ("scores_teacher", "scores_student"):
-        a, b = (Dataset.open(r.generation(0).root / name, "scores").read_all() for r in (one, two))
-        for column in a.column_names:
-            np.testing.assert_array_equal(*(t[column].to_numpy() for t in (a, b)), err_msg=column)  # NaN is NaN
+    assert_same_answers(one, two)
     a, b = (load_file(r.export / "model.safetensors") for r in (one, two))
     assert a.keys() == b.keys() and all(np.abs(a[k] - b[k]).max() <= 2e-5 for k in a)
     losses = [[r["loss"] for r in read_metrics(r.metrics) if r["kind"] == "train"] for r in (one, two)]
     assert len(losses[0]) > 1 and np.allclose(*losses, rtol=1e-4)
+
+
+def test_a_node_that_is_cut_off_and_comes_back(tiny, tmp_path, node, undisturbed):
+    """Node 1 stops with shards of rollouts in hand, and goes on when others have made them."""
+    run = RunDir(tmp_path / "run")
+    config = tiny.config(run.root, train=TRAIN, **SETTINGS)
+    conductor, other = node(0, config, **SOON), node(1, config, **SOON)
+    folder = run.generation(0).rollouts
+    rollouts = Dataset(folder, "rollouts", "")
+
+    def first_worker() -> list[int]:
+        return named(conductor, "worker rollout-0")
+
+    wait_until(first_worker, conductor, other)
+    (worker,) = first_worker()
+    os.kill(worker, signal.SIGSTOP)  # so that the shards are node 1's
+    wait_until(lambda: any(p.stat().st_size for p in folder.glob("*.journal")), conductor, other)
+    stopped = signal_all(other, signal.SIGSTOP)
+    held = {int(p.name) for p in folder.glob(".tmp-shards/*/*") if p.name.isdigit() and p.parent.name != "free"}
+    assert held and not (folder / "manifest.json").exists()
+    os.kill(worker, signal.SIGCONT)
+    wait_until((folder / "manifest.json").exists, conductor)
+    made = {p.name: p.read_bytes() for p in folder.glob("shard-*")}
+    assert held <= {int(n[6:11]) for n in made}
+    signal_all(other, signal.SIGCONT)
+    assert conductor.wait(600) == 0, conductor.out.read_text()
+    assert other.wait(120) == 0 and "the run has ended" in other.out.read_text(), other.out.read_text()
+    assert "lost" in (said := conductor.out.read_text()) and "the others go on" in said, said
+    assert made == {p.name: p.read_bytes() for p in folder.glob("shard-*")} and not list(folder.glob(".tmp-*"))
+    assert not [pid for pid in stopped if Path(f"/proc/{pid}").exists()]
+    assert_same_answers(undisturbed, run)
+    assert sealed_student(run) == sealed_student(undisturbed) and rollouts.folder == folder
+
+
+def sealed_student(run: RunDir) -> bytes:
+    return (run.export / "model.safetensors").read_bytes()
+
+
+def test_node_0_that_is_stopped_for_longer_than_ray_waits(tiny, tmp_path, node, undisturbed):
+    """It stops in annotation and goes on after twice the time in which nodes give each other up."""
+    run = RunDir(tmp_path / "run")
+    config = tiny.config(run.root, train=TRAIN, **SETTINGS)
+    conductor, other = node(0, config, **SOON), node(1, config, **SOON)
+    wait_until(losing(run, "annotate teacher"), conductor, other)
+    stopped = signal_all(conductor, signal.SIGSTOP)
+    time.sleep(20)
+    signal_all(conductor, signal.SIGCONT)
+    code = conductor.wait(600)
+    if code == 2:  # it has lost the others: one line, and the same command goes on
+        assert "Traceback" not in conductor.out.read_text()
+        again = node(0, config, **SOON)
+        code = again.wait(600)
+    assert code == 0, conductor.out.read_text()
+    assert other.wait(120) == 0 and "the run has ended" in other.out.read_text(), other.out.read_text()
+    assert not [pid for pid in stopped if Path(f"/proc/{pid}").exists()]
+    assert_same_answers(undisturbed, run)
+    assert sealed_student(run) == sealed_student(undisturbed)
 
 
 def test_run_directory_that_is_not_shared(tiny, tmp_path, node):

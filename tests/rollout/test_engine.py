@@ -285,9 +285,8 @@ def test_killed_process_resumes_to_the_same_dataset(tmp_path, make_prompts, make
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     dataset = Dataset(job.out, "rollouts", job.fingerprint)
-    with Board(job) as board:
-        index, table = board.take()
-        left = Shard(job, dataset, index, table).left
+    index, table = Board(job).take()
+    left = Shard(job, dataset, index, table).left
     assert index == 0 and 0 < left < 200
     made: list[int] = []
     stage.work(job, engine, lambda samples, **counts: made.append(samples))

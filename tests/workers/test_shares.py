@@ -1,5 +1,7 @@
 """What several workers have done of a shared job, as one meter tells it."""
 
+from pathlib import Path
+
 import pytest
 
 from npd_ascend.progress import Meter
@@ -17,7 +19,7 @@ def tally():
             meters.append(Meter(*args, silent=True, **kwargs))
             return meters[-1]
 
-        return Tally(Shares("x", rows, lambda: set(missing), lambda: False, longest), meter), meters[-1]
+        return Tally(Shares("x", rows, Path(), lambda: set(missing), lambda: False, longest), meter), meters[-1]
 
     return make
 

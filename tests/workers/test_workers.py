@@ -45,6 +45,11 @@ def run(job, kept):
         from npd_ascend.progress import have
         have({0: 1}, 1, 1)
         stuck()
+    if how == "beat":
+        from npd_ascend.progress import message
+        for _ in range(10):
+            message("at work")
+            time.sleep(0.1)
     if how == "die" and first:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "wrapped":
@@ -197,6 +202,19 @@ def test_a_worker_that_is_stopped_is_replaced(job, session, monkeypatch):
     assert any("no progress for 1 s (select.hang_seconds)" in e.get("text", "") for e in events)
 
 
+def test_an_owner_that_was_held_up_blames_no_worker(job, session, monkeypatch):
+    """It has heard nothing for longer than ``hang_seconds``, since it did not listen."""
+    said = []
+
+    def hear(event):
+        said.append(event["text"])
+        time.sleep(2.5 if len(said) == 1 else 0)
+
+    monkeypatch.setattr(progress, "_sink", hear)
+    assert session("beat").do(work(job, hang_seconds=1.0)) == ["beat"]
+    assert said == ["at work"] * 10
+
+
 def test_a_dead_worker_is_replaced_until_there_are_too_many(job, session, monkeypatch):
     events = heard(monkeypatch)
     assert session("die").do(work(job)) == ["die"]
@@ -246,6 +264,35 @@ def test_nothing_outlives_a_killed_owner(tmp_path, job):
     owner.kill()
     owner.wait()
     assert all(map(gone, pids))
+
+
+@pytest.mark.mindspore
+def test_nothing_of_a_group_outlives_a_killed_owner(tmp_path):
+    """Two ranks and their scheduler under msrun, and whatever msrun starts beside them."""
+    log = tmp_path / "train-0.log"
+    code = (
+        "import os, queue, sys, time; from pathlib import Path\n"
+        "from npd_ascend.ops.nodes import Nodes; from npd_ascend.pipeline.launch import Crew, command\n"
+        "from npd_ascend.workers.local import LocalWorker\n"
+        f"q, log, crew = queue.Queue(), Path({str(log)!r}), Crew('train', 'train', 'train', ranks=2)\n"
+        "argv = command(Path(sys.executable), crew, Nodes(), log.with_suffix(''))\n"
+        "worker = LocalWorker(0, argv, os.environ, log, q, group=True)\n"
+        "ready = {q.get()[1]['rank'] for _ in range(3)}\n"
+        "worker.send({'stacks': True})\n"
+        "print(sorted(ready), flush=True); time.sleep(600)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None and owner.stdout.readline() == "[-1, 0, 1]\n", log.read_text()
+        deadline = time.monotonic() + 60
+        while log.read_text().count("in serve") < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started = descendants(owner.pid)[1:]
+    finally:
+        owner.kill()
+        owner.wait()
+    assert log.read_text().count("in serve") == 3  # each says what it does, in the group's own log
+    assert len(started) == 4 and all(map(gone, started))
 
 
 @pytest.mark.parametrize(("fault", "words"), [
