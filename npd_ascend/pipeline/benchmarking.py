@@ -11,7 +11,6 @@ from npd_ascend.bench.registry import Benchmark, find
 from npd_ascend.bench.results import Result, read_result
 from npd_ascend.bench.rows import spread
 from npd_ascend.config import Config
-from npd_ascend.config.schema import WorkerConfig
 from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import check_checkpoint
@@ -24,11 +23,8 @@ from npd_ascend.store.identity import model_fingerprint
 from npd_ascend.store.layout import RunDir
 from npd_ascend.workers.local import LocalWorker
 from npd_ascend.workers.process import NAMED
-from npd_ascend.workers.session import Session, Work
+from npd_ascend.workers.session import PATIENT, Session, Work
 from npd_ascend.workers.system import child_environment
-
-_PATIENCE = WorkerConfig(max_failures=0, hang_seconds=1e9, start_seconds=1e9)
-"""Its engines are watched by itself."""
 
 
 def bench_checkpoint(
@@ -140,6 +136,6 @@ def _work(job: BenchJob, run: RunDir, python: Path, view: LiveView) -> None:
     monitor.start()
     try:
         with Session("bench", lambda i, events: LocalWorker(i, command, env, log, events)) as session:
-            session.do(Work("bench", job, "bench", _PATIENCE))
+            session.do(Work("bench", job, "bench", PATIENT))  # it watches its engines itself
     finally:
         monitor.stop()

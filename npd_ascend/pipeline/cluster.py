@@ -82,10 +82,6 @@ class Place:
         """Has the worker's stacks written to its log."""
         self._worker.dump()
 
-    def kill(self) -> None:
-        """Ends the worker."""
-        self._worker.kill()
-
     def _told(self, event: dict[str, Any]) -> dict[str, Any]:
         return {**event, "why": self._worker.exit_reason()} if event["event"] == "died" else event
 
@@ -155,18 +151,17 @@ class Cluster:
         """Whether a node is there, as Ray sees it."""
         return any(n["Alive"] and resource(rank) in n["Resources"] for n in self._ray.nodes())
 
-    def hire(self, rank: int, crew: Crew, index: int, log: Path, events: Events) -> RemoteWorker:
-        """A worker on another node, or this node's part of one that is spread."""
-        return RemoteWorker(self, rank, crew, index, log, events)
-
     def place(self, rank: int, crew: Crew, index: int) -> Any:
-        """The actor of a worker."""
+        """The actor of a worker, which starts when its node is there."""
         nodes = {**asdict(self._nodes), "rank": rank, "address": ""}
         return self._on(rank, Place).remote(self._config.model_dump(mode="json"), nodes, asdict(crew), index)
 
     def get(self, answer: Any, timeout: float | None = None) -> Any:
-        """What an actor has answered; raises what Ray does when it is gone."""
-        return self._ray.get(answer, timeout=timeout)
+        """What an actor has answered, or None if it has not; raises what Ray does when it is gone."""
+        try:
+            return self._ray.get(answer, timeout=timeout)
+        except self._ray.exceptions.GetTimeoutError:
+            return None
 
     def give_up(self, actor: Any) -> None:
         """Ends an actor and its worker."""
@@ -196,24 +191,19 @@ class Cluster:
 
 
 class RemoteWorker:
-    """A worker on another node; the interface of ``workers.local.Worker``."""
+    """A worker on another node, or a part of one that is spread; the interface of ``workers.local.Worker``."""
 
     def __init__(self, cluster: Cluster, rank: int, crew: Crew, index: int, log: Path, events: Events):
         self.index, self.log = index, log
         self.busy, self.why, self.heard, self.settled = False, "", time.monotonic(), False
         self.alive = True
         self._cluster, self._rank, self._events, self._last = cluster, rank, events, "given up"
-        self._actor: Any = None
-        self._commands: list[dict[str, Any]] = []
-        self._lock = threading.Lock()
-        threading.Thread(target=self._serve, args=(crew,), daemon=True).start()
+        self._actor = cluster.place(rank, crew, index)
+        threading.Thread(target=self._serve, args=(crew.name.replace("_", " "),), daemon=True).start()
 
     def send(self, command: dict[str, Any]) -> None:
         """Hands it a command, as soon as it is there."""
-        with self._lock:
-            self._commands.append(command)
-            if self._actor is not None:
-                self._flush()
+        self._actor.send.remote(command)
 
     def wait(self, seconds: float) -> None:
         """Waits until it is gone, for a limited time."""
@@ -223,43 +213,28 @@ class RemoteWorker:
 
     def dump(self) -> None:
         """Has its stacks written to its log."""
-        if self._actor is not None:
-            try:
-                self._cluster.get(self._actor.dump.remote(), _DUMP_S)
-            except Exception:
-                return  # its node does not answer, which is reason enough
+        try:
+            self._cluster.get(self._actor.dump.remote(), _DUMP_S)
+        except Exception:
+            return  # its node does not answer, which is reason enough
 
     def kill(self) -> None:
         """Gives it up, and its actor. Whoever counts on its death hears of it."""
-        with self._lock:
-            alive, self.alive = self.alive, False
-            if self._actor is not None:
-                self._cluster.give_up(self._actor)
-        if alive:
-            self._events.put((self, {"event": "died"}))
+        self._end("died")
 
     def exit_reason(self) -> str:
         """How it ended."""
         return self._last
 
-    def _serve(self, crew: Crew) -> None:
-        """Waits for its node, starts it there, and passes its events on until its end."""
-        deadline = time.monotonic() + place_s()
-        while not self._cluster.lives(self._rank):
-            if time.monotonic() > deadline or not self.alive:
-                return self._end("unplaced", text=f"node {self._rank} has been away for {place_s():g} s")
-            time.sleep(_POLL_S)
+    def _serve(self, name: str) -> None:
+        """Waits until it is there, and passes its events on until its end."""
         try:
-            actor = self._cluster.place(self._rank, crew, self.index)
-            host = self._cluster.get(actor.where.remote())
-            with self._lock:
-                self._actor = actor
-                if not self.alive:
-                    return self._cluster.give_up(actor)
-                self._flush()
-            message(f"{crew.name.replace('_', ' ')} worker {self.index} is on node {self._rank} ({host})")
+            host = self._come()
+            if host is None:
+                return self._end("unplaced", text=f"node {self._rank} has been away for {place_s():g} s")
+            message(f"{name} worker {self.index} is on node {self._rank} ({host})")
             while self.alive:
-                for event in self._cluster.get(actor.hear.remote()):
+                for event in self._cluster.get(self._actor.hear.remote()):
                     if event["event"] == "died":
                         self._last = event["why"]
                         return self._end("died")
@@ -270,16 +245,19 @@ class RemoteWorker:
                 self._last = f"lost on node {self._rank}: {_line(e)}"
             self._end("died")
 
-    def _flush(self) -> None:
-        for command in self._commands:
-            self._actor.send.remote(command)
-        self._commands.clear()
+    def _come(self) -> str | None:
+        """Host on which it has started; None: its node has been away for too long."""
+        where, seen = self._actor.where.remote(), time.monotonic()
+        while time.monotonic() - seen < place_s():
+            if (host := self._cluster.get(where, _HEAR_S)) is not None:
+                return str(host)
+            if self._cluster.lives(self._rank):
+                seen = time.monotonic()
+        return None
 
     def _end(self, event: str, **fields: Any) -> None:
-        with self._lock:
-            alive, self.alive = self.alive, False
-            if self._actor is not None:
-                self._cluster.give_up(self._actor)
+        alive, self.alive = self.alive, False
+        self._cluster.give_up(self._actor)
         if alive:
             self._events.put((self, {"event": event, **fields}))
 
@@ -347,17 +325,16 @@ def hire(cluster: Cluster | None, here: Here, crew: Crew, index: int, events: Ev
     """Starts a worker where it belongs."""
     if cluster is None:
         return here.start(crew, index, events)
+
+    def on(rank: int, events: Events) -> Worker:
+        if rank == 0:
+            return here.start(crew, index, events)
+        return RemoteWorker(cluster, rank, crew, index, here.log(crew, index, rank), events)
+
     if not crew.spread:
-        rank = crew.node(index, here.nodes)
-        return (
-            cluster.hire(rank, crew, index, here.log(crew, index, rank), events)
-            if rank
-            else here.start(crew, index, events)
-        )
+        return on(crew.node(index, here.nodes), events)
     heard: Events = queue.Queue()
-    parts: list[Worker] = [here.start(crew, index, heard)]
-    parts += [cluster.hire(r, crew, index, here.log(crew, index, r), heard) for r in range(1, here.nodes.count)]
-    return SpreadWorker(index, parts, heard, events)
+    return SpreadWorker(index, [on(rank, heard) for rank in range(here.nodes.count)], heard, events)
 
 
 def _sees(path: str) -> bool:

@@ -18,9 +18,10 @@ from npd_ascend.ops.placement import Placement
 from npd_ascend.workers.local import Events, LocalWorker
 from npd_ascend.workers.process import NAMED
 from npd_ascend.workers.rank import SCRIPT
+from npd_ascend.workers.session import PATIENT
 from npd_ascend.workers.system import child_environment
 
-_HOST = WorkerConfig(keep_alive=True, hang_seconds=1e9, start_seconds=1e9)  # nothing says how long it may be silent
+_HOST = PATIENT.model_copy(update={"keep_alive": True, "max_failures": WorkerConfig().max_failures})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from npd_ascend.config.schema import WorkerConfig
 from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.config.yaml_text import write_yaml
 from npd_ascend.errors import UserError
@@ -26,14 +25,12 @@ from npd_ascend.study.method import changes, live_method
 from npd_ascend.study.report.readings import MACHINE
 from npd_ascend.study.results import Results, content, identity
 from npd_ascend.workers.local import Events, LocalWorker
-from npd_ascend.workers.session import Session, Work
+from npd_ascend.workers.session import PATIENT, Session, Work
 from npd_ascend.workers.system import child_environment
 
 _GUESS = {"stored": 45.0, "live": 120.0}
 """Seconds of an arm before any was measured."""
 _MAX_DEATHS = 2
-_PATIENCE = WorkerConfig(max_failures=0, hang_seconds=1e9, start_seconds=1e9)
-"""An arm whose process dies has failed; how long one may be silent is not known."""
 _MEMORY_SHARE = 0.7
 """Of the machine's memory, for all workers together: each keeps the models, engines and graphs of the arms that it has
 had, and restarts between two arms when it holds more than its part of this."""
@@ -262,7 +259,7 @@ class _Worker:
         """
         job = ArmJob(fingerprint="", study=self._resolved, arm=arm.key, worker=self.index)
         try:
-            (text,) = self.session.do(Work("study", job, "study", _PATIENCE))
+            (text,) = self.session.do(Work("study", job, "study", PATIENT))
         except UserError as e:
             self._deaths += 1
             self.done.clear()

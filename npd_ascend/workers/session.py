@@ -26,6 +26,8 @@ from npd_ascend.workers.shares import Shares, Tally
 _TICK_S = 0.2
 _EXIT_S = 5.0
 _LATE_S = 2.0
+PATIENT = WorkerConfig(max_failures=0, hang_seconds=1e9, start_seconds=1e9)
+"""Of a worker whose silence says nothing, and whose death is the end of its job."""
 
 
 @dataclass
@@ -221,7 +223,6 @@ class _Doing:
             "ready": lambda worker, event: None,
             "compiling": self._unsettled,
             "loaded": self._loaded,
-            "placed": lambda worker, event: message(f"{self._who(worker)} is on {event['node']}"),
             "unplaced": self._unplaced,
             "done": self._done,
             "replies": self._done,
