@@ -196,7 +196,7 @@ class RemoteWorker:
     def __init__(self, cluster: Cluster, rank: int, crew: Crew, index: int, log: Path, events: Events):
         self.index, self.log = index, log
         self.busy, self.why, self.heard, self.settled = False, "", time.monotonic(), False
-        self.alive = True
+        self.alive, self.placed = True, False
         self._cluster, self._rank, self._events, self._last = cluster, rank, events, "given up"
         self._actor = cluster.place(rank, crew, index)
         threading.Thread(target=self._serve, args=(crew.name.replace("_", " "),), daemon=True).start()
@@ -232,6 +232,7 @@ class RemoteWorker:
             host = self._come()
             if host is None:
                 return self._end("unplaced", text=f"node {self._rank} has been away for {place_s():g} s")
+            self.placed = True
             message(f"{name} worker {self.index} is on node {self._rank} ({host})")
             while self.alive:
                 for event in self._cluster.get(self._actor.hear.remote()):
@@ -269,6 +270,8 @@ class SpreadWorker:
         parts: one a node, that of this node first.
         events: where its events go.
     """
+
+    placed = True
 
     def __init__(self, index: int, parts: list[Worker], heard: Events, events: Events):
         self.index, self.log = index, parts[0].log

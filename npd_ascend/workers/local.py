@@ -42,6 +42,7 @@ class Worker(Protocol):
         why: cause of its coming death, where it is known.
         heard: monotonic time of its last event.
         settled: whether its engine has worked before; until then silence means little.
+        placed: whether the node that it is to run on is there.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Worker(Protocol):
     why: str
     heard: float
     settled: bool
+    placed: bool
 
     @property
     def alive(self) -> bool: ...
@@ -75,6 +77,8 @@ class LocalWorker:
     Raises:
         UserError: it cannot be started.
     """
+
+    placed = True
 
     def __init__(
         self,

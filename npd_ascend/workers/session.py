@@ -310,6 +310,9 @@ class _Doing:
             worker.send(told)
         if not worker.busy:
             self._share()
+        if self.work.shares is not None and self.work.shares.complete():
+            for absent in [w for w in self.session._workers.values() if not w.placed]:
+                self.session._workers.pop(absent.index).kill()  # nothing is left for it
 
     def _error(self, worker: Worker, event: dict[str, Any]) -> None:
         if event["kind"] == "corrupt" and event["index"] < 0:
