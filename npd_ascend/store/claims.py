@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from npd_ascend.errors import UserError
@@ -101,14 +102,14 @@ class Claims:
         if self._own is None:
             return self._alone.pop() if self._alone else None
         free = self._own.parent / _FREE
-        while self._seen or (seen := _numbers(free)):
-            self._seen = self._seen or sorted(seen, reverse=True)
+        while self._own.exists():  # else its owner has given it up
+            self._seen = self._seen or sorted(_numbers(free), reverse=True)
+            if not self._seen:
+                break
             index = self._seen.pop()
-            try:
+            with suppress(FileNotFoundError):  # another one was first
                 os.rename(free / str(index), self._own / str(index))
                 return index
-            except FileNotFoundError:
-                continue  # another one was first
         return None
 
     def release(self, index: int) -> None:
