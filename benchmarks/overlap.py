@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from npd_ascend.ops.environments import Environments
+from npd_ascend.environments import Environments
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 

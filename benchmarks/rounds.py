@@ -21,7 +21,7 @@ THREADS = str(len(os.sched_getaffinity(0)))
 
 def interpreter(name: str) -> str:
     """``mindspore`` or ``rollout``: that environment's interpreter, as the package finds it."""
-    from npd_ascend.ops.environments import Environments
+    from npd_ascend.environments import Environments
 
     return str(getattr(Environments.find(), name))
 

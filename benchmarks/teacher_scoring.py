@@ -165,7 +165,7 @@ def main() -> None:
     if args.part != "all":
         print(json.dumps(PARTS[args.part](args.model, args.samples, args.k, args.batch, args.rounds)))
         return
-    from npd_ascend.ops.environments import Environments
+    from npd_ascend.environments import Environments
 
     seconds = {}
     for part in PARTS:

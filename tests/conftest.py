@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from npd_ascend.ops.environments import Environments
+from npd_ascend.environments import Environments
 from npd_ascend.ops.nodes import free_port
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.config import Config, load_config
+from npd_ascend.environments import Environments
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.ascend.cann import Cann
 from npd_ascend.ops.ascend.check import compile_deep
 from npd_ascend.ops.ascend.graphs import Graph, graphs
 from npd_ascend.ops.ascend.verdict import as_json, judge
 from npd_ascend.ops.doctor.steps import Steps
-from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.plan.devices import DEFAULT_NPU, find_npu
 from npd_ascend.ops.plan.memory import annotate_memory, train_memory
 from npd_ascend.out_of_memory import free_bytes

@@ -1,4 +1,4 @@
-"""On what device stages run; which interpreters run them is said one layer below."""
+"""On what device stages run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import DeviceConfig
-from npd_ascend.environments import Environments as Environments
 from npd_ascend.errors import UserError
 
 

@@ -17,11 +17,12 @@ import numpy as np
 
 from npd_ascend.config import Config, dump_config
 from npd_ascend.config.load import parse_config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok
 from npd_ascend.ops.doctor.selftest import engine, judge
 from npd_ascend.ops.doctor.steps import Steps
-from npd_ascend.ops.environments import Environments, resolve_device, visible_npus
+from npd_ascend.ops.environments import resolve_device, visible_npus
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics

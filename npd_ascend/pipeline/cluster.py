@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.config import Config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.nodes import Nodes, seconds
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.launch import Crew, Here

@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 from npd_ascend.config import Config, dump_config
 from npd_ascend.config.job import Device
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.shapes import missing, said_of
-from npd_ascend.ops.environments import Environments, resolve_device, visible_npus
+from npd_ascend.ops.environments import resolve_device, visible_npus
 from npd_ascend.ops.inputs import check_cuts, check_names
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.config import Config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.weights import check_checkpoint
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.runner import Runner, ShardLost
 from npd_ascend.pipeline.steps import StepBuilder

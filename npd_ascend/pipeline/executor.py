@@ -18,10 +18,11 @@ from typing import Any
 from npd_ascend import __version__
 from npd_ascend.config import Config
 from npd_ascend.config.stages import STAGES, check_stage, followers, named
+from npd_ascend.environments import Environments
 from npd_ascend.errors import NpdError, UserError
 from npd_ascend.interrupt import Interruption
 from npd_ascend.monitors.feed import Feed
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.ops.plan import check_room

@@ -11,8 +11,9 @@ import signal
 import time
 
 from npd_ascend.config import Config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.environments import resolve_device
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline.cluster import reachable, wait_s

@@ -12,7 +12,7 @@ from npd_ascend.config import Config
 from npd_ascend.config.job import Job
 from npd_ascend.config.schema import AnnotateConfig, RolloutConfig, TrainConfig, WorkerConfig
 from npd_ascend.config.stages import STAGES, Side, Stage
-from npd_ascend.ops.environments import Environments
+from npd_ascend.environments import Environments
 from npd_ascend.ops.nodes import Nodes, free_port
 from npd_ascend.ops.placement import Placement
 from npd_ascend.workers.local import Events, LocalWorker

@@ -13,8 +13,8 @@ from typing import Any
 
 from npd_ascend import progress
 from npd_ascend.config.schema import Config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import CorruptShard, NpdError, UserError
-from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.nodes import Nodes
 from npd_ascend.ops.placement import Placement
 from npd_ascend.pipeline import launch

@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from npd_ascend.config.study import Arm, StudyConfig, arms_of
 from npd_ascend.config.yaml_text import write_yaml
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
-from npd_ascend.ops.environments import Environments, visible_npus
+from npd_ascend.ops.environments import visible_npus
 from npd_ascend.out_of_memory import free_bytes
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.store.atomic import write_bytes

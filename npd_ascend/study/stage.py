@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 
 from npd_ascend.config.study import StudyConfig, arms_of, load_study
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
-from npd_ascend.ops.environments import Environments
 from npd_ascend.study.job import ArmJob
 from npd_ascend.study.method import changes
 from npd_ascend.study.run import run_arm

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from npd_ascend.data import compat
+from npd_ascend.environments import Environments
 from npd_ascend.ops.doctor import Finding, examine, render
 from npd_ascend.ops.doctor.checks import software
 from npd_ascend.ops.doctor.machine import Machine
 from npd_ascend.ops.doctor.pairs import MINDSPORE, ROLLOUT
 from npd_ascend.ops.doctor.registry import Patient, checks
-from npd_ascend.ops.environments import Environments
 
 GOOD = {
     "HCCL_CONNECT_TIMEOUT": "1800",

@@ -2,9 +2,10 @@
 
 import pytest
 
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.ops import environments
-from npd_ascend.ops.environments import Environments, chosen_npus, resolve_device
+from npd_ascend.ops.environments import chosen_npus, resolve_device
 
 
 def test_ascend_is_refused_without_an_npu(config):

@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from npd_ascend.config.job import Device
 from npd_ascend.config.load import load_config, parse_config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor import visit
 from npd_ascend.ops.doctor.selftest import engine, judge, selftest
 from npd_ascend.ops.doctor.steps import Steps
-from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.selftest import TOLERANCE, distance, sequences, tolerance
 from npd_ascend.ops.smoke import small, smoke
 from npd_ascend.sync.registry import policy_of

@@ -19,12 +19,12 @@ import numpy as np
 
 from npd_ascend.data.template import Template
 from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer, tokenizer_size
+from npd_ascend.environments import Environments
 from npd_ascend.models.convert import convert
 from npd_ascend.models.initial import initial_checkpoint
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.tensorfile import entries
 from npd_ascend.models.weights import rewrite
-from npd_ascend.ops.environments import Environments
 from zoo.tokenizers_of import KINDS
 
 HIDDEN, FFN, HEADS, KV = 64, 96, 2, 1

@@ -15,10 +15,10 @@ import yaml
 
 from npd_ascend.data.template import Template
 from npd_ascend.data.tokenizer import eos_token_ids, load_tokenizer
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.tensorfile import entries
 from npd_ascend.models.weights import check_checkpoint
-from npd_ascend.ops.environments import Environments
 from npd_ascend.store.dataset import Dataset
 from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from npd_ascend.config import Config
+from npd_ascend.environments import Environments
 from npd_ascend.ops.ascend.cann import Cann
 from npd_ascend.ops.ascend.depths import depths, extrapolate
 from npd_ascend.ops.ascend.graphs import Graph, graphs
@@ -13,7 +14,6 @@ from npd_ascend.ops.ascend.run import Compiled, compile_graph
 from npd_ascend.ops.ascend.verdict import MARGIN, as_json, heading, judge
 from npd_ascend.ops.doctor.finding import Finding, ok
 from npd_ascend.ops.doctor.steps import Steps
-from npd_ascend.ops.environments import Environments
 from npd_ascend.ops.inputs import check_names
 from npd_ascend.out_of_memory import free_bytes
 from npd_ascend.store.atomic import write_json

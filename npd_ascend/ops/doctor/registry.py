@@ -13,10 +13,10 @@ from typing import Literal
 
 from npd_ascend.config import Config, load_config
 from npd_ascend.data.compat import Agreement
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error
 from npd_ascend.ops.doctor.machine import Machine
-from npd_ascend.ops.environments import Environments
 
 
 @dataclass

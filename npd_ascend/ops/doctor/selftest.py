@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from npd_ascend.config import Config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.doctor.finding import Finding, error, ok
 from npd_ascend.ops.doctor.steps import Steps
-from npd_ascend.ops.environments import Environments, resolve_device
+from npd_ascend.ops.environments import resolve_device
 
 _STEPS = 11
 """What ``hf_logits`` and ``ops.selftest`` announce together."""

@@ -16,11 +16,12 @@ from typing import Any
 
 from npd_ascend import __version__
 from npd_ascend.config import Config, dump_config
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.ops.doctor.finding import Finding, error, ok
 from npd_ascend.ops.doctor.machine import Machine
 from npd_ascend.ops.doctor.steps import Steps
-from npd_ascend.ops.environments import Environments, resolve_device, visible_npus
+from npd_ascend.ops.environments import resolve_device, visible_npus
 from npd_ascend.ops.node_report.page import page
 from npd_ascend.ops.node_report.parts import PARTS, Setting
 from npd_ascend.ops.plan.calibrate import REPORT

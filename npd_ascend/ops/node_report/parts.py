@@ -14,13 +14,14 @@ from typing import Any
 
 from npd_ascend.config import Config
 from npd_ascend.config.job import Device
+from npd_ascend.environments import Environments
 from npd_ascend.errors import UserError
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.ops.ascend.check import compile_config
 from npd_ascend.ops.ascend.graphs import Graph, graphs
 from npd_ascend.ops.doctor.finding import Finding
 from npd_ascend.ops.doctor.registry import examine
-from npd_ascend.ops.environments import Environments, visible_npus
+from npd_ascend.ops.environments import visible_npus
 from npd_ascend.ops.node_report.lines import read
 from npd_ascend.ops.nodes import free_port
 from npd_ascend.ops.placement import VISIBLE
