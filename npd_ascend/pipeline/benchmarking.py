@@ -136,6 +136,6 @@ def _work(job: BenchJob, run: RunDir, python: Path, view: LiveView) -> None:
     monitor.start()
     try:
         with Session("bench", lambda i, events: LocalWorker(i, command, env, log, events)) as session:
-            session.do(Work("bench", job, "bench", PATIENT))  # it watches its engines itself
+            session.do(Work("bench", job, "", PATIENT))  # it watches its engines itself
     finally:
         monitor.stop()

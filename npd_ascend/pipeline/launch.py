@@ -30,7 +30,7 @@ class Crew:
 
     Attributes:
         name: ``rollout``, ``annotate_teacher``, ``annotate_student``, ``train``; ``host``: all stages without devices.
-        section: of the configuration, with their settings.
+        section: of the configuration, with their settings; empty: it has none.
         side: devices that they work on; None: none.
         workers: how many share a job.
         ranks: processes of each, under msrun when there are several.
@@ -55,10 +55,10 @@ def crew_of(stage: Stage, job: Job, nodes: Nodes) -> Crew:
     """Who does a job."""
     settings = getattr(job, "settings", None)
     if isinstance(settings, RolloutConfig) and settings.source == "reference":
-        return Crew("host", "run", None)
+        return Crew("host", "", None)
     if isinstance(settings, (RolloutConfig, AnnotateConfig, TrainConfig)):
         return _crew(stage, settings, nodes)
-    return Crew("host", "run", None)
+    return Crew("host", "", None)
 
 
 def _crew(stage: Stage, settings: RolloutConfig | AnnotateConfig | TrainConfig, nodes: Nodes) -> Crew:

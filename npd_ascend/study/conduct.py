@@ -260,7 +260,7 @@ class _Worker:
         """
         job = ArmJob(fingerprint="", study=self._resolved, arm=arm.key, worker=self.index)
         try:
-            (text,) = self.session.do(Work("study", job, "study", PATIENT))
+            (text,) = self.session.do(Work("study", job, "", PATIENT))
         except UserError as e:
             self._deaths += 1
             self.done.clear()

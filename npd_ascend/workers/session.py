@@ -37,7 +37,7 @@ class Work:
     Attributes:
         module: package of the stage.
         job: the job.
-        section: of the configuration, in which ``settings`` are.
+        section: of the configuration, in which ``settings`` are; empty: it says nothing of them.
         settings: when a worker is given up.
         shares: its shards, where several workers may share them; None: one worker does it.
     """
@@ -349,10 +349,9 @@ class _Doing:
 
         limit = self._settings.max_failures
         if self._failures > limit:
-            raise UserError(
-                f"{self._who(worker)} failed ({why}), failure {self._failures} of this job "
-                f"and {self.work.section}.max_failures is {limit}; see {worker.log}"
-            )
+            setting = f" and {self.work.section}.max_failures is {limit}" if self.work.section else ""
+            count = f", failure {self._failures} of this job" if limit else ""
+            raise UserError(f"{self._who(worker)} failed ({why}){count}{setting}; see {worker.log}")
         message(f"{self._who(worker)} failed ({why}); starting another", level="warning")
         self._again(worker)
 
