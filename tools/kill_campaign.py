@@ -135,14 +135,14 @@ def write_config(inputs: Path, run: Path, policy: str) -> Path:
     return path
 
 
-def shim(folder: Path) -> str:
-    """Interpreter of the second node. Its msrun must not take the first one's address for its own, or it starts a
-    scheduler, too."""
+def shim(folder: Path, first: bool) -> str:
+    """Interpreter of a node. msrun starts the scheduler where it takes the first node's address for its own, which it
+    cannot tell of two nodes on one machine."""
     folder.mkdir(exist_ok=True)
     (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (folder / "msrun").write_text(
         f"#!{sys.executable}\nfrom mindspore.parallel.cluster.process_entity import _api\n"
-        "_api._is_local_ip = lambda address: False\n"
+        f"_api._is_local_ip = lambda address: {first}\n"
         "from mindspore.parallel.cluster.run import main\nmain()\n"
     )
     for file in folder.iterdir():
@@ -159,6 +159,7 @@ class Command:
         if two:
             ports = {"MASTER_PORT": str(free_port()), "NPD_RAY_PORT": str(free_port())}
             self._env |= {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.2", "NODE_ADDR": "127.0.0.2", **ports}
+            self._env["NPD_MINDSPORE_PYTHON"] = shim(config.parent / "first", first=True)
         self._process = self._start("run", self.log)
         self.pid = self._process.pid
         self.started = time.monotonic()
@@ -168,7 +169,7 @@ class Command:
 
     def lend(self) -> None:
         """Starts the second node."""
-        python = shim(self._config.parent / "second")
+        python = shim(self._config.parent / "second", first=False)
         env = {"NODE_RANK": "1", "NODE_ADDR": "127.0.0.3", "NPD_MINDSPORE_PYTHON": python}
         self._other = self._start("join", self.log.with_suffix(".node1.out"), **env)
 

@@ -22,14 +22,15 @@ _AGAIN_S = 2.0
 _ENVIRONMENT = {
     "RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES": "1",
     "RAY_worker_niceness": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "8000",
     "RAY_health_check_failure_threshold": "4",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
-"""Ray leaves devices and priorities alone. A node that does not answer is given up after some 40 seconds, and gives up
-a head that does not after 20."""
+"""Ray leaves devices, priorities and memory alone (where that is short it would kill an actor, which takes little). A
+node that does not answer is given up after some 40 seconds, and gives up a head that does not after 20."""
 
 
 def resource(rank: int) -> str:

@@ -63,18 +63,22 @@ def wait_until(what, *processes, seconds=600):
 
 
 @pytest.fixture
-def elsewhere(tmp_path):
-    """Interpreter of node 1. Its msrun must not take node 0's address for its own, or it starts a scheduler, too."""
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (folder / "msrun").write_text(
-        f"#!{sys.executable}\nfrom mindspore.parallel.cluster.process_entity import _api\n"
-        "_api._is_local_ip = lambda address: False\n"
-        "from mindspore.parallel.cluster.run import main\nmain()\n")  # fmt: skip
-    for file in folder.iterdir():
-        file.chmod(0o755)
-    return str(folder / "python")
+def interpreters(tmp_path):
+    """Of each node. msrun starts the scheduler where it takes node 0's address for its own, which it cannot tell of two
+    nodes on one machine."""
+    found = []
+    for rank in (0, 1):
+        folder = tmp_path / f"interpreter-{rank}"
+        folder.mkdir()
+        (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (folder / "msrun").write_text(
+            f"#!{sys.executable}\nfrom mindspore.parallel.cluster.process_entity import _api\n"
+            f"_api._is_local_ip = lambda address: {rank == 0}\n"
+            "from mindspore.parallel.cluster.run import main\nmain()\n")  # fmt: skip
+        for file in folder.iterdir():
+            file.chmod(0o755)
+        found.append(str(folder / "python"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +153,16 @@ def student(run: RunDir) -> bytes:
     return (run.export / "model.safetensors").read_bytes()
 
 
-def test_a_node_that_dies_in_each_stage_costs_nothing(tiny, tmp_path, node, elsewhere, undisturbed):
+def test_a_node_that_dies_in_each_stage_costs_nothing(tiny, tmp_path, node, interpreters, undisturbed):
     """Node 1 is killed in rollout, annotation and training, and comes back each time. Gradients are summed in another
     order than by one process, so its student is close instead of equal."""
     one, two = undisturbed, RunDir(tmp_path / "two")
     config = tiny.config(two.root, train={**TRAIN, "data_parallel": 2}, **SETTINGS)
 
     def lend():
-        return node(1, config, NPD_MINDSPORE_PYTHON=elsewhere)
+        return node(1, config, NPD_MINDSPORE_PYTHON=interpreters[1])
 
-    conductor, other = node(0, config), lend()
+    conductor, other = node(0, config, NPD_MINDSPORE_PYTHON=interpreters[0]), lend()
     for stage in ("rollout", "annotate teacher", "train"):
         wait_until(losing(two, stage), conductor)
         end(other)
