@@ -214,6 +214,7 @@ def test_node_0_that_is_stopped_for_longer_than_ray_waits(tiny, tmp_path, node, 
     run = RunDir(tmp_path / "run")
     for made in (undisturbed.root / "prompts", undisturbed.generation(0).rollouts):
         shutil.copytree(made, run.root / made.relative_to(undisturbed.root))
+    shutil.copy(undisturbed.config, run.config)
     config = tiny.config(run.root, train=TRAIN, **SETTINGS)
     conductor, other = node(0, config, **SOON), node(1, config, **SOON)
     wait_until(losing(run, "annotate teacher"), conductor, other)
