@@ -48,6 +48,8 @@ _PORTS = (
 )
 """Those that each node listens at, from behind the head's on: fixed ones can be opened in a firewall, and nodes that
 start on one machine at the same time do not take each other's."""
+_PROCESSES, _EACH = 3623, 200
+"""So far behind the head's port begin those of the processes that Ray starts, and so many has each node."""
 
 
 def last_up(address: str) -> str:
@@ -69,6 +71,8 @@ def command(rank: int, address: str, own: str = "") -> list[str]:
         where = [f"--address={address}"]
     where += [f"--node-ip-address={own}"] if own else []
     where += [f"--{name}-port={at}" for at, name in enumerate(_PORTS, port + 1 + len(_PORTS) * rank)]
+    first = port + _PROCESSES + _EACH * rank
+    where += [f"--min-worker-port={first}", f"--max-worker-port={first + _EACH - 1}"]
     return [
         sys.executable,
         "-m",
