@@ -41,7 +41,7 @@ from npd_ascend.train.corpus import EpochPlan
 ROW, PROMPT, ANSWER = 32768, 64, 3968
 GIB, MINUTES = 16, 20
 """What the run may take."""
-WORDS, LAYERS, HEADS, HEAD_DIM, MLP = 115, 2, 2, 32, 64
+WORDS, LAYERS, HEADS, HEAD_DIM, MLP = 115, 2, 1, 32, 64
 FIRST = len(SPECIALS) + len(ROLES) + 1
 """First word; before it stand special tokens, roles and the colon."""
 VOCAB = FIRST + WORDS
@@ -138,7 +138,7 @@ def configuration(out: Path, prompts: int) -> Path:
         "run": {"dir": str(out / "run")},
         "models": {"teacher": str(out / "teacher"), "student": str(out / "student")},
         "data": {"prompts": [str(out / "train.jsonl")], "answer_field": "answer", "max_prompt_tokens": PROMPT},
-        # Workers leave after their stage: annotation of such rows takes some 11 GB on a CPU, for each model.
+        # Workers leave after their stage: attention over such rows takes gigabytes on a CPU, for each model.
         "rollout": {
             "max_new_tokens": ANSWER,
             "greedy": False,
