@@ -90,8 +90,7 @@ def kept(folder):
 def test_other_processes_find_the_graphs_and_use_them_with_their_own_weights(tmp_path, start):
     folder = tmp_path / "compiled"
     both = [start(folder, 2.0, "2x3", "3x3", "2x2"), start(folder, 2.0, "2x3", "3x3", "2x2")]  # at the same time
-    for one in both:
-        assert not finds(*one)
+    assert not all([finds(*one) for one in both])  # on a busy machine one may come after the other
     made = kept(folder)
     assert len(made) == 3  # one a graph and shape
     assert finds(*start(folder, 3.0, "3x3", "2x2", "2x3"))  # in another order, with another weight

@@ -273,10 +273,10 @@ def test_nothing_of_a_group_outlives_a_killed_owner(tmp_path):
     code = (
         "import os, queue, sys, time; from pathlib import Path\n"
         "from npd_ascend.ops.nodes import Nodes; from npd_ascend.pipeline.launch import Crew, command\n"
-        "from npd_ascend.workers.local import LocalWorker\n"
+        "from npd_ascend.workers.local import LocalWorker; from npd_ascend.workers.system import child_environment\n"
         f"q, log, crew = queue.Queue(), Path({str(log)!r}), Crew('train', 'train', 'train', ranks=2)\n"
-        "argv = command(Path(sys.executable), crew, Nodes(), log.with_suffix(''))\n"
-        "worker = LocalWorker(0, argv, os.environ, log, q, group=True)\n"
+        "python = Path(sys.executable); argv = command(python, crew, Nodes(), log.with_suffix(''))\n"
+        "worker = LocalWorker(0, argv, child_environment(python), log, q, group=True)\n"
         "ready = {q.get()[1]['rank'] for _ in range(3)}\n"
         "worker.send({'stacks': True})\n"
         "print(sorted(ready), flush=True); time.sleep(600)"
