@@ -278,20 +278,20 @@ def test_nothing_of_a_group_outlives_a_killed_owner(tmp_path):
         "python = Path(sys.executable); argv = command(python, crew, Nodes(), log.with_suffix(''))\n"
         "worker = LocalWorker(0, argv, child_environment(python), log, q, group=True)\n"
         "ready = {q.get()[1]['rank'] for _ in range(3)}\n"
-        "worker.send({'stacks': True})\n"
-        "print(sorted(ready), flush=True); time.sleep(600)"
+        "print(sorted(ready), flush=True)\n"
+        "while True: worker.send({'stacks': True}); time.sleep(1)"  # what ranks write at once may be mixed
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None and owner.stdout.readline() == "[-1, 0, 1]\n", log.read_text()
         deadline = time.monotonic() + 60
-        while log.read_text().count("in serve") < 3 and time.monotonic() < deadline:
+        while log.read_text(errors="replace").count("in serve") < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
         started = descendants(owner.pid)[1:]
     finally:
         owner.kill()
         owner.wait()
-    assert log.read_text().count("in serve") == 3  # each says what it does, in the group's own log
+    assert log.read_text(errors="replace").count("in serve") >= 3  # they say what they do, in the group's own log
     assert len(started) == 4 and all(map(gone, started))
 
 
