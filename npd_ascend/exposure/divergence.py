@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -12,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 from npd_ascend.models.network import CausalLM
-from npd_ascend.rows.prefill import prefill_batches
+from npd_ascend.rows.prefill import PrefillBatch, prefill_batches
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Tokens:
 
 
 class _Logprobs(nn.Cell):
-    """One model's log-softmax at chosen positions. A cell of its own: two heads may bear the same parameter name,
+    """One model's log-softmax of final hidden states. A cell of its own: two heads may bear the same parameter name,
     which one graph does not allow."""
 
     def __init__(self, vocab: int) -> None:
@@ -41,10 +42,9 @@ class _Logprobs(nn.Cell):
         self.vocab = vocab
         self.logits = ops.MatMul(transpose_b=True)
 
-    def construct(self, hidden: Tensor, head: Tensor, at: Tensor) -> Tensor:
-        """hidden [N, H], head [>= V, H], at [R] int32 -> [R, V] float32."""
-        rows = ops.gather(hidden, at, 0)
-        logits = self.logits(rows, head.astype(rows.dtype)).astype(ms.float32)
+    def construct(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """hidden [R, H], head [>= V, H] -> [R, V] float32."""
+        logits = self.logits(hidden, head.astype(hidden.dtype)).astype(ms.float32)
         return ops.log_softmax(ops.narrow(logits, 1, 0, self.vocab), -1)
 
 
@@ -66,7 +66,8 @@ class _Gap(nn.Cell):
 class PairScorer:
     """Student and teacher, ready to be compared; every pass has the same shape, so each is compiled once.
 
-    Probabilities are over the ids that count in both models, whatever the widths of their logits.
+    Probabilities are over the ids that count in both models, whatever the widths of their logits. Heads work on whole
+    chunks of answer tokens, gathered over passes: where prompts are long, few positions of a pass are answers.
 
     Args:
         student, teacher: networks with the same ``row_length``, weights loaded; the weights may change between calls.
@@ -77,7 +78,7 @@ class PairScorer:
         UserError: the networks have different row lengths.
     """
 
-    def __init__(self, student: CausalLM, teacher: CausalLM, micro_batch: int = 4, chunk_rows: int = 1024):
+    def __init__(self, student: CausalLM, teacher: CausalLM, micro_batch: int = 4, chunk_rows: int = 256):
         if student.row_length != teacher.row_length:
             raise UserError(
                 f"student and teacher are built for rows of {student.row_length} and {teacher.row_length} "
@@ -85,45 +86,96 @@ class PairScorer:
             )
         self.student, self.teacher, self.micro_batch = student, teacher, micro_batch
         self.vocab = min(student.spec.vocabulary, teacher.spec.vocabulary)
-        self._chunk = min(chunk_rows, micro_batch * student.row_length)
+        self._chunk, self._dtype = chunk_rows, ms.float32
         self._of_student, self._of_teacher, self._gap = _Logprobs(self.vocab), _Logprobs(self.vocab), _Gap()
 
-    def __call__(self, prompts: Sequence[Array], answers: Sequence[Array]) -> list[Tokens]:
+    def __call__(
+        self, prompts: Sequence[Array], answers: Sequence[Array], remembered: HiddenStates | None = None
+    ) -> list[Tokens]:
         """Compares the models along ``answers``, each after its prompt.
 
         Args:
             prompts: int32 ids, at least one each.
             answers: int32 ids; of an empty one the result is empty.
+            remembered: final hidden states of this very teacher, looked up there and added; None: all are computed.
 
         Raises:
             UserError: a prompt and answer are longer than a row, or a model computes NaN.
         """
-        student, teacher = self.student, self.teacher
-        nothing = np.empty(0, np.float32)
-        out = [Tokens(nothing, nothing, nothing, nothing)] * len(answers)
+        student = self.student
         was_training = student.training
         student.set_train(False)
+        values, order = [np.empty((4, 0), np.float32)], []
+        waiting: list[tuple[Array, Array, Array]] = []  # student's states [n, H], teacher's, targets [n]
         for part in prefill_batches(prompts, answers, student.row_length, self.micro_batch, student.spec.pad_token_id):
-            rows = student.inputs(part.rows)
-            values = self._pass(student(*rows), teacher(*rows), part.at, part.targets)
-            if not np.isfinite(values).all():
-                raise UserError("a model computes NaN or infinite logits along the answers; check both checkpoints")
-            for sample, span in part.spans():
-                out[sample] = Tokens(*values[:, span])
+            order += [(sample, span.stop - span.start) for sample, span in part.spans()]
+            waiting.append((self._states(student, part), self._teacher_states(part, remembered), part.targets))
+            while sum(len(t) for _, _, t in waiting) >= self._chunk:
+                done, waiting = self._compare(waiting)
+                values.append(done)
+        while waiting:
+            done, waiting = self._compare(waiting)
+            values.append(done)
         student.set_train(was_training)
+        columns = np.concatenate(values, 1)
+        if not np.isfinite(columns).all():
+            raise UserError("a model computes NaN or infinite logits along the answers; check both checkpoints")
+        nothing = np.empty(0, np.float32)
+        out = [Tokens(nothing, nothing, nothing, nothing)] * len(answers)
+        start = 0
+        for sample, n in order:
+            out[sample] = Tokens(*columns[:, start : start + n])
+            start += n
         return out
 
-    def _pass(self, student: Tensor, teacher: Tensor, at: Array, targets: Array) -> Array:
-        parts = []
-        for start in range(0, len(at), self._chunk):
-            n = len(at[start : start + self._chunk])
-            padded = np.zeros((2, self._chunk), np.int32)
-            padded[0, :n], padded[1, :n] = at[start : start + n], targets[start : start + n]
-            where = Tensor(padded[0])
-            values = self._gap(
-                self._of_student(student, self.student.head_weight, where),
-                self._of_teacher(teacher, self.teacher.head_weight, where),
-                Tensor(padded[1]),
-            )
-            parts.append(values.asnumpy()[:, :n])
-        return np.concatenate(parts, 1)
+    def _states(self, net: CausalLM, part: PrefillBatch) -> Array:
+        """Final hidden states [T, H] before each answer token of a pass."""
+        hidden = net(*net.inputs(part.rows))
+        self._dtype = hidden.dtype
+        states: Array = hidden.astype(ms.float32).asnumpy()  # numpy has no bfloat16
+        return states.reshape(-1, states.shape[-1])[part.at]
+
+    def _teacher_states(self, part: PrefillBatch, remembered: HiddenStates | None) -> Array:
+        if remembered is None:
+            return self._states(self.teacher, part)
+        return remembered.get(part, lambda: self._states(self.teacher, part))
+
+    def _compare(self, waiting: list[tuple[Array, Array, Array]]) -> tuple[Array, list[tuple[Array, Array, Array]]]:
+        """The first chunk of what waits: its values [4, n], and what is left."""
+        columns = [np.concatenate(c) for c in zip(*waiting, strict=True)]
+        head, rest = [c[: self._chunk] for c in columns], [c[self._chunk :] for c in columns]
+        n = len(head[2])
+        student, teacher, targets = (np.pad(c, [(0, self._chunk - n)] + [(0, 0)] * (c.ndim - 1)) for c in head)
+        values = self._gap(
+            self._of_student(Tensor(student, self._dtype), self.student.head_weight),
+            self._of_teacher(Tensor(teacher, self._dtype), self.teacher.head_weight),
+            Tensor(targets),
+        ).asnumpy()[:, :n]
+        return values, [(rest[0], rest[1], rest[2])] if len(rest[2]) else []
+
+
+class HiddenStates:
+    """Final hidden states of one model with one set of weights, by tokens; what was not asked for longest goes first.
+
+    Students are compared with the same teacher along the same answers again and again, and the teacher's part of that
+    is most of the work.
+
+    Args:
+        most: bytes to hold.
+    """
+
+    def __init__(self, most: int = 256 << 20):
+        self._most, self._held = most, 0
+        self._states: OrderedDict[tuple[bytes, ...], Array] = OrderedDict()
+
+    def get(self, part: PrefillBatch, make: Callable[[], Array]) -> Array:
+        """States [T, H] of a pass, made when they are not here."""
+        rows = part.rows
+        key = tuple(a.tobytes() for a in (rows.input_ids, rows.position_ids, rows.segment_ids, part.at))
+        if key not in self._states:
+            states = self._states[key] = make()
+            self._held += states.nbytes
+            while self._held > self._most and len(self._states) > 1:
+                self._held -= self._states.popitem(last=False)[1].nbytes
+        self._states.move_to_end(key)
+        return self._states[key]

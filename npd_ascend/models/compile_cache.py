@@ -4,7 +4,8 @@ MindSpore's own cache (``enable_compile_cache``) keeps a graph as the front end 
 are chosen again. But it knows a graph by its number among those that this process compiles with the cache switched on,
 and looks at source files only: two models, or two orders, that share its folder get each other's graphs. So it never
 sees a folder with more in it than the one graph that is wanted. The graphs themselves stand in a folder each, whose
-name is the hash of everything they depend on, and which appears whole, with the hashes of its files, or not at all.
+name is the hash of everything they depend on, a rank of several included, and which appears whole, with the hashes of
+its files, or not at all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import mindspore as ms
 from mindspore import nn
+from mindspore.communication import get_rank
 
 from npd_ascend.config.job import Device
 from npd_ascend.models.spec import ModelSpec
@@ -32,6 +34,8 @@ from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.identity import digest, file_sha256, seals_hold
 
 _SEALS, _GRAPH, _SOURCES = "seals.json", "graph.mindir", "compile_dependency.hash"
+_MEETING = {"MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT"}
+"""Where ranks meet and what they are called there: another with every start, and no graph depends on it."""
 
 
 def network_key(spec: ModelSpec, device: Device, **settings: Any) -> dict[str, Any]:
@@ -42,8 +46,8 @@ def network_key(spec: ModelSpec, device: Device, **settings: Any) -> dict[str, A
 class Graphs:
     """Compiles a stage's cells, with the help of earlier processes where a folder is given.
 
-    Whatever is wrong with that folder (damaged, full, read-only), the cells are compiled. Ranks under msrun keep
-    nothing: what they compile differs by rank, and MindSpore's cache leaves no graph there.
+    Whatever is wrong with that folder (damaged, full, read-only), the cells are compiled. Ranks under msrun may share
+    it: each keeps its own graphs, which differ by rank.
 
     Args:
         stage: under which name the seconds are reported.
@@ -60,8 +64,7 @@ class Graphs:
         key: dict[str, Any],
         compiling: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
-        self._stage, self._key, self._compiling = stage, key, compiling
-        self._folder = None if "MS_ROLE" in os.environ else folder
+        self._stage, self._folder, self._key, self._compiling = stage, folder, key, compiling
         self._done: set[tuple[int, Any]] = set()
 
     def __call__(self, cell: nn.Cell, *inputs: ms.Tensor | None) -> Any:
@@ -79,7 +82,7 @@ class Graphs:
         emit("compiling")
         with self._compiling():
             if self._folder is not None:
-                name = digest([_surroundings(), self._stage, type(cell).__qualname__, form, self._key])
+                name = digest([_surroundings(), _rank(), self._stage, type(cell).__qualname__, form, self._key])
                 with suppress(OSError):
                     _Engine.of(self._folder).compile(self._folder / name, lambda: cell.compile(*inputs))
             cell.compile(*inputs)  # what is compiled already costs nothing
@@ -113,10 +116,11 @@ class _Engine:
         Raises:
             OSError: it could not be kept.
         """
-        inside = self.root / "rank_0/graph_cache"
+        inside = self.root / f"rank_{_rank()}" / "graph_cache"
         inside.mkdir(parents=True)
         try:
-            graph, sources = inside / f"compile_cache_{self.number}.mindir", inside / _SOURCES
+            role = os.environ.get("MS_ROLE", "")  # MindSpore's names begin with it
+            graph, sources = inside / f"{role}compile_cache_{self.number}.mindir", inside / f"{role}{_SOURCES}"
             seals = read_sealed(place / _SEALS)
             if not seals_hold(place, seals):
                 seals = None
@@ -143,6 +147,11 @@ class _Engine:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
+def _rank() -> int:
+    """Of this process among those that msrun started, which have formed their group by now."""
+    return get_rank() if "MS_ROLE" in os.environ else 0
+
+
 @cache
 def _surroundings() -> list[Any]:
     """Of what all graphs are made: versions of the engine, content of this package, entry script, environment."""
@@ -153,6 +162,6 @@ def _surroundings() -> list[Any]:
         sys.version,
         platform.machine(),
         sys.argv[0],
-        {k: v for k, v in os.environ.items() if k.startswith("MS_")},
+        {k: v for k, v in os.environ.items() if k.startswith("MS_") and k not in _MEETING},
         [file_sha256(p) for p in sorted(root.rglob("*.py"))],
     ]

@@ -162,6 +162,7 @@ class _Run:
             if job.settings.source == "teacher":
                 bench.ready(job, self.prompts.ids[0])
             bench.pool(job.model).run(job)
+            bench.dismiss(job.model, self.config.models.student)
         else:
             kept = {AnnotateJob: (bench.scorer,), TrainJob: (bench,)}.get(type(job), ())
             importlib.import_module(f"npd_ascend.{step.stage.module}.stage").run(job, *kept)
@@ -271,7 +272,6 @@ class _Run:
         return max(self.job.max_model_len, reference)
 
     def _teacher_answers(self) -> list[Array]:
-        self.bench.ready(self.job.model_copy(update={"model": self.config.models.teacher}), self.prompts.ids[0])
         with self.clock.on("start"):
             answers, seconds = self.watch.teacher_answers(self.prompts)
         self.clock.charge("rollout", seconds)

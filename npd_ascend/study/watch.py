@@ -10,8 +10,7 @@ import numpy as np
 
 from npd_ascend.arrays import Array
 from npd_ascend.config.study import Arm
-from npd_ascend.exposure.divergence import PairScorer
-from npd_ascend.exposure.measures import measure
+from npd_ascend.exposure.measures import Compare, measure
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import save_hf
@@ -93,7 +92,9 @@ class Watch:
         job = self.job.model_copy(update={"model": teacher})
 
         def make() -> tuple[list[Array], float]:
+            self.bench.ready(job, prompts.ids[0])
             batch = self.bench.answer(job, prompts.ids, [None] * len(prompts))
+            self.bench.dismiss(job.model, self.arm.config.models.student)
             return [a.ids for a in batch.answers], batch.seconds
 
         key = ("teacher", model_fingerprint(teacher), [p.tolist() for p in prompts.ids], job.settings.max_new_tokens)
@@ -135,11 +136,11 @@ class Watch:
             values["reference_nll"] = -float(np.concatenate([t.student for t in found]).mean(dtype=np.float64))
         self.record.log("exposure", step, progress, seconds, prompts, **values)
 
-    def _pair(self, student: Path) -> PairScorer:
+    def _pair(self, student: Path) -> Compare:
         c, device = self.arm.config, self.job.device
         row, micro = c.annotate.row_length, c.annotate.micro_batch
         nets = [
             self.bench.network(path, ModelSpec.from_folder(path).sharing(self.job.vocabulary, path), device, row, role)
             for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))
         ]
-        return self.bench.pair(nets[0], nets[1], micro)
+        return self.bench.pair(nets[0], nets[1], micro, model_fingerprint(c.models.teacher))

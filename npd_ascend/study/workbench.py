@@ -19,7 +19,7 @@ from npd_ascend.annotate.prefill import Scorer
 from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
-from npd_ascend.exposure.divergence import PairScorer
+from npd_ascend.exposure.divergence import HiddenStates, PairScorer, Tokens
 from npd_ascend.models.attention import window_of
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.parallel.mesh import DeviceMesh
@@ -66,6 +66,7 @@ class Workbench(TrainHooks):
         self._nets: dict[Any, CausalLM] = {}
         self._prefills: dict[int, Prefill] = {}
         self._pairs: dict[Any, PairScorer] = {}
+        self._teachers: dict[str, HiddenStates] = {}
         self._compiled: set[Any] = set()
         self._pools: dict[str, RolloutPool] = {}
         self._divergences: dict[int, nn.Cell] = {}
@@ -85,6 +86,12 @@ class Workbench(TrainHooks):
             name = f"engine-{next(self._names)}"
             self._pools[key] = RolloutPool(self._python, 1, self._logs / name, env=self._env)
         return self._pools[key]
+
+    def dismiss(self, model: Path, other: Path) -> None:
+        """Ends the engine for ``model``, for the sake of its memory, unless it serves ``other`` too."""
+        key = repr(ModelSpec.from_folder(model))
+        if key in self._pools and key != repr(ModelSpec.from_folder(other)):
+            self._pools.pop(key).close()
 
     def answer(self, job: RolloutJob, prompts: Sequence[Array], seeds: Sequence[int | None]) -> LiveBatch:
         """Answers of ``job.model``."""
@@ -115,12 +122,21 @@ class Workbench(TrainHooks):
         load_hf(self._nets[key], model)
         return self._nets[key]
 
-    def pair(self, student: CausalLM, teacher: CausalLM, micro_batch: int) -> PairScorer:
-        """Compares two networks."""
+    def pair(
+        self, student: CausalLM, teacher: CausalLM, micro_batch: int, weights: str
+    ) -> Callable[[Sequence[Array], Sequence[Array]], list[Tokens]]:
+        """Compares two networks.
+
+        Args:
+            student, teacher: the networks, weights loaded.
+            micro_batch: rows a pass.
+            weights: identity of the teacher's.
+        """
         key = (id(student), id(teacher), micro_batch)
         if key not in self._pairs:
             self._pairs[key] = PairScorer(student, teacher, micro_batch)
-        return self._pairs[key]
+        scorer, states = self._pairs[key], self._teachers.setdefault(weights, HiddenStates())
+        return lambda prompts, answers: scorer(prompts, answers, states)
 
     def prefill(self, net: CausalLM) -> Prefill:
         """Asks ``net`` for distributions."""

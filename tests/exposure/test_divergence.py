@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -12,10 +14,11 @@ from mindspore import Tensor  # noqa: E402
 
 from npd_ascend.config.job import Device  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
-from npd_ascend.exposure.divergence import PairScorer  # noqa: E402
+from npd_ascend.exposure.divergence import HiddenStates, PairScorer  # noqa: E402
 from npd_ascend.models.initial import initial_checkpoint  # noqa: E402
 from npd_ascend.models.network import build  # noqa: E402
 from npd_ascend.models.weights import load_hf  # noqa: E402
+from npd_ascend.rows.prefill import prefill_batches  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
 CONFIG = {"model_type": "PanguEmbedded", "bias": True, "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48,
@@ -49,11 +52,12 @@ def plain_logprobs(net, prompt, answer, vocab):
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
 
-def test_against_plain_softmaxes(pair):
+@pytest.mark.parametrize("chunk", [7, 24, 500])  # several a pass, several passes a chunk, all in one
+def test_against_plain_softmaxes(pair, chunk):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 40, rng.integers(1, 9)).astype(np.int32) for _ in range(13)]
     answers = [rng.integers(3, 40, n).astype(np.int32) for n in (5, 1, 0, 17, 30, 8, 8, 2, 12, 3, 40, 6, 9)]
-    found = PairScorer(*pair, micro_batch=2, chunk_rows=24)(prompts, answers)
+    found = PairScorer(*pair, micro_batch=2, chunk_rows=chunk)(prompts, answers)
     assert [len(t.kl_st) for t in found] == [len(a) for a in answers]
     for prompt, answer, got in zip(prompts, answers, found, strict=True):
         if not len(answer):
@@ -103,6 +107,32 @@ def test_new_weights_are_seen_and_training_mode_is_kept(pair, tmp_path):
     assert compare(prompts, answers)[0].kl_st.min() > 1e-4
     ms.load_param_into_net(student, {p.name: p for p in pair[0].get_parameters()})
     assert np.abs(compare(prompts, answers)[0].kl_st).max() < 1e-6 and student.training
+
+
+def test_a_teacher_is_asked_once_for_the_same_tokens(pair, tmp_path):
+    student, teacher = network(tmp_path / "x", 3, 40), pair[1]
+    compare, states = PairScorer(student, teacher, micro_batch=2), HiddenStates()
+    prompts, answers = [np.array([3, 4]), np.array([5])], [np.array([5, 6, 7]), np.array([8, 9])]
+    first = compare(prompts, answers, states)
+    head = teacher.head_weight
+    compare.teacher = SimpleNamespace(head_weight=head)  # a body that would fail
+    ms.load_param_into_net(student, {p.name: p for p in pair[0].get_parameters()})
+    again, plain = compare(prompts, answers, states), PairScorer(student, teacher, micro_batch=2)(prompts, answers)
+    for a, b, c in zip(first, again, plain, strict=True):
+        assert np.array_equal(b.kl_ts, c.kl_ts) and np.array_equal(b.teacher, a.teacher)
+        assert not np.allclose(a.kl_ts, b.kl_ts)
+
+
+def test_what_was_not_asked_for_longest_goes_first():
+    states, made = HiddenStates(most=3 * 4 * 8), []
+    passes = [next(prefill_batches([np.array([i])], [np.array([1, 2, 3])], 8, 1, 0)) for i in range(4)]
+
+    def ask(i):
+        return states.get(passes[i], lambda: made.append(i) or np.full((2, 4), i, np.float32))  # 32 bytes each
+
+    for i in (0, 1, 2, 0, 3, 0, 2, 1):
+        assert (ask(i) == i).all()
+    assert made == [0, 1, 2, 3, 1]
 
 
 def test_different_row_lengths_are_refused(pair, tmp_path):

@@ -45,6 +45,40 @@ for order in sys.argv[3:]:  # power and length of the input
     out.append([power, Graphs("test", folder, {"power": power})(net, ms.Tensor(x[:length])).asnumpy().tolist()])
 print(json.dumps([out, compile_cache._Engine.of(folder).finds]))
 """
+RANK = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from mindspore import Tensor, nn, ops
+from npd_ascend.config.job import Device
+from npd_ascend.models.compile_cache import Graphs, _Engine
+from npd_ascend.models.parallel.mesh import DeviceMesh
+
+class Sum(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, x):
+        return self.all_reduce(x * 1.0)
+
+class Own(nn.Cell):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def construct(self, x):
+        return x * self.factor
+
+folder, out = map(Path, sys.argv[1:])
+mesh = DeviceMesh(Device())
+if not mesh.schedules:
+    graphs = Graphs("test", folder, {})
+    total = graphs(Sum(), Tensor(np.float32([mesh.rank + 1]))).asnumpy().tolist()
+    own = graphs(Own(10.0 * (mesh.rank + 1)), Tensor(np.float32([1.0]))).asnumpy().tolist()
+    result = {"sum": total, "kept": own, "finds": _Engine.of(folder).finds}
+    out.with_name(f"{out.name}-{mesh.rank}.json").write_text(json.dumps(result))
+"""
 
 
 @pytest.fixture
@@ -188,10 +222,17 @@ def test_graphs_are_compiled_whatever_becomes_of_the_folder(tmp_path, compiler):
     assert compiler.log == ["plain"] * 3 and not list((tmp_path / "compiled").iterdir())
 
 
-def test_nothing_is_kept_under_msrun(tmp_path, compiler, monkeypatch):
-    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
-    Graphs("test", tmp_path / "compiled", {}).compile(compiler)
-    assert compiler.log == ["plain"] and not (tmp_path / "compiled").exists()
+@pytest.mark.slow
+def test_ranks_find_their_own_graphs(tmp_path, under_msrun):
+    """Two starts at different addresses: the second finds, rank by rank, what the first has made."""
+    folder = tmp_path / "compiled"
+    for start in ("made", "found"):
+        under_msrun(2, RANK, folder, tmp_path / start)
+    made, found = ([json.loads((tmp_path / f"{s}-{r}.json").read_text()) for r in (0, 1)] for s in ("made", "found"))
+    assert [r["sum"] for r in made] == [r["sum"] for r in found] == [[3.0], [3.0]]  # 1 from rank 0, 2 from rank 1
+    assert [r["kept"] for r in made] == [r["kept"] for r in found] == [[10.0], [20.0]]  # other graphs
+    assert [r["finds"] for r in made] == [False] * 2 and [r["finds"] for r in found] == [True] * 2
+    assert len(kept(folder)) == 4  # two a rank
 
 
 def test_a_cell_is_compiled_once_for_a_form_and_every_difference_is_another_graph(tmp_path, compiler):
