@@ -281,7 +281,7 @@ class _Worker:
         python = Environments.find().mindspore
         cores = str(max(1, len(os.sched_getaffinity(0)) // self._of))
         return LocalWorker(
-            self.index,
+            index,
             [str(python), "-m", "npd_ascend.workers.process"],
             child_environment(python, OMP_NUM_THREADS=cores),
             self._resolved.parent / "logs" / f"worker-{self.index}.log",

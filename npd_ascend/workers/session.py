@@ -202,7 +202,8 @@ class Session:
         if old is None or not old.alive:
             if old is not None:
                 old.kill()
-            self._workers[index] = self._hire(index, self._events)
+            worker = self._workers[index] = self._hire(index, self._events)
+            assert worker.index == index, "its events would be taken for those of another"
         return self._workers[index]
 
     def _kill(self) -> None:

@@ -390,9 +390,11 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize("share, processes", [(0.7, 1), (0.0, 6)])
-def test_a_worker_that_holds_too_much_starts_anew(tmp_path, monkeypatch, share, processes):
-    """A worker without engines that notes its process id; with no memory at all each arm has a process of its own."""
+@pytest.mark.parametrize("share, workers, processes", [(0.7, 1, 1), (0.7, 2, 2), (0.0, 1, 6)])
+def test_workers_share_the_arms_and_one_that_holds_too_much_starts_anew(
+    tmp_path, monkeypatch, share, workers, processes
+):
+    """Workers without engines that note their process id; with no memory at all each arm has a process of its own."""
     python = tmp_path / "python"
     python.write_text(WORKER.format(python=sys.executable, root=str(Path(conductor.__file__).parents[2])))
     python.chmod(0o755)
@@ -401,7 +403,7 @@ def test_a_worker_that_holds_too_much_starts_anew(tmp_path, monkeypatch, share, 
     monkeypatch.setattr(conductor, "_report", lambda root, say: None)
     monkeypatch.setattr(conductor, "check_config", lambda config: None)
     plan = load_study(study(tmp_path))
-    plan = plan.model_copy(update={"study": plan.study.model_copy(update={"workers": 1})})
+    plan = plan.model_copy(update={"study": plan.study.model_copy(update={"workers": workers})})
     assert conduct(plan, say=lambda line: None) == 0
     ids = Results(plan.study.dir).seconds()
     assert len(ids) == 6 and len(set(ids.values())) == processes
