@@ -38,7 +38,7 @@ from npd_ascend.store.layout import RunDir
 from npd_ascend.store.metrics import read_metrics
 from npd_ascend.train.corpus import EpochPlan
 
-ROW, PROMPT, ANSWER = 32768, 64, 3968
+ROW, PROMPT, ANSWER = 32768, 64, 3456
 GIB, MINUTES = 16, 20
 """What the run may take."""
 WORDS, LAYERS, HEADS, HEAD_DIM, MLP = 115, 2, 1, 32, 64

@@ -20,11 +20,13 @@ _MASKED = -1e9
 _slice = ops.Slice()
 _QUERY_BLOCK = 128
 _WINDOW_BLOCK = 16
+_WINDOW_BLOCKS = 8
 
 
-def query_block(row_length: int) -> int:
-    """Queries that share a window of keys."""
-    return math.gcd(row_length, _WINDOW_BLOCK)
+def query_block(row_length: int, width: int) -> int:
+    """Queries that share a window of ``width`` keys: an eighth of it, so that each key is copied eight times and few
+    are looked at in vain; not below 16, where products would be too small."""
+    return math.gcd(row_length, max(_WINDOW_BLOCK, width // _WINDOW_BLOCKS))
 
 
 def window_of(longest: int, row_length: int, bound: int | None = None) -> Array | None:
@@ -49,11 +51,10 @@ def window_of(longest: int, row_length: int, bound: int | None = None) -> Array 
 
 def _width(longest: int, row_length: int) -> int:
     """Keys that a query is compared with: all, or those of a window."""
-    block = query_block(row_length)
-    width = 4 * block
-    while width - block + 1 < longest:
+    width = 4 * _WINDOW_BLOCK
+    while width - query_block(row_length, width) + 1 < longest:
         width *= 2
-    return row_length if block < _WINDOW_BLOCK or 2 * width > row_length else width
+    return row_length if row_length % _WINDOW_BLOCK or 2 * width > row_length else width
 
 
 def _windows(x: ms.Tensor, back: int, before: int) -> ms.Tensor:
@@ -73,7 +74,7 @@ class DenseMask(nn.Cell):
     """Additive mask, float32: 0 where a position may look, else -1e9.
 
     segment_ids [B, S], S <= row_length -> [B, 1, S, S]; with a window of W positions [B, S / Q, Q, W], for queries in
-    blocks of Q = ``query_block(S)``, whose keys are the W positions up to the block's end.
+    blocks of Q = ``query_block(S, W)``, whose keys are the W positions up to the block's end.
     """
 
     def __init__(self, row_length: int):
@@ -87,7 +88,8 @@ class DenseMask(nn.Cell):
             causal = position.reshape(1, -1, 1) >= position.reshape(1, 1, -1)
             same = segment_ids.expand_dims(2) == segment_ids.expand_dims(1)
             return _additive(ops.logical_and(causal, same)).expand_dims(1), None
-        block, width = query_block(length), window.shape[0]
+        width = window.shape[0]
+        block = query_block(length, width)
         blocks = length // block
         own = segment_ids.reshape(-1, blocks, block)
         keys = _windows(own, width // block - 1, -2)  # what lies before the row is of no segment

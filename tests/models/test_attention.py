@@ -11,7 +11,7 @@ from npd_ascend.models.attention import DenseCoreAttention, DenseMask, query_blo
 from npd_ascend.rows.collate import collate  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
-ROWS, LENGTH, HEADS, GROUPS, DIM = 2, 256, 4, 2, 8
+ROWS, LENGTH, HEADS, GROUPS, DIM = 2, 512, 4, 2, 8
 
 
 class Attention(ms.nn.Cell):
@@ -48,8 +48,8 @@ def naive(query, key, value, segment):
     return out.reshape(LENGTH, ROWS, HEADS * DIM)
 
 
-@pytest.mark.parametrize("longest", [49, 65])
-def test_windows_change_nothing(longest):
+@pytest.mark.parametrize("longest, width", [(49, 64), (65, 128), (225, 256)])  # blocks of 16, 16 and 32 queries
+def test_windows_change_nothing(longest, width):
     """Samples begin and end anywhere in a block; the longest reaches as far back as the window allows."""
     rng = np.random.default_rng(0)
     rows = [[], []]
@@ -59,7 +59,7 @@ def test_windows_change_nothing(longest):
         rng.shuffle(part)
     batch = collate(rows, LENGTH, 0, ROWS)
     window = window_of(batch.longest, LENGTH)
-    assert batch.longest == longest and len(window) == (64 if longest == 49 else 128)
+    assert batch.longest == longest and len(window) == width
     query = rng.standard_normal((LENGTH, ROWS, HEADS, DIM)).astype(np.float32)
     key, value = rng.standard_normal((2, LENGTH, ROWS, GROUPS, DIM)).astype(np.float32)
     inside = (batch.segment_ids.T >= 0)[:, :, None]
@@ -82,7 +82,7 @@ def test_windows_change_nothing(longest):
         assert (gradient.asnumpy() * direction).sum() == pytest.approx((ahead - behind) / 2e-4, rel=1e-4, abs=1e-3)
 
 
-@pytest.mark.parametrize("row_length", [16, 48, 64, 100, 128, 512, 4096])
+@pytest.mark.parametrize("row_length", [16, 48, 64, 100, 128, 512, 3072, 4096])
 def test_windows_hold_the_longest_sample(row_length):
     """The first query of a block sees back over the longest sample, and windows save at least half."""
     widths = set()
@@ -90,8 +90,8 @@ def test_windows_hold_the_longest_sample(row_length):
         window = window_of(longest, row_length)
         if window is None:
             continue
-        block = query_block(row_length)
         width = len(window)
+        block = query_block(row_length, width)
         assert width - block + 1 >= longest and width % block == 0 and row_length % block == 0
         assert 2 * width <= row_length
         widths.add(width)

@@ -65,6 +65,11 @@ _EXPOSURE = tuple(
     Claim("npd", off, "what on-policy data is for", m) for off in ("sft", "supkd", "seqkd") for m in _EXPOSED
 )
 
+
+def _nearer(better: str, *worse: str) -> tuple[Claim, ...]:
+    return tuple(Claim(better, w, "no figure; what on-policy data is for", "kl_ts") for w in worse)
+
+
 GROUPS: dict[str, Group] = {
     "baselines": Group(
         "Is NPD better than the baselines?", "Tables 1, 2, 8 and 9", "GSM8K, 1.5B · AVG, 1B",
@@ -74,7 +79,13 @@ GROUPS: dict[str, Group] = {
         claims=(*_all("npd", {
             "sft": "Table 2: 64.37 > 56.28", "supkd": f"{_T1}: 82.87 > 78.62; Table 2: 64.37 > 58.79",
             "seqkd": f"{_T1}: 82.87 > 82.41; Table 2: 64.37 > 59.55", "gkd": f"{_T1}: 82.87 > 80.17",
-            "distillm": f"{_T1}: 82.87 > 81.15", "distillm2": f"{_T1}: 82.87 > 81.27"}), *_LADDER, *_EXPOSURE)),
+            "distillm": f"{_T1}: 82.87 > 81.15", "distillm2": f"{_T1}: 82.87 > 81.27"}), *_LADDER, *_EXPOSURE,
+            *_nearer("npd", "npd_f0", "off_policy", "no_teacher", "gkd", "on_policy"))),
+    "quick": Group(
+        "At a glance: is NPD nearer to its teacher?", "Tables 2 and 9",
+        claims=(_LADDER[2], *_EXPOSURE[:4])),
+    "more": Group("Does the order hold with twice the prompts?", "no counterpart", claims=_EXPOSURE[:2]),
+    "rates": Group("Is it a matter of the learning rate?", "no counterpart", reference="npd_low"),
     "long": Group(
         "Is NPD better where the student comes near its teacher?", "Tables 2 and 9",
         claims=(*_all("npd", {"sft": "Table 2: 64.37 > 56.28", "supkd": "Table 2: 64.37 > 58.79",
@@ -84,7 +95,8 @@ GROUPS: dict[str, Group] = {
         {"none": "61.63", "ppl_weighted": "61.69", "student_ifd": "62.60", "teacher_ifd": "62.69", "lower": "61.77",
          "upper": "61.76", "both": "62.78"}, "none",
         _all("both", {"none": "62.78 > 61.63", "ppl_weighted": "62.78 > 61.69", "student_ifd": "62.78 > 62.60",
-                      "teacher_ifd": "62.78 > 62.69", "lower": "62.78 > 61.77", "upper": "62.78 > 61.76"})),
+                      "teacher_ifd": "62.78 > 62.69", "lower": "62.78 > 61.77", "upper": "62.78 > 61.76"})
+        + _nearer("both", "none", "random", "student_ifd", "teacher_ifd")),
     "delta": Group("Which δ?", "Table 5", "AVG", {"delta_0.4": "62.86", "delta_0.8": "63.05", "delta_1.6": "62.60"},
                    "delta_0.8", _all("delta_0.8", {"delta_0.4": "63.05 > 62.86", "delta_1.6": "63.05 > 62.60"})),
     "sync": Group(
@@ -95,7 +107,8 @@ GROUPS: dict[str, Group] = {
          Claim("nofilter_f1", "nofilter_f0", "Table 10: 63.26 > 61.63"),
          Claim("nofilter_f2", "nofilter_f3", "Table 10: 63.43 > 63.12"),
          Claim("npd_f0", "nofilter_f0", "Table 10: 62.78 > 61.63"),
-         Claim("npd_f1", "nofilter_f1", "Table 10: 64.37 > 63.26"))),
+         Claim("npd_f1", "nofilter_f1", "Table 10: 64.37 > 63.26"),
+         *_nearer("npd_f1", "npd_f0"), *_nearer("npd_f3", "npd_f1"), *_nearer("npd_f9", "npd_f3"))),
     "lambda": Group(
         "Which λ?", "Table 11", "AVG, label-guided",
         {"lambda_0.5": "53.94", "lambda_0.6": "54.07", "lambda_0.7": "53.88", "lambda_0.8": "54.43",

@@ -91,8 +91,10 @@ def markdown(name: str, found: list[Section], facts: list[tuple[str, str]]) -> s
         "",
         "; ".join(f"{k}: {v}" for k, v in facts) + ".",
         "",
-        "Claims: " + ", ".join(f"{counts[k]} {COUNTED[k]}" for k in VERDICTS if k in counts) + ".",
-        "",
+        *(
+            ["Claims: " + ", ".join(f"{counts[k]} {COUNTED[k]}" for k in VERDICTS if k in counts) + ".", ""]
+            * bool(counts)
+        ),
         READING,
         "",
     ]
@@ -129,14 +131,18 @@ def _markdown_table(t: Table) -> list[str]:
 
 def _tiles(found: list[Section]) -> list[tuple[str, str, str]]:
     counts = headline(found)
-    tiles = [
-        (
-            "Claims shown",
-            f"{counts.get('shown', 0)} of {sum(counts.values())}",
-            f"{counts.get('open', 0)} not shown, {counts.get('against', 0)} against"
-            + (f", {counts['few']} without interval" if "few" in counts else ""),
-        )
-    ]
+    tiles = (
+        []
+        if not counts
+        else [
+            (
+                "Claims shown",
+                f"{counts.get('shown', 0)} of {sum(counts.values())}",
+                f"{counts.get('open', 0)} not shown, {counts.get('against', 0)} against"
+                + (f", {counts['few']} without interval" if "few" in counts else ""),
+            )
+        ]
+    )
     for section in found:
         for v in section.verdicts:
             if v.claim.measure == "seconds" and v.gain is not None:

@@ -215,6 +215,19 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
                     ),
                 )
             )
+            if key == "kl_ts":
+                columns.append(
+                    (
+                        f"against {reference}",
+                        lambda a: (
+                            ""
+                            if a == reference
+                            else with_interval(
+                                difference(readings, task, name, a, reference, "kl_ts"), _nats, sign=True
+                            )
+                        ),
+                    )
+                )
     if any(_by_generation(readings, task, name, a, "reward", "mean") for a in arms):
         columns.append(
             ("reward", lambda a: _ends(_by_generation(readings, task, name, a, "reward", "mean"), lambda x: f"{x:.2f}"))
