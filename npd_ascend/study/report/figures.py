@@ -69,8 +69,11 @@ def accuracy(readings: Readings, task: str, group: str, measure: str = "accuracy
         return svg.to_svg(fig, f"{measure} of the arms of {group} on {task}")
 
 
+_ABSCISSA = {"seconds": "seconds, everything waited for included", "progress": "epochs", "step": "optimiser steps"}
+
+
 def curves(readings: Readings, task: str, group: str, x: str) -> Markup | None:
-    """Accuracy over ``seconds`` or ``progress``: means over seeds, drawn where an arm was measured twice or more."""
+    """Accuracy over ``seconds``, ``progress`` or ``step``: means over seeds, of arms measured twice or more."""
 
     def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
         drawn = 0
@@ -83,7 +86,7 @@ def curves(readings: Readings, task: str, group: str, x: str) -> Markup | None:
             ax.plot(at, y, marker="o", markersize=2.8, label=arm, **style(i))
             drawn += 1
         ax.yaxis.set_major_formatter(_PERCENT)
-        ax.set_xlabel("seconds, everything waited for included" if x == "seconds" else "epochs")
+        ax.set_xlabel(_ABSCISSA[x])
         return drawn
 
     return _lines(draw, f"Accuracy over {x}, {group} on {task}")

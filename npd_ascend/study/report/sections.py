@@ -382,6 +382,12 @@ def _training(readings: Readings, task: str, name: str, arms: list[str]) -> list
 def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
     measure = "accuracy" if accurate(readings, task, name) else "kl_ts"
     timed = any(values(readings, task, name, a, "seconds") for a in readings.arms(task, name))
+    ends = {
+        s.rows[-1]["progress"]
+        for a in readings.arms(task, name)
+        for s in readings.series(task, name, a, "eval").values()
+    }
+    over = "progress" if len(ends) == 1 else "step"  # a pass over fewer prompts is a shorter epoch
     made = [
         (
             "accuracy",
@@ -392,8 +398,8 @@ def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
         ),
         (
             "epochs",
-            "At the same number of steps",
-            figures.curves(readings, task, name, "progress") if measure == "accuracy" else None,
+            "At the same number of epochs" if over == "progress" else "At the same number of optimiser steps",
+            figures.curves(readings, task, name, over) if measure == "accuracy" else None,
             "",
             False,
         ),
