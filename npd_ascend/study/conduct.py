@@ -270,10 +270,10 @@ class _Worker:
         return str(text)
 
     def make_room(self) -> None:
-        """Another process in the place of one that holds too many models and graphs: more than its share, or than what
-        is free for as many again."""
-        memory = self.session.memory
-        if memory > min(self._limit, free_bytes() or self._limit):
+        """Another process in the place of one that holds too many models and graphs: more than its share, of the
+        machine's memory or of what is left of it beside others."""
+        memory, free = self.session.memory, free_bytes()
+        if memory > min(self._limit, _MEMORY_SHARE * (memory + free) if free else self._limit):
             self.session.leave()
             self.done.clear()
 
