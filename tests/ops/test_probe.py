@@ -64,6 +64,13 @@ def test_text_is_of_this_machine_in_seconds(config):
     assert [x for x in again.splitlines() if x[:3] != "  -"] == [x for x in said.splitlines() if x[:3] != "  -"]
 
 
+@pytest.mark.parametrize("load, busy", [(0.0, False), (64.0 * os.cpu_count(), True)])
+def test_a_busy_machine_is_said_to_be(config, monkeypatch, load, busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    said = render(estimate_run(cpu(config), prompts=100, prompt_tokens=20, answer_tokens=30))
+    assert ("busy with other work: load" in said) == busy
+
+
 def test_a_named_device_is_still_planned_for(config):
     said = render(estimate_run(cpu(config), "910B3", prompts=100, prompt_tokens=20, answer_tokens=30))
     assert "910B3" in said and "fast to slow" in said

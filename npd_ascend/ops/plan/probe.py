@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ _HOST = (1.2, 1.8)
 """Seconds of prepare, and of select and pack in each generation."""
 _SCALING = 0.7
 """n cores are n to this power as fast as one."""
+_BUSY = 0.5
+"""Load a core before a measurement, from which on other work disturbs it."""
 _TRAIN = 3.0
 """Forward and backward pass over a forward pass."""
 
@@ -131,6 +133,7 @@ def probe(config: Config, work: Workload) -> Probe:
     ]
     # On one core, because threads that wait for each other measure the other jobs of a busy machine, not this one's.
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     done = subprocess.run([sys.executable, "-m", __name__, *job], env=env, capture_output=True, text=True)
     if done.returncode:
         raise UserError(
@@ -138,6 +141,10 @@ def probe(config: Config, work: Workload) -> Probe:
             "--device 910B2 plans for an NPU without it"
         )
     out = _read(done.stdout)
+    if load > _BUSY * cores:
+        out = replace(
+            out, machine=f"{out.machine}, busy with other work: load {load:.1f}, so it may be faster than this"
+        )
     try:
         write_bytes(_file(config, work), json.dumps(asdict(out)).encode())
     except OSError:
