@@ -100,7 +100,7 @@ class _Engine:
     _only: _Engine | None = None
 
     def __init__(self, folder: Path):
-        self.root = folder / f".tmp-{os.getpid()}-graphs"
+        self.root = folder / f".tmp-{os.getpid()}-{_rank()}-graphs"  # nodes may give their processes the same number
         self.number, self.finds = 0, True
         self._sources = b""
 
