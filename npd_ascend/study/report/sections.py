@@ -383,7 +383,7 @@ def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
     measure = "accuracy" if accurate(readings, task, name) else "kl_ts"
     timed = any(values(readings, task, name, a, "seconds") for a in readings.arms(task, name))
     ends = {
-        s.rows[-1]["progress"]
+        s.rows[-1].get("progress")
         for a in readings.arms(task, name)
         for s in readings.series(task, name, a, "eval").values()
     }
