@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -105,25 +105,23 @@ class PairScorer:
         student = self.student
         was_training = student.training
         student.set_train(False)
-        values, order = [np.empty((4, 0), np.float32)], []
-        waiting: list[tuple[Array, Array, Array]] = []  # student's states [n, H], teacher's, targets [n]
-        for part in prefill_batches(prompts, answers, student.row_length, self.micro_batch, student.spec.pad_token_id):
-            order += [(sample, span.stop - span.start) for sample, span in part.spans()]
-            waiting.append((self._states(student, part), self._teacher_states(part, remembered), part.targets))
-            while sum(len(t) for _, _, t in waiting) >= self._chunk:
-                done, waiting = self._compare(waiting)
-                values.append(done)
-        while waiting:
-            done, waiting = self._compare(waiting)
-            values.append(done)
+        spans: list[tuple[int, int]] = []  # sample and how many tokens, as the chunks hold them
+
+        def states() -> Iterator[tuple[Array, ...]]:
+            length, pad = student.row_length, student.spec.pad_token_id
+            for part in prefill_batches(prompts, answers, length, self.micro_batch, pad):
+                spans.extend((sample, span.stop - span.start) for sample, span in part.spans())
+                yield self._states(student, part), self._teacher_states(part, remembered), part.targets
+
+        values = [self._compare(*chunk) for chunk in _chunks(states(), self._chunk)]
         student.set_train(was_training)
-        columns = np.concatenate(values, 1)
+        columns = np.concatenate([np.empty((4, 0), np.float32), *values], 1)
         if not np.isfinite(columns).all():
             raise UserError("a model computes NaN or infinite logits along the answers; check both checkpoints")
         nothing = np.empty(0, np.float32)
         out = [Tokens(nothing, nothing, nothing, nothing)] * len(answers)
         start = 0
-        for sample, n in order:
+        for sample, n in spans:
             out[sample] = Tokens(*columns[:, start : start + n])
             start += n
         return out
@@ -140,18 +138,33 @@ class PairScorer:
             return self._states(self.teacher, part)
         return remembered.get(part, lambda: self._states(self.teacher, part))
 
-    def _compare(self, waiting: list[tuple[Array, Array, Array]]) -> tuple[Array, list[tuple[Array, Array, Array]]]:
-        """The first chunk of what waits: its values [4, n], and what is left."""
-        columns = [np.concatenate(c) for c in zip(*waiting, strict=True)]
-        head, rest = [c[: self._chunk] for c in columns], [c[self._chunk :] for c in columns]
-        n = len(head[2])
-        student, teacher, targets = (np.pad(c, [(0, self._chunk - n)] + [(0, 0)] * (c.ndim - 1)) for c in head)
-        values = self._gap(
+    def _compare(self, student: Array, teacher: Array, targets: Array) -> Array:
+        """Hidden states [n, H] of both before n <= ``chunk_rows`` tokens, targets [n] -> [4, n]."""
+        n = len(targets)
+        student, teacher, targets = (
+            np.pad(c, [(0, self._chunk - n)] + [(0, 0)] * (c.ndim - 1)) for c in (student, teacher, targets)
+        )
+        values: Array = self._gap(
             self._of_student(Tensor(student, self._dtype), self.student.head_weight),
             self._of_teacher(Tensor(teacher, self._dtype), self.teacher.head_weight),
             Tensor(targets),
         ).asnumpy()[:, :n]
-        return values, [(rest[0], rest[1], rest[2])] if len(rest[2]) else []
+        return values
+
+
+def _chunks(parts: Iterable[tuple[Array, ...]], size: int) -> Iterator[tuple[Array, ...]]:
+    """Columns that come in parts, in chunks of ``size`` rows; the last may be shorter."""
+    held: list[tuple[Array, ...]] = []
+    for part in parts:
+        held.append(part)
+        if sum(len(columns[0]) for columns in held) >= size:
+            joined = [np.concatenate(c) for c in zip(*held, strict=True)]
+            whole = len(joined[0]) // size * size
+            for start in range(0, whole, size):
+                yield tuple(c[start : start + size] for c in joined)
+            held = [tuple(c[whole:] for c in joined)]
+    if sum(len(columns[0]) for columns in held):
+        yield tuple(np.concatenate(c) for c in zip(*held, strict=True))
 
 
 class HiddenStates:

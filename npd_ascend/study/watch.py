@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Watch:
             self.bench.dismiss(job.model, self.arm.config.models.student)
             return [a.ids for a in batch.answers], batch.seconds
 
-        key = ("teacher", model_fingerprint(teacher), [p.tolist() for p in prompts.ids], job.settings.max_new_tokens)
+        key = ("teacher", self._teacher_weights, [p.tolist() for p in prompts.ids], job.settings.max_new_tokens)
         return self.cache.answers(key, make)
 
     def close(self) -> None:
@@ -136,6 +137,11 @@ class Watch:
             values["reference_nll"] = -float(np.concatenate([t.student for t in found]).mean(dtype=np.float64))
         self.record.log("exposure", step, progress, seconds, prompts, **values)
 
+    @cached_property
+    def _teacher_weights(self) -> str:
+        """Identity of the teacher's weights, which takes reading them all."""
+        return model_fingerprint(self.arm.config.models.teacher)
+
     def _pair(self, student: Path) -> Compare:
         c, device = self.arm.config, self.job.device
         row, micro = c.annotate.row_length, c.annotate.micro_batch
@@ -143,4 +149,4 @@ class Watch:
             self.bench.network(path, ModelSpec.from_folder(path).sharing(self.job.vocabulary, path), device, row, role)
             for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))
         ]
-        return self.bench.pair(nets[0], nets[1], micro, model_fingerprint(c.models.teacher))
+        return self.bench.pair(nets[0], nets[1], micro, self._teacher_weights)

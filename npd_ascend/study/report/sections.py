@@ -177,34 +177,24 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
         found = estimate(readings, task, name, a, "accuracy") or estimate(readings, task, name, a, "kl_ts")
         return str(found.n) if found else "–"
 
+    def against(measure: str, write: Callable[[float], str]) -> Callable[[str], str]:
+        def cell(a: str) -> str:
+            if a == reference:
+                return ""
+            return with_interval(difference(readings, task, name, a, reference, measure), write, sign=True)
+
+        return cell
+
     columns.append(("seeds", seeds))
     if accurate(readings, task, name):
         own_starts = _own_starts(readings, task, name, arms)
         if own_starts:
             columns.append(("start, %", lambda a: with_interval(estimate(readings, task, name, a, "start"), _points)))
         columns.append(("accuracy, %", lambda a: with_interval(estimate(readings, task, name, a, "accuracy"), _points)))
-        columns.append(
-            (
-                f"against {reference}, points",
-                lambda a: (
-                    ""
-                    if a == reference
-                    else with_interval(difference(readings, task, name, a, reference, "accuracy"), _points, sign=True)
-                ),
-            )
-        )
+        columns.append((f"against {reference}, points", against("accuracy", _points)))
         if own_starts:
             columns.append(("gain, points", lambda a: with_interval(gain(readings, task, name, a), _points, sign=True)))
-            columns.append(
-                (
-                    f"gain against {reference}'s",
-                    lambda a: (
-                        ""
-                        if a == reference
-                        else with_interval(difference(readings, task, name, a, reference, "gain"), _points, sign=True)
-                    ),
-                )
-            )
+            columns.append((f"gain against {reference}'s", against("gain", _points)))
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
             columns.append(
@@ -216,18 +206,7 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
                 )
             )
             if key == "kl_ts":
-                columns.append(
-                    (
-                        f"against {reference}",
-                        lambda a: (
-                            ""
-                            if a == reference
-                            else with_interval(
-                                difference(readings, task, name, a, reference, "kl_ts"), _nats, sign=True
-                            )
-                        ),
-                    )
-                )
+                columns.append((f"against {reference}", against("kl_ts", _nats)))
     if any(_by_generation(readings, task, name, a, "reward", "mean") for a in arms):
         columns.append(
             ("reward", lambda a: _ends(_by_generation(readings, task, name, a, "reward", "mean"), lambda x: f"{x:.2f}"))
