@@ -199,3 +199,11 @@ def test_an_operator_that_ascend_lacks(tmp_path, cache, monkeypatch):
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = read_log(done.stderr.splitlines())["a"].kernels
     assert kernels == {"aclnn": {"MatMul": 1}, "none": {"Cholesky": 1}}
+
+
+def test_setting_that_ascend_refuses(compiled):
+    """It is told from a fault of the compiler or of ours."""
+    done, found = compiled({}, annotate={"row_length": 512}, pack={"row_length": 512}, train={"global_batch": 2})
+    assert done.returncode == 2 and done.stdout.count("needs at least 2048 tokens a row") == 3
+    assert "does not compile" not in done.stdout and "report the line" not in done.stdout
+    assert all(graph["failed"] for graph in found.values())

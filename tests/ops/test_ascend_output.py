@@ -183,6 +183,9 @@ def test_verdict(pangu):
 def test_what_does_not_compile(pangu):
     (f,) = judge(Compiled(pangu["train"], [26], {}, failed="TypeError: no such kernel"))
     assert f.level == "error" and "TypeError: no such kernel" in f.what and "rank 0 of 8" in f.what
+    assert "report" in f.remedy
+    (f,) = judge(Compiled(pangu["train"], [26], {}, failed="row_length 512: too short", refused=True))
+    assert f.level == "error" and f.what.endswith("row_length 512: too short") and "--set" in f.remedy
 
 
 def test_json_and_text_say_when_they_extrapolate(pangu):

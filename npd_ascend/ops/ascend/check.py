@@ -65,7 +65,7 @@ def compile_deep(
         of = "" if layers == graph.layers else f" of {graph.layers}"
         c = build(cut, python, cann, lambda phase, said=f"{what}, {layers}{of} layers": tell(f"{said}: {phase}"))
         if c.failed:
-            return Compiled(graph, [layers], {}, c.seconds, failed=c.failed)
+            return Compiled(graph, [layers], {}, c.seconds, failed=c.failed, refused=c.refused)
         found.append(c)
     if len(found) == 1:
         return found[0]

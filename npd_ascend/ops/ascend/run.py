@@ -27,6 +27,7 @@ class Compiled:
         seconds: that compiling took.
         host: peak host memory, bytes.
         failed: why it did not compile; empty: it did.
+        refused: whether it was not even tried, because a setting cannot be on Ascend.
     """
 
     graph: Graph
@@ -35,6 +36,7 @@ class Compiled:
     seconds: float = 0.0
     host: int = 0
     failed: str = ""
+    refused: bool = False
 
     @property
     def extrapolated(self) -> bool:
@@ -86,7 +88,7 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
             phases = read_log(lines)
         # The process ends badly even when all went well: MindSpore frees what the stand-ins never made.
         if not result.exists():
-            out.failed = _reason(log, child.returncode)
+            out.failed, out.refused = _reason(log, child.returncode)
             return out
         try:
             read_collectives(folder, phases)
@@ -101,12 +103,13 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
         return out
 
 
-def _reason(log: Path, code: int) -> str:
-    """The exception that a process ended with, or its signal."""
+def _reason(log: Path, code: int) -> tuple[str, bool]:
+    """The exception that a process ended with, or its signal; and whether it is the user's to mend."""
     lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if not x.startswith(("[INFO", "[WARN"))]
     raised = [x for x in lines if x and x.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
     if raised:
-        return raised[-1].removeprefix(f"{UserError.__module__}.UserError: ")[:500]
+        ours = f"{UserError.__module__}.UserError: "
+        return raised[-1].removeprefix(ours)[:500], raised[-1].startswith(ours)
     if code == -9:
-        return "killed, most likely because the host has no memory left"
-    return next((x for x in reversed(lines) if x), f"ended with {code}")[:500]
+        return "killed, most likely because the host has no memory left", False
+    return next((x for x in reversed(lines) if x), f"ended with {code}")[:500], False

@@ -22,6 +22,8 @@ _LEGACY = 8
 def judge(c: Compiled) -> list[Finding]:
     """A graph as findings: its make-up, and each reason for which it fails."""
     name = heading(c)
+    if c.refused:
+        return [error(f"{name}: {c.failed}", "another value in the configuration, or with --set")]
     if c.failed:
         return [error(f"{name}: does not compile ({c.failed})", "report the line with npd version")]
     out = [ok(f"{name}: {line}") for line in describe(c)]
