@@ -96,8 +96,8 @@ def build(
         raise UserError("device.dtype bfloat16 needs an NPU; on cpu set device.dtype: float32")
     if device.target == "ascend" and (row_length < _FLASH_ROW or row_length % 16):
         raise UserError(
-            f"row_length {row_length} (annotate, pack): the flash attention of Ascend needs at least {_FLASH_ROW} tokens "
-            f"a row and a multiple of 16"
+            f"row_length {row_length} (annotate, pack): the flash attention of Ascend needs at least {_FLASH_ROW} "
+            "tokens a row and a multiple of 16"
         )
     if row_length % context.size:
         raise UserError(f"row_length {row_length}: not a multiple of context_parallel {context.size}")
