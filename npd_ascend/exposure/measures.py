@@ -18,7 +18,11 @@ _FIRST_BUCKET = 4
 
 
 def measure(
-    compare: Compare, prompts: Sequence[Array], rollouts: Sequence[Array], references: Sequence[Array] | None = None
+    compare: Compare,
+    prompts: Sequence[Array],
+    rollouts: Sequence[Array],
+    references: Sequence[Array] | None = None,
+    start: Compare | None = None,
 ) -> dict[str, Any]:
     """On-policy divergence, likelihoods and excess accumulated error on held-out prompts.
 
@@ -30,12 +34,17 @@ def measure(
         rollouts: the student's own answers.
         references: answers in which an expert's contexts stand: the teacher's own (what Arora et al. use), or the
             data's; None: what needs them is left out.
+        start: the same of the student and the one that training began with; None: drift is left out.
 
     Returns:
-        Flat dict, see ``summarise`` and ``by_answer``.
+        Flat dict, see ``summarise`` and ``by_answer``; with ``start`` also ``drift`` and ``drift_se``: KL(student ‖
+        start) along the student's own answers, nats a token. Its root is the axis of arXiv:2609.32722, there from
+        samples by the k3 estimator, whose expectation this is.
     """
     own = compare(prompts, rollouts)
     out = summarise(own, compare(prompts, references) if references is not None else None)
+    if start is not None:
+        out["drift"], out["drift_se"] = clustered_mean([t.kl_st for t in start(prompts, rollouts)])
     return out | by_answer(own, rollouts)
 
 

@@ -130,7 +130,7 @@ class Watch:
         some = self.held_out.first(n)
         expert, _ = self.teacher_answers(some)
         pair = self._pair(self.weights)
-        values = measure(pair, some.ids, self._responses[:n], expert)
+        values = measure(pair, some.ids, self._responses[:n], expert, self._from_start(self.weights))
         given = [i for i, r in enumerate(some.references) if len(r)]
         if given:
             found = pair([some.ids[i] for i in given], [some.references[i] for i in given])
@@ -143,10 +143,17 @@ class Watch:
         return model_fingerprint(self.arm.config.models.teacher)
 
     def _pair(self, student: Path) -> Compare:
-        c, device = self.arm.config, self.job.device
-        row, micro = c.annotate.row_length, c.annotate.micro_batch
-        nets = [
-            self.bench.network(path, ModelSpec.from_folder(path).sharing(self.job.vocabulary, path), device, row, role)
-            for path, role in ((student, "watched student"), (c.models.teacher, "watched teacher"))
-        ]
-        return self.bench.pair(nets[0], nets[1], micro, self._teacher_weights)
+        teacher = self._net(self.arm.config.models.teacher, "watched teacher")
+        return self.bench.pair(self._net(student, "watched student"), teacher, self._micro, self._teacher_weights)
+
+    def _from_start(self, student: Path) -> Compare:
+        start = self._net(self.arm.config.models.student, "watched start")
+        return self.bench.pair(self._net(student, "watched student"), start, self._micro)
+
+    def _net(self, path: Path, role: str) -> CausalLM:
+        spec = ModelSpec.from_folder(path).sharing(self.job.vocabulary, path)
+        return self.bench.network(path, spec, self.job.device, self.arm.config.annotate.row_length, role)
+
+    @property
+    def _micro(self) -> int:
+        return self.arm.config.annotate.micro_batch

@@ -123,19 +123,20 @@ class Workbench(TrainHooks):
         return self._nets[key]
 
     def pair(
-        self, student: CausalLM, teacher: CausalLM, micro_batch: int, weights: str
+        self, student: CausalLM, teacher: CausalLM, micro_batch: int, weights: str | None = None
     ) -> Callable[[Sequence[Array], Sequence[Array]], list[Tokens]]:
         """Compares two networks.
 
         Args:
             student, teacher: the networks, weights loaded.
             micro_batch: rows a pass.
-            weights: identity of the teacher's.
+            weights: identity of the teacher's, by which its hidden states are remembered; None: they are not.
         """
         key = (id(student), id(teacher), micro_batch)
         if key not in self._pairs:
             self._pairs[key] = PairScorer(student, teacher, micro_batch)
-        scorer, states = self._pairs[key], self._teachers.setdefault(weights, HiddenStates())
+        scorer = self._pairs[key]
+        states = None if weights is None else self._teachers.setdefault(weights, HiddenStates())
         return lambda prompts, answers: scorer(prompts, answers, states)
 
     def prefill(self, net: CausalLM) -> Prefill:

@@ -90,6 +90,21 @@ def test_without_references_what_needs_them_is_left_out():
     assert "nll" not in out and "exaccerr" not in out and out["kl_st"] > 0
 
 
+def test_drift_is_the_divergence_from_the_start():
+    """Over tokens, not over answers, and of the student's own answers alone."""
+    rng = np.random.default_rng(5)
+    own, moved = made(rng, 5, 9), made(rng, 5, 30)
+    rollouts, asked = [np.ones(len(t.kl_st)) for t in own], []
+
+    def start(prompts, answers):
+        asked.append(answers)
+        return moved
+
+    out = measure(lambda prompts, answers: own, [np.ones(1)] * 5, rollouts, rollouts, start)
+    assert out["drift"] == pytest.approx(np.concatenate([t.kl_st for t in moved]).mean(), rel=1e-6)
+    assert out["drift_se"] > 0 and len(asked) == 1 and asked[0] is rollouts
+
+
 def test_answer_by_answer_and_without_loops():
     rng = np.random.default_rng(4)
     own = made(rng, 30, 60)

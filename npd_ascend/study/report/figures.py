@@ -20,6 +20,7 @@ from npd_ascend.study.statistics import over_seeds
 
 _PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")
 _DASHES: tuple[object, ...] = ("solid", (0, (4, 2)), (0, (1, 1.5)))
+_MARKS = ("o", "s", "^")
 _ZONES = {"below": ("degenerate", C2), "inside": ("proximal", C1), "above": ("disconnect", C4),
           "undefined": ("undefined", C5)}  # fmt: skip
 _LIGHT = (
@@ -154,6 +155,36 @@ def positions(readings: Readings, task: str, group: str) -> Markup | None:
         return drawn
 
     return _lines(draw, f"KL(teacher‖student) by position, {group} on {task}")
+
+
+def drift(readings: Readings, task: str, group: str) -> Markup | None:
+    """KL(teacher‖student) over √KL(student‖start) of all arms and seeds, with the line through them."""
+    found = [
+        (arm, [(values(readings, task, group, arm, m)) for m in ("drift", "kl_ts")])
+        for arm in readings.arms(task, group)
+    ]
+    points = {arm: [(x[s] ** 0.5, y[s]) for s in sorted(set(x) & set(y))] for arm, (x, y) in found}
+    points = {arm: p for arm, p in points.items() if p}
+    if len(points) < 2:
+        return None
+
+    def draw(ax: Axes, style: Callable[[int], dict[str, Any]]) -> int:
+        every = np.array([xy for p in points.values() for xy in p])
+        for i, (arm, p) in enumerate(points.items()):
+            colour = style(i)["color"]
+            marker = _MARKS[i // len(SERIES) % len(_MARKS)]
+            ax.plot(*np.transpose(p), marker, color=colour, markersize=3, alpha=0.7, linewidth=0)
+            ax.plot(*np.mean(p, 0), marker, color=colour, markersize=8, markerfacecolor="none", linewidth=0, label=arm)
+        if len(every) > 2 and np.ptp(every[:, 0]) > 0:
+            slope, offset = np.polyfit(*every.T, 1)
+            ends = np.array([every[:, 0].min(), every[:, 0].max()])
+            r2 = float(np.corrcoef(every.T)[0, 1] ** 2)
+            ax.plot(ends, slope * ends + offset, color=MUTED, linewidth=1, label=f"line, R² {r2:.2f}")
+        ax.set_xlabel("√KL(student‖start)")
+        ax.set_ylabel("KL(teacher‖student), nats a token")
+        return len(points)
+
+    return _lines(draw, f"KL to the teacher over the root of the drift, {group} on {task}")
 
 
 def by_stage(readings: Readings, task: str, group: str, arm: str) -> dict[str, float]:

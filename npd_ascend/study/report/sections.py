@@ -29,6 +29,7 @@ _COLUMNS = (
     ("nll", "NLL of teacher's answers"),
     ("reference_nll", "NLL of held-out answers"),
     ("teacher_nll", "teacher's NLL of its answers"),
+    ("drift", "KL(S‖start)"),
     ("ended", "ended, %"),
     ("loops", "looping, %"),
 )
@@ -71,18 +72,14 @@ class Section:
 
 
 def sections(readings: Readings, notes: Mapping[str, str] | None = None) -> list[Section]:
-    """One section a group in which arms can be compared, those of the paper first and in its order.
+    """One section a group, those of the paper first and in its order.
 
     Args:
         readings: of the study.
         notes: what its file says of the groups.
     """
     names = [g for g in GROUPS if g in readings.groups()] + [g for g in readings.groups() if g not in GROUPS]
-    return [
-        _section(readings, g, (notes or {}).get(g, ""))
-        for g in names
-        if any(len(readings.arms(task, g)) > 1 for task in readings.tasks(g))
-    ]
+    return [_section(readings, g, (notes or {}).get(g, "")) for g in names]
 
 
 def absent(root: Path, readings: Readings) -> Section | None:
@@ -191,10 +188,12 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
         if own_starts:
             columns.append(("start, %", lambda a: with_interval(estimate(readings, task, name, a, "start"), _points)))
         columns.append(("accuracy, %", lambda a: with_interval(estimate(readings, task, name, a, "accuracy"), _points)))
-        columns.append((f"against {reference}, points", against("accuracy", _points)))
+        if len(arms) > 1:
+            columns.append((f"against {reference}, points", against("accuracy", _points)))
         if own_starts:
             columns.append(("gain, points", lambda a: with_interval(gain(readings, task, name, a), _points, sign=True)))
-            columns.append((f"gain against {reference}'s", against("gain", _points)))
+            if len(arms) > 1:
+                columns.append((f"gain against {reference}'s", against("gain", _points)))
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
             columns.append(
@@ -205,7 +204,7 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
                     ),
                 )
             )
-            if key == "kl_ts":
+            if key == "kl_ts" and len(arms) > 1:
                 columns.append((f"against {reference}", against("kl_ts", _nats)))
     if any(_by_generation(readings, task, name, a, "reward", "mean") for a in arms):
         columns.append(
@@ -394,6 +393,14 @@ def _pictures(readings: Readings, task: str, name: str) -> list[Picture]:
             "KL(teacher‖student) along the answer",
             figures.positions(readings, task, name),
             "Rising curves are errors that build on errors.",
+            False,
+        ),
+        (
+            "drift",
+            "How far from the start, how near to the teacher",
+            figures.drift(readings, task, name),
+            "Each dot is a seed, each ring an arm's mean; along the student's own answers. Along the root of the drift "
+            "arXiv:2609.32722 finds scores to lie on a line; R² is that of the dots.",
             False,
         ),
         ("zones", "Zones of Δ-IFD", figures.zones(readings, task, name), "", False),

@@ -77,6 +77,7 @@ def _arm(writer, task, group, arm, i, seed, points):
         exaccerr=100 * kl,
         nll=kl,
         teacher_nll=kl,
+        drift=(1 - 2 * kl) ** 2,  # on a line: its root is 1 - kl_ts
         buckets=["0-3", "4-7"],
         kl_ts_by_position=[kl, 2 * kl],
     )

@@ -115,6 +115,24 @@ def test_pages(study, tmp_path):
     assert head
 
 
+def test_distance_from_the_start_beside_that_to_the_teacher(readings):
+    """The rows lie on a line; on those of arms without the measure nothing is drawn."""
+    (section,) = [s for s in sections(readings) if s.id == "sync"]
+    drawn = {p.name: str(p.svg) for p in section.pictures}
+    assert "R² 1.00" in drawn["sync-maze-drift"] and "npd_f1" in drawn["sync-maze-drift"]
+    without = Readings([{k: v for k, v in r.items() if k != "drift"} for r in readings.rows])
+    (section,) = [s for s in sections(without) if s.id == "sync"]
+    assert not any(p.name.endswith("drift") for p in section.pictures)
+
+
+def test_an_arm_alone_is_shown_and_compared_with_nothing(readings):
+    alone = Readings([r for r in readings.rows if (r["group"], r["arm"]) == ("sync", "npd_f1")])
+    (section,) = sections(alone)
+    assert [row[0] for table in section.tables for row in table.rows] == ["npd_f1"] * 2
+    head = section.tables[0].head
+    assert "accuracy, %" in head and "KL(S‖start)" in head and not any("against" in column for column in head)
+
+
 def test_peers_are_shown_beside(make_study, tmp_path):
     make_study(tmp_path, seeds=(0,))
     row = (
