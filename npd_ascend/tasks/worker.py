@@ -81,7 +81,7 @@ class Workers:
             _end(process)
 
     def _start(self) -> subprocess.Popen[str]:
-        said = ""
+        lacking = []
         for python in [self._python] if self._python else _interpreters():
             with suppress(OSError):
                 process = subprocess.Popen(
@@ -97,10 +97,10 @@ class Workers:
                 if first.get("ready"):
                     self._python = python
                     return process
-                said = str(first.get("lacks") or said)
+                lacking.append(f"{python}: {first.get('lacks') or 'its process ends'}")
                 _end(process)
         raise UserError(
-            f"{self._function} can work in none of the environments ({said or 'its process ends'}): {self._help}"
+            f"{self._function} works in no environment ({'; '.join(lacking) or 'there is none'}): {self._help}"
         )
 
 

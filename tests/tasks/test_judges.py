@@ -83,7 +83,7 @@ def test_a_worker_that_dies_is_replaced():
 
 
 def test_no_library_is_one_line():
-    with pytest.raises(UserError, match="can work in none of the environments .*nowhere.*: install it"):
+    with pytest.raises(UserError, match="works in no environment .*nowhere.*: install it"):
         Workers("builtins:abs", "nowhere:usable", "install it").check()
 
 
