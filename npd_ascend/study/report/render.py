@@ -34,7 +34,8 @@ READING = (
     "Arms are compared on the same seeds and prompts. A claim is **shown** when the whole interval lies on its side, "
     "**not shown** when it includes 0 (1 for factors), **against** when it lies on the other. Nothing is corrected for "
     "the number of claims: of twenty true nulls one would look like an effect. KL is over the whole vocabulary, nats a "
-    "token, along the student's own greedy answers to held-out prompts; T is the teacher, S the student. ExAccErr: "
+    "token, along the student's own greedy answers to held-out prompts; T is the teacher, S the student. KL(S‖start), "
+    "where it was measured: how far the student has moved from the one that it began as. ExAccErr: "
     "excess accumulated error (Arora et al. 2022, arXiv:2204.01171) against the teacher's own answers; it is relative "
     "to the error on those, so a student that fits them perfectly scores high: read it with KL beside it."
 )
