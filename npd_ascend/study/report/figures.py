@@ -176,7 +176,7 @@ def drift(readings: Readings, task: str, group: str) -> Markup | None:
             ax.plot(*np.transpose(p), marker, color=colour, markersize=3, alpha=0.7, linewidth=0)
             ax.plot(*np.mean(p, 0), marker, color=colour, markersize=8, markerfacecolor="none", linewidth=0, label=arm)
         if len(every) > 2 and np.ptp(every[:, 0]) > 0:
-            slope, offset = np.polyfit(*every.T, 1)
+            slope, offset = np.polyfit(every[:, 0], every[:, 1], 1)
             ends = np.array([every[:, 0].min(), every[:, 0].max()])
             r2 = float(np.corrcoef(every.T)[0, 1] ** 2)
             ax.plot(ends, slope * ends + offset, color=MUTED, linewidth=1, label=f"line, R² {r2:.2f}")
