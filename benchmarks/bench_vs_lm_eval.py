@@ -35,7 +35,7 @@ from npd_ascend.rollout.pool import RolloutPool
 from npd_ascend.rollout.questions import Question
 from npd_ascend.store.identity import model_fingerprint
 
-LENGTH = 2048
+LENGTH, SEQUENCES = 2048, 128
 
 
 def logged(found: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -54,6 +54,7 @@ def theirs(session: Session, benchmark: Benchmark, rows: list[Row], settings: di
     from lm_eval.evaluator import evaluate
 
     if isinstance(benchmark, Answered):
+        from vllm import SamplingParams
         from vllm.platforms import current_platform
 
         assert current_platform.device_type  # is found out by the names of packages, as they are
@@ -63,9 +64,15 @@ def theirs(session: Session, benchmark: Benchmark, rows: list[Row], settings: di
 
         importlib.metadata.version = version
         model: Any = VLLM(
-            str(checkpoint), dtype="float32", max_model_len=LENGTH, enforce_eager=True, kv_cache_memory_bytes=2**30
+            str(checkpoint),
+            batch_size="auto",  # all at once, as ours; by default one after the other
+            max_num_seqs=SEQUENCES,
+            dtype="float32",
+            max_model_len=LENGTH,
+            enforce_eager=True,
+            kv_cache_memory_bytes=2**30,
         )
-        model.generate_until([])
+        model.model.generate([{"prompt_token_ids": [5] * 8}], SamplingParams(max_tokens=2), use_tqdm=False)
     else:
         from lm_eval.models.huggingface import HFLM
 
@@ -98,8 +105,8 @@ def main() -> None:
             out=out, model=given.checkpoint, checkpoint_id=model_fingerprint(given.checkpoint),
             tokenizer=given.checkpoint, teacher=given.checkpoint, trust_remote_code=False,
             data=DataConfig(prompts=[]), folder=given.data, benchmarks=[given.task], limit=None,
-            max_new_tokens=given.tokens, seed=0, settings=RolloutConfig(max_num_seqs=128), device=Device(), env={},
-            cores=None, logs=out,
+            max_new_tokens=given.tokens, seed=0, settings=RolloutConfig(max_num_seqs=SEQUENCES), device=Device(),
+            env={}, cores=None, logs=out,
         )  # fmt: skip
         session = Session(job, pool)
         settings = session.settings(benchmark)
