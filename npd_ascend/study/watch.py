@@ -84,7 +84,7 @@ class Watch:
     def loss(self, net: CausalLM, prompts: Prompts) -> float:
         """Mean NLL of reference answers under ``net``, nats a token."""
         save_hf(net, self.weights, self.arm.config.models.student, self.job.device.dtype)
-        tokens = self._pair(self.weights)(prompts.ids, prompts.references)
+        tokens = self._to_teacher(self._student())(prompts.ids, prompts.references)
         return -float(np.concatenate([t.student for t in tokens]).mean(dtype=np.float64))
 
     def teacher_answers(self, prompts: Prompts) -> tuple[list[Array], float]:
@@ -129,8 +129,9 @@ class Watch:
         n = min(self.arm.exposure_prompts, len(self.held_out))
         some = self.held_out.first(n)
         expert, _ = self.teacher_answers(some)
-        pair = self._pair(self.weights)
-        values = measure(pair, some.ids, self._responses[:n], expert, self._from_start(self.weights))
+        student = self._student()
+        pair, start = self._to_teacher(student), self._pair(student, self.arm.config.models.student, "watched start")
+        values = measure(pair, some.ids, self._responses[:n], expert, start)
         given = [i for i, r in enumerate(some.references) if len(r)]
         if given:
             found = pair([some.ids[i] for i in given], [some.references[i] for i in given])
@@ -142,18 +143,15 @@ class Watch:
         """Identity of the teacher's weights, which takes reading them all."""
         return model_fingerprint(self.arm.config.models.teacher)
 
-    def _pair(self, student: Path) -> Compare:
-        teacher = self._net(self.arm.config.models.teacher, "watched teacher")
-        return self.bench.pair(self._net(student, "watched student"), teacher, self._micro, self._teacher_weights)
+    def _student(self) -> CausalLM:
+        return self._net(self.weights, "watched student")
 
-    def _from_start(self, student: Path) -> Compare:
-        start = self._net(self.arm.config.models.student, "watched start")
-        return self.bench.pair(self._net(student, "watched student"), start, self._micro)
+    def _to_teacher(self, student: CausalLM) -> Compare:
+        return self._pair(student, self.arm.config.models.teacher, "watched teacher", self._teacher_weights)
+
+    def _pair(self, student: CausalLM, other: Path, role: str, weights: str | None = None) -> Compare:
+        return self.bench.pair(student, self._net(other, role), self.arm.config.annotate.micro_batch, weights)
 
     def _net(self, path: Path, role: str) -> CausalLM:
         spec = ModelSpec.from_folder(path).sharing(self.job.vocabulary, path)
         return self.bench.network(path, spec, self.job.device, self.arm.config.annotate.row_length, role)
-
-    @property
-    def _micro(self) -> int:
-        return self.arm.config.annotate.micro_batch

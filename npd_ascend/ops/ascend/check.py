@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from npd_ascend.config import Config
@@ -65,7 +66,7 @@ def compile_deep(
         of = "" if layers == graph.layers else f" of {graph.layers}"
         c = build(cut, python, cann, lambda phase, said=f"{what}, {layers}{of} layers": tell(f"{said}: {phase}"))
         if c.failed:
-            return Compiled(graph, [layers], {}, c.seconds, failed=c.failed, refused=c.refused)
+            return replace(c, graph=graph)
         found.append(c)
     if len(found) == 1:
         return found[0]

@@ -159,12 +159,11 @@ def positions(readings: Readings, task: str, group: str) -> Markup | None:
 
 def drift(readings: Readings, task: str, group: str) -> Markup | None:
     """KL(teacher‖student) over √KL(student‖start) of all arms and seeds, with the line through them."""
-    found = [
-        (arm, [(values(readings, task, group, arm, m)) for m in ("drift", "kl_ts")])
-        for arm in readings.arms(task, group)
-    ]
-    points = {arm: [(x[s] ** 0.5, y[s]) for s in sorted(set(x) & set(y))] for arm, (x, y) in found}
-    points = {arm: p for arm, p in points.items() if p}
+    points = {}
+    for arm in readings.arms(task, group):
+        x, y = (values(readings, task, group, arm, measure) for measure in ("drift", "kl_ts"))
+        if seeds := sorted(set(x) & set(y)):
+            points[arm] = [(x[s] ** 0.5, y[s]) for s in seeds]
     if len(points) < 2:
         return None
 

@@ -174,13 +174,14 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
         found = estimate(readings, task, name, a, "accuracy") or estimate(readings, task, name, a, "kl_ts")
         return str(found.n) if found else "–"
 
-    def against(measure: str, write: Callable[[float], str]) -> Callable[[str], str]:
+    def against(title: str, measure: str, write: Callable[[float], str]) -> None:
         def cell(a: str) -> str:
             if a == reference:
                 return ""
             return with_interval(difference(readings, task, name, a, reference, measure), write, sign=True)
 
-        return cell
+        if len(arms) > 1:
+            columns.append((title, cell))
 
     columns.append(("seeds", seeds))
     if accurate(readings, task, name):
@@ -188,12 +189,10 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
         if own_starts:
             columns.append(("start, %", lambda a: with_interval(estimate(readings, task, name, a, "start"), _points)))
         columns.append(("accuracy, %", lambda a: with_interval(estimate(readings, task, name, a, "accuracy"), _points)))
-        if len(arms) > 1:
-            columns.append((f"against {reference}, points", against("accuracy", _points)))
+        against(f"against {reference}, points", "accuracy", _points)
         if own_starts:
             columns.append(("gain, points", lambda a: with_interval(gain(readings, task, name, a), _points, sign=True)))
-            if len(arms) > 1:
-                columns.append((f"gain against {reference}'s", against("gain", _points)))
+            against(f"gain against {reference}'s", "gain", _points)
     for key, title in _COLUMNS:
         if any(estimate(readings, task, name, a, key) for a in arms):
             columns.append(
@@ -204,8 +203,8 @@ def _table(readings: Readings, task: str, name: str, group: Group, arms: list[st
                     ),
                 )
             )
-            if key == "kl_ts" and len(arms) > 1:
-                columns.append((f"against {reference}", against("kl_ts", _nats)))
+            if key == "kl_ts":
+                against(f"against {reference}", "kl_ts", _nats)
     if any(_by_generation(readings, task, name, a, "reward", "mean") for a in arms):
         columns.append(
             ("reward", lambda a: _ends(_by_generation(readings, task, name, a, "reward", "mean"), lambda x: f"{x:.2f}"))
