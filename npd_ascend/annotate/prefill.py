@@ -15,7 +15,7 @@ from npd_ascend.config.schema import AnnotateConfig
 from npd_ascend.errors import UserError
 from npd_ascend.models.compile_cache import Graphs, network_key
 from npd_ascend.models.device_modules import MAX_SEGMENTS
-from npd_ascend.models.network import build
+from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.parallel.collectives import ALONE, ProcessGroup
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import load_hf
@@ -35,6 +35,7 @@ class Scorer:
         compiling: held open while a graph is compiled.
         compiled: folder in which compiled graphs outlive the process; None: they do not.
         bound: tokens that a sample may have; shards whose samples are shorter share its graph where that pays.
+        net: the network to take, built as these arguments say; None: one of its own.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Scorer:
         compiling: Callable[[], AbstractContextManager[object]] = nullcontext,
         compiled: Path | None = None,
         bound: int | None = None,
+        net: CausalLM | None = None,
     ):
         self._model, self._spec, self._settings = model, spec, settings
         self._max_segments = MAX_SEGMENTS if device.target == "ascend" else None
-        self._net = build(spec, device, settings.row_length, params_dtype=device.dtype, group=group, bound=bound)
+        self._net = net or build(spec, device, settings.row_length, params_dtype=device.dtype, group=group, bound=bound)
         load_hf(self._net, model)
         self._graphs = Graphs("annotate", compiled, network_key(spec, device), compiling)
         positions = settings.row_length * settings.micro_batch

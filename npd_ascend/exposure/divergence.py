@@ -90,14 +90,19 @@ class PairScorer:
         self._of_student, self._of_teacher, self._gap = _Logprobs(self.vocab), _Logprobs(self.vocab), _Gap()
 
     def __call__(
-        self, prompts: Sequence[Array], answers: Sequence[Array], remembered: HiddenStates | None = None
+        self,
+        prompts: Sequence[Array],
+        answers: Sequence[Array],
+        of_teacher: HiddenStates | None = None,
+        of_student: HiddenStates | None = None,
     ) -> list[Tokens]:
         """Compares the models along ``answers``, each after its prompt.
 
         Args:
             prompts: int32 ids, at least one each.
             answers: int32 ids; of an empty one the result is empty.
-            remembered: final hidden states of this very teacher, looked up there and added; None: all are computed.
+            of_teacher, of_student: final hidden states of these very weights, looked up there and added; None: all are
+                computed.
 
         Raises:
             UserError: a prompt and answer are longer than a row, or a model computes NaN.
@@ -111,7 +116,11 @@ class PairScorer:
             length, pad = student.row_length, student.spec.pad_token_id
             for part in prefill_batches(prompts, answers, length, self.micro_batch, pad):
                 spans.extend((sample, span.stop - span.start) for sample, span in part.spans())
-                yield self._states(student, part), self._teacher_states(part, remembered), part.targets
+                yield (
+                    self._states(student, part, of_student),
+                    self._states(self.teacher, part, of_teacher),
+                    part.targets,
+                )
 
         values = [self._compare(*chunk) for chunk in _chunks(states(), self._chunk)]
         student.set_train(was_training)
@@ -126,17 +135,16 @@ class PairScorer:
             start += n
         return out
 
-    def _states(self, net: CausalLM, part: PrefillBatch) -> Array:
+    def _states(self, net: CausalLM, part: PrefillBatch, remembered: HiddenStates | None) -> Array:
         """Final hidden states [T, H] before each answer token of a pass."""
-        hidden = net(*net.inputs(part.rows))
-        self._dtype = hidden.dtype
-        states: Array = hidden.astype(ms.float32).asnumpy()  # numpy has no bfloat16
-        return states.reshape(-1, states.shape[-1])[part.at]
 
-    def _teacher_states(self, part: PrefillBatch, remembered: HiddenStates | None) -> Array:
-        if remembered is None:
-            return self._states(self.teacher, part)
-        return remembered.get(part, lambda: self._states(self.teacher, part))
+        def make() -> Array:
+            hidden = net(*net.inputs(part.rows))
+            self._dtype = hidden.dtype
+            states: Array = hidden.astype(ms.float32).asnumpy()  # numpy has no bfloat16
+            return states.reshape(-1, states.shape[-1])[part.at]
+
+        return make() if remembered is None else remembered.get(part, make)
 
     def _compare(self, student: Array, teacher: Array, targets: Array) -> Array:
         """Hidden states [n, H] of both before n <= ``chunk_rows`` tokens, targets [n] -> [4, n]."""
@@ -171,7 +179,7 @@ class HiddenStates:
     """Final hidden states of one model with one set of weights, by tokens; what was not asked for longest goes first.
 
     Students are compared with the same teacher along the same answers again and again, and the teacher's part of that
-    is most of the work.
+    is most of the work; one student is compared with several models along its own.
 
     Args:
         most: bytes to hold.

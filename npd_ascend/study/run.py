@@ -210,21 +210,21 @@ class _Run:
 
     def _live(self, kind: Callable[..., Any]) -> None:
         c, bench, arm = self.config, self.bench, self.arm
-        method = kind(arm.live, c.train)
+        method, longest = kind(arm.live, c.train), self._longest()
         layout = Layout.of(
             arm.live,
             arm.live.prompts_per_step * method.samples_per_prompt,
             c.pack.row_length,
             c.train.micro_batch,
             self.prompts.ids,
-            self._longest(),
+            longest,
             self.spec.pad_token_id,
         )
         row = max(*layout.lengths, c.pack.row_length)
         chunk = min(c.train.vocab_chunk_rows, layout.head_rows(layout.lengths[-1]))
-        trainer = bench.live_trainer(self.spec, self.device, row, c.train, chunk)
+        trainer = bench.live_trainer(self.spec, self.device, row, longest, c.train, chunk)
         spec = ModelSpec.from_folder(c.models.teacher).sharing(self.prompts.vocabulary, c.models.teacher)
-        teacher = bench.network(c.models.teacher, spec, self.device, row, "live")
+        teacher = bench.network(c.models.teacher, spec, self.device, row, longest, "live")
         dev = self.held_out.first(arm.live.dev_samples)
         source = LiveSource(
             bench,

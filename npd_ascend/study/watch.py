@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from npd_ascend.arrays import Array
 from npd_ascend.config.study import Arm
+from npd_ascend.exposure.divergence import HiddenStates, Tokens
 from npd_ascend.exposure.measures import Compare, measure
 from npd_ascend.models.network import CausalLM
 from npd_ascend.models.spec import ModelSpec
@@ -79,13 +81,11 @@ class Watch:
                 save_hf(net, self.weights, self.arm.config.models.student, self.job.device.dtype)
                 self._evaluate(self.weights, step, progress, prompts)
                 if not self._points and self.arm.exposure:
-                    self._expose(step, progress, prompts)
+                    self._expose(net, step, progress, prompts)
 
     def loss(self, net: CausalLM, prompts: Prompts) -> float:
         """Mean NLL of reference answers under ``net``, nats a token."""
-        save_hf(net, self.weights, self.arm.config.models.student, self.job.device.dtype)
-        tokens = self._to_teacher(self._student())(prompts.ids, prompts.references)
-        return -float(np.concatenate([t.student for t in tokens]).mean(dtype=np.float64))
+        return _nll(self._to_teacher(net)(prompts.ids, prompts.references))
 
     def teacher_answers(self, prompts: Prompts) -> tuple[list[Array], float]:
         """The teacher's greedy answers, and the seconds that they took."""
@@ -124,18 +124,16 @@ class Watch:
             mean_tokens=float(np.mean([len(a.ids) for a in batch.answers])),
         )
 
-    def _expose(self, step: int, progress: float, prompts: int) -> None:
+    def _expose(self, net: CausalLM, step: int, progress: float, prompts: int) -> None:
         seconds = self.bench.clock.seconds
         n = min(self.arm.exposure_prompts, len(self.held_out))
         some = self.held_out.first(n)
         expert, _ = self.teacher_answers(some)
-        student = self._student()
-        pair, start = self._to_teacher(student), self._pair(student, self.arm.config.models.student, "watched start")
-        values = measure(pair, some.ids, self._responses[:n], expert, start)
-        given = [i for i, r in enumerate(some.references) if len(r)]
-        if given:
-            found = pair([some.ids[i] for i in given], [some.references[i] for i in given])
-            values["reference_nll"] = -float(np.concatenate([t.student for t in found]).mean(dtype=np.float64))
+        own = HiddenStates()
+        to_teacher, start = self._to_teacher(net, own), self._compare(net, self.arm.config.models.student, None, own)
+        values = measure(to_teacher, some.ids, self._responses[:n], expert, start)
+        if any(map(len, some.references)):
+            values["reference_nll"] = _nll(to_teacher(some.ids, some.references))
         self.record.log("exposure", step, progress, seconds, prompts, **values)
 
     @cached_property
@@ -143,15 +141,21 @@ class Watch:
         """Identity of the teacher's weights, which takes reading them all."""
         return model_fingerprint(self.arm.config.models.teacher)
 
-    def _student(self) -> CausalLM:
-        return self._net(self.weights, "watched student")
+    def _to_teacher(self, net: CausalLM, own: HiddenStates | None = None) -> Compare:
+        return self._compare(net, self.arm.config.models.teacher, self.bench.states(self._teacher_weights), own)
 
-    def _to_teacher(self, student: CausalLM) -> Compare:
-        return self._pair(student, self.arm.config.models.teacher, "watched teacher", self._teacher_weights)
+    def _compare(self, net: CausalLM, model: Path, of_model: HiddenStates | None, own: HiddenStates | None) -> Compare:
+        """``net`` beside a checkpoint, whose weights are loaded when they are asked for."""
 
-    def _pair(self, student: CausalLM, other: Path, role: str, weights: str | None = None) -> Compare:
-        return self.bench.pair(student, self._net(other, role), self.arm.config.annotate.micro_batch, weights)
+        def compare(prompts: Sequence[Array], answers: Sequence[Array]) -> list[Tokens]:
+            spec = ModelSpec.from_folder(model).sharing(self.job.vocabulary, model)
+            other = self.bench.network(model, spec, self.job.device, net.row_length, self.job.max_model_len)
+            pair = self.bench.pair(net, other, self.arm.config.annotate.micro_batch)
+            return pair(prompts, answers, of_model, own)
 
-    def _net(self, path: Path, role: str) -> CausalLM:
-        spec = ModelSpec.from_folder(path).sharing(self.job.vocabulary, path)
-        return self.bench.network(path, spec, self.job.device, self.arm.config.annotate.row_length, role)
+        return compare
+
+
+def _nll(tokens: Sequence[Tokens]) -> float:
+    """The student's, nats a token; answers may be empty."""
+    return -float(np.concatenate([t.student for t in tokens]).mean(dtype=np.float64))

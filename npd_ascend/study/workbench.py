@@ -19,7 +19,7 @@ from npd_ascend.annotate.prefill import Scorer
 from npd_ascend.arrays import Array
 from npd_ascend.config.job import Device
 from npd_ascend.config.schema import AnnotateConfig, TrainConfig
-from npd_ascend.exposure.divergence import HiddenStates, PairScorer, Tokens
+from npd_ascend.exposure.divergence import HiddenStates, PairScorer
 from npd_ascend.models.attention import window_of
 from npd_ascend.models.network import CausalLM, build
 from npd_ascend.models.parallel.mesh import DeviceMesh
@@ -66,7 +66,7 @@ class Workbench(TrainHooks):
         self._nets: dict[Any, CausalLM] = {}
         self._prefills: dict[int, Prefill] = {}
         self._pairs: dict[Any, PairScorer] = {}
-        self._teachers: dict[str, HiddenStates] = {}
+        self._states: dict[str, HiddenStates] = {}
         self._compiled: set[Any] = set()
         self._pools: dict[str, RolloutPool] = {}
         self._divergences: dict[int, nn.Cell] = {}
@@ -105,39 +105,45 @@ class Workbench(TrainHooks):
 
     # ---- networks
 
-    def network(self, model: Path, spec: ModelSpec, device: Device, row_length: int, role: str) -> CausalLM:
-        """A network for inference with the weights of a checkpoint.
+    def network(
+        self, model: Path, spec: ModelSpec, device: Device, row_length: int, bound: int | None, role: str = "inference"
+    ) -> CausalLM:
+        """A network for inference with the weights of a checkpoint, which are its weights until the next call.
 
         Args:
             model: checkpoint.
             spec: its architecture.
             device: where it runs.
             row_length: longest rows.
+            bound: of ``models.network.build``.
             role: networks of different roles are never the same one.
         """
-        key = (repr(spec), device, row_length, role)
+        net = self._network(spec, device, row_length, bound, role)
+        load_hf(net, model)
+        return net
+
+    def _network(self, spec: ModelSpec, device: Device, row_length: int, bound: int | None, role: str) -> CausalLM:
+        key = (repr(spec), device, row_length, _reach(bound, row_length), role)
         if key not in self._nets:
             with self.clock.on("compile"):
-                self._nets[key] = build(spec, device, row_length)
-        load_hf(self._nets[key], model)
+                self._nets[key] = build(spec, device, row_length, params_dtype=device.dtype, bound=bound)
         return self._nets[key]
 
-    def pair(
-        self, student: CausalLM, teacher: CausalLM, micro_batch: int, weights: str | None = None
-    ) -> Callable[[Sequence[Array], Sequence[Array]], list[Tokens]]:
+    def pair(self, student: CausalLM, other: CausalLM, micro_batch: int) -> PairScorer:
         """Compares two networks.
 
         Args:
-            student, teacher: the networks, weights loaded.
+            student, other: the networks; their weights count when the comparison is called.
             micro_batch: rows a pass.
-            weights: identity of the teacher's, by which its hidden states are remembered; None: they are not.
         """
-        key = (id(student), id(teacher), micro_batch)
+        key = (id(student), id(other), micro_batch)
         if key not in self._pairs:
-            self._pairs[key] = PairScorer(student, teacher, micro_batch)
-        scorer = self._pairs[key]
-        states = None if weights is None else self._teachers.setdefault(weights, HiddenStates())
-        return lambda prompts, answers: scorer(prompts, answers, states)
+            self._pairs[key] = PairScorer(student, other, micro_batch)
+        return self._pairs[key]
+
+    def states(self, weights: str) -> HiddenStates:
+        """Remembered hidden states of the model whose weights have that identity."""
+        return self._states.setdefault(weights, HiddenStates())
 
     def prefill(self, net: CausalLM) -> Prefill:
         """Asks ``net`` for distributions."""
@@ -151,9 +157,9 @@ class Workbench(TrainHooks):
             self._compiled.add(key)
 
     def live_trainer(
-        self, spec: ModelSpec, device: Device, row_length: int, settings: TrainConfig, chunk: int
+        self, spec: ModelSpec, device: Device, row_length: int, bound: int | None, settings: TrainConfig, chunk: int
     ) -> Trainer:
-        """A trainer with zero moments; the weights are loaded by the caller."""
+        """A trainer with zero moments; the weights are loaded by the caller. ``bound``: of ``models.network.build``."""
         loss = settings.loss
         compiled = (
             tuple(summands(loss)),
@@ -165,10 +171,10 @@ class Workbench(TrainHooks):
             settings.clip,
             settings.recompute,
         )
-        key = (repr(spec), device, row_length, chunk, compiled)
+        key = (repr(spec), device, row_length, _reach(bound, row_length), chunk, compiled)
         if key not in self._trainers:
             with self.clock.on("compile"):
-                net = build(spec, device, row_length)
+                net = build(spec, device, row_length, bound=bound)
                 if settings.recompute:
                     net.recompute_layers()
                 self._trainers[key] = Trainer(net, settings, chunk)
@@ -179,25 +185,18 @@ class Workbench(TrainHooks):
     # ---- what training asks of its bench
 
     def trainer(self, job: TrainJob, spec: ModelSpec, reader: Reader, mesh: DeviceMesh) -> Trainer:
-        trainer = self.live_trainer(spec, job.device, job.row_length, job.settings, reader.chunk)
+        trainer = self.live_trainer(spec, job.device, job.row_length, job.longest, job.settings, reader.chunk)
+        plan = reader.plans[0]
+        empty = reader.make(plan, len(plan), len(plan))
 
         def compile_() -> None:
-            plan = reader.plans[0]
-            trainer.accumulate(reader.make(plan, len(plan), len(plan)), 1)
+            trainer.accumulate(empty, 1)
             trainer.update(0.0, 1)
             trainer.reset()
 
-        window = window_of(reader.longest, job.row_length)
-        self.once(
-            (
-                id(trainer),
-                job.settings.micro_batch,
-                reader.head_rows,
-                None if window is None else len(window),
-                reader.k,
-            ),
-            compile_,
-        )
+        window = trainer.net.window(empty.rows)
+        shapes = (job.settings.micro_batch, reader.head_rows, None if window is None else window.shape, reader.k)
+        self.once((id(trainer), *shapes), compile_)
         return trainer
 
     def divergence(self, spec: ModelSpec, mesh: DeviceMesh) -> nn.Cell:
@@ -215,22 +214,33 @@ class Workbench(TrainHooks):
 
     # ---- what annotation asks for
 
-    def scorer(self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, **_: Any) -> Scorer:
+    def scorer(
+        self, model: Path, spec: ModelSpec, settings: AnnotateConfig, device: Device, bound: int | None = None, **_: Any
+    ) -> Scorer:
         """A scorer with the weights of ``model``, for ``annotate.stage.run``; graphs live as long as this process."""
-        key = (repr(spec), device, settings.row_length, settings.micro_batch, settings.vocab_chunk_rows)
+        net = self._network(spec, device, settings.row_length, bound, "inference")
+        key = (id(net), settings.micro_batch, settings.vocab_chunk_rows)
         if key in self._scorers:
             self._scorers[key].load(model)
         else:
             with self.clock.on("compile"):
-                self._scorers[key] = Scorer(model, spec, settings, device, compiling=lambda: self.clock.on("compile"))
-                # Enough tokens for a whole chunk and what is left of one, the two shapes of the head.
-                chunk = min(settings.vocab_chunk_rows, settings.row_length * settings.micro_batch)
-                for tokens in (chunk, 1):
-                    each = min(32, settings.row_length - 1)
-                    count = -(-tokens // each)
-                    ids = [np.zeros(min(tokens, each), np.int32)] * count
-                    self._scorers[key].score([np.zeros(1, np.int32)] * count, ids, 0)
+                self._scorers[key] = Scorer(
+                    model, spec, settings, device, compiling=lambda: self.clock.on("compile"), net=net
+                )
+                # The two shapes of the head, a whole chunk and what is left of one, in rows like those to come.
+                row = settings.row_length
+                each = row // -(-row // min(bound or row, row))
+                whole = settings.micro_batch * (row // each)
+                for count, tokens in ((whole, each), (1, 1)):
+                    context, response = np.zeros(each + 1 - tokens, np.int32), np.zeros(tokens, np.int32)
+                    self._scorers[key].score([context] * count, [response] * count, 0)
         return self._scorers[key]
+
+
+def _reach(bound: int | None, row_length: int) -> int:
+    """What of a bound a network's graphs depend on."""
+    window = window_of(bound, row_length) if bound else ()
+    return row_length if window is None else len(window)
 
 
 class _Ends(Checkpoints):

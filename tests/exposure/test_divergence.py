@@ -123,6 +123,19 @@ def test_a_teacher_is_asked_once_for_the_same_tokens(pair, tmp_path):
         assert not np.allclose(a.kl_ts, b.kl_ts)
 
 
+def test_a_student_is_asked_once_for_its_own_answers(pair, tmp_path):
+    student, teacher, start = *pair, network(tmp_path / "s", 3, 40)
+    prompts, answers, own = [np.array([3, 4]), np.array([5])], [np.array([5, 6, 7]), np.array([8, 9])], HiddenStates()
+    plain = PairScorer(student, start, micro_batch=2)(prompts, answers)
+    PairScorer(student, teacher, micro_batch=2)(prompts, answers, of_student=own)
+    again = PairScorer(student, start, micro_batch=2)
+    again.student = SimpleNamespace(  # a body that would fail
+        head_weight=student.head_weight, row_length=48, spec=student.spec, training=False, set_train=lambda _: None
+    )
+    for a, b in zip(again(prompts, answers, of_student=own), plain, strict=True):
+        assert np.array_equal(a.kl_st, b.kl_st) and np.array_equal(a.student, b.student) and a.kl_st.min() > 1e-5
+
+
 def test_what_was_not_asked_for_longest_goes_first():
     states, made = HiddenStates(most=3 * 4 * 8), []
     passes = [next(prefill_batches([np.array([i])], [np.array([1, 2, 3])], 8, 1, 0)) for i in range(4)]
