@@ -1,11 +1,13 @@
-"""On-policy distillation of the mini pair with TRL, in torch: seconds a prompt, and accuracy afterwards.
+"""On-policy distillation with TRL, in torch: seconds a prompt, and accuracy afterwards.
 
 The counterpart of the study's synchronous arms: same checkpoints, prompts, optimiser, learning rates, prompts a step,
-length limit. Answers come from transformers' ``generate``, as TRL's trainers do it by default. In an environment of
-its own:
+length limit, all from a configuration. Answers come from transformers' ``generate``, as TRL's trainers do it by
+default. In an environment of its own:
 
     python3.11 -m venv /path/to/trl && /path/to/trl/bin/pip install -r benchmarks/requirements-trl.txt
     /path/to/trl/bin/python benchmarks/trl_on_policy.py --trainer gkd --lmbda 1.0 --beta 0.0
+    /path/to/trl/bin/python benchmarks/trl_on_policy.py --config configs/smollm2.yaml \\
+        --rows runs/study_real/prompts/small-120-0.jsonl --epochs 2 --batch 8 --max-new 128 --eval 178
 
 openPangu-Embedded's network is Llama with attention biases, and is handed to transformers as such. Prints one JSON
 line; loading and evaluation are not part of ``seconds``.
@@ -37,14 +39,17 @@ import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 
-from npd_ascend.tasks.registry import Attempt  # noqa: E402
-from npd_ascend.tasks.rewards.maze import maze  # noqa: E402
+from npd_ascend.config.load import load_config  # noqa: E402
+from npd_ascend.config.schema import Config  # noqa: E402
+from npd_ascend.tasks.registry import REWARDS, Attempt  # noqa: E402
 
 
 def as_llama(folder: Path, out: Path) -> Path:
-    """A copy of an openPangu checkpoint with a config that transformers knows."""
+    """A checkpoint that transformers knows: of an openPangu one a copy with another config."""
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "llama":
+        return folder
     shutil.copytree(folder, out)
-    config = json.loads((out / "config.json").read_text())
     config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": True, "mlp_bias": False}
     (out / "config.json").write_text(json.dumps(config))
     return out
@@ -55,15 +60,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], maze_file: Path, max_new: int) -> float:
-    """Greedy, by the maze's own checker."""
-    data, right = json.loads(maze_file.read_text()), 0
+def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, max_new: int) -> float:
+    """Greedy, by the configuration's own checker."""
+    e, field = config.evaluate, config.data.prompt_field
+    judge, right = REWARDS.find(e.checker).judge, 0
+    data = json.loads(e.checker_data.read_text()) if e.checker_data else None
     model.eval()
     for at in range(0, len(rows), 100):
         part = rows[at : at + 100]
         texts = [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": r["prompt"]}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": r[field]}], tokenize=False, add_generation_prompt=True
             )
             for r in part
         ]
@@ -78,7 +85,7 @@ def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], maze_file: 
             )
         for row, ids in zip(part, out[:, batch.input_ids.shape[1] :], strict=True):
             answer = tokenizer.decode(ids, skip_special_tokens=True)
-            right += maze(Attempt(row["prompt"], answer, row["answer"]), data)
+            right += judge(Attempt(row[field], answer, row[config.data.answer_field]), data) >= 1
     return right / len(rows)
 
 
@@ -103,19 +110,22 @@ def schedule(step: int, steps: int, warmup: float, floor: float) -> float:
     return floor + (1 - floor) * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup))) / 2
 
 
-def trainer_of(a: argparse.Namespace, student: Any, teacher: Any, tokenizer: Any, rows: list[dict], out: str) -> Any:
+def trainer_of(
+    a: argparse.Namespace, config: Config, student: Any, teacher: Any, tokenizer: Any, rows: list[dict], out: str
+) -> Any:
     """TRL's trainer with the study's settings."""
-    steps = a.epochs * (len(rows) // a.batch)
+    steps, train, field = a.epochs * (len(rows) // a.batch), config.train, config.data.prompt_field
+    answer = config.data.response_field or config.data.answer_field
     common: dict[str, Any] = dict(
         output_dir=out,
         per_device_train_batch_size=a.batch,
         num_train_epochs=a.epochs,
         learning_rate=a.lr,
         seed=a.seed,
-        weight_decay=0.1,
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.beta1,
+        adam_beta2=train.beta2,
+        max_grad_norm=train.clip,
         save_strategy="no",
         report_to=[],
         use_cpu=True,
@@ -128,9 +138,13 @@ def trainer_of(a: argparse.Namespace, student: Any, teacher: Any, tokenizer: Any
     decay = [p for p in student.parameters() if p.ndim > 1]
     rest = [p for p in student.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=a.lr, betas=(0.9, 0.95)
+        [{"params": decay, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=a.lr,
+        betas=(train.beta1, train.beta2),
+        eps=train.eps,
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: schedule(s, steps, 0.05, 0.1))
+    floor = train.min_lr / train.lr
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: schedule(s, steps, train.warmup, floor))
     kinds: dict[str, Any] = dict(
         model=student, teacher_model=teacher, processing_class=tokenizer, optimizers=(optimiser, scheduler)
     )
@@ -139,7 +153,7 @@ def trainer_of(a: argparse.Namespace, student: Any, teacher: Any, tokenizer: Any
 
         data = Dataset.from_list(
             [
-                {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["answer"]}]}
+                {"messages": [{"role": "user", "content": r[field]}, {"role": "assistant", "content": r[answer]}]}
                 for r in rows
             ]
         )
@@ -150,14 +164,14 @@ def trainer_of(a: argparse.Namespace, student: Any, teacher: Any, tokenizer: Any
                 beta=a.beta,
                 temperature=a.temperature,
                 max_new_tokens=a.max_new,
-                max_length=128,
+                max_length=config.pack.row_length,
             ),
             train_dataset=data,
             **kinds,
         )
     from trl import DistillationConfig, DistillationTrainer
 
-    data = Dataset.from_list([{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in rows])
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": r[field]}]} for r in rows])
     return DistillationTrainer(
         args=DistillationConfig(
             **common,
@@ -174,40 +188,49 @@ def trainer_of(a: argparse.Namespace, student: Any, teacher: Any, tokenizer: Any
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--assets", type=Path, default=ROOT / "assets" / "mini")
+    parser.add_argument("--config", default=str(ROOT / "configs" / "mini.yaml"))
+    parser.add_argument("--rows", type=Path, help="prompts in place of those of --config, all of them")
     parser.add_argument("--trainer", choices=["gkd", "distillation"], default="gkd")
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=40, help="prompts a step")
-    parser.add_argument("--max-new", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--max-new", type=int, help="default: that of --config")
+    parser.add_argument("--lr", type=float, help="default: that of --config")
     parser.add_argument("--lmbda", type=float, default=1.0, help="gkd: share of steps on the student's answers")
     parser.add_argument("--beta", type=float, default=0.0, help="0: forward KL, 1: reverse KL, between: JSD")
     parser.add_argument("--temperature", type=float, default=0.05, help="gkd: of sampling alone; 0.05 is nearly greedy")
     parser.add_argument("--greedy", action="store_true", help="distillation: greedy answers in place of T = 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval", type=int, default=600)
+    parser.add_argument("--out", type=Path, help="where the student is left")
     a = parser.parse_args()
-    rows = read(a.assets / "prompts_train.jsonl")
-    rows = random.Random(a.seed).sample(rows, a.prompts)
-    held_out = read(a.assets / "eval.jsonl")[: a.eval]
+    config = load_config(a.config)
+    a.lr, a.max_new = a.lr or config.train.lr, a.max_new or config.rollout.max_new_tokens
+    rows = [r for path in config.data.prompts for r in read(path)]
+    rows = read(a.rows) if a.rows else random.Random(a.seed).sample(rows, a.prompts)
+    held_out = [r for path in config.evaluate.prompts for r in read(path)][: a.eval]
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {n: as_llama(a.assets / n, Path(scratch) / n) for n in ("student", "teacher")}
+        models = {"student": config.models.student, "teacher": config.models.teacher}
+        folders = {n: as_llama(m, Path(scratch) / n) for n, m in models.items()}
         student, teacher = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in folders.values())
         tokenizer = AutoTokenizer.from_pretrained(folders["student"], padding_side="left")
         tokenizer.model_input_names = ["input_ids", "attention_mask"]  # a Llama knows no token types
-        before = accuracy(student, tokenizer, held_out, a.assets / "maze.json", a.max_new)
-        trainer = trainer_of(a, student, teacher, tokenizer, rows, scratch)
+        before = accuracy(student, tokenizer, held_out, config, a.max_new)
+        trainer = trainer_of(a, config, student, teacher, tokenizer, rows, scratch)
         clock = Clock()
         trainer.add_callback(clock)
         start = time.monotonic()
         trainer.train()
         seconds = time.monotonic() - start
-        after = accuracy(student, tokenizer, held_out, a.assets / "maze.json", a.max_new)
-    seen = a.prompts // a.batch * a.batch * a.epochs
+        after = accuracy(student, tokenizer, held_out, config, a.max_new)
+        if a.out:
+            student.save_pretrained(a.out)
+            tokenizer.save_pretrained(a.out)
+    seen = len(rows) // a.batch * a.batch * a.epochs
     print(
         json.dumps(
             {
+                "config": a.config,
                 "trainer": a.trainer,
                 "lmbda": a.lmbda if a.trainer == "gkd" else 1.0,
                 "beta": a.beta,
