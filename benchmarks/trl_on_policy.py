@@ -41,7 +41,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  #
 
 from npd_ascend.config.load import load_config  # noqa: E402
 from npd_ascend.config.schema import Config  # noqa: E402
-from npd_ascend.tasks.registry import REWARDS, Attempt  # noqa: E402
+from npd_ascend.tasks.registry import Attempt, Checker  # noqa: E402
 
 
 def as_llama(folder: Path, out: Path) -> Path:
@@ -62,9 +62,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, max_new: int) -> float:
     """Greedy, by the configuration's own checker."""
-    e, field = config.evaluate, config.data.prompt_field
-    judge, right = REWARDS.find(e.checker).judge, 0
-    data = json.loads(e.checker_data.read_text()) if e.checker_data else None
+    field, check, right = config.data.prompt_field, Checker.of(config), 0
     model.eval()
     for at in range(0, len(rows), 100):
         part = rows[at : at + 100]
@@ -85,7 +83,7 @@ def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Con
             )
         for row, ids in zip(part, out[:, batch.input_ids.shape[1] :], strict=True):
             answer = tokenizer.decode(ids, skip_special_tokens=True)
-            right += judge(Attempt(row[field], answer, row[config.data.answer_field]), data) >= 1
+            right += check(Attempt(row[field], answer, row[config.data.answer_field]))
     return right / len(rows)
 
 
@@ -206,8 +204,8 @@ def main() -> None:
     a = parser.parse_args()
     config = load_config(a.config)
     a.lr, a.max_new = a.lr or config.train.lr, a.max_new or config.rollout.max_new_tokens
-    rows = [r for path in config.data.prompts for r in read(path)]
-    rows = read(a.rows) if a.rows else random.Random(a.seed).sample(rows, a.prompts)
+    rows = [r for path in ([a.rows] if a.rows else config.data.prompts) for r in read(path)]
+    rows = rows if a.rows else random.Random(a.seed).sample(rows, a.prompts)
     held_out = [r for path in config.evaluate.prompts for r in read(path)][: a.eval]
     with tempfile.TemporaryDirectory() as scratch:
         models = {"student": config.models.student, "teacher": config.models.teacher}

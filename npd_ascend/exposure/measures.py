@@ -34,7 +34,8 @@ def measure(
         rollouts: the student's own answers.
         references: answers in which an expert's contexts stand: the teacher's own (what Arora et al. use), or the
             data's; None: what needs them is left out.
-        start: the same of the student and the one that training began with; None: drift is left out.
+        start: the same of the student and the one that training began with, called after ``compare``'s last call; None:
+            drift is left out.
 
     Returns:
         Flat dict, see ``summarise`` and ``by_answer``; with ``start`` also ``drift`` and ``drift_se``: KL(student ‖

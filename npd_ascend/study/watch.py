@@ -130,10 +130,16 @@ class Watch:
         some = self.held_out.first(n)
         expert, _ = self.teacher_answers(some)
         own = HiddenStates()
-        to_teacher, start = self._to_teacher(net, own), self._compare(net, self.arm.config.models.student, None, own)
+        to_teacher = self._to_teacher(net, own)
+        references = _nll(to_teacher(some.ids, some.references)) if any(map(len, some.references)) else None
+
+        def start(prompts: Sequence[Array], answers: Sequence[Array]) -> list[Tokens]:
+            """Asked last: its weights may take the place of the teacher's."""
+            return self._compare(net, self.arm.config.models.student, None, own)(prompts, answers)
+
         values = measure(to_teacher, some.ids, self._responses[:n], expert, start)
-        if any(map(len, some.references)):
-            values["reference_nll"] = _nll(to_teacher(some.ids, some.references))
+        if references is not None:
+            values["reference_nll"] = references
         self.record.log("exposure", step, progress, seconds, prompts, **values)
 
     @cached_property
@@ -145,15 +151,11 @@ class Watch:
         return self._compare(net, self.arm.config.models.teacher, self.bench.states(self._teacher_weights), own)
 
     def _compare(self, net: CausalLM, model: Path, of_model: HiddenStates | None, own: HiddenStates | None) -> Compare:
-        """``net`` beside a checkpoint, whose weights are loaded when they are asked for."""
-
-        def compare(prompts: Sequence[Array], answers: Sequence[Array]) -> list[Tokens]:
-            spec = ModelSpec.from_folder(model).sharing(self.job.vocabulary, model)
-            other = self.bench.network(model, spec, self.job.device, net.row_length, self.job.max_model_len)
-            pair = self.bench.pair(net, other, self.arm.config.annotate.micro_batch)
-            return pair(prompts, answers, of_model, own)
-
-        return compare
+        """``net`` beside a checkpoint, whose weights stand in the network for inference until others are loaded."""
+        spec = ModelSpec.from_folder(model).sharing(self.job.vocabulary, model)
+        other = self.bench.network(model, spec, self.job.device, net.row_length, self.job.max_model_len)
+        pair = self.bench.pair(net, other, self.arm.config.annotate.micro_batch)
+        return lambda prompts, answers: pair(prompts, answers, of_model, own)
 
 
 def _nll(tokens: Sequence[Tokens]) -> float:
