@@ -21,6 +21,7 @@ from npd_ascend.ops.environments import visible_npus
 from npd_ascend.out_of_memory import free_bytes
 from npd_ascend.pipeline.checks import check_config
 from npd_ascend.store.atomic import write_bytes
+from npd_ascend.study.inputs import check_inputs
 from npd_ascend.study.job import ArmJob
 from npd_ascend.study.method import changes, live_method
 from npd_ascend.study.report.readings import MACHINE
@@ -128,7 +129,8 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         Number of arms that failed; each says why.
 
     Raises:
-        UserError: another study is at work there, or the configuration does not hold.
+        UserError: another study is at work there, the configuration does not hold, or models or prompts have changed
+            since the study began.
     """
     root, results = study.study.dir, Results(study.study.dir)
     arms = chosen(study, only)
@@ -136,6 +138,7 @@ def conduct(study: StudyConfig, only: Sequence[str] = (), say: Callable[[str], N
         check_config(config)
     lock = _lock(root)
     try:
+        check_inputs(root, arms, begun=bool(results.finished()))
         resolved = root / "study.yaml"
         write_bytes(resolved, write_yaml(study.model_dump(mode="json")).encode())
         machine = f"{platform.machine()}, {os.cpu_count()} cores, {len(visible_npus()) or 'no'} NPU"

@@ -324,6 +324,7 @@ def test_a_chain_runs_in_order_and_a_lost_student_is_made_again(tmp_path, monkey
     monkeypatch.setattr(conductor, "_phase", phase)
     monkeypatch.setattr(conductor, "_report", lambda root, say: None)
     monkeypatch.setattr(conductor, "check_config", lambda config: None)
+    monkeypatch.setattr(conductor, "check_inputs", lambda root, arms, begun: None)
     said = []
     # "fresh" is served by "npd"; with seed 1, where that fails, it runs itself.
     assert conduct(plan, say=said.append) == 3
@@ -367,6 +368,7 @@ def test_the_others_wait_for_timed_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(conductor, "_phase", phase)
     monkeypatch.setattr(conductor, "_report", lambda root, say: None)
     monkeypatch.setattr(conductor, "check_config", lambda config: None)
+    monkeypatch.setattr(conductor, "check_inputs", lambda root, arms, begun: None)
     conduct(plan, say=lambda line: None)
     assert phases == [(["sft"], 2), (["quick"], 1), (["npd"], 1)]
     assert len(Results(plan.study.dir).seconds()) == 4  # sft twice, quick and npd once each
@@ -402,6 +404,7 @@ def test_workers_share_the_arms_and_one_that_holds_too_much_starts_anew(
     monkeypatch.setattr(conductor, "_MEMORY_SHARE", share)
     monkeypatch.setattr(conductor, "_report", lambda root, say: None)
     monkeypatch.setattr(conductor, "check_config", lambda config: None)
+    monkeypatch.setattr(conductor, "check_inputs", lambda root, arms, begun: None)
     plan = load_study(study(tmp_path))
     plan = plan.model_copy(update={"study": plan.study.model_copy(update={"workers": workers})})
     assert conduct(plan, say=lambda line: None) == 0
