@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,13 +67,28 @@ class DatasetCache:
             key: what they depend on.
             make: makes them.
         """
-        path = self.root / f"answers-{digest([str(k) for k in key])}.json"
+
+        def stored() -> dict[str, Any]:
+            answers, seconds = make()
+            return {"ids": json.dumps([a.tolist() for a in answers]), "seconds": seconds}
+
+        found = self.values("answers", key, stored)
+        return [np.array(a, np.int32) for a in json.loads(found["ids"])], float(found["seconds"])
+
+    def values(self, kind: str, key: Sequence[object], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Values that JSON can hold, made when they are not here.
+
+        Args:
+            kind: what they are.
+            key: what they depend on.
+            make: makes them.
+        """
+        path = self.root / f"{kind}-{digest([str(k) for k in key])}.json"
         found = read_sealed(path)
         if found is None:
-            answers, seconds = make()
-            found = {"ids": json.dumps([a.tolist() for a in answers]), "seconds": seconds}
+            found = make()
             write_sealed(path, found)
-        return [np.array(a, np.int32) for a in json.loads(found["ids"])], float(found["seconds"])
+        return found
 
     def _place(self, dataset: Dataset) -> Path:
         return self.root / f"{dataset.kind}-{dataset.fingerprint}"

@@ -65,9 +65,19 @@ class Watch:
         self._responses: list[Array] = []
 
     def start(self) -> None:
-        """Accuracy of the student that all begin with."""
+        """Accuracy of the student that the arm begins with; many arms begin with the same."""
+        student, config = self.arm.config.models.student, self.arm.config
+        key = (
+            model_fingerprint(student),
+            self.job.settings.model_dump_json(),
+            self.job.max_model_len,
+            config.evaluate.model_dump_json(),
+            config.data.model_dump_json(),
+            [p.tolist() for p in self.held_out.ids],
+        )
         with self.bench.clock.on("evaluation"):
-            self._evaluate(self.arm.config.models.student, 0, 0.0, 0)
+            values = self.cache.values("start", key, lambda: self._accuracy(student))
+            self.record.log("eval", 0, 0.0, self.bench.clock.seconds, 0, **values)
 
     def stepped(self, net: CausalLM, step: int, progress: float, prompts: int, row: dict[str, Any]) -> None:
         """Logs a step, and measures where a point has been reached."""
@@ -79,7 +89,7 @@ class Watch:
                 while self._points and progress >= self._points[0] - _NEAR:
                     self._points.pop(0)
                 save_hf(net, self.weights, self.arm.config.models.student, self.job.device.dtype)
-                self._evaluate(self.weights, step, progress, prompts)
+                self.record.log("eval", step, progress, seconds, prompts, **self._accuracy(self.weights))
                 if not self._points and self.arm.exposure:
                     self._expose(net, step, progress, prompts)
 
@@ -105,24 +115,19 @@ class Watch:
         """Takes the weights away."""
         shutil.rmtree(self.weights, ignore_errors=True)
 
-    def _evaluate(self, model: Path, step: int, progress: float, prompts: int) -> None:
-        seconds = self.bench.clock.seconds
+    def _accuracy(self, model: Path) -> dict[str, Any]:
+        """What a row ``eval`` says of a model; its answers are kept until the next."""
         job = self.job.model_copy(update={"model": model})
         batch = self.bench.answer(job, self.held_out.ids, [None] * len(self.held_out))
         self._responses = [a.ids for a in batch.answers]
         right = self.judge(self.held_out, self._responses)
-        self.record.log(
-            "eval",
-            step,
-            progress,
-            seconds,
-            prompts,
-            accuracy=float(right.mean()),
-            n=len(right),
-            hits="".join("01"[r] for r in right.astype(int)),
-            ended=float(np.mean([a.finish != "length" for a in batch.answers])),
-            mean_tokens=float(np.mean([len(a.ids) for a in batch.answers])),
-        )
+        return {
+            "accuracy": float(right.mean()),
+            "n": len(right),
+            "hits": "".join("01"[r] for r in right.astype(int)),
+            "ended": float(np.mean([a.finish != "length" for a in batch.answers])),
+            "mean_tokens": float(np.mean([len(a.ids) for a in batch.answers])),
+        }
 
     def _expose(self, net: CausalLM, step: int, progress: float, prompts: int) -> None:
         seconds = self.bench.clock.seconds
