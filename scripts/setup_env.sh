@@ -29,9 +29,9 @@ find_python() {
   exit 2
 }
 
-# run STEP COMMAND...: keeps the output in a log and shows its end when the step fails.
+# run STEP COMMAND...: keeps the output in the log of the environment $name and shows its end when the step fails.
 run() {
-  local step=$1 log=.envs/setup.log
+  local step=$1 log=.envs/setup-$name.log
   shift
   if ! "$@" >"$log" 2>&1; then
     tail -n 25 "$log" >&2
@@ -48,13 +48,14 @@ make_env() { # NAME REQUIREMENTS EXTRA
     return
   fi
   python=${python:-$(find_python)}
-  say "setting up $dir (about two minutes with a good connection) ..."
+  say "setting up $dir (a few minutes with a good connection) ..."
   rm -f "$stamp"
   [ -x "$dir/bin/python" ] || run "virtual environment $dir" "$python" -m venv "$dir"
   if "$dir/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
     locked=(-c "$lock")
   fi
-  run "packages of $requirements" "$dir/bin/python" -m pip install --disable-pip-version-check \
+  # What is imported is compiled then; most of it never is.
+  run "packages of $requirements" "$dir/bin/python" -m pip install --disable-pip-version-check --no-compile \
     "${locked[@]}" -r "$requirements" -e ".[$extra]"
   if [ "$name" = rollout ]; then
     # The torchvision that pip pairs with this torch does not load, and then vLLM does not import either.
@@ -89,9 +90,20 @@ case $which in all | mindspore | rollout) ;; *)
   exit 2
   ;;
 esac
+# Side by side, each in a process group of its own, which an interrupt must reach: pip would go on without us.
+set -m
+making=()
+trap 'for pid in "${making[@]}"; do kill -- "-$pid" 2>/dev/null || true; done; exit 130' INT TERM
 if [ "$which" != rollout ] && [ -z "${NPD_MINDSPORE_PYTHON:-}" ]; then
-  make_env mindspore requirements/mindspore.txt dev
+  make_env mindspore requirements/mindspore.txt dev &
+  making+=($!)
 fi
 if [ "$which" != mindspore ] && [ -z "${NPD_ROLLOUT_PYTHON:-}" ]; then
-  make_env rollout requirements/rollout-cpu.txt test
+  make_env rollout requirements/rollout-cpu.txt test &
+  making+=($!)
 fi
+status=0
+for pid in "${making[@]}"; do
+  wait "$pid" || status=$?
+done
+exit $status
