@@ -13,7 +13,6 @@ Importing the package loads no engine and no library: a name is looked up when i
 from __future__ import annotations
 
 import os
-import tempfile
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ __version__ = "0.2.0"
 
 # Read by MindSpore and MindFormers while they are imported: errors only, and no log folder in the working directory.
 os.environ.setdefault("GLOG_v", "3")
-_LOGS = os.path.join(tempfile.gettempdir(), f"npd-mindformers-{os.getuid()}")
+# Without tempfile: a command imports this before it can take care of Ctrl-C.
+_LOGS = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"npd-mindformers-{os.getuid()}")
 os.environ.setdefault("LOCAL_DEFAULT_PATH", _LOGS)
 os.environ.setdefault("LOG_MF_PATH", os.path.join(_LOGS, "log"))
 

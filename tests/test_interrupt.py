@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-READY = "import sys, os; os.write(1, b'.'); from npd_ascend.cli import main; main()"
-"""As the installed script, which imports ``main`` and calls it; the dot says that the interpreter has started."""
+READY = "import sys, os; from npd_ascend.cli import main; os.write(1, b'.'); main()"
+"""As the installed script, which imports ``main`` and calls it; the dot says that it is about to."""
 
 
 def interrupted(arguments: list[str], delay: float, times: int = 1) -> tuple[int, str]:
-    """Exit code and stderr of a command that gets SIGINT ``delay`` seconds after the interpreter has started."""
+    """Exit code and stderr of a command that gets SIGINT ``delay`` seconds after ``main`` was imported."""
     with subprocess.Popen(
         [sys.executable, "-c", READY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -38,6 +38,17 @@ def endless(tmp_path: Path) -> str:
 @pytest.mark.parametrize("delay", [0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5])
 def test_one_line_and_130_from_the_first_moment_on(endless, delay):
     assert interrupted(["run", endless], delay) == (130, "stopped\n")
+
+
+def test_next_to_nothing_is_imported_before():
+    """Until ``main`` is called Ctrl-C is Python's own: nothing of ours can tell it in one line before."""
+    script = (
+        "import sys; before = {*sys.modules}; from npd_ascend.cli import main; print(*sorted({*sys.modules} - before))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    ours = {m for m in found if m.partition(".")[0] == "npd_ascend"}
+    assert ours == {"npd_ascend", "npd_ascend.cli", "npd_ascend.interrupt"}
+    assert len(found) < 25 and not {"tempfile", "random", "subprocess", "inspect"} & {*found}
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["plan"], ["study"], ["run", "--dry-run"]])

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,20 @@ def _micro_batch(trainer: Trainer, rows: RowBatch, n: int, k: int) -> MicroBatch
 
 
 def main() -> None:
-    """Writes the result, and leaves the rest to MindSpore's own end, which writes the order of collectives."""
+    """Writes the result, closes standard output, and leaves the rest to MindSpore's own end, which writes the order of
+    collectives. After an error nothing is left to write, and that end, which may hang, is left out."""
     graph = Graph(**json.loads(Path(sys.argv[1]).read_text()))
     phases = Phases()
-    (train if graph.stage == "train" else annotate)(graph, phases)
+    try:
+        (train if graph.stage == "train" else annotate)(graph, phases)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(sys.argv[2]).write_text(json.dumps({"memory": phases.memory, "host": host}))
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from npd_ascend.ops.ascend.cann import Cann
 from npd_ascend.ops.ascend.graphs import Graph
 from npd_ascend.ops.ascend.output import IGNORED, Phase, read_collectives, read_log
 
+_PATIENCE = 60.0
+"""Seconds that a process may take to end."""
+
 
 @dataclass
 class Compiled:
@@ -78,7 +81,7 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
                 for line in child.stdout:
                     if line.startswith('{"begins"'):
                         tell(json.loads(line)["begins"])
-                child.wait()
+                _end(child)
             except BaseException:
                 child.kill()
                 child.wait()
@@ -86,7 +89,6 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
         out = Compiled(graph, [graph.layers], {}, time.monotonic() - started)
         with open(log, errors="replace") as lines:
             phases = read_log(lines)
-        # The process ends badly even when all went well: MindSpore frees what the stand-ins never made.
         if not result.exists():
             out.failed, out.refused = _reason(log, child.returncode)
             return out
@@ -101,6 +103,16 @@ def compile_graph(graph: Graph, python: Path, cann: Cann, tell: Callable[[str], 
             phases.setdefault(phase, Phase()).memory = memory
         out.phases, out.host = phases, found["host"]
         return out
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Waits for a process that is through. Its end is bad even when all went well, because MindSpore frees what the
+    stand-ins never made, and now and then it has none."""
+    try:
+        child.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _reason(log: Path, code: int) -> tuple[str, bool]:
