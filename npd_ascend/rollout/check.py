@@ -18,7 +18,7 @@ from npd_ascend.errors import UserError
 _TOKENS, _DECODED = 16, 4
 _FACTOR, _FRESH = 10.0, 3.0
 """How many times the scale of rounding an answer may be off, and how many times that a fresh engine's, which has
-nothing of its own to be compared with: vLLM's kernels without AVX-512 were off by twelve times the rounding in torch."""
+nothing of its own to be compared with: vLLM without AVX-512 was off by twelve times the rounding in torch."""
 _FLOOR = {"float32": 1e-5, "bfloat16": 1e-3}
 """Nats; smaller differences always count as rounding."""
 _OTHER = {"float32": "float64", "bfloat16": "bfloat16"}
