@@ -71,6 +71,7 @@ class Watch:
             model_fingerprint(student),
             self.job.settings.model_dump_json(),
             self.job.max_model_len,
+            self.job.device.model_dump_json(),
             config.evaluate.model_dump_json(),
             config.data.model_dump_json(),
             [p.tolist() for p in self.held_out.ids],
