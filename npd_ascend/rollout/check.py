@@ -16,9 +16,9 @@ from npd_ascend.arrays import Array
 from npd_ascend.errors import UserError
 
 _TOKENS, _DECODED = 16, 4
-_FACTOR, _FRESH = 10.0, 3.0
-"""How many times the scale of rounding an answer may be off, and how many times that a fresh engine's, which has
-nothing of its own to be compared with: vLLM without AVX-512 was off by twelve times the rounding in torch."""
+_FACTOR, _FRESH = 10.0, 30.0
+"""How many times the scale of rounding an answer may be off; a fresh engine's, which has nothing of its own to be
+compared with, by more: vLLM without AVX-512 was off by twelve times the rounding in torch."""
 _FLOOR = {"float32": 1e-5, "bfloat16": 1e-3}
 """Nats; smaller differences always count as rounding."""
 _OTHER = {"float32": "float64", "bfloat16": "bfloat16"}
@@ -101,9 +101,8 @@ class AnswerCheck:
         if np.isnan(expected).any():
             raise UserError(f"{model}: the model's log-probs are NaN; check the checkpoint's weights")
         difference = _worst(answered, expected)
-        scale, factor = max(self._fresh or 0.0, _FLOOR[self._dtype]), _FACTOR
-        if self._fresh is None:
-            factor *= _FRESH
+        scale = max(self._fresh or 0.0, _FLOOR[self._dtype])
+        factor = _FRESH if self._fresh is None else _FACTOR
         if difference > factor * scale:
             rounded = token_logprobs(model, ids, getattr(torch, _OTHER[self._dtype]), stored, self._vocabulary)
             scale = max(scale, _worst(rounded, expected))

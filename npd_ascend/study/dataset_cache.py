@@ -15,7 +15,7 @@ from npd_ascend.arrays import Array
 from npd_ascend.pipeline.steps import Step
 from npd_ascend.store.atomic import atomic_folder, read_sealed, write_sealed
 from npd_ascend.store.dataset import Dataset
-from npd_ascend.store.identity import digest
+from npd_ascend.store.identity import digest, model_fingerprint
 
 
 class DatasetCache:
@@ -89,6 +89,10 @@ class DatasetCache:
             found = make()
             write_sealed(path, found)
         return found
+
+    def model(self, folder: Path) -> str:
+        """Identity of a checkpoint; hashes of its files are remembered, so that one is read once a study."""
+        return model_fingerprint(folder, self.root / ".hashes.json")
 
     def _place(self, dataset: Dataset) -> Path:
         return self.root / f"{dataset.kind}-{dataset.fingerprint}"

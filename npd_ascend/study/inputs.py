@@ -8,9 +8,10 @@ from pathlib import Path
 from npd_ascend.config.study import Arm
 from npd_ascend.errors import UserError
 from npd_ascend.store.atomic import read_sealed, write_sealed
-from npd_ascend.store.identity import file_sha256, model_fingerprint
+from npd_ascend.store.identity import file_sha256
+from npd_ascend.study.dataset_cache import DatasetCache
 
-_INPUTS, _HASHES = "inputs.json", ".hashes.json"
+_INPUTS = "inputs.json"
 
 
 def check_inputs(root: Path, arms: Sequence[Arm], begun: bool) -> None:
@@ -29,7 +30,8 @@ def check_inputs(root: Path, arms: Sequence[Arm], begun: bool) -> None:
     known: dict[str, str] = (read_sealed(root / _INPUTS) or {}) if begun else {}
     models = {m for a in arms for m in (a.config.models.teacher, a.config.models.student)}
     prompts = {p for a in arms for p in (*a.config.data.prompts, *a.config.evaluate.prompts) if p.is_file()}
-    now = {str(m): model_fingerprint(m, root / _HASHES) for m in models} | {str(p): file_sha256(p) for p in prompts}
+    cache = DatasetCache(root / "cache")
+    now = {str(m): cache.model(m) for m in models} | {str(p): file_sha256(p) for p in prompts}
     for place, content in sorted(now.items()):
         if known.get(place, content) != content:
             raise UserError(

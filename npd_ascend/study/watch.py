@@ -18,7 +18,6 @@ from npd_ascend.models.network import CausalLM
 from npd_ascend.models.spec import ModelSpec
 from npd_ascend.models.weights import save_hf
 from npd_ascend.rollout.job import RolloutJob
-from npd_ascend.store.identity import model_fingerprint
 from npd_ascend.study.dataset_cache import DatasetCache
 from npd_ascend.study.prompts import Judge, Prompts
 from npd_ascend.study.results import Recorder
@@ -68,7 +67,7 @@ class Watch:
         """Accuracy of the student that the arm begins with; many arms begin with the same."""
         student, config = self.arm.config.models.student, self.arm.config
         key = (
-            model_fingerprint(student),
+            self.cache.model(student),
             self.job.settings.model_dump_json(),
             self.job.max_model_len,
             self.job.device.model_dump_json(),
@@ -150,8 +149,8 @@ class Watch:
 
     @cached_property
     def _teacher_weights(self) -> str:
-        """Identity of the teacher's weights, which takes reading them all."""
-        return model_fingerprint(self.arm.config.models.teacher)
+        """Identity of the teacher's weights."""
+        return self.cache.model(self.arm.config.models.teacher)
 
     def _to_teacher(self, net: CausalLM, own: HiddenStates | None = None) -> Compare:
         return self._compare(net, self.arm.config.models.teacher, self.bench.states(self._teacher_weights), own)
