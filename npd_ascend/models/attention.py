@@ -15,6 +15,7 @@ from mindformers.parallel_core.training_graph.transformer.attention import SelfA
 from mindspore import nn, ops
 
 from npd_ascend.arrays import Array
+from npd_ascend.models.kernels import MoveRows
 
 _MASKED = -1e9
 _slice = ops.Slice()
@@ -57,13 +58,31 @@ def _width(longest: int, row_length: int) -> int:
     return row_length if row_length % _WINDOW_BLOCK or 2 * width > row_length else width
 
 
-def _windows(x: ms.Tensor, back: int, before: int) -> ms.Tensor:
-    """[A, blocks, Q, ...] -> [A, blocks, (back + 1) Q, ...]: each block with the ``back`` blocks before it."""
-    shape = x.shape
-    padded = ops.concat((ops.full((shape[0], back, *shape[2:]), before, dtype=x.dtype), x), 1)
+def _windows(segments: ms.Tensor, back: int) -> ms.Tensor:
+    """[B, blocks, Q] -> [B, blocks, (back + 1) Q]: each block with the ``back`` blocks before it. What lies before the
+    row is of no segment."""
+    shape = segments.shape
+    padded = ops.concat((ops.full((shape[0], back, shape[2]), -2, dtype=segments.dtype), segments), 1)
     # The primitive, because indexing a tensor takes the graph compiler long.
-    start = (0,) * (len(shape) - 2)
-    return ops.concat(tuple(_slice(padded, (0, i, *start), shape) for i in range(back + 1)), 2)
+    return ops.concat(tuple(_slice(padded, (0, i, 0), shape) for i in range(back + 1)), 2)
+
+
+@ops.constexpr
+def _copies(rows: int, blocks: int, back: int) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+    """Windows of rows in blocks: each block with the ``back`` blocks before it, C = ``back`` + 1 in all.
+
+    Returns:
+        ``copied`` [rows · blocks · C], the block that stands at each place of the windows (before a row, where nothing
+        is seen, its first); ``places`` [rows · blocks · C], where the C copies of each block stand; ``exists``
+        [rows · blocks, 1, C], float32: 1 where there is such a copy, 0 where it would be behind the row's end.
+    """
+    row, block, place = np.ogrid[:rows, :blocks, : back + 1]
+    copied = row * blocks + np.maximum(block + place - back, 0)
+    holder = block + back - place  # the block in whose window the copy stands
+    places = (row * blocks + np.minimum(holder, blocks - 1)) * (back + 1) + place
+    exists = np.broadcast_to(holder < blocks, places.shape).reshape(-1, 1, back + 1)
+    copied, places = (ms.Tensor(x.reshape(-1).astype(np.int32)) for x in (copied, places))
+    return copied, places, ms.Tensor(exists.astype(np.float32))
 
 
 def _additive(seen: ms.Tensor) -> ms.Tensor:
@@ -92,7 +111,7 @@ class DenseMask(nn.Cell):
         block = query_block(length, width)
         blocks = length // block
         own = segment_ids.reshape(-1, blocks, block)
-        keys = _windows(own, width // block - 1, -2)  # what lies before the row is of no segment
+        keys = _windows(own, width // block - 1)
         query = _slice(self.position, (0,), (block,)).reshape(1, 1, -1, 1) + (width - block)
         causal = query >= window.reshape(1, 1, 1, -1)
         return _additive(ops.logical_and(causal, own.expand_dims(3) == keys.expand_dims(2))), None
@@ -129,6 +148,51 @@ class _Attend(nn.Cell):
         return self.by_values(ds, k), self.transposed(ds, q), self.transposed(p, do), ops.zeros_like(mask)
 
 
+class _AttendWindows(nn.Cell):
+    """``_Attend`` of blocks of queries, each to its window. Windows hold each key many times, so they are made again
+    for the backward pass."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.attend, self.take, self.sum = _Attend(size), ops.Gather(), ops.BatchMatMul()
+
+    def construct(
+        self,
+        q: ms.Tensor,
+        k: ms.Tensor,
+        v: ms.Tensor,
+        mask: ms.Tensor,
+        copied: ms.Tensor,
+        places: ms.Tensor,
+        exists: ms.Tensor,
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        """q [A, R, D]; k, v [A, Q, D]; mask of A·R·W places; the rest as ``_copies`` makes it -> as ``_Attend``."""
+        wide = q.shape[0], -1, q.shape[2]
+        return self.attend(q, self.take(k, copied, 0).reshape(wide), self.take(v, copied, 0).reshape(wide), mask)
+
+    def bprop(
+        self,
+        q: ms.Tensor,
+        k: ms.Tensor,
+        v: ms.Tensor,
+        mask: ms.Tensor,
+        copied: ms.Tensor,
+        places: ms.Tensor,
+        exists: ms.Tensor,
+        out: Any,
+        dout: Any,
+    ) -> tuple[ms.Tensor, ...]:
+        wide, flat = (q.shape[0], -1, q.shape[2]), (-1, k.shape[1] * k.shape[2])
+        k, v = ops.depend(k, dout[0]), ops.depend(v, dout[0])  # else the compiler would keep the first windows
+        keys, values = self.take(k, copied, 0).reshape(wide), self.take(v, copied, 0).reshape(wide)
+        dq, dk, dv, none = self.attend.bprop(q, keys, values, mask, out, dout)
+        # A block's copies side by side, and their sum as a product.
+        copies = exists.shape[0], exists.shape[2], flat[1]
+        dk = self.sum(exists, self.take(dk.reshape(flat), places, 0).reshape(copies)).reshape(k.shape)
+        dv = self.sum(exists, self.take(dv.reshape(flat), places, 0).reshape(copies)).reshape(v.shape)
+        return dq, dk, dv, none, ops.zeros_like(copied), ops.zeros_like(places), ops.zeros_like(exists)
+
+
 class DenseCoreAttention(nn.Cell):
     """softmax(q kᵀ + mask) v with plain operators; queries come scaled.
 
@@ -139,7 +203,7 @@ class DenseCoreAttention(nn.Cell):
     def __init__(self, config: Any, layer_number: int):
         super().__init__()
         self.heads, self.groups, self.dim = config.num_attention_heads, config.num_query_groups, config.kv_channels
-        self.attend = _Attend(self.dim)
+        self.attend, self.attend_windows, self.move = _Attend(self.dim), _AttendWindows(self.dim), MoveRows()
 
     def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
         """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask as ``DenseMask`` makes it -> [S, B, N·D]."""
@@ -147,9 +211,10 @@ class DenseCoreAttention(nn.Cell):
             return self._windowed(query, key, value, attention_mask)
         length, batch = query.shape[0], query.shape[1]
         rep = self.heads // self.groups
-        q = query.transpose(1, 2, 0, 3)
-        k = key.transpose(1, 2, 0, 3).reshape(batch * self.groups, length, self.dim)
-        v = value.transpose(1, 2, 0, 3).reshape(batch * self.groups, length, self.dim)
+        q = self.move(query, (length, batch, self.heads), (1, 2, 0)).reshape(batch, self.heads, length, self.dim)
+        k, v = (
+            self.move(x, (length, batch, self.groups), (1, 2, 0)).reshape(-1, length, self.dim) for x in (key, value)
+        )
         outs: tuple[ms.Tensor, ...] = ()
         for start in range(0, length, _QUERY_BLOCK):
             stop = min(start + _QUERY_BLOCK, length)
@@ -165,25 +230,23 @@ class DenseCoreAttention(nn.Cell):
             out, _ = self.attend(block.reshape(batch * self.groups, rep * rows, self.dim), keys, values, mask)
             outs += (out.reshape(batch, self.heads, rows, self.dim),)
         merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
-        return merged.transpose(2, 0, 1, 3).reshape(length, batch, self.heads * self.dim)
+        out = self.move(merged, (batch, self.heads, length), (2, 0, 1))
+        return out.reshape(length, batch, self.heads * self.dim)
 
     def _windowed(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
         length, batch = query.shape[0], query.shape[1]
         blocks, rows, width = mask.shape[1:]
         rep = self.heads // self.groups
-        q = query.reshape(blocks, rows, batch, self.groups, rep, self.dim)
-        q = q.transpose(2, 3, 0, 4, 1, 5).reshape(batch * self.groups * blocks, rep * rows, self.dim)
-        k, v = self._keys(key, blocks, rows, width), self._keys(value, blocks, rows, width)
+        q = self.move(query, (blocks, rows, batch, self.groups, rep), (2, 3, 0, 4, 1))
+        k, v = (
+            self.move(x, (blocks, rows, batch * self.groups), (2, 0, 1)).reshape(-1, rows, self.dim)
+            for x in (key, value)
+        )
         tiled = ops.tile(mask.reshape(batch, 1, blocks, 1, rows, width), (1, self.groups, 1, rep, 1, 1))
-        out, _ = self.attend(q, k, v, tiled)
-        out = out.reshape(batch, self.groups, blocks, rep, rows, self.dim)
-        return out.transpose(2, 4, 0, 1, 3, 5).reshape(length, batch, self.heads * self.dim)
-
-    def _keys(self, x: ms.Tensor, blocks: int, rows: int, width: int) -> ms.Tensor:
-        """[S, B, G, D] -> [B·G·blocks, W, D]."""
-        batch = x.shape[1]
-        x = x.reshape(blocks, rows, batch * self.groups, self.dim).transpose(2, 0, 1, 3)
-        return _windows(x, width // rows - 1, 0).reshape(-1, width, self.dim)
+        copies = _copies(batch * self.groups, blocks, width // rows - 1)
+        out, _ = self.attend_windows(q.reshape(-1, rep * rows, self.dim), k, v, tiled, *copies)
+        out = self.move(out, (batch, self.groups, blocks, rep, rows), (2, 4, 0, 1, 3))
+        return out.reshape(length, batch, self.heads * self.dim)
 
 
 class RotaryTables(nn.Cell):

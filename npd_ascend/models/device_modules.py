@@ -19,7 +19,7 @@ from mindspore import nn, ops
 from mindspore.ops.auto_generate import SigmoidGrad
 
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask, DenseSelfAttention, RotaryTables
-from npd_ascend.models.kernels import TakeRows
+from npd_ascend.models.kernels import MoveRows, TakeRows
 from npd_ascend.models.norm import ProductNorm
 from npd_ascend.models.parallel.collectives import ALONE, CopyToTP, ProcessGroup, ReduceFromTP
 from npd_ascend.models.vocabulary import OwnIds
@@ -121,9 +121,13 @@ class PositionsFirst(nn.Cell):
     """The order of the layers' hidden states, in place of the embedding's transpose. Two dimensions, because a reshape
     is a copy on the CPU, and each layer would need eight."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.move = MoveRows()
+
     def construct(self, x: ms.Tensor, order: tuple[int, ...]) -> ms.Tensor:
         """x [B, S, H] -> [S·B, H]."""
-        return x.transpose(order).reshape(-1, x.shape[2])
+        return self.move(x, x.shape[:2], order[:2])
 
 
 class GatedProducts(nn.Cell):
@@ -146,6 +150,7 @@ class GatedProducts(nn.Cell):
     def bprop(self, x: ms.Tensor, weight: ms.Tensor, down: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
         """The products are nobody's input."""
         _, gate, up = out
+        gate = ops.depend(gate, dout[0])  # else the compiler would take what the forward pass made, and keep it
         to_gate, to_up = self._halves(weight)
         sigmoid = self.sigmoid(gate)
         silu = gate * sigmoid

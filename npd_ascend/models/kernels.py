@@ -6,11 +6,13 @@ there, which are compiled when they first run and cost the host more on every ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate import InplaceAddExt, InplaceZero, SliceExt
 
@@ -65,6 +67,48 @@ class TakeRows(nn.Cell):
     def construct(self, x: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
         """x [N, ...], index [R] int32 -> [R, ...]."""
         return mint.index_select(x, 0, index) if self.ascend else ops.gather(x, index, 0)
+
+
+@ops.constexpr
+def _moves(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[ms.Tensor, ms.Tensor]:
+    """Rows in an array of ``shape`` whose axes are put in another order: where each comes from, and where it goes."""
+    sources = np.arange(math.prod(shape), dtype=np.int32).reshape(shape).transpose(axes).reshape(-1)
+    return ms.Tensor(sources), ms.Tensor(np.argsort(sources).astype(np.int32))
+
+
+class _Moved(nn.Cell):
+    """Rows [N, D] by number, each once; their gradients go back by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.take = ops.Gather()
+
+    def construct(self, rows: ms.Tensor, sources: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
+        return self.take(rows, sources, 0)
+
+    def bprop(
+        self, rows: ms.Tensor, sources: ms.Tensor, targets: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
+        return self.take(dout, targets, 0), ops.zeros_like(sources), ops.zeros_like(targets)
+
+
+class MoveRows(nn.Cell):
+    """Rows whose axes are put in another order.
+
+    A transpose of the CPU takes longer than picking rows, and keeps a 64-bit index for each number of them from
+    compilation on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ascend, self.moved = on_ascend(), _Moved()
+
+    def construct(self, x: ms.Tensor, shape: tuple[int, ...], axes: tuple[int, ...]) -> ms.Tensor:
+        """x [..., D], of as many rows as ``shape`` has places -> [N, D], in the order of ``axes`` of that shape."""
+        size = x.shape[-1]
+        if self.ascend:
+            return x.reshape(*shape, size).transpose(*axes, len(axes)).reshape(-1, size)
+        return self.moved(x.reshape(-1, size), *_moves(shape, axes))
 
 
 class Largest(nn.Cell):

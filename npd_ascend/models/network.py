@@ -34,6 +34,7 @@ from npd_ascend.models.device_modules import (
     DeviceModules,
     RowShard,
 )
+from npd_ascend.models.kernels import MoveRows
 from npd_ascend.models.mapping import heads_of, shard_of
 from npd_ascend.models.parallel.collectives import ALONE, AllGather, ProcessGroup
 from npd_ascend.models.parallel.context import WholeRows
@@ -141,7 +142,7 @@ class CausalLM(nn.Cell):
         heads_of(own, context.size)
         self.row_length = row_length
         self.interleaved, self.flash = modules.interleaved, modules.flash
-        self.mask = modules.mask(row_length)
+        self.mask, self.move = modules.mask(row_length), MoveRows()
         config = _config(own, modules, row_length, compute_dtype, params_dtype)
         core: Any = modules.core_attention
         if context.size > 1:
@@ -225,8 +226,7 @@ class CausalLM(nn.Cell):
         """
         mask, ends = self.mask(segment_ids, window)
         out = self.model(input_ids, position_ids, mask, actual_seq_len=ends)
-        out = out.reshape(-1, input_ids.shape[0], self.spec.hidden_size)
-        return out.transpose(1, 0, 2).reshape(-1, self.spec.hidden_size)
+        return self.move(out, (input_ids.shape[1], input_ids.shape[0]), (1, 0))
 
 
 def _config(spec: ModelSpec, modules: DeviceModules, row_length: int, compute_dtype: str, params_dtype: str) -> Any:

@@ -34,7 +34,8 @@ class _Normalise(nn.Cell):
 
     def bprop(self, rows: ms.Tensor, weight: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ms.Tensor]:
         """The factors are nobody's input."""
-        factor, dy = out[1], dout[0]
+        dy = dout[0]
+        factor = ops.depend(out[1], dy)  # else the compiler would keep the forward pass's outer product
         t = dy * rows
         share = self.product(t, weight.reshape(-1, 1)) * (factor * factor * factor * (1.0 / self.dim))
         dx = dy * self.product(factor, weight) - rows * self.product(share, self.ones)

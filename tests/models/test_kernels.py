@@ -9,7 +9,7 @@ ms = pytest.importorskip("mindspore")
 from mindspore import mint, nn, ops  # noqa: E402
 
 from npd_ascend.models import kernels  # noqa: E402
-from npd_ascend.models.kernels import AddAt, InPlace, Largest, Part, TakeRows  # noqa: E402
+from npd_ascend.models.kernels import AddAt, InPlace, Largest, MoveRows, Part, TakeRows  # noqa: E402
 from tests.models import reference_kernels as reference  # noqa: E402
 
 pytestmark = pytest.mark.mindspore
@@ -52,6 +52,24 @@ def test_rows_and_their_gradient(device):
     want = np.zeros_like(x)
     np.add.at(want, index, factor)
     np.testing.assert_allclose(gradient.asnumpy(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape, axes", [((4, 3), (1, 0)), ((2, 3, 4, 2), (2, 0, 3, 1))])
+def test_rows_in_another_order_and_their_gradient(device, shape, axes):
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((*shape, 5)).astype(np.float32)
+    want = x.transpose(*axes, len(axes)).reshape(-1, 5)
+    factor = rng.standard_normal(want.shape).astype(np.float32)
+    move, by = MoveRows(), ms.Tensor(factor)
+
+    def function(x):
+        moved = move(x, shape, axes)
+        return (moved * by).sum(), moved
+
+    (_, moved), gradient = ms.value_and_grad(function, has_aux=True)(ms.Tensor(x))
+    np.testing.assert_array_equal(moved.asnumpy(), want)
+    back = factor.reshape(*(shape[a] for a in axes), 5).transpose(*np.argsort(axes), len(axes))
+    np.testing.assert_array_equal(gradient.asnumpy(), back)
 
 
 def test_the_largest(device):

@@ -13,16 +13,16 @@ pytestmark = pytest.mark.mindspore
 class Loss(ms.nn.Cell):
     """Value and gradients of the weighted sum of what the cell gives."""
 
-    def __init__(self, factors):
+    def __init__(self):
         super().__init__()
-        self.cell, self.factors = GatedProducts(), factors
+        self.cell = GatedProducts()
         self.both = ms.value_and_grad(self.loss, (0, 1, 2))
 
-    def loss(self, x, weight, down):
-        return (self.cell(x, weight, down)[0] * self.factors).sum()
+    def loss(self, x, weight, down, factors):
+        return (self.cell(x, weight, down)[0] * factors).sum()
 
-    def construct(self, x, weight, down):
-        return self.both(x, weight, down)
+    def construct(self, x, weight, down, factors):
+        return self.both(x, weight, down, factors)
 
 
 @pytest.mark.parametrize("rows,size,inner", [(7, 12, 20), (33, 16, 40)])
@@ -30,7 +30,7 @@ def test_values_and_gradients(rows, size, inner):
     rng = np.random.default_rng(rows)
     shapes = (rows, size), (2 * inner, size), (size, inner), (rows, size)
     arrays = [rng.standard_normal(s).astype(np.float32) for s in shapes]
-    value, found = Loss(ms.Tensor(arrays[3]))(*(ms.Tensor(a) for a in arrays[:3]))
+    value, found = Loss()(*(ms.Tensor(a) for a in arrays))
     x, weight, down, factors = (a.astype(np.float64) for a in arrays)
     gate, up = x @ weight[:inner].T, x @ weight[inner:].T
     sigmoid = 1 / (1 + np.exp(-gate))
@@ -40,3 +40,14 @@ def test_values_and_gradients(rows, size, inner):
     d = np.concatenate([back * up * sigmoid * (1 + gate * (1 - sigmoid)), back * gate * sigmoid], 1)
     for mine, want in zip(found, (d @ weight, d.T @ x, factors.T @ product), strict=True):
         np.testing.assert_allclose(mine.asnumpy(), want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_the_backward_pass_computes_again_what_the_forward_pass_need_not_keep(tmp_path):
+    """The compiler would take equal parts of both for one."""
+    ms.set_context(save_graphs=2, save_graphs_path=str(tmp_path))
+    try:
+        Loss().compile(*(ms.Tensor(np.ones(s, np.float32)) for s in ((3, 4), (10, 4), (4, 5), (3, 4))))
+    finally:
+        ms.set_context(save_graphs=0)
+    graphs = [p.read_text() for p in tmp_path.rglob("hwopt_end*.ir")]
+    assert max(text.count("PrimFunc_Sigmoid(") for text in graphs) == 2
