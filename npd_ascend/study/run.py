@@ -39,6 +39,7 @@ from npd_ascend.study.watch import Watch
 from npd_ascend.study.workbench import Workbench
 from npd_ascend.train.checkpoint import State
 from npd_ascend.train.job import TrainJob
+from npd_ascend.train.reader import loss_shape
 from npd_ascend.train.step import Trainer
 
 
@@ -221,7 +222,8 @@ class _Run:
             self.spec.pad_token_id,
         )
         row = max(*layout.lengths, c.pack.row_length)
-        chunk = min(c.train.vocab_chunk_rows, layout.head_rows(layout.lengths[-1]))
+        most = layout.head_rows(layout.lengths[-1])
+        _, chunk = loss_shape(most, most, c.train.vocab_chunk_rows)
         trainer = bench.live_trainer(self.spec, self.device, row, longest, c.train, chunk)
         spec = ModelSpec.from_folder(c.models.teacher).sharing(self.prompts.vocabulary, c.models.teacher)
         teacher = bench.network(c.models.teacher, spec, self.device, row, longest, "live")
