@@ -28,7 +28,8 @@ class ChunkedLoss(nn.Cell):
 
     Every term sees the student only through a few log-probs a row: those of the label and of the k stored tokens. So
     the gradient g with respect to these, by automatic differentiation on [rows, 1 + k], gives that of all logits in
-    closed form: dz = scatter(g) − softmax(z) Σ g.
+    closed form: dz = scatter(g) − softmax(z) Σ g. Over the whole vocabulary, k = V, nothing needs to be gathered or
+    scattered but the label.
 
     Args:
         loss: terms, normalisation.
@@ -36,6 +37,9 @@ class ChunkedLoss(nn.Cell):
         group: ranks over which head and logits are cut by vocabulary. A chunk then takes one collective, dHidden
             one at the end; everything but dHead comes out the same on all of them.
         vocabulary: ids that count; those beyond have no probability, and their rows of the head no gradient. None: all.
+        whole_vocabulary: the teacher's log-probs are those of all ids that count, in their order, so that no
+            ``teacher_ids`` are read; ``topk_norm``, whose readings are then the same, does nothing. For a head that is
+            not cut.
 
     Attributes:
         terms: what is summed, M of them.
@@ -43,21 +47,37 @@ class ChunkedLoss(nn.Cell):
 
     Raises:
         UserError: an unknown term, or one that does not go with the normalisation.
+        ValueError: the whole vocabulary of a head that is cut.
     """
 
-    def __init__(self, loss: LossConfig, chunk: int, group: ProcessGroup = ALONE, vocabulary: int | None = None):
+    def __init__(
+        self,
+        loss: LossConfig,
+        chunk: int,
+        group: ProcessGroup = ALONE,
+        vocabulary: int | None = None,
+        whole_vocabulary: bool = False,
+    ):
         super().__init__()
+        if whole_vocabulary and group.size > 1:
+            raise ValueError("a loss over the whole vocabulary needs a head that is not cut")
         self.chunk = chunk
         self.cut = group.size > 1
         self.sum, self.own, self.logprobs = AllReduce(group), OwnIds(group), LogProbs(group)
         self.mask = MaskPadding(vocabulary, group)
         self.terms = summands(loss)
         self.names = input_names(self.terms)
+        if whole_vocabulary:
+            self.names = tuple(name for name in self.names if name != "teacher_ids")
         self.scales = ms.Tensor([s.scale for s in self.terms], ms.float32)
         at = {name: i for i, name in enumerate(self.names)}
         self.labels, self.weights, self.support = at["labels"], at["weights"], at.get("teacher_ids", -1)
+        self.teacher = at.get("teacher_logprobs", -1)
+        self.whole = whole_vocabulary and self.teacher >= 0
         self.value = ms.value_and_grad(
-            _objective(self.terms, loss.topk_norm, at), (0, 1) if self.support >= 0 else 0, has_aux=True
+            _objective(self.terms, "raw" if self.whole else loss.topk_norm, at),
+            (0, 1) if self.teacher >= 0 else 0,
+            has_aux=True,
         )
         self.logits = ops.MatMul(transpose_b=True)
         self.to_hidden = ops.MatMul()
@@ -148,6 +168,10 @@ class ChunkedLoss(nn.Cell):
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
         z = self.mask(self.logits(hidden, head).astype(ms.float32))
         targets = inputs[self.labels].expand_dims(1)
+        if self.whole:
+            sums, dz = self._everywhere(z, targets, inputs)
+            dz = dz.astype(hidden.dtype)
+            return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
         if self.support >= 0:
             targets = ops.concat((targets, inputs[self.support]), 1)
         if self.cut:
@@ -169,6 +193,19 @@ class ChunkedLoss(nn.Cell):
             g = g * mine
         dz = self.add_at(dz, targets, g).astype(hidden.dtype)
         return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+
+    def _everywhere(
+        self, z: ms.Tensor, labels: ms.Tensor, inputs: tuple[ms.Tensor, ...]
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        """Sums and dz where the support is the whole vocabulary."""
+        logq = ops.log_softmax(z, -1)
+        label = ops.gather_elements(logq, 1, labels).reshape(-1)
+        width = inputs[self.teacher].shape[1]  # what is beyond is padding, of the head alone
+        (_, sums), (g, dz) = self.value(label, self.part(logq, 1, 0, width), inputs)
+        total = (g + dz.sum(-1)).expand_dims(1)
+        if width < z.shape[1]:
+            dz = ops.concat((dz, ops.zeros((z.shape[0], z.shape[1] - width), dz.dtype)), 1)
+        return sums, self.add_at(dz - self.scaled(ops.softmax(z, -1), total), labels, g.expand_dims(1))
 
     def _first(self, x: ms.Tensor) -> ms.Tensor:
         return self.part(x, 1, 0, 1).reshape(-1)

@@ -135,7 +135,7 @@ class LiveLoop:
         self.teacher, self.student, self.clock, self.stepped = teacher, student, clock, stepped
         self.trainer = source.trainer
         self.vocab = self.trainer.net.spec.vocabulary
-        self.k = self.vocab if method.whole_vocabulary else config.annotate.k
+        self.k = config.annotate.k
         loss = source.trainer.loss
         self.names, self.defaults = loss.names, parameters(loss.terms)
         self.tokens = self.positions = 0
@@ -245,6 +245,8 @@ class LiveLoop:
             ids, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
             ids[:t], values[:t] = best(teacher[:t], self.k)
             found |= {"teacher_ids": ids, "teacher_logprobs": values}
+        elif "teacher_logprobs" in self.names:
+            found["teacher_logprobs"] = np.concatenate((teacher[:t], np.zeros((n - t, self.vocab), np.float32)))
         if t:
             found["labels"][:t] = np.concatenate([samples[i].response for i in part.samples])
             found["weights"][:t] = np.concatenate([weights[i] for i in part.samples])
@@ -256,7 +258,7 @@ class LiveLoop:
 
 
 def best(logprobs: Array, k: int) -> tuple[Array, Array]:
-    """Ids and values of the k largest of each row, in no order; all of them in the order of the vocabulary.
+    """Ids and values of the k largest of each row, in no order.
 
     Args:
         logprobs: [T, V].
@@ -266,7 +268,5 @@ def best(logprobs: Array, k: int) -> tuple[Array, Array]:
         int32 [T, k] and float32 [T, k].
     """
     vocab = logprobs.shape[1]
-    if k == vocab:
-        return np.broadcast_to(np.arange(vocab, dtype=np.int32), logprobs.shape), logprobs
     ids = np.argpartition(logprobs, vocab - k, 1)[:, vocab - k :]
     return ids.astype(np.int32), np.take_along_axis(logprobs, ids, 1)

@@ -27,7 +27,7 @@ def identity(arm: Arm) -> str:
             arm.key,
             arm.method,
             config,
-            arm.live.model_dump(mode="json"),
+            _live(arm),
             arm.evaluations,
             arm.exposure,
             arm.timed,
@@ -42,8 +42,12 @@ def content(arm: Arm) -> str:
     """What an arm does, whatever it is called: arms of one content are one run. What is measured on the way is left
     out: a run that measures more serves arms that ask for less."""
     config = arm.config.model_dump(mode="json", exclude={"run": {"dir"}})
-    live = arm.live.model_dump(mode="json") if live_method(arm.method) else None
-    return digest([arm.task, arm.method, config, live, arm.subset, *_makers(arm)])
+    return digest([arm.task, arm.method, config, _live(arm), arm.subset, *_makers(arm)])
+
+
+def _live(arm: Arm) -> dict[str, Any] | None:
+    """Settings of its synchronous loop, if it has one."""
+    return arm.live.model_dump(mode="json") if live_method(arm.method) else None
 
 
 def _makers(arm: Arm) -> list[tuple[str, str]]:

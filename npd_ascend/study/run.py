@@ -224,7 +224,7 @@ class _Run:
         row = max(*layout.lengths, c.pack.row_length)
         most = layout.head_rows(layout.lengths[-1])
         _, chunk = loss_shape(most, most, c.train.vocab_chunk_rows)
-        trainer = bench.live_trainer(self.spec, self.device, row, longest, c.train, chunk)
+        trainer = bench.live_trainer(self.spec, self.device, row, longest, c.train, chunk, method.whole_vocabulary)
         spec = ModelSpec.from_folder(c.models.teacher).sharing(self.prompts.vocabulary, c.models.teacher)
         teacher = bench.network(c.models.teacher, spec, self.device, row, longest, "live")
         dev = self.held_out.first(arm.live.dev_samples)

@@ -157,9 +157,17 @@ class Workbench(TrainHooks):
             self._compiled.add(key)
 
     def live_trainer(
-        self, spec: ModelSpec, device: Device, row_length: int, bound: int | None, settings: TrainConfig, chunk: int
+        self,
+        spec: ModelSpec,
+        device: Device,
+        row_length: int,
+        bound: int | None,
+        settings: TrainConfig,
+        chunk: int,
+        whole_vocabulary: bool = False,
     ) -> Trainer:
-        """A trainer with zero moments; the weights are loaded by the caller. ``bound``: of ``models.network.build``."""
+        """A trainer with zero moments; the weights are loaded by the caller. ``bound``: of ``models.network.build``;
+        ``whole_vocabulary``: of ``ChunkedLoss``."""
         loss = settings.loss
         compiled = (
             tuple(summands(loss)),
@@ -171,13 +179,13 @@ class Workbench(TrainHooks):
             settings.clip,
             settings.recompute,
         )
-        key = (repr(spec), device, row_length, _reach(bound, row_length), chunk, compiled)
+        key = (repr(spec), device, row_length, _reach(bound, row_length), chunk, compiled, whole_vocabulary)
         if key not in self._trainers:
             with self.clock.on("compile"):
                 net = build(spec, device, row_length, bound=bound)
                 if settings.recompute:
                     net.recompute_layers()
-                self._trainers[key] = Trainer(net, settings, chunk)
+                self._trainers[key] = Trainer(net, settings, chunk, whole_vocabulary=whole_vocabulary)
         trainer = self._trainers[key]
         trainer.reset()
         return trainer

@@ -292,13 +292,21 @@ class Trainer:
         settings: loss, optimiser.
         chunk: rows of a loss chunk.
         replicas: ranks over which gradients are summed.
+        whole_vocabulary: see ``ChunkedLoss``.
     """
 
-    def __init__(self, net: CausalLM, settings: TrainConfig, chunk: int, replicas: ProcessGroup = ALONE):
+    def __init__(
+        self,
+        net: CausalLM,
+        settings: TrainConfig,
+        chunk: int,
+        replicas: ProcessGroup = ALONE,
+        whole_vocabulary: bool = False,
+    ):
         self.net = net
         owners = replicas if settings.optimizer_sharding else ALONE
         self.optimizer = AdamW(net.trainable_params(), settings, owners, net.tp_shards())
-        self.loss = ChunkedLoss(settings.loss, chunk, net.group, net.spec.vocabulary)
+        self.loss = ChunkedLoss(settings.loss, chunk, net.group, net.spec.vocabulary, whole_vocabulary)
         self._sums = Parameter(ops.zeros((1 + len(self.loss.terms),), ms.float32), name="sums", requires_grad=False)
         forward = PackedLoss(net, self.loss)
         self._accumulate = Accumulate(forward, self.optimizer, self._sums)

@@ -12,6 +12,7 @@ from mindspore import nn  # noqa: E402
 
 from npd_ascend.config.schema import LossConfig  # noqa: E402
 from npd_ascend.errors import UserError  # noqa: E402
+from npd_ascend.models.parallel.collectives import ProcessGroup  # noqa: E402
 from npd_ascend.objectives.chunked import ChunkedLoss  # noqa: E402
 from npd_ascend.objectives.inputs import LossInputs  # noqa: E402
 from npd_ascend.objectives.registry import TERMS, input_names, parameters, summands  # noqa: E402
@@ -25,9 +26,9 @@ PARAMETER = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}
 class Step(nn.Cell):
     """Value and gradients in one graph, the loss scaled as training scales it."""
 
-    def __init__(self, loss, chunk, scale=1.0, vocabulary=None, unrolled=False):
+    def __init__(self, loss, chunk, scale=1.0, vocabulary=None, unrolled=False, whole=False):
         super().__init__()
-        self.loss = ChunkedLoss(loss, chunk, vocabulary=vocabulary)
+        self.loss = ChunkedLoss(loss, chunk, vocabulary=vocabulary, whole_vocabulary=whole)
         self.loss.unrolled = unrolled
         self.scale = scale
         self.both = ms.value_and_grad(self.forward, (0, 1), has_aux=True)
@@ -43,17 +44,17 @@ class Step(nn.Cell):
 _COMPILED = {}
 
 
-def compiled(loss, chunk, scale, vocabulary, unrolled):
-    key = (loss.model_dump_json(), chunk, scale, vocabulary, unrolled)
+def compiled(loss, *settings):
+    key = (loss.model_dump_json(), *settings)
     if key not in _COMPILED:
         ms.set_context(mode=ms.GRAPH_MODE)
-        _COMPILED[key] = Step(loss, chunk, scale, vocabulary, unrolled)
+        _COMPILED[key] = Step(loss, *settings)
     return _COMPILED[key]
 
 
-def run(case, loss, chunk=100, scale=1.0, vocabulary=None, unrolled=False):
+def run(case, loss, chunk=100, scale=1.0, vocabulary=None, unrolled=False, whole=False):
     """The loss and each of its terms, and the gradients towards hidden states and head."""
-    step, terms = compiled(loss, chunk, scale, vocabulary, unrolled), summands(loss)
+    step, terms = compiled(loss, chunk, scale, vocabulary, unrolled, whole), summands(loss)
     n = len(case.weights)
     inputs = LossInputs(
         labels=case.labels,
@@ -234,6 +235,43 @@ def test_whole_vocabulary_is_full_kl(make_case, norm):
     other = run(case, LossConfig(topk_norm="teacher", kd_weight=1.0))[1]
     for a, b in zip(run(case, loss)[1], other, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+@pytest.mark.parametrize(
+    ("name", "norm", "chunk", "unrolled"),
+    [("forward_kl", "teacher", 100, False), ("jsd", "both", 4, False), ("reverse_kl", "tail", 4, True)],
+)
+def test_whole_vocabulary_needs_no_ids(make_case, padding, name, norm, chunk, unrolled):
+    case, loss = make_case(n=13, v=17, k=17), LossConfig(topk_norm=norm, divergence=name)
+    order = np.argsort(case.ids, -1)
+    case.ids, case.teacher = np.sort(case.ids, -1), np.take_along_axis(case.teacher, order, -1)
+    parameter = PARAMETER.get(name, 0.0)
+    want, (hidden, head) = case.naive(loss, name, parameter), case.naive_gradients(loss, name, parameter)
+    wide = copy.copy(case)
+    wide.head = np.concatenate((case.head, 50 * np.ones((padding, case.head.shape[1]))))
+    wide.ids = None
+    values, grads = run(wide, loss, chunk, vocabulary=17, unrolled=unrolled, whole=True)
+    np.testing.assert_allclose(values, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(grads[0], hidden, rtol=2e-4, atol=3e-5)
+    np.testing.assert_allclose(grads[1][:17], head, rtol=2e-4, atol=3e-5)
+    assert (grads[1][17:] == 0).all()
+
+
+def test_whole_vocabulary_without_a_teacher_and_without_weight(make_case):
+    case = make_case(v=9, k=9)
+    alone = LossConfig(kd_weight=0)
+    values, grads = run(case, alone, whole=True)
+    assert values == pytest.approx(case.naive(alone)[:2], rel=1e-5)
+    np.testing.assert_allclose(grads[0], case.naive_gradients(alone)[0], rtol=1e-4, atol=1e-5)
+    case.weights[:], case.teacher[:], case.ids = 0, 0, None  # as in rows that fill a batch
+    values, grads = run(case, LossConfig(divergence="jsd", topk_norm="both"), chunk=4, whole=True)
+    assert values == [0, 0, 0] and all((g == 0).all() for g in grads)
+
+
+def test_whole_vocabulary_of_a_cut_head_is_refused():
+    with pytest.raises(ValueError, match="not cut"):
+        ChunkedLoss(LossConfig(), 4, ProcessGroup("pair", 0, 2), whole_vocabulary=True)
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"])

@@ -174,6 +174,16 @@ def test_one_worker_takes_the_seeds_of_an_arm(tmp_path):
     assert taken[::2] == ["npd/0", "npd/1", "gkd/0"] and taken[1::2] == ["sft/0", "sft/1", "gkd/1"]
 
 
+def test_settings_of_the_synchronous_loop_count_where_there_is_one(tmp_path):
+    def made(prompts):
+        arms = {"npd": {}, "gkd": {"method": "gkd"}}
+        group = {"tasks": ["maze"], "live": {"prompts_per_step": prompts}, "arms": arms}
+        return {a.name: identity(a) for a in chosen(load_study(study(tmp_path, a=group)), [])}
+
+    few, many = made(4), made(8)
+    assert few["npd"] == many["npd"] and few["gkd"] != many["gkd"]
+
+
 def test_arms_that_do_the_same_are_one_run(tmp_path):
     plan = load_study(
         study(
