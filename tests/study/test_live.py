@@ -81,7 +81,7 @@ def loop(kind, teacher, folder, **live):
     loss = {k.removeprefix("train.loss."): v for k, v in kind.changes.items() if k.startswith("train.loss.")}
     train = TrainConfig(epochs=1, lr=1e-3, loss=loss)
     method = kind(LiveConfig(prompts_per_step=3, **live), train)
-    trainer = Trainer(network(folder, 0), train, 64)
+    trainer = Trainer(network(folder, 0), train, 64, whole_vocabulary=method.whole_vocabulary)
     source = Source(trainer)
     layout = Layout.of(method.live, 3 * method.samples_per_prompt, ROW, 2, source.prompts, 14, 0)
     return LiveLoop(
