@@ -7,7 +7,8 @@ mask made once a micro-batch, scaled_dot_product_attention with grouped queries,
 and the top-k forward KL in closed form, gradients by autograd, clipping, fused AdamW. Each side is a process; rounds
 alternate. ``ratio`` is the median over rounds of torch's seconds to ours; ``cpu_ratio`` the same of CPU seconds, which
 other work on the machine disturbs less. ``difference`` is the largest of their losses over the first steps, relative.
-Peak memory is each process's high-water mark after all rounds, libraries, loading and compilation included.
+Peak memory is each process's high-water mark after all rounds, libraries, loading and compilation included; ``start``
+is what it holds before its first step: libraries and weights, and on our side the optimiser's state.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROWS_OF = ("input_ids", "position_ids", "segment_ids")
 KD, CLIP, BETAS, DECAY = 0.9, 1.0, (0.9, 0.95), 0.1
 
 
-def write_batches(model: Path, out: Path, lengths: str, rows: int, batches: int) -> None:
+def write_batches(model: Path, out: Path, lengths: str, rows: int, batches: int, chunk_rows: int) -> None:
     """Micro-batches as both sides read them."""
     from random_samples import Samples, chat_lengths, mini_lengths
 
@@ -42,7 +43,7 @@ def write_batches(model: Path, out: Path, lengths: str, rows: int, batches: int)
     bins = best_fit_decreasing(samples.sizes + samples.prompt_sizes, ROW)
     chosen = np.random.default_rng(0).permutation(len(bins))[: batches * rows]  # the fullest rows come first
     plan = samples.plan([bins[i] for i in chosen])
-    settings = TrainConfig(global_batch=rows, micro_batch=rows)
+    settings = TrainConfig(global_batch=rows, micro_batch=rows, vocab_chunk_rows=chunk_rows)
     reader = Reader(samples, [plan], samples, settings, ROW, 0, config["vocab_size"])  # type: ignore[arg-type]
     made = [next(reader.micro_batches(0, b)) for b in range(len(plan) // rows)]
     inputs = [
@@ -110,19 +111,27 @@ def mindspore_side(model: Path, data: Path, steps: int) -> None:
 
 
 def loop(step: Any, tokens: list[int], steps: int) -> None:
+    start = memory("VmRSS")
+
     def timed() -> tuple[float, float]:
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
         return time.perf_counter() - start, time.process_time() - cpu
 
-    serve({"losses": lambda: [step() for _ in range(len(tokens))], "round": timed, "peak": peak})
+    serve(
+        {
+            "losses": lambda: [step() for _ in range(len(tokens))],
+            "round": timed,
+            "memory": lambda: (start, memory("VmHWM")),
+        }
+    )
 
 
-def peak() -> float:
-    """GB that this process has had in memory at most."""
+def memory(kind: str) -> float:
+    """GB of this process in memory: ``VmRSS`` now, ``VmHWM`` at most."""
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    return int(status.partition(f"{kind}:")[2].split()[0]) * 1024 / 1e9
 
 
 def torch_side(model: Path, data: Path, steps: int) -> None:
@@ -212,6 +221,7 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("mini", "chat"), default="mini", help="of samples; chat: 90 + 110 tokens")
     parser.add_argument("--rows", type=int, default=4, help=f"rows of {ROW} a micro-batch, which is a step")
     parser.add_argument("--batches", type=int, default=8, help="micro-batches, which come in turn")
+    parser.add_argument("--chunk-rows", type=int, default=1024, help="train.vocab_chunk_rows")
     parser.add_argument("--side", choices=("mindspore", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -219,7 +229,7 @@ def main() -> None:
         return {"mindspore": mindspore_side, "torch": torch_side}[args.side](args.model, args.data, args.steps)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "batches.npz"
-        write_batches(args.model, data, args.lengths, args.rows, args.batches)
+        write_batches(args.model, data, args.lengths, args.rows, args.batches, args.chunk_rows)
         common = (args.model, "--data", data, "--steps", args.steps, "--side")
         sides = {
             "mindspore": Side(interpreter("mindspore"), __file__, *common, "mindspore"),
@@ -231,7 +241,7 @@ def main() -> None:
             for name, side in sides.items():
                 seconds[name].append(side.ask("round"))
         per_round = {kind: np.load(data)[kind].mean() * args.steps for kind in ("tokens", "row_tokens")}
-        peaks = {name: side.ask("peak") for name, side in sides.items()}
+        held = {name: side.ask("memory") for name, side in sides.items()}
         for side in sides.values():
             side.close()
     ours, theirs = (np.array(seconds[n]) for n in sides)
@@ -252,7 +262,8 @@ def main() -> None:
                 "ratio": round(ratios[0], 3),
                 "cpu_ratio": round(ratios[1], 3),
                 "best_ratio": round(float(theirs[:, 0].min() / ours[:, 0].min()), 3),
-                **{f"{name}_peak_gb": round(value, 2) for name, value in peaks.items()},
+                **{f"{name}_start_gb": round(values[0], 2) for name, values in held.items()},
+                **{f"{name}_peak_gb": round(values[1], 2) for name, values in held.items()},
                 "difference": float(np.abs(losses["mindspore"] / losses["torch"] - 1).max()),
                 "losses": [round(float(x), 5) for x in losses["torch"][[0, -1]]],
                 "rounds": args.rounds,
