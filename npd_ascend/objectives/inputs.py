@@ -22,7 +22,8 @@ class LossInputs:
     Attributes:
         labels: [N] int32, target of cross-entropy: the response token, or the data's label in its place.
         weights: [N, M] float32 of each term: sample weight times token weight; 0 in rows that do not count.
-        teacher_ids: [N, K] int32, the tokens that the teacher's annotation stores.
+        teacher_ids: [N, K] int32, the tokens that the teacher's annotation stores; a loss over the whole vocabulary
+            (``ChunkedLoss``) takes K = V log-probs in its order, and no ids.
         teacher_logprobs: [N, K] float32, the teacher's log-probs of them, over the full vocabulary.
         teacher_labels: [N] float32, the teacher's log-prob of the label.
         rollout_logprobs: [N] float32, log-prob of the response token under the snapshot that wrote it.
