@@ -7,6 +7,7 @@ or cut; hence tables that are made once a pass, and products with constants.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import mindspore as ms
@@ -16,10 +17,11 @@ from mindspore import nn, ops
 
 from npd_ascend.arrays import Array
 from npd_ascend.models.kernels import MoveRows
+from npd_ascend.models.norm import NormedProduct
 
 _MASKED = -1e9
-_slice = ops.Slice()
-_QUERY_BLOCK = 128
+_slice, _tile = ops.Slice(), ops.Tile()
+_QUERY_BLOCK = 256
 _WINDOW_BLOCK = 16
 _WINDOW_BLOCKS = 8
 
@@ -69,6 +71,11 @@ def _windows(segments: ms.Tensor, back: int) -> ms.Tensor:
 
 @ops.constexpr
 def _copies(rows: int, blocks: int, back: int) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+    return _copy_tables(rows, blocks, back)  # all layers share them
+
+
+@lru_cache
+def _copy_tables(rows: int, blocks: int, back: int) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
     """Windows of rows in blocks: each block with the ``back`` blocks before it, C = ``back`` + 1 in all.
 
     Returns:
@@ -117,9 +124,15 @@ class DenseMask(nn.Cell):
         return _additive(ops.logical_and(causal, own.expand_dims(3) == keys.expand_dims(2))), None
 
 
+@ops.constexpr
+def _query_blocks(length: int) -> tuple[tuple[int, int], ...]:
+    return tuple((start, min(start + _QUERY_BLOCK, length)) for start in range(0, length, _QUERY_BLOCK))
+
+
 class _Attend(nn.Cell):
-    """softmax(q kᵀ + mask) v, and a backward pass that never sums over keys: Σ_j p_j ∂p_j = out · ∂out = δ
-    (FlashAttention, arXiv:2205.14135, appendix B.4), and that takes δ from all ∂p in the product that makes these:
+    """softmax(q kᵀ + mask) v, and gradients for which nothing but inputs and output is kept: the probabilities, the
+    largest array of a layer, are made again (FlashAttention, arXiv:2205.14135, section 3.1). No sum over keys is taken:
+    Σ_j p_j ∂p_j = out · ∂out = δ (its appendix B.4), and the product that makes ∂p takes δ from them as well:
     (∂out, -δ) (v, 1)ᵀ."""
 
     def __init__(self, size: int):
@@ -130,31 +143,103 @@ class _Attend(nn.Cell):
         self.softmax = ops.Softmax(-1)
         self.minus = ms.Tensor(np.full((size, 1), -1.0, np.float32))
 
-    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        """q [A, R, D]; k, v [A, W, D]; mask of A·R·W places -> out [A, R, D] and probabilities [A, R, W]."""
+    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
+        """q [A, R, D]; k, v [A, W, D]; mask of A·R·W places -> [A, R, D]."""
+        return self.by_values(self._probabilities(q, k, mask), v)
+
+    def gradients(
+        self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
+        """Of q, k, v. One of the first two must wait for ``dout``, else the compiler would keep the probabilities of
+        the forward pass."""
+        p = self._probabilities(q, k, mask)
+        minus = self.product((out * dout).reshape(-1, self.size), self.minus).reshape(*dout.shape[:2], 1)
+        ones = ops.ones((*v.shape[:2], 1), v.dtype)
+        ds = p * self.by_keys(ops.concat((dout, minus), 2), ops.concat((v, ones), 2))
+        return self.by_values(ds, k), self.transposed(ds, q), self.transposed(p, dout)
+
+    def _probabilities(self, q: ms.Tensor, k: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
         s = self.by_keys(q, k)
-        p = self.softmax(s + mask.reshape(s.shape))
-        return self.by_values(p, v), p
+        return self.softmax(s + mask.reshape(s.shape))
+
+
+class _AttendBlocks(nn.Cell):
+    """Attention block by block of queries, each to all keys up to its end."""
+
+    def __init__(self, heads: int, groups: int, size: int):
+        super().__init__()
+        self.heads, self.groups, self.dim = heads, groups, size
+        self.attend, self.move = _Attend(size), MoveRows()
+
+    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
+        """q [B, N, S, D]; k, v [B·G, S, D]; mask [B, 1, S, S] -> [S·B, N·D]."""
+        batch, length = q.shape[0], q.shape[2]
+        outs: tuple[ms.Tensor, ...] = ()
+        for start, stop in _query_blocks(length):
+            out = self.attend(self._queries(q, start, stop), *self._seen(k, v, stop), self._mask(mask, start, stop))
+            outs += (out.reshape(batch, self.heads, stop - start, self.dim),)
+        out = self.move(ops.concat(outs, 2), (batch, self.heads, length), (2, 0, 1))
+        return out.reshape(-1, self.heads * self.dim)
 
     def bprop(
-        self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor, out: Any, dout: Any
+        self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
     ) -> tuple[ms.Tensor, ...]:
-        """The probabilities are nobody's input."""
-        o, p = out
-        do = dout[0]
-        minus = self.product((o * do).reshape(-1, self.size), self.minus).reshape(*do.shape[:2], 1)
-        ones = ops.ones((*v.shape[:2], 1), v.dtype)
-        ds = p * self.by_keys(ops.concat((do, minus), 2), ops.concat((v, ones), 2))
-        return self.by_values(ds, k), self.transposed(ds, q), self.transposed(p, do), ops.zeros_like(mask)
+        q, k, v = ops.depend(q, dout), ops.depend(k, dout), ops.depend(v, dout)  # else the compiler would keep slices
+        out, dout = self._by_heads(ops.depend(out, dout), q), self._by_heads(dout, q)
+        blocks = _query_blocks(q.shape[2])
+        dq, dk, dv = self._gradients(q, k, v, mask, out, dout, *blocks[0])
+        dqs: tuple[ms.Tensor, ...] = (dq,)
+        for start, stop in blocks[1:]:
+            dq, dk_seen, dv_seen = self._gradients(q, k, v, mask, out, dout, start, stop)
+            dqs += (dq,)
+            rest = ops.zeros((k.shape[0], stop - start, self.dim), k.dtype)
+            dk, dv = ops.concat((dk, rest), 1) + dk_seen, ops.concat((dv, rest), 1) + dv_seen
+        return ops.concat(dqs, 2), dk, dv, ops.zeros_like(mask)
+
+    def _gradients(
+        self,
+        q: ms.Tensor,
+        k: ms.Tensor,
+        v: ms.Tensor,
+        mask: ms.Tensor,
+        out: ms.Tensor,
+        dout: ms.Tensor,
+        start: int,
+        stop: int,
+    ) -> tuple[ms.Tensor, ...]:
+        """dq of the block's queries, dk and dv of the keys up to its end."""
+        own, seen = self._queries(q, start, stop), self._seen(k, v, stop)
+        outs = self._queries(out, start, stop), self._queries(dout, start, stop)
+        dq, dk, dv = self.attend.gradients(own, *seen, self._mask(mask, start, stop), *outs)
+        return dq.reshape(q.shape[0], self.heads, -1, self.dim), dk, dv
+
+    def _by_heads(self, x: ms.Tensor, q: ms.Tensor) -> ms.Tensor:
+        """[S·B, N·D] -> [B, N, S, D]."""
+        return self.move(x.reshape(-1, self.dim), (q.shape[2], q.shape[0], self.heads), (1, 2, 0)).reshape(q.shape)
+
+    def _queries(self, x: ms.Tensor, start: int, stop: int) -> ms.Tensor:
+        """[B, N, S, D] -> [B·G, (N/G)·(stop - start), D]; slices by the primitive: what indexing becomes is ten times
+        as slow on the CPU."""
+        block = _slice(x, (0, 0, start, 0), (x.shape[0], self.heads, stop - start, self.dim))
+        return block.reshape(x.shape[0] * self.groups, -1, self.dim)
+
+    def _seen(self, k: ms.Tensor, v: ms.Tensor, stop: int) -> tuple[ms.Tensor, ms.Tensor]:
+        seen = k.shape[0], stop, self.dim
+        return _slice(k, (0, 0, 0), seen), _slice(v, (0, 0, 0), seen)
+
+    def _mask(self, mask: ms.Tensor, start: int, stop: int) -> ms.Tensor:
+        """Adding arrays of one shape is faster than broadcasting on the CPU; all layers share the tiled mask."""
+        return _tile(_slice(mask, (0, 0, start, 0), (mask.shape[0], 1, stop - start, stop)), (1, self.heads, 1, 1))
 
 
 class _AttendWindows(nn.Cell):
-    """``_Attend`` of blocks of queries, each to its window. Windows hold each key many times, so they are made again
-    for the backward pass."""
+    """Attention of blocks of queries, each to its window. Windows hold each key many times, so they are made again for
+    the backward pass."""
 
-    def __init__(self, size: int):
+    def __init__(self, heads: int, groups: int, size: int):
         super().__init__()
-        self.attend, self.take, self.sum = _Attend(size), ops.Gather(), ops.BatchMatMul()
+        self.heads, self.groups = heads, groups
+        self.attend, self.move, self.take, self.sum = _Attend(size), MoveRows(), ops.Gather(), ops.BatchMatMul()
 
     def construct(
         self,
@@ -165,10 +250,13 @@ class _AttendWindows(nn.Cell):
         copied: ms.Tensor,
         places: ms.Tensor,
         exists: ms.Tensor,
-    ) -> tuple[ms.Tensor, ms.Tensor]:
-        """q [A, R, D]; k, v [A, Q, D]; mask of A·R·W places; the rest as ``_copies`` makes it -> as ``_Attend``."""
+    ) -> ms.Tensor:
+        """q [A, R, D], A of B·G·blocks; k, v [A, Q, D]; mask [B, G, blocks, N/G, Q, W]; the rest as ``_copies`` makes
+        it -> [S·B, N·D]."""
         wide = q.shape[0], -1, q.shape[2]
-        return self.attend(q, self.take(k, copied, 0).reshape(wide), self.take(v, copied, 0).reshape(wide), mask)
+        out = self.attend(q, self.take(k, copied, 0).reshape(wide), self.take(v, copied, 0).reshape(wide), mask)
+        out = self.move(out, mask.shape[:5], (2, 4, 0, 1, 3))
+        return out.reshape(-1, self.heads * q.shape[2])
 
     def bprop(
         self,
@@ -179,18 +267,26 @@ class _AttendWindows(nn.Cell):
         copied: ms.Tensor,
         places: ms.Tensor,
         exists: ms.Tensor,
-        out: Any,
-        dout: Any,
+        out: ms.Tensor,
+        dout: ms.Tensor,
     ) -> tuple[ms.Tensor, ...]:
         wide, flat = (q.shape[0], -1, q.shape[2]), (-1, k.shape[1] * k.shape[2])
-        k, v = ops.depend(k, dout[0]), ops.depend(v, dout[0])  # else the compiler would keep the first windows
+        k, v = ops.depend(k, dout), ops.depend(v, dout)  # else the compiler would keep the first windows
         keys, values = self.take(k, copied, 0).reshape(wide), self.take(v, copied, 0).reshape(wide)
-        dq, dk, dv, none = self.attend.bprop(q, keys, values, mask, out, dout)
+        out, dout = self._by_blocks(ops.depend(out, dout), q, mask), self._by_blocks(dout, q, mask)
+        dq, dk, dv = self.attend.gradients(q, keys, values, mask, out, dout)
         # A block's copies side by side, and their sum as a product.
         copies = exists.shape[0], exists.shape[2], flat[1]
         dk = self.sum(exists, self.take(dk.reshape(flat), places, 0).reshape(copies)).reshape(k.shape)
         dv = self.sum(exists, self.take(dv.reshape(flat), places, 0).reshape(copies)).reshape(v.shape)
-        return dq, dk, dv, none, ops.zeros_like(copied), ops.zeros_like(places), ops.zeros_like(exists)
+        nothing = ops.zeros_like(copied), ops.zeros_like(places), ops.zeros_like(exists)
+        return dq, dk, dv, ops.zeros_like(mask), *nothing
+
+    def _by_blocks(self, x: ms.Tensor, q: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
+        """[S·B, N·D] -> as q."""
+        batch, groups, blocks, rep, rows = mask.shape[:5]
+        moved = self.move(x.reshape(-1, q.shape[2]), (blocks, rows, batch, groups, rep), (2, 3, 0, 4, 1))
+        return moved.reshape(q.shape)
 
 
 class DenseCoreAttention(nn.Cell):
@@ -203,35 +299,19 @@ class DenseCoreAttention(nn.Cell):
     def __init__(self, config: Any, layer_number: int):
         super().__init__()
         self.heads, self.groups, self.dim = config.num_attention_heads, config.num_query_groups, config.kv_channels
-        self.attend, self.attend_windows, self.move = _Attend(self.dim), _AttendWindows(self.dim), MoveRows()
+        sizes = self.heads, self.groups, self.dim
+        self.attend_blocks, self.attend_windows, self.move = _AttendBlocks(*sizes), _AttendWindows(*sizes), MoveRows()
 
     def construct(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
         """query [S, B, N, D]; key, value [S, B, G, D]; attention_mask as ``DenseMask`` makes it -> [S, B, N·D]."""
         if attention_mask.shape[1] != 1:
             return self._windowed(query, key, value, attention_mask)
         length, batch = query.shape[0], query.shape[1]
-        rep = self.heads // self.groups
         q = self.move(query, (length, batch, self.heads), (1, 2, 0)).reshape(batch, self.heads, length, self.dim)
         k, v = (
             self.move(x, (length, batch, self.groups), (1, 2, 0)).reshape(-1, length, self.dim) for x in (key, value)
         )
-        outs: tuple[ms.Tensor, ...] = ()
-        for start in range(0, length, _QUERY_BLOCK):
-            stop = min(start + _QUERY_BLOCK, length)
-            rows = stop - start
-            # Slices by the primitive: what indexing becomes is ten times as slow on the CPU.
-            block = _slice(q, (0, 0, start, 0), (batch, self.heads, rows, self.dim))
-            keys, values = k, v
-            if stop < length:
-                seen = batch * self.groups, stop, self.dim
-                keys, values = _slice(k, (0, 0, 0), seen), _slice(v, (0, 0, 0), seen)
-            # Adding arrays of one shape is faster than broadcasting on the CPU; all layers share the tiled mask.
-            mask = ops.tile(_slice(attention_mask, (0, 0, start, 0), (batch, 1, rows, stop)), (1, self.heads, 1, 1))
-            out, _ = self.attend(block.reshape(batch * self.groups, rep * rows, self.dim), keys, values, mask)
-            outs += (out.reshape(batch, self.heads, rows, self.dim),)
-        merged = outs[0] if len(outs) == 1 else ops.concat(outs, 2)
-        out = self.move(merged, (batch, self.heads, length), (2, 0, 1))
-        return out.reshape(length, batch, self.heads * self.dim)
+        return self.attend_blocks(q, k, v, attention_mask).reshape(length, batch, -1)
 
     def _windowed(self, query: ms.Tensor, key: ms.Tensor, value: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
         length, batch = query.shape[0], query.shape[1]
@@ -244,9 +324,8 @@ class DenseCoreAttention(nn.Cell):
         )
         tiled = ops.tile(mask.reshape(batch, 1, blocks, 1, rows, width), (1, self.groups, 1, rep, 1, 1))
         copies = _copies(batch * self.groups, blocks, width // rows - 1)
-        out, _ = self.attend_windows(q.reshape(-1, rep * rows, self.dim), k, v, tiled, *copies)
-        out = self.move(out, (batch, self.groups, blocks, rep, rows), (2, 4, 0, 1, 3))
-        return out.reshape(length, batch, self.heads * self.dim)
+        out = self.attend_windows(q.reshape(-1, rep * rows, self.dim), k, v, tiled, *copies)
+        return out.reshape(length, batch, -1)
 
 
 class RotaryTables(nn.Cell):
@@ -287,11 +366,13 @@ class DenseSelfAttention(SelfAttention):
         turn = np.zeros((self.head_dim, self.head_dim), np.float32)  # (a, b) @ turn = (-b, a)
         turn[half:, :half], turn[:half, half:] = -np.eye(half), np.eye(half)
         self.turn, self.product = ms.Tensor(turn), ops.MatMul()
-        self.linear_qkv.skip_bias_add = self.linear_proj.skip_bias_add = True
+        self.linear_proj.skip_bias_add = True
+        self.qkv = NormedProduct()
+        self.enter = getattr(self.linear_qkv, "enter", nn.Identity())  # what a share does before its product
 
     def construct(
         self,
-        hidden_states: ms.Tensor,
+        hidden_states: tuple[ms.Tensor, ...],
         attention_mask: ms.Tensor,
         key_value_states: None = None,
         rotary_pos_emb: Any = None,
@@ -300,12 +381,14 @@ class DenseSelfAttention(SelfAttention):
         sharded_key: None = None,
         sharded_value: None = None,
     ) -> tuple[ms.Tensor, None]:
-        """hidden_states [S·B, H] -> [S·B, H]."""
+        """hidden_states [S·B, H] with its sources, as ``SourcedNorm`` gives them -> [S·B, H]."""
+        x, rows, factor, scale = hidden_states
         batch = attention_mask.shape[0]
-        length = hidden_states.shape[0] // batch
+        length = x.shape[0] // batch
         cos, sin = rotary_pos_emb
         # In float32 like the tables, whatever the layers compute in: products take operands of one type.
-        flat = self._biased(*self.linear_qkv(hidden_states)).reshape(-1, self.head_dim).astype(ms.float32)
+        flat = self.qkv(self.enter(x), rows, factor, scale, self.linear_qkv.weight)
+        flat = self._biased(flat, self.linear_qkv.bias).reshape(-1, self.head_dim).astype(ms.float32)
         if self.q_layernorm is not None:
             flat = self._normed(flat)
         turned = flat * cos + self.product(flat, self.turn) * sin
@@ -316,7 +399,7 @@ class DenseSelfAttention(SelfAttention):
             key.squeeze(3),
             value.squeeze(3),
             attention_mask,
-        ).astype(hidden_states.dtype)
+        ).astype(x.dtype)
         context = context.reshape(-1, self.num_heads * self.head_dim)
         return self._biased(*self.linear_proj(context)), None
 

@@ -20,7 +20,7 @@ from mindspore.ops.auto_generate import SigmoidGrad
 
 from npd_ascend.models.attention import DenseCoreAttention, DenseMask, DenseSelfAttention, RotaryTables
 from npd_ascend.models.kernels import MoveRows, TakeRows
-from npd_ascend.models.norm import ProductNorm
+from npd_ascend.models.norm import ProductNorm, Scaled, SourcedNorm
 from npd_ascend.models.parallel.collectives import ALONE, CopyToTP, ProcessGroup, ReduceFromTP
 from npd_ascend.models.vocabulary import OwnIds
 
@@ -131,26 +131,42 @@ class PositionsFirst(nn.Cell):
 
 
 class GatedProducts(nn.Cell):
-    """(silu(x Gᵀ) · (x Uᵀ)) Dᵀ, for whose backward pass only the first two products are kept. Automatic differentiation
-    would keep three more arrays of their size and a copy of the weight. With σ the sigmoid,
-    silu' = σ + g σ (1 - σ); MindSpore's own kernel of it is not vectorised on the CPU."""
+    """(silu(x Gᵀ) · (x Uᵀ)) Dᵀ of a ``SourcedNorm``'s answer x, for whose backward pass only the first two products are
+    kept. Automatic differentiation would keep x, three more arrays of their size and a copy of the weight. With σ the
+    sigmoid, silu' = σ + g σ (1 - σ); MindSpore's own kernel of it is not vectorised on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.forth, self.back = ops.MatMul(transpose_b=True), ops.MatMul()
         self.to_weight = ops.MatMul(transpose_a=True)
         self.part, self.sigmoid, self.sigmoid_grad = ops.Slice(), ops.Sigmoid(), SigmoidGrad()
+        self.scaled = Scaled()
 
-    def construct(self, x: ms.Tensor, weight: ms.Tensor, down: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        """x [N, H], weight [2 F, H] of G and U, one behind the other, down [H, F] -> [N, H], and products [N, F]."""
+    def construct(
+        self, x: ms.Tensor, rows: ms.Tensor, factor: ms.Tensor, scale: ms.Tensor, weight: ms.Tensor, down: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
+        """x [N, H]; ``rows``, ``factor``, ``scale`` as the norm gives them; weight [2 F, H] of G and U, one behind the
+        other; down [H, F] -> [N, H], and products [N, F]."""
         to_gate, to_up = self._halves(weight)
         gate, up = self.forth(x, to_gate), self.forth(x, to_up)
         return self.forth(gate * self.sigmoid(gate) * up, down), gate, up
 
-    def bprop(self, x: ms.Tensor, weight: ms.Tensor, down: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ...]:
+    def bprop(
+        self,
+        x: ms.Tensor,
+        rows: ms.Tensor,
+        factor: ms.Tensor,
+        scale: ms.Tensor,
+        weight: ms.Tensor,
+        down: ms.Tensor,
+        out: Any,
+        dout: Any,
+    ) -> tuple[ms.Tensor, ...]:
         """The products are nobody's input."""
         _, gate, up = out
-        gate = ops.depend(gate, dout[0])  # else the compiler would take what the forward pass made, and keep it
+        # Else the compiler would take what the forward pass made, and keep it.
+        gate, weight = ops.depend(gate, dout[0]), ops.depend(weight, dout[0])
+        x = self.scaled(ops.depend(rows, dout[0]), factor, scale).astype(gate.dtype)
         to_gate, to_up = self._halves(weight)
         sigmoid = self.sigmoid(gate)
         silu = gate * sigmoid
@@ -158,7 +174,8 @@ class GatedProducts(nn.Cell):
         d = self.back(dout[0], down)
         d_up, d_gate = d * silu, d * up * (sigmoid + self.sigmoid_grad(sigmoid, gate))
         dx = self.back(d_gate, to_gate) + self.back(d_up, to_up)
-        return dx, ops.concat((self.to_weight(d_gate, x), self.to_weight(d_up, x))), d_down
+        nothing = ops.zeros_like(rows), ops.zeros_like(factor), ops.zeros_like(scale)
+        return dx, *nothing, ops.concat((self.to_weight(d_gate, x), self.to_weight(d_up, x))), d_down
 
     def _halves(self, weight: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         half = weight.shape[0] // 2, weight.shape[1]
@@ -176,10 +193,11 @@ class DenseMLP(MLP):
         self.leave = getattr(self.linear_fc2, "leave", nn.Identity())
 
     def construct(
-        self, hidden_states: ms.Tensor, per_token_scale: None = None, extra_loss: float = 0.0
+        self, hidden_states: tuple[ms.Tensor, ...], per_token_scale: None = None, extra_loss: float = 0.0
     ) -> tuple[ms.Tensor, None, float]:
-        """hidden_states [S·B, H] -> [S·B, H]."""
-        out, _, _ = self.products(self.enter(hidden_states), self.linear_fc1.weight, self.linear_fc2.weight)
+        """hidden_states [S·B, H] with its sources, as ``SourcedNorm`` gives them -> [S·B, H]."""
+        x, rows, factor, scale = hidden_states
+        out, _, _ = self.products(self.enter(x), rows, factor, scale, self.linear_fc1.weight, self.linear_fc2.weight)
         return self.leave(out), None, extra_loss
 
 
@@ -188,7 +206,8 @@ class DeviceModules:
     """Device-specific parts.
 
     Attributes:
-        norm: class of every RMS norm, those of query and key heads included.
+        norm: class of the RMS norms of query and key heads, and of the last.
+        layer_norm: class of those before attention and MLP.
         self_attention, core_attention, mlp: classes inside a layer.
         interleaved: whether the MLP wants gate and up rows in turn, so that a tensor-parallel slice holds both; one
             behind the other is faster on the CPU.
@@ -197,6 +216,7 @@ class DeviceModules:
     """
 
     norm: type
+    layer_norm: type
     self_attention: type
     core_attention: type
     mlp: type
@@ -220,9 +240,11 @@ class DeviceModules:
 
 
 DEVICE_MODULES = {
-    "cpu": DeviceModules(ProductNorm, DenseSelfAttention, DenseCoreAttention, DenseMLP, interleaved=False, flash=False,
-                  config={"use_flash_attention": False, "hidden_act": "silu"}),
-    "ascend": DeviceModules(FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
-                     config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
-                             "hidden_act": "swiglu", "bias_swiglu_fusion": True, "apply_rope_fusion": True}),
+    "cpu": DeviceModules(
+        ProductNorm, SourcedNorm, DenseSelfAttention, DenseCoreAttention, DenseMLP, interleaved=False, flash=False,
+        config={"use_flash_attention": False, "hidden_act": "silu"}),
+    "ascend": DeviceModules(
+        FusedNorm, FusedNorm, SelfAttention, ScaledFlash, MLPInterleaved, interleaved=True, flash=True,
+        config={"use_flash_attention": True, "use_eod_attn_mask_compression": True,
+                "hidden_act": "swiglu", "bias_swiglu_fusion": True, "apply_rope_fusion": True}),
 }  # fmt: skip

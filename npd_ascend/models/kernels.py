@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mindspore as ms
@@ -69,11 +70,16 @@ class TakeRows(nn.Cell):
         return mint.index_select(x, 0, index) if self.ascend else ops.gather(x, index, 0)
 
 
-@ops.constexpr
-def _moves(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[ms.Tensor, ms.Tensor]:
+@lru_cache
+def _orders(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[ms.Tensor, ms.Tensor]:
     """Rows in an array of ``shape`` whose axes are put in another order: where each comes from, and where it goes."""
     sources = np.arange(math.prod(shape), dtype=np.int32).reshape(shape).transpose(axes).reshape(-1)
     return ms.Tensor(sources), ms.Tensor(np.argsort(sources).astype(np.int32))
+
+
+@ops.constexpr
+def _moves(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[ms.Tensor, ms.Tensor]:
+    return _orders(shape, axes)  # all layers share the tables
 
 
 class _Moved(nn.Cell):
@@ -92,23 +98,35 @@ class _Moved(nn.Cell):
         return self.take(dout, targets, 0), ops.zeros_like(sources), ops.zeros_like(targets)
 
 
+class _ByNumber(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = _Moved()
+
+    def construct(self, x: ms.Tensor, shape: tuple[int, ...], axes: tuple[int, ...]) -> ms.Tensor:
+        return self.moved(x.reshape(-1, x.shape[-1]), *_moves(shape, axes))
+
+
+class _ByTranspose(nn.Cell):
+    def construct(self, x: ms.Tensor, shape: tuple[int, ...], axes: tuple[int, ...]) -> ms.Tensor:
+        return x.reshape(*shape, x.shape[-1]).transpose(*axes, len(axes)).reshape(-1, x.shape[-1])
+
+
 class MoveRows(nn.Cell):
     """Rows whose axes are put in another order.
 
     A transpose of the CPU takes longer than picking rows, and keeps a 64-bit index for each number of them from
-    compilation on.
+    compilation on. No condition stands in the graph: MindSpore 2.9 loses its branches inside a ``bprop`` that many
+    layers share.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ascend, self.moved = on_ascend(), _Moved()
+        self.way = _ByTranspose() if on_ascend() else _ByNumber()
 
     def construct(self, x: ms.Tensor, shape: tuple[int, ...], axes: tuple[int, ...]) -> ms.Tensor:
         """x [..., D], of as many rows as ``shape`` has places -> [N, D], in the order of ``axes`` of that shape."""
-        size = x.shape[-1]
-        if self.ascend:
-            return x.reshape(*shape, size).transpose(*axes, len(axes)).reshape(-1, size)
-        return self.moved(x.reshape(-1, size), *_moves(shape, axes))
+        return self.way(x, shape, axes)
 
 
 class Largest(nn.Cell):

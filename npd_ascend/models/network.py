@@ -281,7 +281,7 @@ def _block(spec: ModelSpec, modules: DeviceModules, core: Any, group: ProcessGro
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=modules.norm, self_attention=attention, pre_mlp_layernorm=modules.norm, mlp=mlp
+            input_layernorm=modules.layer_norm, self_attention=attention, pre_mlp_layernorm=modules.layer_norm, mlp=mlp
         ),
     )
     # A bare layer spec would bring the fused final norm, which no CPU has.

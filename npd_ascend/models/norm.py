@@ -12,6 +12,18 @@ from mindspore.common.initializer import initializer
 from npd_ascend.models.parallel.collectives import ALONE, CopyToTP, ProcessGroup
 
 
+class Scaled(nn.Cell):
+    """Rows [N, dim] times their factors [N, 1] and the weight [1, dim]: what a norm answers, made again where keeping
+    it would take more memory than making it takes time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = ops.MatMul()
+
+    def construct(self, rows: ms.Tensor, factor: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
+        return rows * self.product(factor, weight)
+
+
 class _Normalise(nn.Cell):
     """Rows times the factors 1 / √(mean(x²) + ε) and the weight; its backward pass keeps rows and factors alone.
 
@@ -26,11 +38,12 @@ class _Normalise(nn.Cell):
         self.mean = ms.Tensor(np.full((dim, 1), 1.0 / dim, np.float32))
         self.ones = ms.Tensor(np.ones((1, dim), np.float32))
         self.product, self.over_rows, self.rsqrt = ops.MatMul(), ops.MatMul(transpose_a=True), ops.Rsqrt()
+        self.scaled = Scaled()
 
     def construct(self, rows: ms.Tensor, weight: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """rows [N, dim], weight [1, dim] -> [N, dim], and the factors [N, 1]."""
         factor = self.rsqrt(self.product(rows * rows, self.mean) + self.eps)
-        return rows * self.product(factor, weight), factor
+        return self.scaled(rows, factor, weight), factor
 
     def bprop(self, rows: ms.Tensor, weight: ms.Tensor, out: Any, dout: Any) -> tuple[ms.Tensor, ms.Tensor]:
         """The factors are nobody's input."""
@@ -38,7 +51,7 @@ class _Normalise(nn.Cell):
         factor = ops.depend(out[1], dy)  # else the compiler would keep the forward pass's outer product
         t = dy * rows
         share = self.product(t, weight.reshape(-1, 1)) * (factor * factor * factor * (1.0 / self.dim))
-        dx = dy * self.product(factor, weight) - rows * self.product(share, self.ones)
+        dx = self.scaled(dy, factor, weight) - rows * self.product(share, self.ones)
         return dx, self.over_rows(factor, t)
 
 
@@ -61,6 +74,50 @@ class ProductNorm(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """x [..., dim] -> the same shape and type."""
-        rows = x.reshape(-1, self.dim).astype(ms.float32)
-        out, _ = self.normalise(rows, self.shared(self.weight).reshape(1, -1).astype(ms.float32))
-        return out.reshape(x.shape).astype(x.dtype)
+        return self._normed(x)[0]
+
+    def _normed(self, x: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """The answer, and of what ``Scaled`` makes it in rows of float32."""
+        rows, weight = x.reshape(-1, self.dim).astype(ms.float32), self.shared(self.weight).reshape(1, -1)
+        weight = weight.astype(ms.float32)
+        out, factor = self.normalise(rows, weight)
+        return out.reshape(x.shape).astype(x.dtype), rows, factor, weight
+
+
+class SourcedNorm(ProductNorm):
+    """ProductNorm that also hands on of what its answer can be made again, so that who multiplies it need not keep
+    it."""
+
+    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """x [N, dim] -> its norm [N, dim]; rows [N, dim], factors [N, 1] and weight [1, dim], without gradients."""
+        out, rows, factor, weight = self._normed(x)
+        return out, ops.stop_gradient(rows), ops.stop_gradient(factor), ops.stop_gradient(weight)
+
+
+class NormedProduct(nn.Cell):
+    """x Wᵀ of a ``SourcedNorm``'s answer x, which is made again for the gradient of W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forth, self.back = ops.MatMul(transpose_b=True), ops.MatMul()
+        self.to_weight, self.scaled = ops.MatMul(transpose_a=True), Scaled()
+
+    def construct(
+        self, x: ms.Tensor, rows: ms.Tensor, factor: ms.Tensor, scale: ms.Tensor, weight: ms.Tensor
+    ) -> ms.Tensor:
+        """x [N, H]; ``rows``, ``factor``, ``scale`` as the norm gives them; weight [F, H] -> [N, F]."""
+        return self.forth(x, weight)
+
+    def bprop(
+        self,
+        x: ms.Tensor,
+        rows: ms.Tensor,
+        factor: ms.Tensor,
+        scale: ms.Tensor,
+        weight: ms.Tensor,
+        out: ms.Tensor,
+        dout: ms.Tensor,
+    ) -> tuple[ms.Tensor, ...]:
+        x = self.scaled(ops.depend(rows, dout), factor, scale).astype(dout.dtype)  # not before it is needed
+        nothing = ops.zeros_like(rows), ops.zeros_like(factor), ops.zeros_like(scale)
+        return self.back(dout, weight), *nothing, self.to_weight(dout, x)

@@ -58,9 +58,10 @@ class TheirSelfAttention(SelfAttention):
         sharded_key=None,
         sharded_value=None,
     ):
-        states = hidden_states.reshape(-1, attention_mask.shape[0], hidden_states.shape[1])
+        x = hidden_states[0]  # the rest is of what the norm made it
+        states = x.reshape(-1, attention_mask.shape[0], x.shape[1])
         out, bias = super().construct(states, attention_mask, None, rotary_pos_emb, None, actual_seq_len)
-        return out.reshape(hidden_states.shape), bias
+        return out.reshape(x.shape), bias
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,16 @@ def test_equals_the_network_of_the_cpu(checkpoint, family):
     ours = build(spec, Device(), ROW)
     theirs = CausalLM(
         spec,
-        Theirs(cpu.norm, TheirSelfAttention, PlainCore, cpu.mlp, interleaved=False, flash=False, config=cpu.config),
+        Theirs(
+            cpu.norm,
+            cpu.layer_norm,
+            TheirSelfAttention,
+            PlainCore,
+            cpu.mlp,
+            interleaved=False,
+            flash=False,
+            config=cpu.config,
+        ),
         ROW,
         "float32",
         "float32",

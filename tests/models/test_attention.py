@@ -82,6 +82,28 @@ def test_windows_change_nothing(longest, width):
         assert (gradient.asnumpy() * direction).sum() == pytest.approx((ahead - behind) / 2e-4, rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.parametrize("window", [None, 64])
+def test_the_backward_pass_makes_probabilities_again(tmp_path, window):
+    """The compiler would take equal parts of both passes for one, and keep the largest array of a layer."""
+    rng = np.random.default_rng(0)
+    weight = np.ones((LENGTH, ROWS, HEADS * DIM), np.float32)
+    attention = Attention(ms.Parameter(weight))  # a constant would be nothing to wait for
+    shapes = (HEADS, DIM), (GROUPS, DIM), (GROUPS, DIM)
+    inputs = [ms.Tensor(rng.standard_normal((LENGTH, ROWS, *s)).astype(np.float32)) for s in shapes]
+    inputs.append(ms.Tensor(np.repeat(np.arange(LENGTH // 32, dtype=np.int32), 32)[None].repeat(ROWS, 0)))
+    if window:
+        inputs.append(ms.Tensor(np.arange(window, dtype=np.int32)))
+    ms.set_context(save_graphs=2, save_graphs_path=str(tmp_path))
+    try:
+        attention.compile(*inputs)
+    finally:
+        ms.set_context(save_graphs=0)
+    graphs = [p.read_text() for p in tmp_path.rglob("hwopt_end*.ir")]
+    blocks = 1 if window else LENGTH // 256
+    # The cell asks for the output beside the gradients; that pass and the gradients' own forward pass are one.
+    assert max(text.count("PrimFunc_Softmax(") for text in graphs) == 2 * blocks
+
+
 @pytest.mark.parametrize("row_length", [16, 48, 64, 100, 128, 512, 3072, 4096])
 def test_windows_hold_the_longest_sample(row_length):
     """The first query of a block sees back over the longest sample, and windows save at least half."""

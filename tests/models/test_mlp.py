@@ -16,22 +16,23 @@ class Loss(ms.nn.Cell):
     def __init__(self):
         super().__init__()
         self.cell = GatedProducts()
-        self.both = ms.value_and_grad(self.loss, (0, 1, 2))
+        self.both = ms.value_and_grad(self.loss, (0, 4, 5))
 
-    def loss(self, x, weight, down, factors):
-        return (self.cell(x, weight, down)[0] * factors).sum()
+    def loss(self, x, rows, factor, scale, weight, down, up):
+        return (self.cell(x, rows, factor, scale, weight, down)[0] * up).sum()
 
-    def construct(self, x, weight, down, factors):
-        return self.both(x, weight, down, factors)
+    def construct(self, *inputs):
+        return self.both(*inputs)
 
 
 @pytest.mark.parametrize("rows,size,inner", [(7, 12, 20), (33, 16, 40)])
 def test_values_and_gradients(rows, size, inner):
     rng = np.random.default_rng(rows)
-    shapes = (rows, size), (2 * inner, size), (size, inner), (rows, size)
+    shapes = (rows, size), (rows, 1), (1, size), (2 * inner, size), (size, inner), (rows, size)
     arrays = [rng.standard_normal(s).astype(np.float32) for s in shapes]
-    value, found = Loss()(*(ms.Tensor(a) for a in arrays))
-    x, weight, down, factors = (a.astype(np.float64) for a in arrays)
+    x = arrays[0] * arrays[1] * arrays[2]
+    value, found = Loss()(*(ms.Tensor(a) for a in (x, *arrays)))
+    x, weight, down, factors = (a.astype(np.float64) for a in (x, *arrays[3:]))
     gate, up = x @ weight[:inner].T, x @ weight[inner:].T
     sigmoid = 1 / (1 + np.exp(-gate))
     product = gate * sigmoid * up
@@ -46,7 +47,8 @@ def test_the_backward_pass_computes_again_what_the_forward_pass_need_not_keep(tm
     """The compiler would take equal parts of both for one."""
     ms.set_context(save_graphs=2, save_graphs_path=str(tmp_path))
     try:
-        Loss().compile(*(ms.Tensor(np.ones(s, np.float32)) for s in ((3, 4), (10, 4), (4, 5), (3, 4))))
+        shapes = (3, 4), (3, 4), (3, 1), (1, 4), (10, 4), (4, 5), (3, 4)
+        Loss().compile(*(ms.Tensor(np.ones(s, np.float32)) for s in shapes))
     finally:
         ms.set_context(save_graphs=0)
     graphs = [p.read_text() for p in tmp_path.rglob("hwopt_end*.ir")]

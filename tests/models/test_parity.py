@@ -162,13 +162,15 @@ def test_dense_attention_multiplies_operands_of_one_type(monkeypatch):
         product=product,
         turn=np.eye(2, dtype=np.float32),
         q_layernorm=None,
-        linear_qkv=lambda x: (x, np.ones(8, np.float32)),
+        linear_qkv=SimpleNamespace(weight=None, bias=np.ones(8, np.float32)),
+        enter=lambda x: x,
+        qkv=lambda x, *_: x,
         linear_proj=lambda x: (x, np.ones(4, np.float32)),
         split_qkv=lambda x, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
         core_attention=core,
     )
     cell._biased = lambda x, bias: attention.DenseSelfAttention._biased(cell, x, bias)
-    out, _ = attention.DenseSelfAttention.construct(cell, x, mask, rotary_pos_emb=tables)
+    out, _ = attention.DenseSelfAttention.construct(cell, (x, None, None, None), mask, rotary_pos_emb=tables)
     assert out.dtype == np.float16 and (out == 3).all()
 
 
