@@ -166,12 +166,20 @@ class ChunkedLoss(nn.Cell):
         return self._one(ops.depend(self.part(hidden, 0, first, stop), after), head, own)
 
     def _one(self, hidden: ms.Tensor, head: ms.Tensor, inputs: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
+        """Sums [M], dHidden [R, H] and dHead of one chunk of R rows."""
         z = self.mask(self.logits(hidden, head).astype(ms.float32))
         targets = inputs[self.labels].expand_dims(1)
         if self.whole:
             sums, dz = self._everywhere(z, targets, inputs)
-            dz = dz.astype(hidden.dtype)
-            return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+        else:
+            sums, dz = self._on_support(z, targets, inputs)
+        dz = dz.astype(hidden.dtype)
+        return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+
+    def _on_support(
+        self, z: ms.Tensor, targets: ms.Tensor, inputs: tuple[ms.Tensor, ...]
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        """Sums and dz where the terms see the label [R, 1] and, if any, the stored tokens."""
         if self.support >= 0:
             targets = ops.concat((targets, inputs[self.support]), 1)
         if self.cut:
@@ -191,8 +199,7 @@ class ChunkedLoss(nn.Cell):
         if self.cut:
             targets, mine = self.own(targets, z.shape[1])
             g = g * mine
-        dz = self.add_at(dz, targets, g).astype(hidden.dtype)
-        return sums, self.to_hidden(dz, head), self.to_head(dz, hidden).astype(ms.float32)
+        return sums, self.add_at(dz, targets, g)
 
     def _everywhere(
         self, z: ms.Tensor, labels: ms.Tensor, inputs: tuple[ms.Tensor, ...]
