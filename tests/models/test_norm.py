@@ -48,11 +48,8 @@ class Projection(ms.nn.Cell):
 
     def __init__(self, norm, up):
         super().__init__()
-        self.norm, self.product, self.up = (
-            norm,
-            NormedProduct(),
-            ms.Parameter(up),
-        )  # a constant would be nothing to wait for
+        self.norm, self.product = norm, NormedProduct()
+        self.up = ms.Parameter(up)  # a constant would be nothing to wait for
         self.both = ms.value_and_grad(self.loss, (0, 1), [norm.weight])
 
     def loss(self, x, weight):
